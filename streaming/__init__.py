@@ -1,0 +1,1 @@
+"""Audio in, events out. No sockets, no asyncio, no threads, no configuration files."""

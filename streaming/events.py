@@ -1,0 +1,173 @@
+"""The vocabulary: everything that an edge may bring in or carry out, as frozen dataclasses.
+
+Owns the words, their fields and their JSON form. Knows nothing of sockets, topics, audio processing or models.
+The JSON of an event is its fields plus ``type``, the class name in snake case: what a websocket subscriber reads,
+what MQTT carries and what ``whisperd transcribe --json`` prints are the same objects.
+
+All times are seconds since the first sample of the stream, derived from sample offsets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+PROTOCOL_VERSION = 1
+
+Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
+
+
+# --- what comes in ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The stream's parameters. Optional: without it these defaults hold."""
+
+    source: str | None = None
+    encoding: Encoding = "pcm_s16le"
+    sample_rate: int = 16000
+    channels: int = 1
+    language: str | None = None
+    partials: bool = True
+    words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Bytes in the stream's encoding; frames of any size, split anywhere."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Make final now whatever was heard; answered by `Flushed` with the same id."""
+
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No more audio: the last finals, then `Stopped`."""
+
+
+Inbound = Start | Audio | Flush | Stop
+
+
+# --- what goes out ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word of a final. `confidence` is in 0..1."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of everything that goes out. `type` is the wire name."""
+
+    type: ClassVar[str] = "event"
+
+    def __init_subclass__(cls) -> None:
+        # Not super().__init_subclass__(): slots=True creates each class twice, and the zero-argument form breaks.
+        cls.type = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Event):
+    session: str
+    source: str
+    student: str
+    teacher: str | None
+    device: str
+    protocol: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted(Event):
+    source: str
+    utterance: int
+    start: float
+
+
+@dataclass(frozen=True, slots=True)
+class Partial(Event):
+    """`stable` never shrinks within an utterance; `stable + tail` is the whole hypothesis; `end`: heard so far."""
+
+    source: str
+    utterance: int
+    start: float
+    end: float
+    stable: str
+    tail: str
+    lag_ms: int
+    seq: int = 0  # given by the hub: counts the partials and finals of a source
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped(Event):
+    source: str
+    utterance: int
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Final(Event):
+    """The authoritative text of an utterance. `words` is present only when asked for."""
+
+    source: str
+    utterance: int
+    start: float
+    end: float
+    text: str
+    confidence: float
+    model: Literal["student", "teacher"]
+    language: str | None
+    latency_ms: int
+    words: tuple[Word, ...] | None = None
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed(Event):
+    id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(Event):
+    audio_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Error(Event):
+    """Something went wrong, and what to do about it. A fatal one is followed by a close."""
+
+    code: str
+    message: str
+    fatal: bool
+    source: str | None = None
+
+
+def to_dict(event: Event) -> dict[str, Any]:
+    """The JSON object of an event. `words` is left out when it was not asked for, `source` of an error when unknown."""
+    body: dict[str, Any] = {"type": event.type}
+    for field in fields(event):
+        value = getattr(event, field.name)
+        if value is None and field.name in ("words", "source"):
+            continue
+        if field.name == "words":
+            value = [{name.name: getattr(word, name.name) for name in fields(word)} for word in value]
+        body[field.name] = value
+    return body
+
+
+def to_json(event: Event) -> str:
+    return json.dumps(to_dict(event), ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,92 @@
+"""`Job` and `Result`: the only things that both halves of `streaming` know.
+
+Immutable and picklable, so that a job may run in another thread, process or machine. Nothing here imports torch, and
+nothing here hears of streams: a job is audio with a draft, a result is tokens with their log-probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16000
+"""Samples per second of every waveform inside `streaming`."""
+
+Waveform = NDArray[np.float32]
+"""Mono, `SAMPLE_RATE`, values in -1..1, shape [samples]."""
+
+NEVER = 0.0
+ALWAYS = math.inf
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One segment to transcribe. It needs no memory of the jobs before it.
+
+    audio: the whole segment, shape [samples]; at most the longest context of the checkpoint (30 s).
+    draft: tokens of the text alone (no prompt, no end of text) that are offered to the model for checking. Any draft gives the same result; a good one gives it sooner.
+    language: a code ("en"); None asks a multilingual checkpoint to detect it.
+    task: what a multilingual checkpoint shall do.
+    timestamps: whether the model is asked for timestamp tokens.
+    times: whether each token's place in time is wanted (an alignment from cross-attention: costs one more pass).
+    ask_teacher_below: the teacher decides when the student's confidence is below this (`NEVER`, `ALWAYS`).
+    max_tokens: the longest text, in tokens; the checkpoint's own limit where None.
+    revision: comes back in the result, so that its owner can tell a stale one.
+    """
+
+    audio: Waveform
+    draft: tuple[int, ...] = ()
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    timestamps: bool = False
+    times: bool = False
+    ask_teacher_below: float = NEVER
+    max_tokens: int | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a model heard.
+
+    tokens: the text's tokens (and timestamp tokens, when asked for); no prompt, no end of text.
+    log_probs: natural-log probability of each of `tokens` and then of the end of text: one longer than `tokens`,
+        unless the limit cut the text. After Whisper's rules, from the model that decided.
+    accepted: how many leading tokens of `Job.draft` the first pass of the student agreed with. This is the longest
+        common prefix of two consecutive hypotheses (LocalAgreement-2).
+    times: (start, end) of each of `tokens`, seconds from the job's first sample; empty when not asked for.
+    model: who decided the tokens.
+    student_tokens: the student's own text, equal to `tokens` unless the teacher decided.
+    student_confidence: what was compared with `Job.ask_teacher_below`.
+    language: the code that was given or detected.
+    no_speech: probability that there is no speech, 0..1; 0 where the checkpoint cannot tell.
+    passes, teacher_passes: decoder passes spent by each.
+    teacher_accepted: how many of the student's tokens the teacher agreed with in its first pass.
+    error: why the job failed; the other fields are then empty.
+    """
+
+    revision: int
+    tokens: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    accepted: int = 0
+    times: tuple[tuple[float, float], ...] = ()
+    model: Literal["student", "teacher"] = "student"
+    student_tokens: tuple[int, ...] = ()
+    student_confidence: float = 1.0
+    language: str | None = None
+    no_speech: float = 0.0
+    passes: int = 0
+    teacher_passes: int = 0
+    teacher_accepted: int = 0
+    error: str | None = None
+
+
+def utterance_confidence(log_probs: tuple[float, ...]) -> float:
+    """Geometric mean of the tokens' probabilities, end of text included, 0..1. An empty sequence has 0."""
+    if not log_probs:
+        return 0.0
+    return math.exp(sum(log_probs) / len(log_probs))
