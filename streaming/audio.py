@@ -1,0 +1,184 @@
+"""Wire formats to mono float32 at 16 kHz.
+
+Owns the encodings, the mixing of channels, the resampler of one stream and its sample clock: sample *i* that
+comes out was heard `i / SAMPLE_RATE` seconds after the stream's first sample, whatever the rate it came in
+at. Knows nothing of speech, of messages, or of where the bytes come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from streaming.events import Encoding
+from streaming.job import SAMPLE_RATE, Waveform
+
+MIN_RATE, MAX_RATE = 8000, 192000
+MAX_CHANNELS = 8
+
+Code = Literal["bad_format", "bad_encoding"]
+
+
+class FormatError(ValueError):
+    """A format that cannot be decoded. `code` is the wire's word for it; the message says what to send
+    instead.
+    """
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """What the bytes of a stream mean. Channels are interleaved.
+
+    Raises:
+        FormatError: `bad_encoding` or `bad_format`.
+    """
+
+    encoding: Encoding = "pcm_s16le"
+    sample_rate: int = SAMPLE_RATE
+    channels: int = 1
+
+    def __post_init__(self) -> None:
+        if self.encoding not in get_args(Encoding):
+            known = ", ".join(get_args(Encoding))
+            raise FormatError("bad_encoding", f"encoding must be one of {known}, got {self.encoding!r}")
+        _check_range("sample_rate", self.sample_rate, MIN_RATE, MAX_RATE)
+        _check_range("channels", self.channels, 1, MAX_CHANNELS)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of every channel."""
+        return _CODECS[self.encoding].width * self.channels
+
+
+def _check_range(name: str, value: object, low: int, high: int) -> None:
+    # bool is an int in Python, and what arrives here was JSON a moment ago.
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FormatError("bad_format", f"{name} must be {low}..{high}, got {value!r}")
+
+
+class AudioDecoder:
+    """The audio of one stream: bytes in, samples out. Frames may be of any size and split anywhere.
+
+    Attributes:
+        invalid_samples: NaN or infinite input samples so far; each was taken as silence.
+        leftover: bytes of a frame that is not complete yet. Not 0 after `finish`: the stream broke off inside
+            one.
+    """
+
+    def __init__(self, audio_format: AudioFormat) -> None:
+        self.format = audio_format
+        self.invalid_samples = 0
+        self._codec = _CODECS[audio_format.encoding]
+        self._rest = b""
+        self._heard = 0  # samples per channel that came in
+        self._given = 0  # samples that went out
+        self._resampler: Any = None
+        if audio_format.sample_rate != SAMPLE_RATE:
+            self._resampler = soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, dtype="float32")
+
+    @property
+    def leftover(self) -> int:
+        return len(self._rest)
+
+    @property
+    def delay(self) -> float:
+        """Seconds of audio that came in and that the resampler has not given out yet (6 to 120 ms; 0 at 16
+        kHz).
+
+        The samples that come out keep their place in time: they are only handed over later. Whoever measures
+        a lag takes this off the time of arrival.
+        """
+        return max(0.0, self._heard / self.format.sample_rate - self._given / SAMPLE_RATE)
+
+    def feed(self, data: bytes) -> Waveform:
+        """Samples that `data` completed: shape [n], possibly empty."""
+        data = self._rest + data
+        whole = len(data) - len(data) % self.format.frame_bytes
+        self._rest = data[whole:]
+        return self._resample(self._decode(data[:whole]), last=False)
+
+    def finish(self) -> Waveform:
+        """What the resampler still held. In all, `round(samples in * 16000 / rate)` samples (half upwards)
+        came out.
+        """
+        return self._resample(np.empty(0, np.float32), last=True)
+
+    def _decode(self, data: bytes) -> Waveform:
+        samples = self._codec.decode(data)
+        finite = np.isfinite(samples)
+        if not finite.all():
+            self.invalid_samples += int(samples.size - finite.sum())
+            samples = np.where(finite, samples, np.float32(0))
+        if self.format.channels > 1:
+            samples = samples.reshape(-1, self.format.channels).mean(axis=1, dtype=np.float32)
+        self._heard += samples.size
+        return samples
+
+    def _resample(self, samples: Waveform, *, last: bool) -> Waveform:
+        if self._resampler is not None:
+            samples = cast(Waveform, self._resampler.resample_chunk(samples, last=last))
+        self._given += samples.size
+        return samples
+
+
+# --- encodings ----------------------------------------------------------------------------------------------
+
+
+def _pcm_s16le(data: bytes) -> Waveform:
+    return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
+
+
+def _pcm_f32le(data: bytes) -> Waveform:
+    # A full scale of 1 is the promise of `Waveform`; infinities pass through, to be counted.
+    samples = np.frombuffer(data, "<f4").astype(np.float32)
+    return np.where(np.isfinite(samples), np.clip(samples, -1, 1), samples)
+
+
+def _mulaw_table() -> Waveform:
+    """ITU-T G.711 mu-law: code byte -> sample, shape [256]. Codes are sent inverted; the bias is 0x84."""
+    code = ~np.arange(256, dtype=np.int32) & 0xFF
+    exponent, mantissa = code >> 4 & 7, code & 15
+    magnitude = ((mantissa << 3) + 0x84 << exponent) - 0x84
+    return _signed(magnitude, negative=code & 0x80 != 0)
+
+
+def _alaw_table() -> Waveform:
+    """ITU-T G.711 A-law: code byte -> sample, shape [256]. Even bits are sent inverted; the first segment is
+    linear.
+    """
+    code = np.arange(256, dtype=np.int32) ^ 0x55
+    exponent, mantissa = code >> 4 & 7, code & 15
+    linear = (mantissa << 4) + 8
+    curved = (mantissa << 4) + 0x108 << np.maximum(exponent - 1, 0)
+    return _signed(np.where(exponent == 0, linear, curved), negative=code & 0x80 == 0)
+
+
+def _signed(magnitude: NDArray[np.int32], negative: NDArray[np.bool_]) -> Waveform:
+    return (np.where(negative, -magnitude, magnitude) / 32768).astype(np.float32)
+
+
+def _by_table(table: Waveform) -> Callable[[bytes], Waveform]:
+    return lambda data: table[np.frombuffer(data, np.uint8)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    width: int  # bytes per sample
+    decode: Callable[[bytes], Waveform]
+
+
+_CODECS: dict[Encoding, _Codec] = {
+    "pcm_s16le": _Codec(2, _pcm_s16le),
+    "pcm_f32le": _Codec(4, _pcm_f32le),
+    "mulaw": _Codec(1, _by_table(_mulaw_table())),
+    "alaw": _Codec(1, _by_table(_alaw_table())),
+}

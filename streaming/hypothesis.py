@@ -1,0 +1,61 @@
+"""What an open utterance is thought to say so far: a stable prefix, which never shrinks, and a tail, which
+may change.
+
+Owns both, as tokens. Knows nothing of audio, of jobs, or of when a hypothesis is asked for.
+
+The policy is LocalAgreement-2 (Liu et al., 2020; used for Whisper by Macháček et al., 2023): what two
+consecutive hypotheses agree on is stable. Here the agreement need not be searched for: the model was offered
+the last hypothesis as a draft, and it said how many of its tokens it accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streaming.text import Text
+
+
+class Hypothesis:
+    """The hypothesis of one utterance.
+
+    Attributes:
+        latest: the tokens of the last result, whole: the draft of the next job.
+        stable: tokens shown as stable; only ever extended.
+        tail: tokens shown after them.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+        self.latest: tuple[int, ...] = ()
+        self.stable: tuple[int, ...] = ()
+        self.tail: tuple[int, ...] = ()
+
+    def update(self, tokens: tuple[int, ...], accepted: int, language: str | None = None) -> None:
+        """A new result, of which the first `accepted` tokens equal those of `latest`."""
+        agreed = self._text.word_boundary(tokens, accepted, language)
+        # A model may take back what it said twice. What is stable stays as it was shown, until the final
+        # corrects it, and goes on from where the new tokens have come level with it.
+        level = _level_with(self.stable, tokens)
+        self.latest = tokens
+        self.stable += tokens[level:agreed]
+        self.tail = tokens[max(level, agreed) :]
+
+    def shown(self) -> tuple[str, str]:
+        """The stable text and the tail: together the whole hypothesis."""
+        return self._text.split(self.stable + self.tail, len(self.stable))
+
+
+def _level_with(stable: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many of `tokens` say what `stable` says: those whose edit distance to it is least, the most of
+    equals.
+    """
+    if tuple(tokens[: len(stable)]) == tuple(stable):
+        return len(stable)
+    distances = list(range(len(tokens) + 1))  # from no stable token to each prefix of `tokens`
+    for row, wanted in enumerate(stable, 1):
+        diagonal, distances[0] = distances[0], row
+        for column, token in enumerate(tokens, 1):
+            replaced = diagonal + (token != wanted)
+            diagonal = distances[column]
+            distances[column] = min(replaced, diagonal + 1, distances[column - 1] + 1)
+    return max(range(len(distances)), key=lambda column: (-distances[column], column))

