@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from streaming.events import Encoding
 from streaming.job import SAMPLE_RATE, Waveform
 
+FRAME = 512
+"""Samples in a frame, the unit in which speech is judged (32 ms): what the voice detector is trained on."""
+
 MIN_RATE, MAX_RATE = 8000, 192000
 MAX_CHANNELS = 8
 

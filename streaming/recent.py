@@ -10,8 +10,8 @@ from itertools import islice
 
 import numpy as np
 
+from streaming.audio import FRAME
 from streaming.job import Waveform
-from streaming.segment import FRAME
 
 
 class RecentAudio:

