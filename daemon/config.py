@@ -1,0 +1,379 @@
+"""One YAML file and the environment -> validated, frozen settings.
+
+Owns the keys, their defaults and the sentences that say what is wrong with a value. The only reader of the
+environment. Settings that belong to the stream half are declared there; here they only get their keys.
+
+Precedence: the environment (`WHISPERD_SERVER__PORT=9000`), then the file, then the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from streaming.confidence import ConfidenceSettings
+from streaming.job import ALWAYS, NEVER
+from streaming.segment import SegmentSettings
+from streaming.session import SessionSettings
+from streaming.vad import VadSettings
+
+PREFIX = "WHISPERD_"
+PLACES = (Path("whisperd.yaml"), Path("/etc/whisperd/whisperd.yaml"))
+"""Where the file is looked for when none is named; the defaults hold when there is none."""
+
+
+class ConfigurationError(Exception):
+    """One or more sentences, one a line, each beginning with the key's path."""
+
+
+# --- the keys --------------------------------------------------------------------------------------------------------
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _texts() -> Any:
+    # Strict mode takes no list for a tuple, and YAML knows only lists.
+    return Field(default=(), strict=False)
+
+
+class Server(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8765, ge=0, le=65535)
+    tokens: tuple[str, ...] = _texts()
+    origins: tuple[str, ...] = _texts()
+    certificate: str | None = None
+    key: str | None = None
+    max_streams: int = Field(default=32, ge=1)
+    max_subscribers: int = Field(default=64, ge=0)
+    max_message: int = Field(default=65536, ge=1024)
+
+    @model_validator(mode="after")
+    def _tls(self) -> Server:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together: give both, or neither")
+        return self
+
+
+class Models(Section):
+    student: str = Field(default="home-en", min_length=1)
+    teacher: str | None = "home-en"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+
+
+class Escalate(Section):
+    when: Literal["low-confidence", "always", "never"] = "low-confidence"
+    below: float = Field(default=0.8, ge=0, le=1)
+
+    @property
+    def threshold(self) -> float:
+        """What `Job.ask_teacher_below` shall be."""
+        return {"low-confidence": self.below, "always": ALWAYS, "never": NEVER}[self.when]
+
+
+class Partials(Section):
+    interval: float = Field(default=SessionSettings().partial_interval, gt=0)
+    first: float = Field(default=SessionSettings().first_partial, gt=0)
+
+
+class Scheduler(Section):
+    batch: int = Field(default=8, ge=1)
+    backlog: float = Field(default=60.0, gt=0)
+
+
+class Subscribers(Section):
+    queue: int = Field(default=256, ge=8)
+    replay: int = Field(default=128, ge=0)
+    send_timeout: float = Field(default=2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _replay_fits(self) -> Subscribers:
+        if self.replay >= self.queue:
+            raise ValueError("replay must be smaller than queue, or a replay alone would overflow it")
+        return self
+
+
+class Mqtt(Section):
+    host: str = ""
+    port: int = Field(default=1883, ge=1, le=65535)
+    topic: str = Field(default="whisperd", pattern=r"^[^/+#\x00][^+#\x00]*$")
+    client_id: str = Field(default="whisperd", min_length=1)
+    username: str | None = None
+    password: str | None = None
+    password_file: str | None = None
+    tls: bool = False
+    ca_file: str | None = None
+    keepalive: int = Field(default=15, ge=5)
+    queue: int = Field(default=1000, ge=1)
+
+
+class Microphone(Section):
+    enabled: bool = False
+    device: str | int | None = None
+    source: str = Field(default="microphone", min_length=1)
+    language: str | None = None
+    buffer: float = Field(default=10.0, gt=0)
+
+
+class Health(Section):
+    canary: float = Field(default=10.0, gt=0)
+    stall: float = Field(default=60.0, gt=0)
+
+
+class Shutdown(Section):
+    drain: float = Field(default=20.0, gt=0)
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def _section_of(settings: type[Any]) -> type[Section]:
+    """A section with the fields, defaults and checks of a settings dataclass of the stream half."""
+    hints = get_type_hints(settings)
+
+    def check(self: Section) -> Section:
+        settings(**self.model_dump())
+        return self
+
+    keys: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(settings)}
+    validators: dict[str, Any] = {"check": cast(Callable[..., Any], model_validator(mode="after")(check))}
+    return create_model(settings.__name__, __base__=Section, __validators__=validators, **keys)
+
+
+class Vad(_section_of(VadSettings)):  # type: ignore[misc] # its fields are read from the dataclass
+    pass
+
+
+class Segment(_section_of(SegmentSettings)):  # type: ignore[misc] # likewise
+    pass
+
+
+class Confidence(_section_of(ConfidenceSettings)):  # type: ignore[misc] # likewise
+    pass
+
+
+class Settings(Section):
+    server: Server = Server()
+    models: Models = Models()
+    escalate: Escalate = Escalate()
+    vad: Vad = Vad()
+    segment: Segment = Segment()
+    confidence: Confidence = Confidence()
+    partials: Partials = Partials()
+    scheduler: Scheduler = Scheduler()
+    subscribers: Subscribers = Subscribers()
+    mqtt: Mqtt = Mqtt()
+    microphone: Microphone = Microphone()
+    health: Health = Health()
+    shutdown: Shutdown = Shutdown()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _teacher_to_ask(self) -> Settings:
+        if self.escalate.when == "always" and not self.models.teacher:
+            raise ValueError("escalate.when is always, but models.teacher is empty: name a teacher")
+        return self
+
+    @property
+    def teacher(self) -> str | None:
+        """The teacher to load: none where it would never be asked."""
+        return self.models.teacher or None if self.escalate.when != "never" else None
+
+    def vad_settings(self) -> VadSettings:
+        return VadSettings(**self.vad.model_dump())
+
+    def session_settings(self) -> SessionSettings:
+        return SessionSettings(
+            segment=SegmentSettings(**self.segment.model_dump()),
+            confidence=ConfidenceSettings(**self.confidence.model_dump()),
+            partial_interval=self.partials.interval,
+            first_partial=self.partials.first,
+            ask_teacher_below=self.escalate.threshold if self.teacher else NEVER,
+        )
+
+
+# --- where they come from --------------------------------------------------------------------------------------------
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings from `path`, or else from the first of `PLACES` that exists, and the environment.
+
+    Raises:
+        ConfigurationError: a file that cannot be read, an unknown key, a value that will not do.
+    """
+    values = _merge(_read(path or find()), _from_environment(environ))
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # A value that may be of two types has an error for each: the first says enough.
+        first = {_path(each): _sentence(each) for each in reversed(error.errors())}
+        raise ConfigurationError("\n".join(reversed(first.values()))) from None
+
+
+def find() -> Path | None:
+    return next((place for place in PLACES if place.is_file()), None)
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: must hold keys such as server: and models:, got {values!r}")
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """`WHISPERD_SERVER__PORT=9000` as `{"server": {"port": 9000}}`."""
+    values: dict[str, Any] = {}
+    for name, text in sorted(environ.items()):
+        if not name.startswith(PREFIX):
+            continue
+        section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+        if not key:
+            raise ConfigurationError(
+                f"{name}: environment overrides name a section and a key, such as {PREFIX}SERVER__PORT"
+            )
+        values.setdefault(section, {})[key] = _scalar(section, key, text)
+    return values
+
+
+def _scalar(section: str, key: str, text: str) -> Any:
+    """`text` as YAML reads it, except where the key takes a text: a password may look like a number."""
+    annotation = _annotation(section, key)
+    if annotation is str:
+        return text
+    if annotation == (str | None):
+        return text or None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # validation says what is wrong with it
+
+
+def _annotation(section: str, key: str) -> Any:
+    field = Settings.model_fields.get(section)
+    model = field.annotation if field else None
+    if not (isinstance(model, type) and issubclass(model, Section)):
+        return None
+    inner = model.model_fields.get(key)
+    return inner.annotation if inner else None
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, section by section. An empty section (`server:` and nothing) has its defaults."""
+    merged = {key: {} if value is None and key in Settings.model_fields else value for key, value in below.items()}
+    for section, keys in above.items():
+        under = merged.get(section, {})
+        merged[section] = {**under, **keys} if isinstance(under, dict) else keys
+    return merged
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def _path(error: Any) -> str:
+    # Where a value may be of two types, the type that was tried is part of pydantic's location.
+    return ".".join(str(part) for part in error["loc"] if part not in ("str", "int"))
+
+
+def _sentence(error: Any) -> str:
+    """One of pydantic's errors as a sentence that begins with the key's path."""
+    path = _path(error)
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_nearest(path)}"
+    got = f", got {error['input']!r}"
+    match error["type"]:
+        case "value_error":
+            return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
+        case "literal_error":
+            return f"{path}: must be {error['ctx']['expected']}{got}"
+        case "model_type":
+            return f"{path}: must be a section with keys of its own{got}"
+        case "string_type":
+            hint = ": put it in quotes" if isinstance(error["input"], int | float) else ""
+            return f"{path}: must be a text{got}{hint}"
+        case "string_pattern_mismatch":
+            return f"{path}: {_PATTERNS.get(path, 'has a form that will not do')}{got}"
+    return f"{path}: {error['msg'].replace('Input should be', 'must be')}{got}"
+
+
+_PATTERNS = {
+    "models.device": "must be auto, cpu, cuda or cuda:N",
+    "mqtt.topic": "must be a topic without + and #, and must not begin with /",
+}
+
+
+def _nearest(path: str) -> str:
+    """What may have been meant: the key of this name in another place, the likest in the same one, or else all."""
+    *above, key = path.split(".")
+    sections = {name: cast(type[Section], field.annotation) for name, field in Settings.model_fields.items()}
+    namesakes = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
+    known = list(sections[above[0]].model_fields if above else sections)
+    likest = [".".join([*above, near]) for near in difflib.get_close_matches(key, known, n=1, cutoff=0.5)]
+    if meant := likest[:1] if above and likest else namesakes[:1] or likest:
+        return f"; did you mean {meant[0]}?"
+    return f"; known are {', '.join(known)}"
+
+
+# --- the rest of the environment -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a service manager tells through the environment.
+
+    notify_socket: where sd_notify's messages go. watchdog: seconds within which it wants a sign of life.
+    credentials: the directory with the service's secrets.
+    """
+
+    notify_socket: str | None = None
+    watchdog: float | None = None
+    credentials: Path | None = None
+
+
+def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    period = environ.get("WATCHDOG_USEC", "")
+    # Set for another process: a wrapper's, not ours.
+    ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return Surroundings(
+        notify_socket=environ.get("NOTIFY_SOCKET") or None,
+        watchdog=int(period) / 1e6 if ours and period.isdigit() and int(period) > 0 else None,
+        credentials=Path(directory) if directory else None,
+    )
+
+
+def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:
+    """The broker's password: as given, from the file named, or the credential `mqtt_password`.
+
+    Raises:
+        ConfigurationError: the file named cannot be read.
+    """
+    if mqtt.password is not None:
+        return mqtt.password
+    if mqtt.password_file is not None:
+        try:
+            return Path(mqtt.password_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigurationError(f"mqtt.password_file: {mqtt.password_file}: {error.strerror}") from None
+    credential = around.credentials / "mqtt_password" if around.credentials else None
+    return credential.read_text(encoding="utf-8").strip() if credential and credential.is_file() else None

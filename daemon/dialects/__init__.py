@@ -1,0 +1,1 @@
+"""One file per wire protocol: wire <-> events, without I/O."""

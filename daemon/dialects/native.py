@@ -1,0 +1,139 @@
+"""The native protocol: websocket frames <-> events, without I/O.
+
+Owns the JSON of what comes in, what a client may write in it, and the close code that follows a fatal fault. Knows
+nothing of sockets, of streams, or of whether a format can be decoded. A frame that cannot be read raises a `Fault`
+whose message says what to send instead.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from daemon.faults import Fault
+from streaming.events import Audio, Event, Flush, Inbound, Start, Stop, to_json
+
+CLOSE_DONE = 1000
+CLOSE_SHUTTING_DOWN = 1001
+CLOSE_TRY_LATER = 1013
+
+_CLOSE_BAD_DATA = 1007
+_CLOSE_CODES = {
+    "subscribe_only": 1003,
+    "unauthorised": 1008,
+    "bad_origin": 1008,
+    "message_too_big": 1009,
+    "internal": 1011,
+    "full": CLOSE_TRY_LATER,
+    "shutting_down": CLOSE_SHUTTING_DOWN,
+}
+
+_MESSAGES: dict[str, type[Start | Flush | Stop]] = {"start": Start, "flush": Flush, "stop": Stop}
+_LONGEST_TEXT = 256
+
+
+def close_code(code: str) -> int:
+    """The websocket close code that follows the fatal error `code`."""
+    return _CLOSE_CODES.get(code, _CLOSE_BAD_DATA)
+
+
+def encode(event: Event) -> str:
+    return to_json(event)
+
+
+class Decoder:
+    """One client's frames, in order.
+
+    Attributes:
+        begun: whether anything well-formed came: from then on the parameters stand, and a bad text frame is not fatal.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def decode(self, frame: str | bytes) -> Inbound:
+        """Raises:
+        Fault: `bad_json`, `text_for_audio`, `unknown_type`, `unknown_field`, `bad_field`, `late_start`.
+            Fatal before the stream has begun: its parameters would not be what the client meant.
+        """
+        if isinstance(frame, bytes):
+            self.begun = True
+            return Audio(frame)
+        try:
+            message = self._message(frame)
+        except Fault as fault:
+            fault.fatal = not self.begun
+            raise
+        self.begun = True
+        return message
+
+    def _message(self, frame: str) -> Start | Flush | Stop:
+        body = self._object(frame)
+        kind = body.pop("type", None)
+        message = _MESSAGES.get(kind) if isinstance(kind, str) else None
+        if message is None:
+            raise Fault("unknown_type", _unknown_type(kind))
+        if message is Start and self.begun:
+            raise Fault(
+                "late_start", "start comes once, before any audio: open another connection to change parameters"
+            )
+        return message(**_checked(message, body))
+
+    def _object(self, frame: str) -> dict[str, Any]:
+        if self.begun and not frame.lstrip().startswith("{"):
+            raise Fault(
+                "text_for_audio",
+                "audio goes in binary frames; this was a text frame, and those hold JSON objects such as "
+                '{"type":"stop"}',
+            )
+        try:
+            body = json.loads(frame)
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+            raise Fault(
+                "bad_json", f'a text frame must be one JSON object such as {{"type":"stop"}}: {reason}'
+            ) from None
+        if not isinstance(body, dict):
+            raise Fault(
+                "bad_json", f'a text frame must be one JSON object such as {{"type":"stop"}}, got {_shown(body)}'
+            )
+        return body
+
+
+def _unknown_type(kind: object) -> str:
+    advice = 'send "start", "flush" or "stop" as JSON, and audio in binary frames'
+    if kind is None:
+        return f'a message needs a "type": {advice}'
+    return f"unknown type {_shown(kind)}: {advice}"
+
+
+def _checked(message: type[Start | Flush | Stop], body: dict[str, Any]) -> dict[str, Any]:
+    """`body`, if its keys are fields of `message` and its texts and switches have the right type.
+
+    Numbers and the encoding are left to whoever decodes the audio, who knows which will do.
+    """
+    known = [field.name for field in fields(message)]
+    hints = get_type_hints(message)
+    kind = message.__name__.lower()
+    for key, value in body.items():
+        if key not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise Fault("unknown_field", f"unknown field {_shown(key)} in {kind}: {takes}")
+        if hints[key] is bool and not isinstance(value, bool):
+            raise Fault("bad_field", f"{key} must be true or false, got {_shown(value)}")
+        if hints[key] == str | None and not _is_text(value):
+            raise Fault(
+                "bad_field", f"{key} must be a string of at most {_LONGEST_TEXT} characters, got {_shown(value)}"
+            )
+    return body
+
+
+def _is_text(value: object) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
+
+
+def _shown(value: object) -> str:
+    """`value` as JSON, cut: what a client sent must not fill its own error or our log."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."
