@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all of the set-up themselves, and are quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pinned, pip takes a CPU build of torch; see constraints.txt.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# What the tests' real parts need: a broker, PortAudio with a sound server that needs no hardware, systemd's own checker.
+TEST_PACKAGES := mosquitto mosquitto-clients libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins systemd
+
+.PHONY: help demo run test check format clean
+help:
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+demo: $(VENV)/.run ## a recording becomes live text through the real daemon
+	$(BIN)/python -m bench.demo
+
+run: $(VENV)/.run ## the service, with config/whisperd.yaml
+	$(BIN)/whisperd run -c config/whisperd.yaml
+
+test: $(VENV)/.test system-packages ## ruff, mypy, and every test
+	$(MAKE) check
+	$(BIN)/pytest
+
+check: $(VENV)/.test ## ruff, mypy --strict, the layering rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_layers.py
+
+format: $(VENV)/.test ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) -e '.[mic,distill,test]'
+	touch $@
+
+.PHONY: system-packages
+system-packages:
+	@sh tests/system-packages.sh $(TEST_PACKAGES)
+
+clean: ## forget the virtual environment and the caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,176 @@
+"""The order of training: which clips make the batch of a step, and the batch itself.
+
+Owns the mixture, the curriculum and reproducibility: a step's batch depends on the seed and the step alone, so a
+training that was stopped goes on with the very batch it would have had. Knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from distillation.augment import Rng, augment_waveform, features, noise_alone, padded_seconds
+from distillation.corpus import Clip, Corpus
+from distillation.model import CONTEXTS, prompt_tokens, text_tokens
+from distillation.tokenizer import END_OF_TEXT, NO_SPEECH
+from streaming.job import SAMPLE_RATE, Waveform
+
+CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
+IGNORED = -100
+
+Utterance = tuple[int, ...]
+"""Indices of the clips that follow one another in one example; none: noise alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """repeats: how often a clip of a set comes in an epoch (1 unless named; below 1: a share of them).
+
+    seconds: padded audio in a batch. clean_until, full_from: the steps between which augmentation grows from none to
+    full. sorted_until: up to here short clips come first. exact_from: from here on windows are the checkpoint's own.
+    """
+
+    repeats: Mapping[str, float]
+    seconds: float = 90.0
+    most_rows: int = 48
+    longest: float = 16.0
+    empty_share: float = 0.03
+    joined_share: float = 0.06
+    sorted_until: int = 1500
+    clean_until: int = 1000
+    full_from: int = 4000
+    exact_from: int = 6000
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """mel [rows, bins, frames]; inputs, labels [rows, length] (labels: the next token, `IGNORED` where none counts);
+    characters [total] and character_counts [rows] for the CTC loss of the encoder."""
+
+    mel: Tensor
+    inputs: Tensor
+    labels: Tensor
+    characters: Tensor
+    character_counts: Tensor
+
+
+class Batches(Dataset[Batch]):
+    """`batches[step]` is the batch of that step."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        clips: Sequence[Clip],
+        noises: Sequence[Waveform],
+        tokenizer: Tokenizer,
+        mixture: Mixture,
+    ) -> None:
+        self._corpus = corpus
+        self._clips = [clip for clip in clips if clip.seconds <= mixture.longest]
+        self._noises = noises
+        self._tokenizer = tokenizer
+        self._mixture = mixture
+        self._epoch_plan = functools.lru_cache(maxsize=16)(self._plan)
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self._mixture.seed, 7, step))
+        utterances = self._utterances(step)
+        strength = self._strength(step)
+        waves = [self._wave(utterance, rng, strength) for utterance in utterances]
+        exact = step >= self._mixture.exact_from
+        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, CONTEXTS, exact)
+        mel = features(waves, seconds, rng, strength)
+        return self._labelled(mel, [self._text(utterance) for utterance in utterances])
+
+    def _strength(self, step: int) -> float:
+        start, end = self._mixture.clean_until, self._mixture.full_from
+        return float(np.clip((step - start) / max(1, end - start), 0, 1))
+
+    def _utterances(self, step: int) -> list[Utterance]:
+        epoch = 0
+        while step >= len(self._epoch_plan(epoch)):
+            step -= len(self._epoch_plan(epoch))
+            epoch += 1
+        return self._epoch_plan(epoch)[step]
+
+    def _plan(self, epoch: int) -> list[list[Utterance]]:
+        """All batches of an epoch: clips of like length together, so that little of a batch is padding."""
+        rng = np.random.default_rng((self._mixture.seed, epoch))
+        utterances = self._epoch_utterances(rng)
+        order = sorted(utterances, key=lambda utterance: self._seconds(utterance) + rng.uniform(0, 0.5))
+        batches = list(self._cut(order))
+        if epoch > 0:
+            rng.shuffle(batches)  # type: ignore[arg-type]  # numpy shuffles any mutable sequence in place
+            return batches
+        first, rest = batches[: self._mixture.sorted_until], batches[self._mixture.sorted_until :]
+        rng.shuffle(rest)  # type: ignore[arg-type]  # as above
+        return first + rest
+
+    def _epoch_utterances(self, rng: Rng) -> list[Utterance]:
+        chosen: list[Utterance] = []
+        for index, clip in enumerate(self._clips):
+            repeats = self._mixture.repeats.get(clip.set, 1.0)
+            chosen += [(index,)] * (int(repeats) + (rng.random() < repeats % 1))
+        joined = int(len(chosen) * self._mixture.joined_share)
+        chosen += [tuple(rng.integers(len(self._clips), size=rng.integers(2, 7)).tolist()) for _ in range(joined)]
+        chosen += [()] * int(len(chosen) * self._mixture.empty_share)
+        return [utterance for utterance in chosen if self._seconds(utterance) <= CONTEXTS[-1] - 4]
+
+    def _seconds(self, utterance: Utterance) -> float:
+        return sum(self._clips[index].seconds + 0.4 for index in utterance) or 2.0
+
+    def _cut(self, order: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+        batch: list[Utterance] = []
+        for utterance in order:
+            # Speed and surrounding silence lengthen a clip by up to a sixth and a second.
+            padded = (self._seconds(utterance) * 1.16 + 0.7) * (len(batch) + 1)
+            if batch and (padded > self._mixture.seconds or len(batch) == self._mixture.most_rows):
+                yield batch
+                batch = []
+            batch.append(utterance)
+        yield batch
+
+    def _wave(self, utterance: Utterance, rng: Rng, strength: float) -> Waveform:
+        if not utterance:
+            return noise_alone(int(rng.uniform(0.4, 4.5) * SAMPLE_RATE), rng, self._noises)
+        parts = []
+        for index in utterance:
+            if parts:
+                parts.append(np.zeros(int(rng.uniform(0.05, 0.7) * SAMPLE_RATE), np.float32))
+            parts.append(self._corpus.waveform(self._clips[index]))
+        babble = self._corpus.waveform(self._clips[rng.integers(len(self._clips))])
+        wave = augment_waveform(np.concatenate(parts), rng, strength, self._noises, babble)
+        return wave[: int(CONTEXTS[-1] * SAMPLE_RATE)]
+
+    def _text(self, utterance: Utterance) -> str:
+        return " ".join(self._clips[index].text for index in utterance)
+
+    def _labelled(self, mel: Tensor, texts: Sequence[str]) -> Batch:
+        prompt, end = prompt_tokens(self._tokenizer), self._tokenizer.token_to_id(END_OF_TEXT)
+        rows = [prompt + text_tokens(self._tokenizer, text) + [end] for text in texts]
+        length = max(map(len, rows)) - 1
+        inputs = torch.full((len(rows), length), end)
+        labels = torch.full((len(rows), length), IGNORED)
+        for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            inputs[number, : len(row) - 1] = torch.tensor(row[:-1])
+            labels[number, : len(row) - 1] = torch.tensor(row[1:])
+            if not text:
+                # Whisper's own way of saying it: at the place of the language, "no speech".
+                labels[number, 0] = self._tokenizer.token_to_id(NO_SPEECH)
+        spelled = [[CHARACTERS.index(character) + 1 for character in text] for text in texts]
+        return Batch(mel, inputs, labels, torch.tensor([c for text in spelled for c in text], dtype=torch.long),
+                     torch.tensor([len(text) for text in spelled]))  # fmt: skip
+
+
+def clips_of(corpus: Corpus, split: str, only: str = "", at_most: int = 10**9) -> list[Clip]:
+    """The clips of a split whose set begins with `only`, evenly chosen when there are more than `at_most`."""
+    clips = [clip for clip in corpus.split(split) if clip.set.startswith(only)]
+    return clips[:: max(1, -(-len(clips) // at_most))]

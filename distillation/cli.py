@@ -1,0 +1,203 @@
+"""`whisperd distill`: the command line of the recipe.
+
+Owns the commands and the settings with which `home-en` was made. Each command can be stopped and given again: it goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillation.corpus import Corpus, CorpusError, gather, record, recordings_texts, synthesise
+from distillation.text import sentences
+from distillation.voices import VoiceError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from distillation.batches import Batches, Mixture
+    from distillation.corpus import Clip
+    from streaming.job import Waveform
+
+# How often a set of the corpus comes in an epoch. Human speech weighs more than its hours: it is what must carry over.
+HUMAN_FIRST = {
+    "speechocean762": 3, "common_voice_min": 3, "kathleen": 2, "librispeech_dummy": 2, "gsc2_test": 2,
+    "gsc1_bed_cat_happy": 2, "digits_fsdd": 1.5, "espeak": 0.7,
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (CorpusError, VoiceError, ValueError) as error:
+        print(f"whisperd distill: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"whisperd distill: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("whisperd distill: interrupted; the same command goes on from here", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="whisperd distill", description="Make your own student.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    corpus = commands.add_parser("corpus", help="synthetic voices and your recordings -> a corpus")
+    corpus.add_argument("--out", type=Path, required=True, metavar="DIR")
+    corpus.add_argument("--clips", type=int, default=44000, help="synthetic clips (default: %(default)s)")
+    corpus.add_argument("--recordings", type=Path, metavar="MANIFEST.jsonl", help="to train on")
+    corpus.add_argument("--dev", type=Path, metavar="MANIFEST.jsonl", help="to measure on")
+    corpus.add_argument("--workers", type=int, default=2)
+    corpus.add_argument("--seed", type=int, default=1)
+    corpus.set_defaults(run=_corpus)
+
+    teacher = commands.add_parser("teacher", help="a teacher from scratch")
+    _training_arguments(teacher, steps=12000, rate=1e-3, cooldown=2500)
+    teacher.add_argument("--width", type=int, default=256)
+    teacher.add_argument("--encoder-layers", type=int, default=6)
+    teacher.add_argument("--decoder-layers", type=int, default=4)
+    teacher.add_argument("--vocabulary", type=int, default=1200, help="text tokens (default: %(default)s)")
+    teacher.set_defaults(run=_teacher)
+
+    label = commands.add_parser("label", help="the teacher's transcripts of the corpus")
+    label.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    label.add_argument("--teacher", required=True, metavar="CHECKPOINT")
+    label.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
+    label.set_defaults(run=_label)
+
+    student = commands.add_parser("student", help="a student from its teacher and the labels")
+    _training_arguments(student, steps=2500, rate=1e-3, cooldown=1500)
+    student.add_argument("--teacher", type=Path, required=True, metavar="CHECKPOINT")
+    student.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
+    student.add_argument("--decoder-layers", type=int, default=2)
+    student.add_argument("--filter", type=float, default=0.1, help="most word errors of a label (default: %(default)s)")
+    student.add_argument("--ce-weight", type=float, default=0.8)
+    student.add_argument("--kl-weight", type=float, default=1.0)
+    student.add_argument("--temperature", type=float, default=2.0)
+    student.set_defaults(run=_student)
+
+    evaluate = commands.add_parser("evaluate", help="word errors and speed of a pair, as a table")
+    evaluate.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument("--student", default="home-en", metavar="CHECKPOINT")
+    evaluate.add_argument("--teacher", default="home-en", metavar="CHECKPOINT")
+    evaluate.add_argument("--out", type=Path, metavar="REPORT.json")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _training_arguments(parser: argparse.ArgumentParser, steps: int, rate: float, cooldown: int) -> None:
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--noise", type=Path, metavar="DIR", help="a folder of noises to mix in")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--name", default="home-en", help="what the checkpoint calls itself (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=rate, help="learning rate (default: %(default)s)")
+    parser.add_argument(
+        "--cooldown", type=int, default=cooldown, help="last steps, of falling rate (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    for manifest, split in ((options.recordings, "train"), (options.dev, "dev")):
+        if manifest:
+            record(options.out, manifest, split)
+    texts = recordings_texts(options.recordings) if options.recordings else []
+    synthesise(options.out, options.clips, options.seed, options.workers, texts)
+    gather(options.out)
+
+
+def _teacher(options: argparse.Namespace) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    from distillation.batches import Mixture
+    from distillation.model import CONTEXTS, export, make_teacher
+    from distillation.tokenizer import save_tokenizer, train_tokenizer
+    from distillation.train import Schedule, TeacherObjective, fit
+
+    corpus = Corpus(options.corpus)
+    path = options.out / "tokenizer" / "tokenizer.json"
+    if not path.is_file():
+        spoken = {clip.text for clip in corpus.split("train")}
+        save_tokenizer(
+            train_tokenizer([*islice(sentences(7), 20000), *sorted(spoken)], options.vocabulary), path.parent
+        )
+    tokenizer = Tokenizer.from_file(str(path))
+    torch.manual_seed(0)
+    model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.05)
+    mixture = Mixture(HUMAN_FIRST, seconds=96, sorted_until=600, clean_until=800, full_from=3500, exact_from=5500)
+    batches = _batches(options, corpus, corpus.split("train"), tokenizer, mixture)
+    schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
+    fit(TeacherObjective(model, ctc_weight=1.0), batches, schedule, options.out / "run", device=options.device)
+    export(model.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
+
+
+def _label(options: argparse.Namespace) -> None:
+    from streaming.whisper.engine import Engine
+
+    from distillation.evaluate import Transcriber
+    from distillation.label import label
+
+    label(Corpus(options.corpus), Transcriber(Engine.load(options.teacher, None)), options.out)
+
+
+def _student(options: argparse.Namespace) -> None:
+    from tokenizers import Tokenizer
+    from transformers import WhisperForConditionalGeneration
+
+    from distillation.batches import Mixture
+    from distillation.label import read_labels, relabelled
+    from distillation.model import CONTEXTS, export, make_student
+    from distillation.train import Schedule, StudentObjective, fit
+
+    corpus = Corpus(options.corpus)
+    clips = relabelled(corpus, read_labels(options.labels), options.filter)
+    print(
+        f"{len(clips)} of {len(corpus.split('train'))} clips are within {options.filter:.0%} word errors of their text"
+    )
+    tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
+    teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher).float()
+    student = make_student(teacher, options.decoder_layers)
+    mixture = Mixture(HUMAN_FIRST, seconds=96, sorted_until=0, clean_until=-1, full_from=0, exact_from=0, seed=2)
+    objective = StudentObjective(student, teacher, options.ce_weight, options.kl_weight, options.temperature)
+    batches = _batches(options, corpus, clips, tokenizer, mixture)
+    schedule = Schedule(options.steps, options.rate, warmup=100, cooldown=options.cooldown)
+    fit(objective, batches, schedule, options.out / "run", device=options.device)
+    export(student.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
+
+
+def _batches(
+    options: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip], tokenizer: Tokenizer, mixture: Mixture
+) -> Batches:
+    from distillation.batches import Batches
+
+    return Batches(corpus, clips, _noises(options.noise), tokenizer, mixture)
+
+
+def _noises(folder: Path | None) -> list[Waveform]:
+    from distillation.corpus import read_mono
+
+    return [read_mono(path) for path in sorted(folder.glob("*.flac"))] if folder else []
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from streaming.whisper.engine import Engine
+
+    from distillation.evaluate import report
+
+    engine = Engine.load(options.student, options.teacher)
+    figures = report(engine, Corpus(options.corpus))
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")

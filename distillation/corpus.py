@@ -1,0 +1,197 @@
+"""The corpus: clips of speech with their text, gathered in one folder.
+
+Owns the folder's layout and its making. A corpus is `index.jsonl` (one clip a line: text, speaker, set, split, and
+where its samples lie) beside `audio.i16` (all clips, 16 kHz mono, one after another). Knows nothing of features or models.
+
+Making it can be interrupted and resumed: clips are written in numbered blocks, and a block counts only when its index,
+written after its audio, is whole. `gather` joins the blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from distillation.text import normalise, sentences
+from distillation.voices import Voice, choose_voice, speak_all
+from streaming.job import SAMPLE_RATE, Waveform
+
+BLOCK_CLIPS = 200
+HELD_OUT_BLOCKS = 8
+
+
+class CorpusError(ValueError):
+    """The corpus or the recordings cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """offset, samples: where the clip lies in `audio.i16`."""
+
+    text: str
+    speaker: str
+    set: str
+    split: str
+    offset: int
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+
+class Corpus:
+    """A gathered corpus, its audio mapped from disk.
+
+    Raises:
+        CorpusError: there is no whole corpus in the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index, audio = folder / "index.jsonl", folder / "audio.i16"
+        if not index.is_file() or not audio.is_file():
+            raise CorpusError(f"no corpus in {folder}: make one with `whisperd distill corpus --out {folder}`")
+        with index.open() as lines:
+            self.clips = [Clip(**json.loads(line)) for line in lines]
+        self._audio: NDArray[np.int16] = np.memmap(audio, dtype=np.int16, mode="r")
+
+    def split(self, name: str) -> list[Clip]:
+        return [clip for clip in self.clips if clip.split == name]
+
+    def waveform(self, clip: Clip) -> Waveform:
+        return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / 32768
+
+
+def synthesise(folder: Path, clips: int, seed: int, workers: int, extra_texts: Sequence[str] = ()) -> None:
+    """Synthetic clips: the grammar's sentences, and `extra_texts` for a quarter of them, by random voices.
+
+    A few blocks are spoken by held-out voices only, and are of the split "held_out".
+    """
+    blocks = range(-(-clips // BLOCK_CLIPS) + HELD_OUT_BLOCKS)
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in blocks if not _block_index(folder, number).is_file()]
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [pool.submit(_speak_block, folder, number, seed, tuple(extra_texts)) for number in missing]
+        for job in tqdm(jobs, desc="voices", unit="block", initial=len(blocks) - len(missing), total=len(blocks)):
+            job.result()
+
+
+def _block_index(folder: Path, number: int) -> Path:
+    return folder / f"block-{number:05d}.jsonl"
+
+
+def _speak_block(folder: Path, number: int, seed: int, extra_texts: tuple[str, ...]) -> None:
+    rng = random.Random(f"{seed}/{number}")
+    held_out = number < HELD_OUT_BLOCKS
+    texts = sentences(rng.randrange(2**31))
+    clips: list[tuple[Waveform, dict[str, str]]] = []
+    while len(clips) < BLOCK_CLIPS:
+        voice = choose_voice(rng, held_out)
+        batch = [
+            rng.choice(extra_texts) if extra_texts and not held_out and rng.random() < 0.25 else next(texts)
+            for _ in range(8)
+        ]
+        about = {"speaker": voice.speaker, "set": voice.program, "split": "held_out" if held_out else "train"}
+        clips += [(wave, about | {"text": text}) for wave, text in zip(_trimmed(batch, voice), batch, strict=True)]
+    _write_block(folder, number, clips[:BLOCK_CLIPS])
+
+
+def _trimmed(texts: list[str], voice: Voice) -> list[Waveform]:
+    return [trim(wave) for wave in speak_all(texts, voice)]
+
+
+def trim(wave: Waveform, below_peak_db: float = 45.0, keep_seconds: float = 0.08) -> Waveform:
+    """Without the silence before and after: how much surrounds a clip is the augmentation's business."""
+    level = np.abs(wave)
+    loud = np.flatnonzero(level > level.max(initial=0.0) * 10 ** (-below_peak_db / 20))
+    if loud.size == 0:
+        return wave
+    keep = int(keep_seconds * SAMPLE_RATE)
+    return wave[max(0, loud[0] - keep) : loud[-1] + keep]
+
+
+def read_mono(path: Path) -> Waveform:
+    """Any file that libsndfile reads, as 16 kHz mono.
+
+    Raises:
+        CorpusError: it is missing or unreadable.
+    """
+    try:
+        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise CorpusError(f"{path} cannot be read: {error}") from error
+    mono: Waveform = wave.mean(axis=1)
+    return soxr.resample(mono, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else mono
+
+
+def recordings_texts(manifest: Path, longest: int = 120) -> list[str]:
+    """The different transcripts of a manifest, for synthetic voices to read too; very long ones are left out."""
+    with manifest.open() as lines:
+        texts = dict.fromkeys(normalise(json.loads(line).get("text") or "") for line in lines)
+    return [text for text in texts if 0 < len(text) < longest]
+
+
+def recordings(manifest: Path) -> Iterator[tuple[Waveform, dict[str, str]]]:
+    """The clips with a transcript of a `manifest.jsonl` (`path`, `text`, and optionally `speaker` and `set`).
+
+    Raises:
+        CorpusError: a listed file is missing or unreadable.
+    """
+    with manifest.open() as lines:
+        rows = [json.loads(line) for line in lines]
+    for row in tqdm([row for row in rows if row.get("text")], desc=manifest.parent.name, unit="clip"):
+        name = row.get("set", manifest.parent.name)
+        yield (
+            read_mono(manifest.parent / row["path"]),
+            {"text": normalise(row["text"]), "speaker": f"{name}/{row.get('speaker', '')}", "set": name},
+        )
+
+
+def record(folder: Path, manifest: Path, split: str) -> None:
+    """Adds recordings as one block, numbered behind the synthetic ones."""
+    number = 90000 + int.from_bytes(split.encode()[:1])
+    if _block_index(folder, number).is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_block(folder, number, ((trim(wave), about | {"split": split}) for wave, about in recordings(manifest)))
+
+
+def _write_block(folder: Path, number: int, clips: Iterable[tuple[Waveform, dict[str, str]]]) -> None:
+    index = _block_index(folder, number)
+    offset = 0
+    lines = []
+    with index.with_suffix(".i16").open("wb") as audio:
+        for wave, about in clips:
+            samples = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
+            audio.write(samples.tobytes())
+            lines.append(json.dumps(about | {"offset": offset, "samples": len(samples)}))
+            offset += len(samples)
+    # The index appears last and at once: it is what says that the block is whole.
+    unfinished = index.with_suffix(".part")
+    unfinished.write_text("\n".join(lines) + "\n")
+    unfinished.rename(index)
+
+
+def gather(folder: Path) -> None:
+    """Joins the blocks into `index.jsonl` and `audio.i16`."""
+    offset = 0
+    with (folder / "audio.part").open("wb") as audio, (folder / "index.part").open("w") as joined:
+        for index in sorted(folder.glob("block-*.jsonl")):
+            data = index.with_suffix(".i16").read_bytes()
+            for line in index.read_text().splitlines():
+                row = json.loads(line)
+                joined.write(json.dumps(asdict(Clip(**(row | {"offset": row["offset"] + offset})))) + "\n")
+            audio.write(data)
+            offset += len(data) // 2
+    (folder / "audio.part").rename(folder / "audio.i16")
+    (folder / "index.part").rename(folder / "index.jsonl")

@@ -1,0 +1,201 @@
+"""The training loop: of a teacher from scratch, and of a student from its teacher.
+
+Owns losses, schedule, checkpoints and the curve. Knows nothing of how a batch comes about. The loop is one; teacher and
+student differ in their objective.
+
+Teacher: cross-entropy, and a character CTC head on the encoder that is thrown away afterwards: without it the decoder
+stays a language model for a long time (measured). Student: the published weighting of Distil-Whisper's code (Gandhi et
+al. 2023), 0.8 cross-entropy on pseudo-labels + KL(teacher || student) T^2 at temperature T = 2, encoder frozen.
+
+The learning rate warms up, stays, and falls linearly over the last `cooldown` steps: a training whose end was put off
+goes on from its checkpoint without having been cooled.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from distillation.batches import CHARACTERS, IGNORED, Batch, Batches
+from distillation.model import Whisper, encode, logits
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """rate: the learning rate between `warmup` and the last `cooldown` steps. every: steps between checkpoints."""
+
+    steps: int
+    rate: float
+    warmup: int = 400
+    cooldown: int = 1500
+    every: int = 500
+
+    def rate_at(self, step: int) -> float:
+        rising = min(1.0, (step + 1) / self.warmup)
+        falling = min(1.0, (self.steps - step) / max(1, self.cooldown))
+        return self.rate * rising * falling
+
+
+class Objective(Protocol):
+    """What is trained, and how far it is from its aim on a batch: named losses, of which "loss" is minimised."""
+
+    module: nn.Module
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class TeacherObjective:
+    """Cross-entropy of the next token + `ctc_weight` x CTC of the characters."""
+
+    def __init__(self, model: Whisper, ctc_weight: float) -> None:
+        self.model = model
+        self.ctc_weight = ctc_weight
+        self.head = nn.Linear(model.config.d_model, len(CHARACTERS) + 1)
+        self.module = nn.ModuleDict({"model": model, "head": self.head})
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        states = encode(self.model, batch.mel)
+        scores = logits(self.model, batch.inputs, states)
+        cross_entropy = _cross_entropy(scores, batch.labels)
+        spelled = self.head(states).float().log_softmax(-1).transpose(0, 1)
+        lengths = torch.full((spelled.shape[1],), spelled.shape[0])
+        ctc = nn.functional.ctc_loss(spelled, batch.characters, lengths, batch.character_counts, zero_infinity=True)
+        loss = cross_entropy + self.ctc_weight * ctc
+        return {
+            "loss": loss,
+            "cross_entropy": cross_entropy,
+            "ctc": ctc,
+            "accuracy": _accuracy(scores, batch.labels),
+        }
+
+
+class StudentObjective:
+    """Cross-entropy on the labels + KL from the teacher's distribution, over the text's positions only.
+
+    The encoder is shared and frozen, so it runs once for both.
+    """
+
+    def __init__(
+        self, student: Whisper, teacher: Whisper, ce_weight: float, kl_weight: float, temperature: float
+    ) -> None:
+        self.student, self.teacher = student, teacher.eval().requires_grad_(False)
+        self.ce_weight, self.kl_weight, self.temperature = ce_weight, kl_weight, temperature
+        self.module = student
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            states = encode(self.teacher, batch.mel)
+            taught = logits(self.teacher, batch.inputs, states)
+        scores = logits(self.student, batch.inputs, states)
+        cross_entropy = _cross_entropy(scores, batch.labels)
+        counted = batch.labels != IGNORED
+        counted[:, 0] = False  # the prompt's own position is not text
+        kl = nn.functional.kl_div(
+            (scores[counted].float() / self.temperature).log_softmax(-1),
+            (taught[counted].float() / self.temperature).log_softmax(-1),
+            reduction="batchmean", log_target=True,
+        ) * self.temperature**2  # fmt: skip
+        loss = self.ce_weight * cross_entropy + self.kl_weight * kl
+        return {
+            "loss": loss,
+            "cross_entropy": cross_entropy,
+            "kl": kl,
+            "accuracy": _accuracy(scores, batch.labels),
+        }
+
+
+def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+
+def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    counted = labels != IGNORED
+    return (scores.argmax(-1)[counted] == labels[counted]).float().mean()
+
+
+def fit(
+    objective: Objective,
+    batches: Batches,
+    schedule: Schedule,
+    folder: Path,
+    watch: Callable[[], dict[str, float]] | None = None,
+    device: str = "cpu",
+) -> None:
+    """Trains up to `schedule.steps`, going on from the newest checkpoint in `folder` where there is one.
+
+    `watch` is asked for figures at every checkpoint; everything goes to `folder/curve.jsonl`, a line a checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    module = objective.module.to(device)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    begin = _resume(folder / "checkpoint.pt", module, optimizer)
+    totals: dict[str, float] = {}
+    started = time.monotonic()
+    bar = tqdm(total=schedule.steps, initial=begin, desc=folder.name, unit="step")
+    for step, batch in _from(batches, begin, schedule.steps):
+        module.train()
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate_at(step)
+        batch = _on(device, batch)
+        with torch.autocast(device, torch.bfloat16):
+            losses = objective(batch)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach())
+        bar.update()
+        if (step + 1) % schedule.every == 0 or step + 1 == schedule.steps:
+            since = schedule.every if (step + 1) % schedule.every == 0 else schedule.steps % schedule.every
+            row: dict[str, Any] = {"step": step + 1, "rate": schedule.rate_at(step),
+                                   "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
+            row |= {name: round(total / since, 4) for name, total in totals.items()}
+            totals = {}
+            module.eval()
+            row |= watch() if watch else {}
+            _save(folder / "checkpoint.pt", module, optimizer, step + 1)
+            with (folder / "curve.jsonl").open("a") as curve:
+                curve.write(json.dumps(row) + "\n")
+            bar.write(json.dumps(row))
+    bar.close()
+
+
+def _from(batches: Batches, begin: int, end: int) -> Iterator[tuple[int, Batch]]:
+    loader = DataLoader(batches, batch_size=None, sampler=range(begin, end), num_workers=1, prefetch_factor=8,
+                        worker_init_fn=_single_thread)  # fmt: skip
+    return zip(range(begin, end), loader, strict=True)
+
+
+def _single_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _on(device: str, batch: Batch) -> Batch:
+    return Batch(*(getattr(batch, name).to(device) for name in Batch.__slots__))
+
+
+def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    unfinished = path.with_suffix(".part")
+    torch.save(state, unfinished)
+    unfinished.rename(path)  # at once, so that an interrupt leaves the older checkpoint whole
+
+
+def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.is_file():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])

@@ -1,0 +1,154 @@
+"""Synthetic voices: text -> waveform, through Debian's espeak-ng, flite and festival.
+
+Owns the list of voices, which of them are held out, and how each program is called. Knows nothing of corpora or models.
+Held-out voices are whole voices: no training clip was ever spoken by them.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from streaming.job import SAMPLE_RATE, Waveform
+
+ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
+                  "en-us-nyc")  # fmt: skip
+# Variants that sound like a person; the robots, whispers and effects of the collection are left out.
+ESPEAK_VARIANTS = (
+    "Alex Alicia Andrea Andy Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen "
+    "Tweaky adam anika announcer antonio aunty belinda benjamin boris caleb david ed edward edward2 f1 f2 f3 f4 f5 "
+    "grandma grandpa gustave iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo "
+    "max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph steph2 steph3 travis victor zac"
+).split()
+HELD_OUT_ESPEAK = frozenset("Andrea Gene Mario robert steph2 f4 m5 shelby".split())
+FLITE_VOICES = ("slt", "rms", "awb", "kal16")
+FESTIVAL_VOICES = ("cmu_us_slt_arctic_hts", "kal_diphone", "ked_diphone")
+HELD_OUT_FESTIVAL = frozenset({"ked_diphone"})
+
+# The programs read a lone "a" as the article, and "a m" as "um".
+_RESPELLED = ((" a m", " ay em"), (" p m", " pee em"))
+
+
+class VoiceError(RuntimeError):
+    """A speech program is missing or refused its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """One voice with its settings. rate: 1 is the program's own speed, 1.2 is faster. pitch: espeak-ng's 0..99."""
+
+    program: str
+    name: str
+    variant: str = ""
+    rate: float = 1.0
+    pitch: int = 50
+
+    @property
+    def speaker(self) -> str:
+        return "/".join(part for part in (self.program, self.variant or self.name) if part)
+
+    @property
+    def held_out(self) -> bool:
+        return self.variant in HELD_OUT_ESPEAK or self.name in HELD_OUT_FESTIVAL
+
+
+def installed_programs() -> list[str]:
+    return [program for program in ("espeak-ng", "flite", "text2wave") if shutil.which(program)]
+
+
+def choose_voice(rng: random.Random, held_out: bool) -> Voice:
+    """A random voice. Voices made from human recordings (flite, festival's HTS) weigh more: they carry over better."""
+    if held_out:
+        program = rng.choices(["espeak", "festival"], [0.75, 0.25])[0]
+    else:
+        program = rng.choices(["espeak", "flite", "festival"], [0.45, 0.40, 0.15])[0]
+    if program == "espeak":
+        variants = [name for name in ESPEAK_VARIANTS if (name in HELD_OUT_ESPEAK) == held_out]
+        return Voice("espeak", rng.choice(ESPEAK_ACCENTS), rng.choice(variants), rng.uniform(0.75, 1.3),
+                     rng.randint(25, 75))  # fmt: skip
+    if program == "flite":
+        return Voice("flite", rng.choices(FLITE_VOICES, [3, 3, 3, 1])[0], rate=rng.uniform(0.8, 1.25))
+    names = [name for name in FESTIVAL_VOICES if (name in HELD_OUT_FESTIVAL) == held_out]
+    return Voice("festival", rng.choice(names), rate=rng.uniform(0.85, 1.2))
+
+
+def speak(text: str, voice: Voice) -> Waveform:
+    """One sentence.
+
+    Raises:
+        VoiceError: the program is not installed, or produced no sound.
+    """
+    return speak_all([text], voice)[0]
+
+
+def speak_all(texts: list[str], voice: Voice) -> list[Waveform]:
+    """Several sentences in one voice: festival takes a second to start, so it is asked for many at once."""
+    spoken = [_respell(text) for text in texts]
+    if voice.program == "festival":
+        return _festival(spoken, voice)
+    command = _espeak_command if voice.program == "espeak" else _flite_command
+    return [_wave(_run(command(text, voice))) for text in spoken]
+
+
+def _respell(text: str) -> str:
+    for written, said in _RESPELLED:
+        text = (text + " ").replace(written + " ", said + " ").strip()
+    return text
+
+
+def _espeak_command(text: str, voice: Voice) -> list[str]:
+    words_per_minute = str(int(165 * voice.rate))
+    return ["espeak-ng", "--stdout", "-v", f"{voice.name}+{voice.variant}", "-s", words_per_minute, "-p",
+            str(voice.pitch), text]  # fmt: skip
+
+
+def _flite_command(text: str, voice: Voice) -> list[str]:
+    stretch = f"duration_stretch={1 / voice.rate:.3f}"
+    return ["flite", "-voice", voice.name, "--setf", stretch, "-t", text, "-o", "/dev/stdout"]
+
+
+def _festival(texts: list[str], voice: Voice) -> list[Waveform]:
+    with tempfile.TemporaryDirectory() as folder:
+        script = [f"(voice_{voice.name})", f"(Parameter.set 'Duration_Stretch {1 / voice.rate:.3f})"]
+        for number, text in enumerate(texts):
+            path = Path(folder) / f"{number}.wav"
+            script.append(f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{path}" \'riff)')
+        _run(["festival", "--pipe"], "\n".join(script).encode())
+        return [_wave((Path(folder) / f"{number}.wav").read_bytes()) for number in range(len(texts))]
+
+
+def _run(command: list[str], stdin: bytes = b"") -> bytes:
+    try:
+        return subprocess.run(command, input=stdin, capture_output=True, check=True, timeout=120).stdout
+    except FileNotFoundError as error:
+        raise VoiceError(f"{command[0]} is not installed: apt-get install espeak-ng flite festival "
+                         "festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k") from error  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        raise VoiceError(f"{' '.join(command)}: {error.stderr.decode(errors='replace').strip()}") from error
+
+
+def _wave(riff: bytes) -> Waveform:
+    """Bytes of a WAV file (whose length field a pipe may have left wrong) -> 16 kHz mono, peak at 0.5."""
+    samples, rate = soundfile.read(io.BytesIO(_with_true_length(riff)), dtype="float32")
+    if samples.size == 0:
+        raise VoiceError("the voice produced no sound")
+    samples = soxr.resample(samples, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples
+    peak = float(np.abs(samples).max()) or 1.0
+    return np.asarray(samples * (0.5 / peak), dtype=np.float32)
+
+
+def _with_true_length(riff: bytes) -> bytes:
+    marker = riff.find(b"data")
+    if marker < 0:
+        raise VoiceError("the voice produced no sound")
+    header, body = riff[8 : marker + 4], riff[marker + 8 :]
+    return riff[:4] + (len(riff) - 8).to_bytes(4, "little") + header + len(body).to_bytes(4, "little") + body
