@@ -59,7 +59,7 @@ def noise_alone(samples: int, rng: Rng, noises: Sequence[Waveform]) -> Waveform:
 
 def _at_speed(wave: Waveform, speed: float) -> Waveform:
     places = np.arange(0, wave.size - 1, speed)
-    return np.interp(places, np.arange(wave.size), wave).astype(np.float32)
+    return np.asarray(np.interp(places, np.arange(wave.size), wave), dtype=np.float32)
 
 
 def _in_room(wave: Waveform, rng: Rng) -> Waveform:
@@ -77,7 +77,7 @@ def _in_room(wave: Waveform, rng: Rng) -> Waveform:
 
 def _random_noise(samples: int, rng: Rng, noises: Sequence[Waveform]) -> Waveform:
     if noises and rng.random() < 0.7:
-        return _looped(noises[rng.integers(len(noises))], samples, rng)
+        return _looped(noises[int(rng.integers(len(noises)))], samples, rng)
     white = rng.standard_normal(samples)
     if rng.random() < 0.5:
         spectrum = np.fft.rfft(white)
@@ -93,7 +93,8 @@ def _looped(wave: Waveform, samples: int, rng: Rng) -> Waveform:
     if wave.size == 0:
         return np.zeros(samples, np.float32)
     start = int(rng.integers(wave.size))
-    return np.take(wave, np.arange(start, start + samples), mode="wrap") / (wave.std() + np.float32(1e-6))
+    repeated: Waveform = np.take(wave, np.arange(start, start + samples), mode="wrap")
+    return repeated / (wave.std() + np.float32(1e-6))
 
 
 def _mix(wave: Waveform, noise: Waveform, snr_db: float, rng: Rng) -> Waveform:
@@ -105,7 +106,7 @@ def _mix(wave: Waveform, noise: Waveform, snr_db: float, rng: Rng) -> Waveform:
 def _at_level(wave: Waveform, rng: Rng, strength: float) -> Waveform:
     gain = 10 ** (rng.uniform(-6 - 20 * strength, 4) / 20)
     floor = rng.standard_normal(wave.size) * 10 ** (rng.uniform(-95, -65) / 20)
-    return np.clip(wave * gain + floor, -1, 1).astype(np.float32)
+    return np.asarray(np.clip(wave * gain + floor, -1, 1), dtype=np.float32)
 
 
 # --- features --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from distillation.augment import Rng, augment_waveform, features, noise_alone, padded_seconds
 from distillation.corpus import Clip, Corpus
 from distillation.model import CONTEXTS, prompt_tokens, text_tokens
-from distillation.tokenizer import END_OF_TEXT, NO_SPEECH
+from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, token_id
 from streaming.job import SAMPLE_RATE, Waveform
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -108,10 +108,10 @@ class Batches(Dataset[Batch]):
         order = sorted(utterances, key=lambda utterance: self._seconds(utterance) + rng.uniform(0, 0.5))
         batches = list(self._cut(order))
         if epoch > 0:
-            rng.shuffle(batches)  # type: ignore[arg-type]  # numpy shuffles any mutable sequence in place
+            rng.shuffle(batches)
             return batches
         first, rest = batches[: self._mixture.sorted_until], batches[self._mixture.sorted_until :]
-        rng.shuffle(rest)  # type: ignore[arg-type]  # as above
+        rng.shuffle(rest)
         return first + rest
 
     def _epoch_utterances(self, rng: Rng) -> list[Utterance]:
@@ -141,7 +141,7 @@ class Batches(Dataset[Batch]):
     def _wave(self, utterance: Utterance, rng: Rng, strength: float) -> Waveform:
         if not utterance:
             return noise_alone(int(rng.uniform(0.4, 4.5) * SAMPLE_RATE), rng, self._noises)
-        parts = []
+        parts: list[Waveform] = []
         for index in utterance:
             if parts:
                 parts.append(np.zeros(int(rng.uniform(0.05, 0.7) * SAMPLE_RATE), np.float32))
@@ -154,7 +154,7 @@ class Batches(Dataset[Batch]):
         return " ".join(self._clips[index].text for index in utterance)
 
     def _labelled(self, mel: Tensor, texts: Sequence[str]) -> Batch:
-        prompt, end = prompt_tokens(self._tokenizer), self._tokenizer.token_to_id(END_OF_TEXT)
+        prompt, end = prompt_tokens(self._tokenizer), token_id(self._tokenizer, END_OF_TEXT)
         rows = [prompt + text_tokens(self._tokenizer, text) + [end] for text in texts]
         length = max(map(len, rows)) - 1
         inputs = torch.full((len(rows), length), end)
@@ -164,7 +164,7 @@ class Batches(Dataset[Batch]):
             labels[number, : len(row) - 1] = torch.tensor(row[1:])
             if not text:
                 # Whisper's own way of saying it: at the place of the language, "no speech".
-                labels[number, 0] = self._tokenizer.token_to_id(NO_SPEECH)
+                labels[number, 0] = token_id(self._tokenizer, NO_SPEECH)
         spelled = [[CHARACTERS.index(character) + 1 for character in text] for text in texts]
         return Batch(mel, inputs, labels, torch.tensor([c for text in spelled for c in text], dtype=torch.long),
                      torch.tensor([len(text) for text in spelled]))  # fmt: skip

@@ -91,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--corpus", type=Path, required=True, metavar="DIR")
     evaluate.add_argument("--student", default="home-en", metavar="CHECKPOINT")
     evaluate.add_argument("--teacher", default="home-en", metavar="CHECKPOINT")
+    evaluate.add_argument("--noise", type=Path, metavar="DIR", help="noises without speech, for the words invented")
+    evaluate.add_argument("--threshold", type=float, default=0.8, help="below this confidence the teacher decides")
     evaluate.add_argument("--out", type=Path, metavar="REPORT.json")
     evaluate.set_defaults(run=_evaluate)
     return parser
@@ -168,7 +170,7 @@ def _student(options: argparse.Namespace) -> None:
         f"{len(clips)} of {len(corpus.split('train'))} clips are within {options.filter:.0%} word errors of their text"
     )
     tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
-    teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher).float()
+    teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher, dtype="float32")
     student = make_student(teacher, options.decoder_layers)
     mixture = Mixture(HUMAN_FIRST, seconds=96, sorted_until=0, clean_until=-1, full_from=0, exact_from=0, seed=2)
     objective = StudentObjective(student, teacher, options.ce_weight, options.kl_weight, options.temperature)
@@ -195,9 +197,11 @@ def _noises(folder: Path | None) -> list[Waveform]:
 def _evaluate(options: argparse.Namespace) -> None:
     from streaming.whisper.engine import Engine
 
-    from distillation.evaluate import report
+    from distillation.evaluate import as_markdown, report
 
     engine = Engine.load(options.student, options.teacher)
-    figures = report(engine, Corpus(options.corpus))
+    engine.warm()
+    figures = report(engine, Corpus(options.corpus), _noises(options.noise), options.threshold)
+    print(as_markdown(figures))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """The corpus: clips of speech with their text, gathered in one folder.
 
 Owns the folder's layout and its making. A corpus is `index.jsonl` (one clip a line: text, speaker, set, split, and
-where its samples lie) beside `audio.i16` (all clips, 16 kHz mono, one after another). Knows nothing of features or models.
+where its samples lie) beside `audio.i16` (all clips, 16 kHz mono, one after another). Knows nothing of features or
+models.
 
 Making it can be interrupted and resumed: clips are written in numbered blocks, and a block counts only when its index,
 written after its audio, is whole. `gather` joins the blocks.
@@ -69,7 +70,7 @@ class Corpus:
         return [clip for clip in self.clips if clip.split == name]
 
     def waveform(self, clip: Clip) -> Waveform:
-        return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / 32768
+        return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)
 
 
 def synthesise(folder: Path, clips: int, seed: int, workers: int, extra_texts: Sequence[str] = ()) -> None:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS, START, TIMESTAMPS, save_tokenizer
+from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS, START, save_tokenizer, token_id
 
 CONTEXTS = (2.0, 5.0, 10.0, 15.0, 30.0)
 
@@ -30,7 +30,7 @@ class ModelError(ValueError):
 
 def make_teacher(tokenizer: Tokenizer, width: int, encoder_layers: int, decoder_layers: int, dropout: float) -> Whisper:
     """A Whisper with random weights; heads are 64 wide, as in every published size."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = token_id(tokenizer, END_OF_TEXT)
     config = WhisperConfig(
         vocab_size=tokenizer.get_vocab_size(),
         d_model=width,
@@ -43,7 +43,7 @@ def make_teacher(tokenizer: Tokenizer, width: int, encoder_layers: int, decoder_
         max_target_positions=448,
         num_mel_bins=80,
         dropout=dropout,
-        decoder_start_token_id=tokenizer.token_to_id(START),
+        decoder_start_token_id=token_id(tokenizer, START),
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
@@ -111,7 +111,7 @@ def greedy(model: Whisper, states: Tensor, prompt: Sequence[int], end: int, limi
 def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequence[float], name: str) -> None:
     """Writes the hub layout, weights in half precision: config, generation rules, tokenizer, feature extractor."""
     save_tokenizer(tokenizer, folder)
-    ids = {token: tokenizer.token_to_id(token) for token in (START, END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS)}
+    ids = {token: token_id(tokenizer, token) for token in (START, END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS)}
     other_special = range(ids[START], ids[NO_TIMESTAMPS])
     model.generation_config = GenerationConfig(
         decoder_start_token_id=ids[START],
@@ -135,13 +135,9 @@ def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequenc
 
 def prompt_tokens(tokenizer: Tokenizer) -> list[int]:
     """What every text of an English-only checkpoint begins with."""
-    return [tokenizer.token_to_id(START), tokenizer.token_to_id(NO_TIMESTAMPS)]
+    return [token_id(tokenizer, START), token_id(tokenizer, NO_TIMESTAMPS)]
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of a text alone; an empty text has none."""
     return list(tokenizer.encode(" " + text, add_special_tokens=False).ids) if text else []
-
-
-__all__ = ["CONTEXTS", "TIMESTAMPS", "ModelError", "Whisper", "encode", "export", "greedy", "logits", "make_student",
-           "make_teacher", "prompt_tokens", "student_layers", "text_tokens"]  # fmt: skip

@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], tokens: int) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
     # Timestamps are ordinary added tokens in Whisper, not special ones: they decode when asked for.
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in TIMESTAMPS])
-    ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
+    ids = {name: token_id(tokenizer, name) for name in SPECIAL}
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} {NO_TIMESTAMPS} $A {END_OF_TEXT}",
         special_tokens=[(name, ids[name]) for name in (START, NO_TIMESTAMPS, END_OF_TEXT)],
@@ -43,13 +43,25 @@ def train_tokenizer(texts: Iterable[str], tokens: int) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a special token.
+
+    Raises:
+        ValueError: the vocabulary has no such token.
+    """
+    found = tokenizer.token_to_id(name)
+    if found is None:
+        raise ValueError(f"the tokenizer has no {name}: it is not a Whisper tokenizer")
+    return int(found)
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes every file by which `transformers` knows a Whisper tokenizer and feature extractor."""
-    from transformers import WhisperFeatureExtractor, WhisperTokenizerFast
+    from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.model.save(str(folder))
-    wrapped = WhisperTokenizerFast(
+    wrapped = WhisperTokenizer(
         tokenizer_object=tokenizer,
         unk_token=END_OF_TEXT, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
         additional_special_tokens=list(SPECIAL[1:]), model_max_length=448,

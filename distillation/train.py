@@ -48,7 +48,8 @@ class Schedule:
 class Objective(Protocol):
     """What is trained, and how far it is from its aim on a batch: named losses, of which "loss" is minimised."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
 

@@ -1,0 +1,45 @@
+"""A websocket client that plays a recording at the pace of speech.
+
+Owns pacing and what came back, stamped. Speaks the documented protocol alone: it knows nothing of the service's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from websockets.asyncio.client import connect
+
+FRAME_SECONDS = 0.02
+
+
+def read_pcm(path: str) -> tuple[bytes, int]:
+    """(16-bit mono samples, samples per second) of a file."""
+    samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
+    first: NDArray[np.int16] = samples[:, 0]
+    return first.tobytes(), int(rate)
+
+
+async def play(url: str, source: str, pcm: bytes, rate: int, heard: Callable[[dict[str, Any]], None]) -> None:
+    """Streams `pcm` in frames of 20 ms, each at its time, and hands every event over as it comes, until `stopped`."""
+    async with connect(f"{url}/v1/stream?source={source}", compression=None) as socket:
+        await socket.send(json.dumps({"type": "start", "sample_rate": rate}))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_send(socket, pcm, int(rate * FRAME_SECONDS) * 2))
+            async for message in socket:
+                heard(json.loads(message))
+
+
+async def _send(socket: Any, pcm: bytes, frame_bytes: int) -> None:
+    began = time.monotonic()
+    for number, start in enumerate(range(0, len(pcm), frame_bytes)):
+        # A sample is sent when a microphone would have heard it, so that lag is measured from there.
+        await asyncio.sleep(max(0.0, began + (number + 1) * FRAME_SECONDS - time.monotonic()))
+        await socket.send(pcm[start : start + frame_bytes])
+    await socket.send(json.dumps({"type": "stop"}))

@@ -1,0 +1,63 @@
+"""`make demo`: a spoken recording becomes live text through the real service.
+
+Starts `whisperd run`, plays a recording into its websocket at the pace of speech, and shows what comes back: stable text
+solid, the tail that may yet change in dim. No GPU, no broker, no download.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.client import play, read_pcm
+from bench.service import running
+
+RECORDING = Path(__file__).parent / "data" / "demo.flac"
+
+
+class Screen:
+    """Prints events as they come, and keeps the finals. A terminal sees one line grow; a log sees every partial."""
+
+    def __init__(self) -> None:
+        self.finals: list[str] = []
+        self._live = sys.stdout.isatty()
+
+    def show(self, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "partial" if self._live:
+                print(
+                    f"\r\x1b[K  {event['end']:6.2f} s  {event['stable']}\x1b[2m{event['tail']}\x1b[0m",
+                    end="",
+                    flush=True,
+                )
+            case "partial":
+                print(f"  {event['end']:6.2f} s  partial  {event['stable']}|{event['tail']}", flush=True)
+            case "final":
+                self.finals.append(event["text"])
+                clear = "\r\x1b[K" if self._live else ""
+                print(f"{clear}  {event['end']:6.2f} s  final    {event['text']}   ({event['model']}, confidence "
+                      f"{event['confidence']:.2f}, {event['latency_ms']} ms after the last word)", flush=True)  # fmt: skip
+            case "error":
+                print(f"  error: {event['message']}", file=sys.stderr)
+
+
+def main() -> int:
+    expected = RECORDING.with_suffix(".txt").read_text().splitlines()
+    pcm, rate = read_pcm(str(RECORDING))
+    print("starting whisperd ...", flush=True)
+    with running() as service:
+        print(f"ready after {service.seconds_to_ready:.1f} s; playing {RECORDING.name} into {service.url}/v1/stream\n")
+        print(f"  {'heard':>8}  what comes back (before the bar: settled; behind it: may yet change)")
+        screen = Screen()
+        asyncio.run(play(service.url, "demo", pcm, rate, screen.show))
+    if screen.finals != expected:
+        print(f"\nexpected {expected}\nheard    {screen.finals}", file=sys.stderr)
+        return 1
+    print("\nEvery word was right.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Makes `bench/data`: the recordings that the demo and the benchmarks play. Synthetic voices; nobody was recorded.
+
+Owns what is said in them. Run it again only to change them: `python -m bench.make_recordings` (needs flite, espeak-ng).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from distillation.voices import Voice, speak
+from streaming.job import SAMPLE_RATE, Waveform
+
+FOLDER = Path(__file__).parent / "data"
+SLT, RMS, AWB = Voice("flite", "slt"), Voice("flite", "rms"), Voice("flite", "awb")
+SPOKEN: dict[str, list[tuple[Voice, str]]] = {
+    "demo": [
+        (SLT, "turn on the kitchen light"),
+        (SLT, "set a timer for ten minutes"),
+        (RMS, "what's the weather like"),
+    ],
+    "commands": [
+        (SLT, "turn off all the lights in the living room"),
+        (RMS, "stop"),
+        (AWB, "set the bedroom temperature to twenty one degrees"),
+        (SLT, "add milk and bread to the shopping list"),
+        (RMS, "is the front door locked"),
+        (AWB, "yes"),
+        (SLT, "remind me to water the plants tomorrow at seven thirty in the evening"),
+        (RMS, "open the blinds in the office"),
+        (SLT, "play some music in the dining room"),
+        (AWB, "volume up"),
+    ],
+}
+
+
+def with_pauses(parts: list[Waveform], seconds: float) -> Waveform:
+    """Spoken one after another, over a noise floor of -70 dB, for digital silence is not what a room sounds like."""
+    pause = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
+    joined = np.concatenate([piece for part in parts for piece in (pause, part)] + [pause])
+    floor = np.random.default_rng(1).standard_normal(joined.size) * 10 ** (-70 / 20)
+    return (joined + floor).astype(np.float32)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, lines in SPOKEN.items():
+        wave = with_pauses([speak(text, voice) for voice, text in lines], seconds=1.2)
+        soundfile.write(FOLDER / f"{name}.flac", wave, SAMPLE_RATE)
+        (FOLDER / f"{name}.txt").write_text("\n".join(text for _, text in lines) + "\n")
+        print(f"{name}: {wave.size / SAMPLE_RATE:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

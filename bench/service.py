@@ -1,0 +1,78 @@
+"""A real `whisperd run` on a free port, for the demo and the benchmarks.
+
+Owns starting it, waiting until it is ready, and stopping it. Knows nothing of what is sent to it.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """port: of the websocket and HTTP listener. seconds_to_ready: from the process's start to `/readyz`."""
+
+    port: int
+    pid: int
+    seconds_to_ready: float
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def running(settings: dict[str, object] | None = None) -> Iterator[Service]:
+    """The service with `settings` over the defaults, stopped by SIGTERM at the end.
+
+    Raises:
+        RuntimeError: it did not become ready, or did not end well; its log is in the message.
+    """
+    with TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
+        port = _free_port()
+        config = Path(folder) / "whisperd.yaml"
+        config.write_text(yaml.safe_dump({**(settings or {}), "server": {"host": "127.0.0.1", "port": port}}))
+        began = time.monotonic()
+        process = subprocess.Popen([sys.executable, "-m", "daemon.cli", "run", "-c", str(config)], stderr=log)
+        try:
+            if not _ready(process, port, began + PATIENCE):
+                raise RuntimeError(f"whisperd did not become ready:\n{Path(log.name).read_text()}")
+            yield Service(port, process.pid, time.monotonic() - began)
+            process.terminate()
+            if process.wait(PATIENCE) != 0:
+                raise RuntimeError(f"whisperd ended with {process.returncode}:\n{Path(log.name).read_text()}")
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _ready(process: subprocess.Popen[bytes], port: int, deadline: float) -> bool:
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            connection = HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == 200:
+                return True
+        except OSError:
+            pass
+        time.sleep(0.05)  # polled, as a supervisor would: a process has no event to wait for before it listens
+    return False

@@ -1,0 +1,108 @@
+"""How many people can speak at once: N live streams at the pace of speech into a real service, and what they wait.
+
+Prints a table, a row for each N: partial lag and final latency as the service's own events state them, what the clients
+saw between sending and receiving, partials thinned, word errors, and the processor that was left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import psutil
+
+from bench.client import FRAME_SECONDS, play, read_pcm
+from bench.service import Service, running
+from bench.table import circumstances, percentiles, table
+
+RECORDING = Path(__file__).parent / "data" / "commands.flac"
+
+
+@dataclass(slots=True)
+class Heard:
+    """What one client saw."""
+
+    lags: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    thinned: int = 0
+    errors: int = 0
+    _seq: int = 0
+
+    def take(self, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "partial":
+                self.lags.append(event["lag_ms"])
+            case "final":
+                self.latencies.append(event["latency_ms"])
+                self.texts.append(event["text"])
+            case "error":
+                self.errors += 1
+        if "seq" in event:
+            self.thinned += max(0, event["seq"] - self._seq - 1)
+            self._seq = event["seq"]
+
+
+async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[list[Heard], float]:
+    """Plays to N streams, each beginning at another place of the recording; also the share of the machine left idle."""
+    heard = [Heard() for _ in range(streams)]
+    clients = psutil.Process()
+    server = psutil.Process(service.pid)
+    before, began = _cpu_seconds(server), time.monotonic()
+    own = _cpu_seconds(clients)
+    async with asyncio.TaskGroup() as tasks:
+        for number, one in enumerate(heard):
+            tasks.create_task(_join_late(number, streams, service, pcm, rate, one))
+    elapsed = time.monotonic() - began
+    used = _cpu_seconds(server) - before + _cpu_seconds(clients) - own
+    return heard, 1 - used / (elapsed * (psutil.cpu_count() or 1))
+
+
+async def _join_late(number: int, streams: int, service: Service, pcm: bytes, rate: int, heard: Heard) -> None:
+    # People do not begin to speak in the same millisecond: beginnings are spread over two seconds.
+    await asyncio.sleep(2.0 * number / streams)
+    await play(service.url, f"bench-{number}", pcm, rate, heard.take)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _row(streams: int, heard: list[Heard], idle: float, expected: list[str]) -> list[object]:
+    lags = [lag for one in heard for lag in one.lags]
+    latencies = [latency for one in heard for latency in one.latencies]
+    texts = [" ".join(one.texts) for one in heard]
+    errors = jiwer.wer([" ".join(expected)] * streams, texts)
+    thinned = sum(one.thinned for one in heard)
+    return [streams, len(lags), percentiles(lags), len(latencies), percentiles(latencies), thinned,
+            f"{errors:.1%}", f"{idle:.0%}"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--recording", type=Path, default=RECORDING)
+    options = parser.parse_args()
+    pcm, rate = read_pcm(str(options.recording))
+    expected = options.recording.with_suffix(".txt").read_text().splitlines()
+    frames = len(pcm) / 2 / rate / FRAME_SECONDS
+    print(f"{circumstances()}\n\nEach stream: {options.recording.name}, {frames * FRAME_SECONDS:.0f} s.\n", flush=True)
+    rows = []
+    with running() as service:
+        for streams in options.streams:
+            heard, idle = asyncio.run(_load(service, streams, pcm, rate))
+            rows.append(_row(streams, heard, idle, expected))
+    header = ["live streams", "partials", "partial lag ms p50 / p95", "finals", "final latency ms p50 / p95",
+              "thinned", "WER", "idle CPU"]  # fmt: skip
+    print(table(header, rows))
+    print(f"\nReady {service.seconds_to_ready:.1f} s after the process began.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Markdown tables of figures, with where and when they were measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+
+def percentiles(values: Sequence[float]) -> str:
+    """Median and 95th percentile, "p50 / p95"."""
+    if not values:
+        return "none"
+    middle, high = np.percentile(values, [50, 95])
+    return f"{middle:.0f} / {high:.0f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def circumstances() -> str:
+    """Date, commit, hardware and command: without them a figure says nothing."""
+    command = " ".join(["python -m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return (
+        f"{date.today()}, commit {commit.stdout.strip() or 'unknown'}, {os.cpu_count()} cores of {_processor()}, "
+        f"Python {platform.python_version()}: `{command}`"
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
