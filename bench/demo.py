@@ -1,7 +1,7 @@
 """`make demo`: a spoken recording becomes live text through the real service.
 
-Starts `whisperd run`, plays a recording into its websocket at the pace of speech, and shows what comes back: stable text
-solid, the tail that may yet change in dim. No GPU, no broker, no download.
+Starts `whisperd run`, plays a recording into its websocket at the pace of speech, and shows what comes back: stable
+text solid, the tail that may yet change in dim. No GPU, no broker, no download.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ class Screen:
     def show(self, event: dict[str, Any]) -> None:
         match event["type"]:
             case "partial" if self._live:
-                print(
-                    f"\r\x1b[K  {event['end']:6.2f} s  {event['stable']}\x1b[2m{event['tail']}\x1b[0m",
-                    end="",
-                    flush=True,
-                )
+                text = f"{event['stable']}\x1b[2m{event['tail']}\x1b[0m"
+                print(f"\r\x1b[K  {event['end']:6.2f} s  {text}", end="", flush=True)
             case "partial":
                 print(f"  {event['end']:6.2f} s  partial  {event['stable']}|{event['tail']}", flush=True)
             case "final":
                 self.finals.append(event["text"])
                 clear = "\r\x1b[K" if self._live else ""
-                print(f"{clear}  {event['end']:6.2f} s  final    {event['text']}   ({event['model']}, confidence "
-                      f"{event['confidence']:.2f}, {event['latency_ms']} ms after the last word)", flush=True)  # fmt: skip
+                decided = f"{event['model']}, confidence {event['confidence']:.2f}"
+                after = f"{event['latency_ms']} ms after the last word"
+                print(f"{clear}  {event['end']:6.2f} s  final    {event['text']}   ({decided}, {after})", flush=True)
             case "error":
                 print(f"  error: {event['message']}", file=sys.stderr)
 

@@ -30,7 +30,7 @@ STEP = SAMPLE_RATE // 2
 
 @dataclass(slots=True)
 class Work:
-    """jobs, tokens (of their texts, end of text included) and passes (the student's) of one run; texts of its finals."""
+    """One run: its jobs, their tokens (end of text included), the student's passes, the texts of its finals."""
 
     jobs: int = 0
     tokens: int = 0
