@@ -1,4 +1,4 @@
-"""Checkpoints with random weights and a real tokenizer, in the Hugging Face Whisper layout, for any test that needs one.
+"""Checkpoints with random weights and a real tokenizer, in the Hugging Face Whisper layout, for any test.
 
 Owns the special-token layout of the three Whisper vocabularies at any size, and the scaling that makes random
 weights behave: texts that differ between recordings, end by themselves at times, and whose best tokens are no near
@@ -74,9 +74,7 @@ def build_checkpoint(
     return directory
 
 
-def build_student(
-    teacher: Path, directory: Path, layers: Sequence[int] = (0,), *, noise: float = 0.0
-) -> Path:
+def build_student(teacher: Path, directory: Path, layers: Sequence[int] = (0,), *, noise: float = 0.0) -> Path:
     """A student of the checkpoint in `teacher`: its encoder, some of its decoder layers, everything else copied.
 
     noise: relative change of the copied decoder weights, so that the student errs more often.
@@ -111,17 +109,11 @@ def build_tokenizer(shape: Shape) -> WhisperTokenizer:
     ordered = common + [symbol for symbol in alphabet if symbol not in common]
     pairs = ((left, right) for left in ordered for right in ordered if right != "Ġ")
     merges = list(islice(pairs, shape.text_tokens - len(ordered)))
-    vocabulary = {
-        text: index for index, text in enumerate(ordered + [left + right for left, right in merges])
-    }
+    vocabulary = {text: index for index, text in enumerate(ordered + [left + right for left, right in merges])}
     vocabulary["<|endoftext|>"] = shape.text_tokens
     tokenizer = WhisperTokenizer(vocab=vocabulary, merges=merges)
-    tokenizer.add_tokens(
-        [AddedToken(name, special=True) for name in special_tokens(shape)], special_tokens=True
-    )
-    tokenizer.add_tokens(
-        [AddedToken(f"<|{index * 0.02:.2f}|>", special=False) for index in range(TIMESTAMPS)]
-    )
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in special_tokens(shape)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(f"<|{index * 0.02:.2f}|>", special=False) for index in range(TIMESTAMPS)])
     return tokenizer
 
 
@@ -151,7 +143,13 @@ def _generation_config(
     eot, sot = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     tasks = {"transcribe": tokens["<|transcribe|>"], "translate": tokens["<|translate|>"]}
     silent = ("<|startoftranscript|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|nocaptions|>")
-    config = GenerationConfig(
+    extra: dict[str, object] = {}
+    if shape.multilingual:
+        extra["lang_to_id"] = {f"<|{code}|>": tokens[f"<|{code}|>"] for code in shape.languages}
+        extra["task_to_id"] = tasks
+    if alignment_heads is not None:
+        extra["alignment_heads"] = [list(head) for head in alignment_heads]
+    return GenerationConfig(  # type: ignore[no-untyped-call]  # transformers has no annotations here
         decoder_start_token_id=sot,
         eos_token_id=eot,
         bos_token_id=eot,
@@ -159,30 +157,14 @@ def _generation_config(
         max_length=448,
         begin_suppress_tokens=[0, eot],
         # A handful of the text's, as the public checkpoints do with symbols, and tokens that are not text.
-        suppress_tokens=[
-            1,
-            2,
-            7,
-            8,
-            9,
-            10,
-            14,
-            25,
-            *tasks.values(),
-            *(tokens[n] for n in silent if n in tokens),
-        ],
+        suppress_tokens=[1, 2, 7, 8, 9, 10, 14, 25, *tasks.values(), *(tokens[n] for n in silent if n in tokens)],
         no_timestamps_token_id=tokens["<|notimestamps|>"],
         max_initial_timestamp_index=50,
         is_multilingual=shape.multilingual,
         prev_sot_token_id=tokens["<|startofprev|>"],
         return_timestamps=False,
+        **extra,
     )
-    if shape.multilingual:
-        config.lang_to_id = {f"<|{code}|>": tokens[f"<|{code}|>"] for code in shape.languages}
-        config.task_to_id = tasks
-    if alignment_heads is not None:
-        config.alignment_heads = [list(head) for head in alignment_heads]
-    return config
 
 
 @torch.no_grad()

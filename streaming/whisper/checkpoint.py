@@ -1,0 +1,371 @@
+"""Checkpoints: a name becomes a directory in the Hugging Face Whisper layout, read into plain values and weights.
+
+Owns finding a checkpoint (shipped, directory or hub name), reading its JSON files, and every error that tells a
+person what is wrong with it. Knows nothing of how a model computes, of jobs, or of devices.
+
+The layout: `config.json`, `generation_config.json`, `model.safetensors` (or its shards), `tokenizer.json` (or files
+that transformers can convert), and optionally our own `whisperd.json`, whose `contexts` lists the encoder contexts,
+in seconds, that the model was trained for. Without it a checkpoint has its full context only (30 s): a Whisper that
+was not trained on shorter ones loops when they are cut.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+Role = Literal["student", "teacher"]
+
+SHIPPED = Path(__file__).parent.parent / "pretrained"
+POSITIONS_PER_SECOND = 50
+"""Encoder positions in a second of audio: mel frames of 10 ms, halved by the second convolution."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "whisperd.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "normalizer.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+)
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """Sizes of a model, from `config.json`."""
+
+    mels: int
+    d_model: int
+    encoder_layers: int
+    encoder_heads: int
+    encoder_ffn: int
+    decoder_layers: int
+    decoder_heads: int
+    decoder_ffn: int
+    vocabulary: int
+    source_positions: int
+    target_positions: int
+    scale_embedding: bool
+    tied_embedding: bool
+    median_filter: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """The special tokens and the restrictions on what may be said, from `generation_config.json`.
+
+    languages: code ("en") to token; empty for an English-only checkpoint. tasks: name to token, the same.
+    no_timestamps: the token before the first timestamp; None where the vocabulary has no timestamps.
+    no_speech: the token whose probability after start of transcript tells silence; None where there is none.
+    suppress: tokens that are never said; begin_suppress: not as the first of a text.
+    max_initial_timestamp: how many steps of 20 ms the first timestamp may be late; None for any.
+    max_length: as `transformers.generate` counts it: the prompt comes on top, within the decoder's positions.
+    """
+
+    sot: int
+    eot: int
+    languages: Mapping[str, int]
+    tasks: Mapping[str, int]
+    no_timestamps: int | None
+    no_speech: int | None
+    suppress: tuple[int, ...]
+    begin_suppress: tuple[int, ...]
+    max_initial_timestamp: int | None
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything about a checkpoint but its weights (`read_weights`).
+
+    contexts: seconds, ascending. alignment_heads: (layer, head) of the decoder whose cross-attention follows the
+    audio; None where the checkpoint does not name them. converted: keeps a converted tokenizer's directory alive.
+    """
+
+    name: str
+    directory: Path
+    dimensions: Dimensions
+    grammar: Grammar
+    contexts: tuple[float, ...]
+    alignment_heads: tuple[tuple[int, int], ...] | None
+    tokenizer_file: Path
+    converted: TemporaryDirectory[str] | None = None
+
+
+def open_checkpoint(name: str, role: Role) -> Checkpoint:
+    """The checkpoint called `name`: one that is shipped (each has both roles), a directory, or a hub name.
+
+    Raises CheckpointError.
+    """
+    title, directory = _locate(name, role)
+    config = _read_json(directory / "config.json")
+    if config.get("model_type", "whisper") != "whisper":
+        raise CheckpointError(f"{directory} holds a {config['model_type']} model; a Whisper model is needed")
+    rules = directory / "generation_config.json"
+    # Old checkpoints have their generation rules in config.json, as transformers still honours.
+    generation = _read_json(rules) if rules.exists() else config
+    dimensions = _dimensions(config, directory)
+    tokenizer_file, converted = _tokenizer_file(directory)
+    tokens = _load_tokenizer(tokenizer_file).get_vocab(with_added_tokens=True)
+    return Checkpoint(
+        name=title,
+        directory=directory,
+        dimensions=dimensions,
+        grammar=_grammar(generation, config, tokens, directory),
+        contexts=_contexts(directory, dimensions),
+        alignment_heads=_alignment_heads(generation, dimensions, directory),
+        tokenizer_file=tokenizer_file,
+        converted=converted,
+    )
+
+
+def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights in `dtype` on the CPU, by the layout's names without the leading "model.".
+
+    Raises CheckpointError.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for file in _weight_files(checkpoint.directory):
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error}); fetch or export it again") from error
+        weights.update((name.removeprefix("model."), tensor.to(dtype)) for name, tensor in tensors.items())
+    return weights
+
+
+def require_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
+    """A draft is tokens, so both must mean the same by them. Raises CheckpointError with one sentence."""
+    ours, theirs = student.grammar, teacher.grammar
+    same = (
+        (ours.sot, ours.eot, ours.no_timestamps) == (theirs.sot, theirs.eot, theirs.no_timestamps)
+        and (ours.languages, ours.tasks) == (theirs.languages, theirs.tasks)
+        and _same_tokens(student.tokenizer_file, teacher.tokenizer_file)
+    )
+    if not same:
+        raise CheckpointError(
+            f"the vocabularies of the student {student.name!r} and the teacher {teacher.name!r} do not match: "
+            "choose a student that was distilled from this teacher, or no teacher"
+        )
+
+
+def _locate(name: str, role: Role) -> tuple[str, Path]:
+    shipped = SHIPPED / name / role
+    if _HUB_NAME.fullmatch(name) and (SHIPPED / name).is_dir() and "/" not in name and name not in (".", ".."):
+        if not (shipped / "config.json").exists():
+            raise CheckpointError(f"{shipped} is incomplete: install the package again")
+        return (name if role == "student" else f"{name}-{role}"), shipped
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory.resolve().name, directory
+    if not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"there is no directory {name!r}: give a Whisper checkpoint's directory or hub name")
+    return name, _fetch(name)
+
+
+def _fetch(name: str) -> Path:
+    # Imported here: only a hub name needs it, and it takes long.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{name!r} is neither a directory nor in the local cache of the model hub, and the hub is out of reach: "
+            "check the name and the network (HF_HUB_OFFLINE forbids downloads), or give a directory"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{name!r} is neither a directory nor a readable model on the hub: check the name, and HF_TOKEN if the "
+            f"model is private ({type(error).__name__})"
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}: it is no checkpoint in the Hugging Face Whisper layout"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a JSON object")
+    return content
+
+
+def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
+    if config.get("activation_function", "gelu") != "gelu":
+        raise CheckpointError(f"{directory} uses the activation {config['activation_function']!r}; only gelu is known")
+    try:
+        return Dimensions(
+            mels=int(config["num_mel_bins"]),
+            d_model=int(config["d_model"]),
+            encoder_layers=int(config["encoder_layers"]),
+            encoder_heads=int(config["encoder_attention_heads"]),
+            encoder_ffn=int(config["encoder_ffn_dim"]),
+            decoder_layers=int(config["decoder_layers"]),
+            decoder_heads=int(config["decoder_attention_heads"]),
+            decoder_ffn=int(config["decoder_ffn_dim"]),
+            vocabulary=int(config["vocab_size"]),
+            source_positions=int(config.get("max_source_positions", 1500)),
+            target_positions=int(config.get("max_target_positions", 448)),
+            scale_embedding=bool(config.get("scale_embedding", False)),
+            tied_embedding=bool(config.get("tie_word_embeddings", True)),
+            median_filter=int(config.get("median_filter_width", 7)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} lacks or misstates {error}") from error
+
+
+def _grammar(
+    generation: Mapping[str, Any], config: Mapping[str, Any], tokens: Mapping[str, int], directory: Path
+) -> Grammar:
+    def token(key: str, text: str) -> int | None:
+        value = generation.get(key, tokens.get(text))
+        return None if value is None else int(value)
+
+    sot = token("decoder_start_token_id", "<|startoftranscript|>")
+    eot = token("eos_token_id", "<|endoftext|>")
+    if sot is None or eot is None:
+        raise CheckpointError(f"{directory} names no start of transcript or end of text: it needs Whisper's tokens")
+    positions = int(config.get("max_target_positions", 448))
+    return Grammar(
+        sot=sot,
+        eot=eot,
+        languages=_languages(generation, config, tokens, sot),
+        tasks=_tasks(generation, config, tokens),
+        no_timestamps=token("no_timestamps_token_id", "<|notimestamps|>"),
+        no_speech=tokens.get("<|nospeech|>", tokens.get("<|nocaptions|>")),
+        suppress=tuple(generation.get("suppress_tokens") or ()),
+        begin_suppress=tuple(generation.get("begin_suppress_tokens") or ()),
+        max_initial_timestamp=generation.get("max_initial_timestamp_index"),
+        max_length=int(generation.get("max_length") or positions),
+    )
+
+
+def _is_multilingual(generation: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    # The public English-only vocabularies are one token smaller: the only sign that old checkpoints give.
+    old = "lang_to_id" in generation or int(config["vocab_size"]) >= 51865
+    return bool(generation.get("is_multilingual", old))
+
+
+def _languages(
+    generation: Mapping[str, Any], config: Mapping[str, Any], tokens: Mapping[str, int], sot: int
+) -> dict[str, int]:
+    if not _is_multilingual(generation, config):
+        return {}
+    # The vocabulary has the languages right after start of transcript, up to the first task.
+    end = tokens.get("<|translate|>", sot)
+    known = generation.get("lang_to_id") or {text: n for text, n in tokens.items() if sot < n < end}
+    ordered = sorted(known.items(), key=lambda item: int(item[1]))
+    return {text.removeprefix("<|").removesuffix("|>"): int(number) for text, number in ordered}
+
+
+def _tasks(generation: Mapping[str, Any], config: Mapping[str, Any], tokens: Mapping[str, int]) -> dict[str, int]:
+    if not _is_multilingual(generation, config):
+        return {}
+    known = generation.get("task_to_id") or {
+        task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate") if f"<|{task}|>" in tokens
+    }
+    return {task: int(number) for task, number in known.items()}
+
+
+def _contexts(directory: Path, dimensions: Dimensions) -> tuple[float, ...]:
+    longest = dimensions.source_positions / POSITIONS_PER_SECOND
+    file = directory / "whisperd.json"
+    if not file.exists():
+        return (longest,)
+    contexts = _read_json(file).get("contexts", [longest])
+    valid = isinstance(contexts, list) and bool(contexts)
+    for seconds in contexts if valid else ():
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        valid = valid and number and 0 < seconds <= longest and float(seconds * POSITIONS_PER_SECOND).is_integer()
+    if not valid:
+        raise CheckpointError(f"{file}: contexts must list seconds in steps of 0.02, above 0 and up to {longest:g}")
+    return tuple(sorted({float(seconds) for seconds in contexts}))
+
+
+def _alignment_heads(
+    generation: Mapping[str, Any], dimensions: Dimensions, directory: Path
+) -> tuple[tuple[int, int], ...] | None:
+    heads = generation.get("alignment_heads")
+    if not heads:
+        return None
+    pairs = tuple((int(layer), int(head)) for layer, head in heads)
+    for layer, head in pairs:
+        if not (0 <= layer < dimensions.decoder_layers and 0 <= head < dimensions.decoder_heads):
+            raise CheckpointError(
+                f"{directory / 'generation_config.json'} names the alignment head {[layer, head]}, which the decoder "
+                "does not have: remove alignment_heads or name its own"
+            )
+    return pairs
+
+
+def _tokenizer_file(directory: Path) -> tuple[Path, TemporaryDirectory[str] | None]:
+    file = directory / "tokenizer.json"
+    if file.exists():
+        return file, None
+    # Imported here: only a checkpoint without tokenizer.json needs it, and it takes long.
+    from transformers import WhisperTokenizer
+
+    try:
+        tokenizer = WhisperTokenizer.from_pretrained(directory)
+    except Exception as error:  # whatever its many readers raise, the file is what is wrong
+        raise CheckpointError(
+            f"{directory} has no tokenizer.json and nothing that converts to one (vocab.json with merges.txt)"
+        ) from error
+    converted = TemporaryDirectory(prefix="whisperd-tokenizer-")
+    tokenizer.save_pretrained(converted.name)
+    return Path(converted.name) / "tokenizer.json", converted
+
+
+def _load_tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _same_tokens(ours: Path, theirs: Path) -> bool:
+    if ours.read_bytes() == theirs.read_bytes():
+        return True
+    return bool(_load_tokenizer(ours).get_vocab() == _load_tokenizer(theirs).get_vocab())
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    whole = directory / "model.safetensors"
+    if whole.exists():
+        return [whole]
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        raise CheckpointError(
+            f"{directory} has no model.safetensors: convert its weights "
+            "(transformers: from_pretrained, then save_pretrained)"
+        )
+    shards = sorted(set(_read_json(index)["weight_map"].values()))
+    return [directory / Path(shard).name for shard in shards]

@@ -1,0 +1,155 @@
+"""The heart: drafts are checked by the model, and what comes out is what the model alone would have said.
+
+`verify` is the only decoder pass there is; an ordinary step is a check of an empty draft. `decode` repeats it until
+every row's text has ended, whatever the drafts were; `propose` lets a cheaper model write the next draft. Knows
+nothing of audio, encoders or jobs. Greedy speculative decoding (Leviathan et al., 2023) with acceptance per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from streaming.whisper.model import Cache, Decoder, Memory
+from streaming.whisper.rows import Draft, Row
+from streaming.whisper.rules import Rules
+
+Scores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(logits, tokens, places, begins) -> scores, as `Rules.text`."""
+
+
+class Window(NamedTuple):
+    """What one pass looks at. Row b checks its tokens from position `starts[b]`, the first that is not in the cache.
+
+    tokens: [rows, length], prompt, text and draft, padded behind. starts, lengths, begins: [rows]; `lengths` counts
+    the true tokens, `begins` those of the prompt. width: positions in the pass, the most that any row needs.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    lengths: Tensor
+    begins: Tensor
+    width: int
+
+
+class Verdict(NamedTuple):
+    """What the model says after every position of a window.
+
+    chosen, log_probs: [rows, width]. agreed: [rows], how many tokens behind the window's first are right; the
+    token chosen after them is the correction (or simply the next token). logits: [rows, width, vocabulary].
+    """
+
+    chosen: Tensor
+    log_probs: Tensor
+    agreed: Tensor
+    logits: Tensor
+
+
+def verify(decoder: Decoder, cache: Cache, scores: Scores, window: Window) -> Verdict:
+    """One decoder pass. Fixed shapes, and nothing in it waits for the device."""
+    places = window.starts[:, None] + torch.arange(window.width, device=window.tokens.device)
+    last = window.tokens.shape[1] - 1
+    logits = decoder(window.tokens.gather(1, places.clamp(max=last)), places, cache).float()
+    allowed = scores(logits, window.tokens, places, window.begins)
+    best, chosen = allowed.max(-1)
+    others = (allowed - best[..., None]).exp_().sum(-1)  # relative to the best: exact for a sure token
+    following = window.tokens.gather(1, (places + 1).clamp(max=last))
+    given = places + 1 < window.begins[:, None]  # the prompt is not the model's to choose
+    agrees = ((chosen == following) | given) & (places + 1 < window.lengths[:, None])
+    return Verdict(chosen, -others.log(), agrees.long().cumprod(1).sum(1), logits)
+
+
+def advance(decoder: Decoder, cache: Cache, rules: Rules, rows: Sequence[Row]) -> Verdict:
+    """Check every row's draft in one pass; rows that are done only keep their seat."""
+    offers = [row.offer() for row in rows]
+    starts = [len(row.tokens) - 1 if row.done else row.cached for row in rows]
+    lengths = [len(row.tokens) + len(offer) for row, offer in zip(rows, offers, strict=True)]
+    longest = max(lengths)
+    device = cache.keys.device
+    padded = [
+        row.tokens + offer + [0] * (longest - length) for row, offer, length in zip(rows, offers, lengths, strict=True)
+    ]
+    width = max(length - start for length, start in zip(lengths, starts, strict=True))
+    begins = [len(row.prompt) for row in rows]
+    tokens, first, ends, texts = (torch.tensor(part, device=device) for part in (padded, starts, lengths, begins))
+    window = Window(tokens, first, ends, texts, width)
+    stamped = [row.timestamps for row in rows]
+    scores = partial(rules.text, stamped=torch.tensor(stamped, device=device) if any(stamped) else None)
+    cache.reserve(longest)
+    verdict = verify(decoder, cache, scores, window)
+    judged = zip(rows, offers, *(part.tolist() for part in verdict[:3]), strict=True)
+    for row, offer, chosen, log_probs, agreed in judged:
+        if not row.done:
+            row.take(len(offer), agreed, chosen, log_probs)
+    return verdict
+
+
+def decode(
+    decoder: Decoder, memory: Memory, rules: Rules, rows: Sequence[Row], proposer: Proposer | None = None
+) -> None:
+    """Bring every row to its end. `rows` are those of `memory`, in order."""
+    cache = Cache(memory)
+    verdict = advance(decoder, cache, rules, rows)
+    if rules.grammar.no_speech is not None:  # as it is after start of transcript, before any rule
+        silence = verdict.logits[:, 0].softmax(-1)[:, rules.grammar.no_speech]
+        for row, probability in zip(rows, silence.tolist(), strict=True):
+            row.no_speech = probability
+    seats = list(range(len(rows)))
+    while waiting := [seat for seat in seats if not rows[seat].done]:
+        if len(waiting) * 2 <= len(seats):  # copying the rest costs less than carrying the finished along
+            cache = cache.select(torch.tensor([seats.index(seat) for seat in waiting], device=cache.keys.device))
+            seats = waiting
+        if proposer is not None:
+            proposer.propose(rows)
+        advance(decoder, cache, rules, [rows[seat] for seat in seats])
+
+
+class Proposer:
+    """A cheaper decoder that writes the next `count` tokens of rows whose draft has nothing to offer."""
+
+    def __init__(self, decoder: Decoder, memory: Memory, rules: Rules, count: int) -> None:
+        self._decoder, self._rules, self._count = decoder, rules, count
+        self._cache = Cache(memory)
+        self._cached: list[list[int]] = [[] for _ in range(memory.rows)]  # each row's tokens that are in the cache
+
+    def propose(self, rows: Sequence[Row]) -> None:
+        """Give drafts to the rows that wait without one. `rows` are all those of the memory, in order."""
+        wanting = [not row.done and not row.offer() for row in rows]
+        if not any(wanting):
+            return
+        guesses = [self._guess(row, wants, seen) for row, wants, seen in zip(rows, wanting, self._cached, strict=True)]
+        while not all(guess.done for guess in guesses):
+            advance(self._decoder, self._cache, self._rules, guesses)
+        self._cached = [guess.tokens[: guess.cached] for guess in guesses]
+        for row, guess, wants in zip(rows, guesses, wanting, strict=True):
+            if wants:
+                row.draft = Draft(guess.text[len(row.tokens) - len(row.prompt) :])
+
+    def _guess(self, row: Row, wants: bool, seen: Sequence[int]) -> Row:
+        """A row for the cheaper decoder that continues `row` from what its cache already holds."""
+        guess = Row(row.prompt, min(len(row.log_probs) + self._count, row.limit), Draft(()), row.timestamps, row.eot)
+        guess.tokens, guess.log_probs = list(row.tokens), list(row.log_probs)
+        same = next((i for i, (a, b) in enumerate(zip(seen, row.tokens, strict=False)) if a != b), len(seen))
+        guess.cached = min(same, len(row.tokens) - 1)
+        guess.done = not wants
+        return guess
+
+
+def detect_languages(decoder: Decoder, memory: Memory, rules: Rules) -> list[str]:
+    """The likeliest language of every row, by the token after start of transcript."""
+    count, device = memory.rows, memory.keys.device
+    ones = torch.ones(count, dtype=torch.long, device=device)
+    cache = Cache(memory)
+    cache.reserve(1)
+    verdict = verify(
+        decoder,
+        cache,
+        rules.language,
+        Window(torch.full((count, 1), rules.grammar.sot, device=device), ones - 1, ones, ones, 1),
+    )
+    names = {token: name for name, token in rules.grammar.languages.items()}
+    return [names[token] for token in verdict.chosen[:, 0].tolist()]

@@ -1,0 +1,254 @@
+"""The Whisper encoder and decoder in plain PyTorch, and the decoder's cache with a length of its own for every row.
+
+Owns the arithmetic and the cache's layout. Knows nothing of prompts, drafts, rules or jobs: the decoder is asked for
+the logits of some tokens at some positions, and whoever asks keeps count of which positions are true.
+
+Modules bear the names of the Hugging Face layout, so that its weights load by name. Nothing in a forward pass waits
+for the device or depends on the values in a tensor: shapes are fixed by (rows, width, capacity) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
+from torch import Tensor, nn
+
+from streaming.whisper.checkpoint import CheckpointError, Dimensions
+
+CAPACITY_STEP = 64
+"""The cache grows in steps of this many positions, so that few shapes of the pass exist."""
+
+Watch = Callable[[int, Tensor, Tensor], None]
+"""Called with a decoder layer's number and its cross-attention's queries and keys, [rows, heads, length, head_dim]."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention; Whisper's keys have no bias."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def split(self, states: Tensor) -> Tensor:
+        """[rows, length, width] -> [rows, heads, length, head_dim]"""
+        rows, length, width = states.shape
+        return states.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
+
+    def queries(self, states: Tensor) -> Tensor:
+        return self.split(self.q_proj(states))
+
+    def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.k_proj(states)), self.split(self.v_proj(states))
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[rows, length, width]; `mask` is True where a query may look."""
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        merged: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return merged
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = Attention(width, heads)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, ffn)
+        self.fc2 = nn.Linear(ffn, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        normed = self.self_attn_layer_norm(states)
+        keys, values = self.self_attn.keys_values(normed)
+        states = states + self.self_attn.attend(self.self_attn.queries(normed), keys, values)
+        states = states + self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
+        if states.dtype == torch.float16:
+            # The large checkpoints overflow here in half precision; transformers clamps at the same bound.
+            bound = torch.finfo(torch.float16).max - 1000
+            states = states.clamp(-bound, bound)
+        return states
+
+
+class Encoder(nn.Module):
+    """Log-mel features to states, for any context up to the checkpoint's longest."""
+
+    def __init__(self, sizes: Dimensions) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(sizes.mels, sizes.d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(sizes.d_model, sizes.d_model, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(sizes.source_positions, sizes.d_model)
+        self.layers = nn.ModuleList(
+            EncoderLayer(sizes.d_model, sizes.encoder_heads, sizes.encoder_ffn) for _ in range(sizes.encoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(sizes.d_model)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """[rows, mels, frames] -> [rows, frames / 2, d_model]; positions count from the context's start."""
+        states = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
+        states = states + self.embed_positions.weight[: states.shape[1]]
+        for layer in self.layers:
+            states = layer(states)
+        normed: Tensor = self.layer_norm(states)
+        return normed
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the decoder knows of the audio: cross-attention keys and values, computed once per job.
+
+    keys, values: [layers, rows, heads, encoder positions, head_dim].
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[1]
+
+    def select(self, rows: Tensor) -> Memory:
+        """A copy of some rows; `rows`: [count] indices."""
+        return Memory(self.keys[:, rows], self.values[:, rows])
+
+
+class Cache:
+    """Self-attention keys and values of every row, beside the row's memory of its audio.
+
+    keys, values: [layers, rows, heads, capacity, head_dim]. A row's first positions are its own; what lies behind
+    them is stale, is masked because no true query looks past its own position, and is overwritten in time. The last
+    position is never true: writes of padding that fall beyond the capacity land there.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        layers, rows, heads, _, head_dim = memory.keys.shape
+        # Zeros, not uninitialised memory: a masked position still meets its value, and 0 * NaN is NaN.
+        self.keys = memory.keys.new_zeros(layers, rows, heads, 0, head_dim)
+        self.values = self.keys
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` true positions in every row."""
+        missing = length + 1 - self.capacity
+        if missing > 0:
+            grown = -(-missing // CAPACITY_STEP) * CAPACITY_STEP
+            self.keys = F.pad(self.keys, (0, 0, 0, grown))
+            self.values = F.pad(self.values, (0, 0, 0, grown))
+
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put [rows, heads, width, head_dim] at `positions` [rows, width]; returns the layer's keys and values."""
+        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
+        places = positions.clamp(max=self.capacity - 1)
+        self.keys[layer][rows, :, places] = keys.transpose(1, 2)
+        self.values[layer][rows, :, places] = values.transpose(1, 2)
+        return self.keys[layer], self.values[layer]
+
+    def select(self, rows: Tensor) -> Cache:
+        """A copy of some rows; `rows`: [count] indices."""
+        chosen = Cache(self.memory.select(rows))
+        chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
+        return chosen
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = Attention(width, heads)
+        self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.encoder_attn = Attention(width, heads)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, ffn)
+        self.fc2 = nn.Linear(ffn, width)
+
+    def forward(
+        self, states: Tensor, positions: Tensor, mask: Tensor, cache: Cache, layer: int, watch: Watch | None
+    ) -> Tensor:
+        normed = self.self_attn_layer_norm(states)
+        keys, values = cache.write(layer, positions, *self.self_attn.keys_values(normed))
+        states = states + self.self_attn.attend(self.self_attn.queries(normed), keys, values, mask)
+
+        queries = self.encoder_attn.queries(self.encoder_attn_layer_norm(states))
+        keys, values = cache.memory.keys[layer], cache.memory.values[layer]
+        if watch is not None:
+            watch(layer, queries, keys)
+        # Every position of the context may be seen, padding included, as in training: no mask, the fast kernel.
+        states = states + self.encoder_attn.attend(queries, keys, values)
+        return states + self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
+
+
+class Decoder(nn.Module):
+    """Tokens at positions to logits, given a cache that holds every earlier position."""
+
+    def __init__(self, sizes: Dimensions) -> None:
+        super().__init__()
+        self.scale = sizes.d_model**0.5 if sizes.scale_embedding else 1.0
+        self.positions = sizes.target_positions
+        self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.d_model)
+        self.embed_positions = nn.Embedding(sizes.target_positions, sizes.d_model)
+        self.layers = nn.ModuleList(
+            DecoderLayer(sizes.d_model, sizes.decoder_heads, sizes.decoder_ffn) for _ in range(sizes.decoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(sizes.d_model)
+        self.proj_out = None if sizes.tied_embedding else nn.Linear(sizes.d_model, sizes.vocabulary, bias=False)
+
+    def remember(self, states: Tensor) -> Memory:
+        """The memory of encoder states [rows, encoder positions, d_model]."""
+        pairs = [layer.encoder_attn.keys_values(states) for layer in self.layers]  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
+        return Memory(torch.stack([keys for keys, _ in pairs]), torch.stack([values for _, values in pairs]))
+
+    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, watch: Watch | None = None) -> Tensor:
+        """One pass: [rows, width] tokens at [rows, width] positions -> logits [rows, width, vocabulary].
+
+        Writes the tokens into the cache, which must have room for every true position (`Cache.reserve`).
+        """
+        places = self.embed_positions(positions.clamp(max=self.positions - 1))
+        states = self.embed_tokens(tokens) * self.scale + places
+        seen = torch.arange(cache.capacity, device=positions.device)
+        mask = (seen <= positions[..., None])[:, None]
+        for number, layer in enumerate(self.layers):
+            states = layer(states, positions, mask, cache, number, watch)
+        weight = self.embed_tokens.weight if self.proj_out is None else self.proj_out.weight
+        logits: Tensor = F.linear(self.layer_norm(states), weight)
+        return logits
+
+
+Part = TypeVar("Part", Encoder, Decoder)
+
+
+def build_encoder(sizes: Dimensions, weights: Mapping[str, Tensor]) -> Encoder:
+    """The encoder of `read_weights`' tensors, which it uses without copying. Raises CheckpointError."""
+    return _fill(Encoder, sizes, encoder_weights(weights))
+
+
+def build_decoder(sizes: Dimensions, weights: Mapping[str, Tensor]) -> Decoder:
+    """The decoder, likewise. Raises CheckpointError."""
+    own = {name.removeprefix("decoder."): value for name, value in weights.items() if name.startswith("decoder.")}
+    if not sizes.tied_embedding:
+        own |= {name: value for name, value in weights.items() if name.startswith("proj_out.")}
+    return _fill(Decoder, sizes, own)
+
+
+def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
+
+
+def _fill(kind: type[Part], sizes: Dimensions, weights: Mapping[str, Tensor]) -> Part:
+    with torch.device("meta"):  # no memory and no initialisation for weights that are replaced at once
+        part = kind(sizes)
+    try:
+        part.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        details = " ".join(str(error).split())
+        raise CheckpointError(f"the weights do not fit config.json: {details}") from error
+    return part.eval().requires_grad_(False)

@@ -1,0 +1,96 @@
+"""One text in the making: what is said so far, and the draft of what may come.
+
+Owns the bookkeeping of a row between two passes, and re-anchoring: when the text departs from its draft, where in
+the draft's rest it may come back. Plain Python; knows nothing of models or tensors. A draft never changes what is
+said, only how soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+REACH = 8
+"""How far ahead in the draft a correction is looked for: about a phrase; farther, common tokens match by chance."""
+
+
+class Draft:
+    """Tokens that were guessed for a text, offered to the model from the place that the text has reached.
+
+    The text departs from a draft by a token that is missing from the draft, one too many, or another one (a comma
+    lost, a word repeated, a letter's case). The correction tells which only in part, so the rest is offered behind
+    the correction as the likeliest reading has it, and the next correction is looked for from the same place again.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = list(tokens)
+        self._place = 0  # tokens before it are certainly behind the text
+        self._start = 0  # where the last offer began
+        self._misses = 0  # corrections since the text and the draft last agreed
+
+    def offer(self) -> list[int]:
+        """What is to be checked next; empty where the draft has nothing fitting."""
+        return self._tokens[self._start :]
+
+    def correct(self, kept: int, text: Sequence[int]) -> None:
+        """The model kept so many tokens of the last offer, and then said the last token of `text`."""
+        if kept > 0:
+            self._place, self._misses = self._start + kept, 0
+        self._misses += 1
+        self._start = self._find(text)
+
+    def _find(self, text: Sequence[int]) -> int:
+        reach = range(self._place, min(self._place + self._misses + REACH, len(self._tokens)))
+        matches = [index for index in reach if self._tokens[index] == text[-1]]
+        for index in matches:
+            if index > 0 and len(text) > 1 and self._tokens[index - 1] == text[-2]:
+                return index + 1
+        if matches:
+            return matches[0] + 1
+        # Not there: at first it stands in place of one token; after that no guess is likelier than another.
+        return self._place + 1 if self._misses == 1 else len(self._tokens)
+
+
+@dataclass(slots=True)
+class Row:
+    """One text in the making. limit: tokens to decode at most, the end of text included."""
+
+    prompt: tuple[int, ...]
+    limit: int
+    draft: Draft
+    timestamps: bool = False
+    eot: int = -1
+    tokens: list[int] = field(init=False)  # the prompt and the text so far
+    log_probs: list[float] = field(default_factory=list)
+    cached: int = 0  # leading tokens whose keys and values are in the cache
+    accepted: int = 0  # how much of the draft the first pass kept
+    passes: int = 0
+    no_speech: float = 0.0
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def text(self) -> list[int]:
+        """The tokens behind the prompt, without the end of text."""
+        said = self.tokens[len(self.prompt) :]
+        return said[:-1] if said and said[-1] == self.eot else said
+
+    def offer(self) -> list[int]:
+        room = self.limit - len(self.log_probs)
+        return [] if self.done else self.draft.offer()[:room]
+
+    def take(self, offered: int, agreed: int, chosen: list[int], log_probs: list[float]) -> None:
+        """Append what a pass says about the row: the kept draft and the correction behind it."""
+        first = len(self.tokens) - 1 - self.cached  # the column that judges the first token of the offer
+        said, how = chosen[first : agreed + 1], log_probs[first : agreed + 1]
+        kept = min(len(said) - 1, offered)
+        self.accepted = self.accepted if self.passes else kept
+        self.passes += 1
+        self.cached += agreed + 1
+        room = self.limit - len(self.log_probs)
+        self.tokens += said[:room]
+        self.log_probs += how[:room]
+        self.done = len(self.log_probs) >= self.limit or self.tokens[-1] == self.eot
+        self.draft.correct(kept, self.tokens)

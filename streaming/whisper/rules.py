@@ -1,0 +1,119 @@
+"""Whisper's token grammar: the prompt, and what may be said where.
+
+Owns the restrictions as a pure function of the tokens so far, applied to every position of a window at once. Knows
+nothing of caches, drafts or audio. The same rules, to the token, as transformers' logits processors for Whisper
+(suppression, begin-suppression, `WhisperTimeStampLogitsProcessor`), which follow OpenAI's decoder.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from streaming.whisper.checkpoint import Grammar
+
+
+class Rules:
+    """A checkpoint's grammar as tensors on the device."""
+
+    def __init__(self, grammar: Grammar, vocabulary: int, device: torch.device) -> None:
+        self.grammar = grammar
+        self._ids = torch.arange(vocabulary, device=device)
+        self._never = self._flags(grammar.suppress)
+        self._never_first = self._flags(grammar.begin_suppress)
+        self._not_language = ~self._flags(tuple(grammar.languages.values()))
+        # A vocabulary without timestamps has them, so to speak, behind its end.
+        self._first_timestamp = vocabulary if grammar.no_timestamps is None else grammar.no_timestamps + 1
+
+    def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
+        """The tokens that a text starts with. English-only checkpoints have neither language nor task.
+
+        Raises ValueError for what this checkpoint cannot do.
+        """
+        grammar = self.grammar
+        prompt = [grammar.sot]
+        if grammar.languages:
+            if language is None or language not in grammar.languages:
+                raise ValueError(f"the language {language!r} is not one of {', '.join(grammar.languages)}")
+            prompt.append(grammar.languages[language])
+            if task not in grammar.tasks:
+                raise ValueError(f"the task {task!r} is not one of {', '.join(grammar.tasks)}")
+            prompt.append(grammar.tasks[task])
+        elif language not in (None, "en") or task != "transcribe":
+            raise ValueError(f"an English-only checkpoint cannot {task} the language {language!r}")
+        if grammar.no_timestamps is None:
+            if timestamps:
+                raise ValueError("this checkpoint has no timestamps")
+        elif not timestamps:
+            prompt.append(grammar.no_timestamps)
+        return tuple(prompt)
+
+    def limit(self, prompt: tuple[int, ...], positions: int, wanted: int | None) -> int:
+        """How many tokens may be decoded, the end of text included, for a decoder of so many positions.
+
+        As `transformers.generate` counts: the checkpoint's `max_length`, or `wanted` as its `max_new_tokens`.
+        """
+        most = min(self.grammar.max_length, positions - len(prompt))
+        return most if wanted is None else min(wanted, most)
+
+    def text(self, logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor, stamped: Tensor | None) -> Tensor:
+        """The scores of what may follow each position of a window: forbidden tokens at -inf.
+
+        logits: float32 [rows, width, vocabulary]. tokens: [rows, length], every row's tokens from position 0 on, the
+        window included. places: [rows, width], the window's positions. begins: [rows], the lengths of the prompts.
+        stamped: [rows], which rows have timestamps; None for no row.
+        """
+        first = (places + 1 == begins[:, None])[..., None]
+        scores = logits.masked_fill(self._never | (first & self._never_first), -math.inf)
+        if stamped is None:
+            return scores
+        return torch.where(stamped[:, None, None], self._timestamps(scores, tokens, places, begins), scores)
+
+    def language(self, logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
+        """The scores of what may follow start of transcript when the language is asked for."""
+        return logits.masked_fill(self._not_language, -math.inf)
+
+    def _timestamps(self, scores: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
+        """Timestamps come in pairs, never fall, start the text, and win when together likelier than any word."""
+        start, ids = self._first_timestamp, self._ids
+        is_timestamp = ids >= start
+        written = places + 1 - begins[:, None]  # tokens of text up to and including each position
+        last, before = _at(tokens, places), _at(tokens, places - 1)
+        after_one = (written >= 1) & (last >= start)
+        after_two = after_one & ((written < 2) | (before >= start))
+        # The newest timestamp of the text may be said again only to close its pair.
+        newest = _at(self._newest_timestamps(tokens, begins), places)
+        earliest = torch.where(newest < start, start, newest + (~(after_one & ~after_two)).long())
+
+        forbidden = is_timestamp & (ids < earliest[..., None])
+        forbidden |= after_two[..., None] & is_timestamp
+        forbidden |= (after_one & ~after_two)[..., None] & (ids < self.grammar.eot)
+        opening = ~is_timestamp
+        if self.grammar.max_initial_timestamp is not None:
+            opening = opening | (ids > start + self.grammar.max_initial_timestamp)
+        forbidden |= (written == 0)[..., None] & opening
+        forbidden |= ids == start - 1  # the prompt says whether there are timestamps, the text does not
+        scores = scores.masked_fill(forbidden, -math.inf)
+
+        log_probs = scores.log_softmax(-1)
+        together = log_probs[..., start:].logsumexp(-1)
+        likeliest_word = log_probs[..., :start].amax(-1)
+        return scores.masked_fill((together > likeliest_word)[..., None] & ~is_timestamp, -math.inf)
+
+    def _newest_timestamps(self, tokens: Tensor, begins: Tensor) -> Tensor:
+        """For every position the last timestamp of the text up to there, or -1: [rows, length]."""
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        stamps = (tokens >= self._first_timestamp) & (index >= begins[:, None])
+        where = torch.where(stamps, index, -1).cummax(1).values
+        return torch.where(where < 0, -1, tokens.gather(1, where.clamp(min=0)))
+
+    def _flags(self, tokens: tuple[int, ...]) -> Tensor:
+        flags = torch.zeros_like(self._ids, dtype=torch.bool)
+        flags[[token for token in tokens if 0 <= token < len(flags)]] = True
+        return flags
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    return values.gather(1, places.clamp(0, values.shape[1] - 1))
