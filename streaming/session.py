@@ -16,6 +16,7 @@ job has a revision of its own, and a job that is no longer wanted is struck from
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -38,7 +39,6 @@ from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, utt
 from streaming.recent import RecentAudio
 from streaming.segment import Boundary, Opened, Segment, Segmenter, SegmentSettings
 from streaming.text import Text
-from streaming.vad import Detector
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Session:
     """One stream.
 
     source: the name that its events carry.
-    detector: the stream's own; a session shares no state with another.
+    detector: what gives the stream's next frame its speech probability: a `vad.Detector` of the stream's own.
     text: the checkpoint's.
     language: a code, or None for the checkpoint to detect.
     partials, words: whether partials, and the words of finals, are wanted.
@@ -108,7 +108,7 @@ class Session:
         self,
         source: str,
         settings: SessionSettings,
-        detector: Detector,
+        detector: Callable[[Waveform], float],
         text: Text,
         *,
         language: str | None = None,

