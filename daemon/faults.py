@@ -8,7 +8,7 @@ from __future__ import annotations
 from streaming.events import Error
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818 - the word of the trade for what a client did; `Error` is the event
     """Something that a client did wrong or cannot have. `fatal`: the stream cannot go on after it."""
 
     def __init__(self, code: str, message: str, *, fatal: bool = False) -> None:

@@ -1,0 +1,86 @@
+"""Is the service alive, ready, getting on?
+
+Owns the canary, a small decode that runs when nothing else has for a while, and the judgement of the engine's
+progress, which feeds `/readyz` and the watchdog. Knows the scheduler's clock readings and nothing of what is decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import numpy as np
+
+from daemon.metrics import Metrics
+from daemon.scheduler import Kind, Scheduler
+from streaming.job import SAMPLE_RATE, Job, Result
+
+_log = logging.getLogger(__name__)
+
+
+class Health:
+    """interval: seconds without a decode after which the canary sings. stall: seconds that a batch may take.
+
+    A client of the scheduler, like any stream, with jobs of partials' urgency.
+    """
+
+    def __init__(self, scheduler: Scheduler, interval: float, stall: float, metrics: Metrics) -> None:
+        self.warm = False
+        self.stopping = False
+        self._scheduler = scheduler
+        self._interval = interval
+        self._stall = stall
+        self._metrics = metrics
+        self._due = False
+        # A faint hiss: the shape of a job, and nothing to find in it.
+        noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+        self._audio = (0.001 * noise).astype(np.float32)
+
+    def unready(self) -> str | None:
+        """Why no stream should be sent here; None when ready."""
+        if self.stopping:
+            return "shutting down"
+        if not self.warm:
+            return "warming up"
+        if self.stalled:
+            return f"a batch has taken longer than {self._stall:g} s"
+        age = self._silence()
+        if age > self._stall + self._interval:
+            return f"the last decode that succeeded is {age:.0f} s old"
+        return None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine hangs. Slow to load is not stalled: no batch is running then."""
+        since = self._scheduler.busy_since
+        return since is not None and time.monotonic() - since > self._stall
+
+    async def run(self) -> None:
+        """Sing when it has been silent for the interval; until cancelled."""
+        self._scheduler.add(self)
+        while True:
+            await asyncio.sleep(max(self._interval - self._silence(), self._interval / 10))
+            if self._silence() >= self._interval and self._scheduler.busy_since is None:
+                self._due = True
+                self._scheduler.schedule(self)
+
+    def _silence(self) -> float:
+        return time.monotonic() - (self._scheduler.decoded_at or 0.0)
+
+    # --- a client of the scheduler ---------------------------------------------------------------------------------
+
+    def pending(self) -> Kind | None:
+        return "partial" if self._due else None
+
+    def next_job(self) -> Job | None:
+        self._due = False
+        return Job(audio=self._audio)
+
+    def receive_result(self, result: Result) -> None:
+        if result.error is not None:
+            self._metrics.canary_failures.inc()
+            _log.error("the canary's decode failed: %s", result.error)
+
+    def broke(self, error: Exception) -> None:
+        _log.error("the canary is dead: %s", error)

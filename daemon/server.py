@@ -1,0 +1,489 @@
+"""The listening port: websockets and a few plain pages.
+
+Owns the sockets, who may come in and how many, the limits on what they send, and how long a peer that does not read is
+waited for. Knows the dialect by the path, and of what lies behind only that streams can be opened and events
+subscribed to (`Gateway`). Every fault of a client becomes an error event and, when fatal, a close; none becomes a
+traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+from websockets.asyncio.server import Server as WebsocketServer
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from daemon.config import Server as ServerSettings
+from daemon.dialects import native
+from daemon.faults import Fault
+from daemon.metrics import Metrics
+from daemon.sources import check_name
+from daemon.web import Page, Pages
+from streaming.events import Event, Inbound, Start, Stop
+
+_log = logging.getLogger(__name__)
+
+STREAM, EVENTS = "/v1/stream", "/v1/events"
+
+_START_GRACE = 1.0
+"""Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
+
+_LAST_WORDS = 0.3
+"""Seconds for which audio that is on its way is still read when the service stops."""
+
+_CLOSE_TIMEOUT = 10.0
+_PING_INTERVAL = 20.0
+# A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
+# here, and the kernel's keepalive (below) for peers that are really gone.
+_PING_TIMEOUT = 120.0
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+
+class Outbox(Protocol):
+    overflowed: bool
+
+    def put(self, event: Event) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+
+class Stream(Protocol):
+    @property
+    def outbox(self) -> Outbox: ...
+
+    def ready(self) -> None: ...
+
+    async def receive(self, message: Inbound) -> None: ...
+
+    async def finish(self) -> None: ...
+
+    def broke(self, error: Exception) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Gateway(Protocol):
+    """What lies behind the port."""
+
+    async def open_stream(self, start: Start) -> Stream:
+        """Waits until the engine is warm. Raises: Fault."""
+
+    def subscribe(self, source: str | None, since: int | None) -> Outbox: ...
+
+    def leave(self, outbox: Outbox) -> None: ...
+
+
+class Server:
+    """send_timeout: seconds that a peer may take to take in one message."""
+
+    def __init__(
+        self, settings: ServerSettings, send_timeout: float, gateway: Gateway, pages: Pages, metrics: Metrics
+    ) -> None:
+        self.max_message = settings.max_message
+        self._settings = settings
+        self._send_timeout = send_timeout
+        self.gateway = gateway
+        self._pages = pages
+        self._metrics = metrics
+        self._listener: WebsocketServer | None = None
+        self._streams = _Seats(settings.max_streams, "streams")
+        self._subscribers = _Seats(settings.max_subscribers, "subscribers")
+        self._stop_at: float | None = None  # the loop's time from which on no stream is read
+        self._readers: set[asyncio.Timeout] = set()  # of those who still listen to a stream's client
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        """Raises:
+        OSError: the address is taken or not ours, or the certificate cannot be read.
+        """
+        settings = self._settings
+        self._listener = await serve(
+            self._handle,
+            settings.host,
+            settings.port,
+            ssl=_tls(settings.certificate, settings.key),
+            process_request=self._respond,
+            compression=None,
+            max_size=4 * settings.max_message,  # what is a little too big is read, and answered
+            ping_interval=_PING_INTERVAL,
+            ping_timeout=_PING_TIMEOUT,
+            close_timeout=_CLOSE_TIMEOUT,
+            server_header=None,
+            logger=_quiet_logger(),
+        )
+
+    @property
+    def url(self) -> str:
+        assert self._listener is not None, "listen first"
+        scheme = "wss" if self._settings.certificate else "ws"
+        host, port = next(iter(self._listener.sockets)).getsockname()[:2]
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def stop_accepting(self) -> None:
+        """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
+        if self._listener is not None:
+            self._listener.close(close_connections=False)
+        self._stop_at = asyncio.get_running_loop().time() + _LAST_WORDS
+        for reader in self._readers:
+            reader.reschedule(self._stop_at)
+
+    async def wait_closed(self) -> None:
+        """Until every connection has ended."""
+        if self._listener is not None:
+            await self._listener.wait_closed()
+
+    # --- plain HTTP ------------------------------------------------------------------------------------------------
+
+    def _respond(self, _: ServerConnection, request: Request) -> Response | None:
+        """None lets the websocket handshake go on."""
+        if request.method != "GET":
+            return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
+        path = urlsplit(request.path).path
+        upgrade = request.headers.get("Upgrade", "").lower()
+        if upgrade == "websocket" and path in (STREAM, EVENTS):
+            return None
+        return _response(self._pages.get(path))
+
+    # --- websockets ------------------------------------------------------------------------------------------------
+
+    async def _handle(self, ws: ServerConnection) -> None:
+        _notice_dead_peers(ws)
+        code: int | None
+        try:
+            code = await self._serve(ws)
+        except Fault as fault:
+            # Nothing of ours serves this client yet, or any more.
+            code = native.close_code(fault.code)
+            self.note(ws, fault)
+            with contextlib.suppress(ConnectionClosed, TimeoutError):
+                await self.send(ws, fault.event(fatal=True))
+        except ConnectionClosed:
+            return
+        except Exception:
+            _log.exception("a connection's handler failed")
+            code = native.close_code("internal")
+        if code is not None:
+            await _close(ws, code, _CLOSE_TIMEOUT)
+
+    async def _serve(self, ws: ServerConnection) -> int | None:
+        """Until it is over; the code to close with, or None where it is closed already."""
+        request = ws.request
+        assert request is not None, "the handshake is over"
+        parts = urlsplit(request.path)
+        query = _parse_query(parts.query)
+        self._authorise(request, query.pop("token", None))
+        if parts.path == STREAM:
+            return await self._serve_stream(ws, query)
+        return await self._serve_events(ws, query)
+
+    async def _serve_stream(self, ws: ServerConnection, query: dict[str, str]) -> int | None:
+        _only(query, "source")
+        with self._streams:
+            return await _Conversation(self, ws, query.get("source")).run()
+
+    async def _serve_events(self, ws: ServerConnection, query: dict[str, str]) -> int | None:
+        _only(query, "source", "since")
+        source = check_name(query["source"]) if "source" in query else None
+        since = _since(query)
+        with self._subscribers:
+            outbox = self.gateway.subscribe(source, since)
+            writer = asyncio.create_task(self.write(ws, outbox))
+            reader = asyncio.create_task(_hear_nothing(ws))
+            try:
+                await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if not reader.done():
+                    return native.CLOSE_SHUTTING_DOWN
+                fault = reader.result()
+                if fault is None:
+                    return None
+                self.note(ws, fault)
+                outbox.put(fault.event(fatal=True))
+                return native.close_code(fault.code)
+            finally:
+                reader.cancel()
+                self.gateway.leave(outbox)
+                await writer
+
+    def _authorise(self, request: Request, token: str | None) -> None:
+        _check_origin(request, self._settings.origins)
+        if not self._settings.tokens:
+            return
+        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+        given = [bearer.strip()] if scheme.lower() == "bearer" else []
+        given += [token] if token is not None else []
+        # compare_digest: the time that a comparison takes must tell nothing about the token.
+        if not any(
+            hmac.compare_digest(mine.encode(), theirs.encode()) for mine in self._settings.tokens for theirs in given
+        ):
+            raise Fault(
+                "unauthorised", "a token is needed: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
+            )
+
+    # --- what conversations ask for --------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Within, the service's end raises TimeoutError a moment after it was announced."""
+        async with asyncio.timeout_at(self._stop_at) as reader:
+            self._readers.add(reader)
+            try:
+                yield
+            finally:
+                self._readers.discard(reader)
+
+    async def send(self, ws: ServerConnection, event: Event) -> None:
+        async with asyncio.timeout(self._send_timeout):
+            await ws.send(native.encode(event))
+
+    async def write(self, ws: ServerConnection, outbox: Outbox) -> None:
+        """All of `outbox` to the peer. One that is too slow is disconnected."""
+        try:
+            async for event in outbox:
+                await self.send(ws, event)
+            if not outbox.overflowed:
+                return
+        except ConnectionClosed:
+            return
+        except TimeoutError:
+            pass
+        _log.info("%s reads too slowly: disconnected", _peer(ws))
+        await _close(ws, native.CLOSE_TRY_LATER, self._send_timeout, "too slow: reconnect with ?since=SEQ")
+
+    def note(self, ws: ServerConnection, fault: Fault, level: int = logging.INFO) -> None:
+        self._metrics.client_errors.labels(fault.code).inc()
+        _log.log(level, "%s: %s: %s", _peer(ws), fault.code, fault.message)
+
+
+class _Conversation:
+    """One client of `/v1/stream`, from its first frame to its close."""
+
+    def __init__(self, server: Server, ws: ServerConnection, source: str | None) -> None:
+        self._server = server
+        self._ws = ws
+        self._source = source
+        self._decoder = native.Decoder()
+        self._stream: Stream | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._blamed = False
+
+    async def run(self) -> int | None:
+        """Until the last final is out, whatever ended it; the code to close with, None where it is closed already.
+
+        Raises:
+            Fault: before there was a stream.
+        """
+        try:
+            code = await self._listen()
+            await self._finish()
+        finally:
+            await self._leave()
+        return code
+
+    async def _listen(self) -> int | None:
+        try:
+            async with self._server.reading():
+                await self._read()
+        except TimeoutError:
+            return native.CLOSE_SHUTTING_DOWN
+        except ConnectionClosed:
+            return None
+        except Fault as fault:
+            if self._stream is None:
+                raise
+            self._blame(fault, fatal=True)
+            return native.close_code(fault.code)
+        except Exception as error:
+            if self._stream is None:
+                raise
+            _log.exception("a stream broke")
+            self._stream.broke(error)
+            return native.close_code("internal")
+        return native.CLOSE_DONE
+
+    async def _read(self) -> None:
+        first = await self._first()
+        await self._open(first if isinstance(first, Start) else Start())
+        message: Inbound | None = None if isinstance(first, Start) else first
+        while not isinstance(message, Stop):
+            if isinstance(message, Start):
+                await self._open(message)  # `ready` was sent in vain: its client was only slow
+            elif message is not None:
+                assert self._stream is not None, "it was opened above"
+                await self._stream.receive(message)
+            message = await self._next()
+
+    async def _first(self) -> Inbound | None:
+        try:
+            async with asyncio.timeout(_START_GRACE):
+                return await self._next()
+        except TimeoutError:
+            return None
+
+    async def _next(self) -> Inbound | None:
+        """The next message; None in place of one that could not be read but does not end the stream."""
+        frame = await self._ws.recv()
+        limit = self._server.max_message
+        if len(frame) > limit:
+            raise Fault("message_too_big", f"a message may have {limit} bytes, got {len(frame)}: send smaller frames")
+        try:
+            return self._decoder.decode(frame)
+        except Fault as fault:
+            if fault.fatal:
+                raise
+            self._blame(fault, fatal=False)
+            return None
+
+    async def _open(self, start: Start) -> None:
+        await self._leave()
+        start = replace(start, source=start.source if start.source is not None else self._source)
+        self._stream = await self._server.gateway.open_stream(start)
+        self._writer = asyncio.create_task(self._server.write(self._ws, self._stream.outbox))
+        self._stream.ready()
+
+    async def _finish(self) -> None:
+        if self._stream is not None:
+            await self._stream.finish()
+
+    async def _leave(self) -> None:
+        """What is in the outbox is still sent."""
+        if self._stream is not None:
+            self._stream.close()
+        if self._writer is not None:
+            await self._writer
+        self._stream = self._writer = None
+
+    def _blame(self, fault: Fault, *, fatal: bool) -> None:
+        assert self._stream is not None, "a fault before there is a stream is raised"
+        # One line for each client: whoever sends rubbish does so by the thousand.
+        self._server.note(self._ws, fault, logging.DEBUG if self._blamed else logging.INFO)
+        self._blamed = True
+        self._stream.outbox.put(fault.event(fatal=fatal))
+
+
+class _Seats:
+    """So many at once, and no more."""
+
+    def __init__(self, number: int, what: str) -> None:
+        self._number = number
+        self._what = what
+        self._taken = 0
+
+    def __enter__(self) -> None:
+        if self._taken >= self._number:
+            raise Fault("full", f"all {self._number} {self._what} are taken: try again later")
+        self._taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._taken -= 1
+
+
+async def _hear_nothing(ws: ServerConnection) -> Fault | None:
+    """Until the client sends something, which is its fault, or goes."""
+    try:
+        await ws.recv()
+    except ConnectionClosed:
+        return None
+    return Fault("subscribe_only", f"{EVENTS} only sends: stream audio to {STREAM}")
+
+
+async def _close(ws: ServerConnection, code: int, patience: float, reason: str = "") -> None:
+    """Close, and do not wait for ever for a peer that does not answer."""
+    try:
+        async with asyncio.timeout(patience):
+            await ws.close(code, reason)
+    except TimeoutError:
+        ws.transport.abort()
+
+
+def _peer(ws: ServerConnection) -> str:
+    address = ws.remote_address
+    return f"{address[0]}:{address[1]}" if address else "a client that left"
+
+
+def _notice_dead_peers(ws: ServerConnection) -> None:
+    sock: socket.socket = ws.transport.get_extra_info("socket")
+    # A peer that left meanwhile has no socket to set anything on.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):  # Linux has them all
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def _parse_query(text: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=16)
+    except ValueError:
+        raise Fault("bad_parameter", "too many parameters in the address") from None
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise Fault("bad_parameter", "a parameter in the address may come once")
+    return query
+
+
+def _only(query: dict[str, str], *known: str) -> None:
+    for name in query:
+        if name not in known:
+            raise Fault(
+                "unknown_parameter", f"unknown parameter {name[:60]!a} in the address: {', '.join(known)} or token"
+            )
+
+
+def _since(query: dict[str, str]) -> int | None:
+    text = query.get("since")
+    if text is None:
+        return None
+    if "source" not in query:
+        raise Fault("bad_parameter", "since needs a source: each source counts for itself")
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise Fault("bad_parameter", f"since must be the seq of an event, got {text[:60]!a}")
+    return int(text)
+
+
+def _check_origin(request: Request, allowed: tuple[str, ...]) -> None:
+    """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
+    origins = request.headers.get_all("Origin")
+    host = request.headers.get("Host", "")
+    for origin in origins:
+        if urlsplit(origin).netloc != host and origin not in allowed and "*" not in allowed:
+            raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
+
+
+def _response(page: Page, allow: str | None = None) -> Response:
+    headers = Headers({"Content-Type": page.content_type, "Content-Length": str(len(page.body)), "Connection": "close"})
+    headers["Cache-Control"] = "no-store"
+    if allow:
+        headers["Allow"] = allow
+    return Response(page.status.value, page.status.phrase, headers, page.body)
+
+
+def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def _quiet_logger() -> logging.Logger:
+    """The library's, without a traceback for a client that does not speak HTTP, and without the tokens in requests."""
+    logger = logging.getLogger("daemon.server.websockets")
+    logger.setLevel(logging.CRITICAL)
+    return logger

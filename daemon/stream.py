@@ -1,0 +1,250 @@
+"""One client's pump: source -> session -> scheduler -> hub.
+
+Owns the life of one stream: its decoder, its session, its place with the scheduler, and the moment at which its last
+final is out. Here meet the neighbours that must not know each other. Knows nothing of sockets or topics: whoever
+brings the audio calls `receive` with the vocabulary's own messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+
+from daemon.faults import Fault
+from daemon.hub import Hub
+from daemon.metrics import Metrics
+from daemon.scheduler import Kind, Scheduler
+from daemon.sources import DEFAULT_SOURCE, Sources, check_name
+from streaming.audio import AudioDecoder, AudioFormat, FormatError
+from streaming.events import (
+    Audio,
+    Error,
+    Event,
+    Flush,
+    Flushed,
+    Inbound,
+    Ready,
+    Start,
+    Stop,
+    Stopped,
+)
+from streaming.job import SAMPLE_RATE, Job, Result, Waveform
+from streaming.session import Session, SessionSettings
+from streaming.text import Text
+from streaming.vad import Detector, VadSettings
+
+_log = logging.getLogger(__name__)
+
+_SLICE_SECONDS = 0.25
+"""Audio that is looked at between two turns of the event loop: eight frames, a few milliseconds of voice detection.
+A client that sends a file at fifty times its pace must not delay those who speak."""
+
+_MUTED = "\0muted"
+"""The id of the flush that ends an utterance when its source is switched off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a stream must know of the engine."""
+
+    student: str
+    teacher: str | None
+    device: str
+    languages: tuple[str, ...]
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What all streams share. backlog: seconds of audio that may wait for finals before reading pauses."""
+
+    model: Model
+    session: SessionSettings
+    vad: VadSettings
+    backlog: float
+    scheduler: Scheduler
+    hub: Hub
+    sources: Sources
+    metrics: Metrics
+
+
+class Stream:
+    """From a `Start` to `Stopped`. A client of the scheduler.
+
+    Everything that it says goes to the hub; what concerns its own client alone (ready, flushed, stopped, errors) goes
+    only into `outbox`, which follows this stream among all.
+
+    Raises:
+        Fault: `bad_source`, `bad_language`, `bad_format`, `bad_encoding`; fatal.
+    """
+
+    def __init__(self, start: Start, shared: Neighbours) -> None:
+        self.id = uuid.uuid4().hex
+        self.source = check_name(start.source if start.source is not None else DEFAULT_SOURCE)
+        self._shared = shared
+        self._decoder = AudioDecoder(_format(start))
+        self._session = Session(
+            self.source,
+            shared.session,
+            Detector(shared.vad),
+            shared.model.text,
+            language=_language(start, shared.model),
+            partials=start.partials,
+            words=start.words,
+        )
+        self._slice = max(1, round(_SLICE_SECONDS * start.sample_rate)) * self._decoder.format.frame_bytes
+        self._ended = False  # nothing more is taken in
+        self._finished = asyncio.Event()  # the last final is out
+        self._progress = asyncio.Event()  # a result came: there may be room again
+        self._speaking = False
+        self._muted = False
+        self.outbox = shared.hub.follow(self.id)
+        shared.scheduler.add(self)
+        shared.sources.opened(self.source)
+        shared.metrics.streams.inc()
+        shared.metrics.streams_open.inc()
+
+    def ready(self) -> None:
+        """Tell the client what it talks to."""
+        model = self._shared.model
+        self.outbox.put(Ready(self.id, self.source, model.student, model.teacher, model.device))
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    async def receive(self, message: Inbound) -> None:
+        """One message. Returns when there is room for the next: whoever calls this reads no faster than we hear."""
+        match message:
+            case Audio(data):
+                await self._hear(data, time.monotonic())
+            case Flush(id):
+                self._say(self._session.flush(id, time.monotonic()))
+            case Stop():
+                self._end()
+            case Start():
+                raise Fault("late_start", "the stream has begun: open another connection to change parameters")
+
+    async def finish(self) -> None:
+        """No more audio; returns when the last final is out. The same for a stop, a lost client and a shutdown."""
+        self._end()
+        await self._finished.wait()
+
+    def close(self) -> None:
+        """Leave, finished or not."""
+        self._shared.scheduler.remove(self)
+        self._shared.hub.leave(self.outbox)
+        self._set_speaking(False)
+        self._shared.sources.closed(self.source)
+        self._shared.metrics.streams_open.dec()
+
+    async def _hear(self, data: bytes, now: float) -> None:
+        for at in range(0, len(data), self._slice):
+            await self._room()
+            if self._ended:
+                return
+            self._take(self._decoder.feed(data[at : at + self._slice]), now - self._decoder.delay)
+            await asyncio.sleep(0)
+
+    def _take(self, samples: Waveform, arrived: float) -> None:
+        seconds = len(samples) / SAMPLE_RATE
+        self._shared.metrics.audio_seconds.inc(seconds)
+        if not self._shared.sources.is_on(self.source):
+            # Heard as silence rather than cut out: the stream's clock goes on.
+            self._mute(arrived)
+            samples = np.zeros_like(samples)
+            self._shared.metrics.muted_seconds.inc(seconds)
+        else:
+            self._muted = False
+        self._say(self._session.receive(samples, arrived))
+
+    def _mute(self, now: float) -> None:
+        if not self._muted:
+            self._muted = True
+            self._say(self._session.flush(_MUTED, now))
+
+    async def _room(self) -> None:
+        """Pause while too much audio waits for its finals."""
+        if self._session.backlog_seconds <= self._shared.backlog:
+            return
+        began = time.monotonic()
+        self._shared.metrics.backpressure.inc()
+        while self._session.backlog_seconds > self._shared.backlog and not self._ended:
+            self._progress.clear()
+            await self._progress.wait()
+        self._shared.metrics.backpressure_seconds.inc(time.monotonic() - began)
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        now = time.monotonic()
+        self._say(self._session.receive(self._decoder.finish(), now))
+        if self._decoder.leftover:
+            self.outbox.put(_odd_bytes(self._decoder))
+        self._say(self._session.stop(now))
+
+    # --- what goes out ---------------------------------------------------------------------------------------------
+
+    def _say(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case Flushed(id) if id == _MUTED:
+                    pass  # nobody asked
+                case Flushed() | Stopped():
+                    self.outbox.put(event, self.id)
+                case _:
+                    self._shared.hub.publish(event, self.id)
+        self._set_speaking(self._session.speaking)
+        self._shared.scheduler.schedule(self)
+        if self._session.finished:
+            self._finished.set()
+        self._progress.set()
+
+    def _set_speaking(self, speaking: bool) -> None:
+        if speaking != self._speaking:
+            self._speaking = speaking
+            self._shared.sources.speech(self.source, speaking)
+
+    # --- a client of the scheduler ---------------------------------------------------------------------------------
+
+    def pending(self) -> Kind | None:
+        return self._session.pending()
+
+    def next_job(self) -> Job | None:
+        return self._session.next_job()
+
+    def receive_result(self, result: Result) -> None:
+        self._say(self._session.receive_result(result, time.monotonic()))
+
+    def broke(self, error: Exception) -> None:
+        self.outbox.put(Error("internal", "this stream failed inside the service; the log says how", fatal=True))
+        self._ended = True
+        self._finished.set()
+        self._progress.set()
+
+
+def _format(start: Start) -> AudioFormat:
+    try:
+        return AudioFormat(start.encoding, start.sample_rate, start.channels)
+    except FormatError as error:
+        raise Fault(error.code, str(error), fatal=True) from None
+
+
+def _language(start: Start, model: Model) -> str | None:
+    if start.language is not None and start.language not in model.languages:
+        known = ", ".join(model.languages)
+        raise Fault("bad_language", f"language must be one of {known}, got {start.language[:20]!a}", fatal=True)
+    return start.language
+
+
+def _odd_bytes(decoder: AudioDecoder) -> Error:
+    left, whole = decoder.leftover, decoder.format.frame_bytes
+    message = (
+        f"the audio ended with {left} of the {whole} bytes of a sample of {decoder.format.encoding} with "
+        f"{decoder.format.channels} channel(s): send whole samples; all before it was heard"
+    )
+    return Error("odd_bytes", message, fatal=False)
