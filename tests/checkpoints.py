@@ -55,6 +55,7 @@ def build_checkpoint(
     alignment_heads: Sequence[tuple[int, int]] | None = None,
     dtype: torch.dtype = torch.float32,
     ends: float = 2.5,
+    max_length: int = 448,
 ) -> Path:
     """A checkpoint in `directory`, which is made.
 
@@ -66,8 +67,9 @@ def build_checkpoint(
     tokenizer = build_tokenizer(shape)
     model = WhisperForConditionalGeneration(_model_config(shape, tokens))
     _scale(model, tokens, ends)
-    model.generation_config = _generation_config(shape, tokens, alignment_heads)
-    model.to(dtype).save_pretrained(directory)
+    model.generation_config = _generation_config(shape, tokens, alignment_heads, max_length)
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     if contexts is not None:
         (directory / "whisperd.json").write_text(json.dumps({"contexts": list(contexts)}))
@@ -138,7 +140,7 @@ def _model_config(shape: Shape, tokens: dict[str, int]) -> WhisperConfig:
 
 
 def _generation_config(
-    shape: Shape, tokens: dict[str, int], alignment_heads: Sequence[tuple[int, int]] | None
+    shape: Shape, tokens: dict[str, int], alignment_heads: Sequence[tuple[int, int]] | None, max_length: int
 ) -> GenerationConfig:
     eot, sot = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     tasks = {"transcribe": tokens["<|transcribe|>"], "translate": tokens["<|translate|>"]}
@@ -149,12 +151,12 @@ def _generation_config(
         extra["task_to_id"] = tasks
     if alignment_heads is not None:
         extra["alignment_heads"] = [list(head) for head in alignment_heads]
-    return GenerationConfig(  # type: ignore[no-untyped-call]  # transformers has no annotations here
+    return GenerationConfig(
         decoder_start_token_id=sot,
         eos_token_id=eot,
         bos_token_id=eot,
         pad_token_id=eot,
-        max_length=448,
+        max_length=max_length,
         begin_suppress_tokens=[0, eot],
         # A handful of the text's, as the public checkpoints do with symbols, and tokens that are not text.
         suppress_tokens=[1, 2, 7, 8, 9, 10, 14, 25, *tasks.values(), *(tokens[n] for n in silent if n in tokens)],

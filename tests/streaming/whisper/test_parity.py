@@ -1,0 +1,99 @@
+"""Token for token what transformers' greedy `generate` says, with its own features, on the shapes of real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+from waveforms import murmur
+
+from streaming.job import SAMPLE_RATE, Job, Waveform
+from streaming.whisper.engine import Engine
+
+
+class Reference:
+    """transformers on a checkpoint, in float32."""
+
+    def __init__(self, directory: Path) -> None:
+        self._model = WhisperForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+        self._features = WhisperFeatureExtractor(feature_size=self._model.config.num_mel_bins)
+        self._eot = self._model.generation_config.eos_token_id
+
+    def say(self, audio: Waveform, **options: Any) -> tuple[tuple[int, ...], bool]:
+        """The text's tokens, and whether it ended by itself."""
+        features = self._features(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        # One plain call, which returns the prompt and the end as well; each new token has its scores.
+        plain = {"force_unique_generate_call": True, "return_dict_in_generate": True, "output_scores": True}
+        said = self._model.generate(features, **plain, **options)
+        tokens = said.sequences[0, -len(said.scores) :].tolist()
+        ended = tokens[-1] == self._eot
+        return tuple(tokens[:-1] if ended else tokens), ended
+
+
+def assert_same(directory: Path, jobs: list[Job], options: list[dict[str, Any]]) -> None:
+    engine = Engine.load(str(directory), None, "cpu", dtype="float32")
+    reference = Reference(directory)
+    expected = [reference.say(job.audio, **given) for job, given in zip(jobs, options, strict=True)]
+    results = engine.run(jobs)
+    assert [result.error for result in results] == [None] * len(jobs)
+    assert [result.tokens for result in results] == [tokens for tokens, _ in expected]
+    assert [len(result.log_probs) > len(result.tokens) for result in results] == [ended for _, ended in expected]
+
+
+def english_cases(limit: int | None) -> tuple[list[Job], list[dict[str, Any]]]:
+    jobs, options = [], []
+    for number, timestamps in enumerate([False, True, False, True]):
+        audio = murmur(1.0 + 3 * number, seed=number)
+        jobs.append(Job(audio, timestamps=timestamps, max_tokens=limit))
+        options.append({"return_timestamps": timestamps} | ({} if limit is None else {"max_new_tokens": limit}))
+    return jobs, options
+
+
+def multilingual_cases(limit: int, language: str) -> tuple[list[Job], list[dict[str, Any]]]:
+    jobs, options = [], []
+    tasks = ("transcribe", "translate", "transcribe")
+    for number, (code, task, timestamps) in enumerate(
+        zip((language, None, None), tasks, (False, True, False), strict=True)
+    ):
+        audio = murmur(2.0 + 4 * number, seed=number)
+        jobs.append(Job(audio, language=code, task=task, timestamps=timestamps, max_tokens=limit))  # type: ignore[arg-type]  # a tuple's items are plain str to mypy
+        options.append({"language": code, "task": task, "return_timestamps": timestamps, "max_new_tokens": limit})
+    return jobs, options
+
+
+def test_small_english_up_to_its_own_limit(folder: Path) -> None:
+    directory = checkpoints.build_checkpoint(folder / "whole", seed=3)
+    assert_same(directory, *english_cases(None))
+
+
+def test_a_text_that_never_ends_is_cut_where_generate_cuts_it(folder: Path) -> None:
+    directory = checkpoints.build_checkpoint(folder / "endless", seed=4, ends=0.0)
+    assert_same(directory, *english_cases(None))
+
+
+def test_max_length_counts_without_the_prompt(folder: Path) -> None:
+    directory = checkpoints.build_checkpoint(folder / "short", seed=4, ends=0.0, max_length=21)
+    assert_same(directory, *english_cases(None))
+
+
+def test_small_multilingual(folder: Path) -> None:
+    directory = checkpoints.build_checkpoint(folder / "languages", checkpoints.SMALL_MULTILINGUAL, seed=5)
+    assert_same(directory, *multilingual_cases(60, "de"))
+
+
+def test_tiny_en(folder: Path) -> None:
+    directory = checkpoints.build_checkpoint(folder / "tiny.en", checkpoints.TINY_EN)
+    assert_same(directory, *english_cases(12))
+
+
+def test_tiny(folder: Path) -> None:
+    directory = checkpoints.build_checkpoint(folder / "tiny", checkpoints.TINY)
+    assert_same(directory, *multilingual_cases(12, "en"))
+
+
+def test_large_v3_width_with_one_layer_each(folder: Path) -> None:
+    directory = checkpoints.build_checkpoint(folder / "large", checkpoints.LARGE_V3_FEW_LAYERS, dtype=torch.float16)
+    assert_same(directory, *multilingual_cases(6, "yue"))
