@@ -56,7 +56,9 @@ def tokenizer(tokenizer_file: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def text(tokenizer_file: Path, tokenizer: Tokenizer) -> Text:
-    return Text(tokenizer_file, tokenizer.token_to_id("<|endoftext|>"))
+    eot = tokenizer.token_to_id("<|endoftext|>")
+    assert eot is not None
+    return Text(tokenizer_file, eot)
 
 
 @pytest.fixture(scope="session")
