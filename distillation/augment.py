@@ -94,7 +94,7 @@ def _looped(wave: Waveform, samples: int, rng: Rng) -> Waveform:
         return np.zeros(samples, np.float32)
     start = int(rng.integers(wave.size))
     repeated: Waveform = np.take(wave, np.arange(start, start + samples), mode="wrap")
-    return repeated / (wave.std() + np.float32(1e-6))
+    return np.asarray(repeated / (wave.std() + 1e-6), dtype=np.float32)
 
 
 def _mix(wave: Waveform, noise: Waveform, snr_db: float, rng: Rng) -> Waveform:

@@ -147,10 +147,9 @@ def _teacher(options: argparse.Namespace) -> None:
 
 
 def _label(options: argparse.Namespace) -> None:
-    from streaming.whisper.engine import Engine
-
     from distillation.evaluate import Transcriber
     from distillation.label import label
+    from streaming.whisper.engine import Engine
 
     label(Corpus(options.corpus), Transcriber(Engine.load(options.teacher, None)), options.out)
 
@@ -195,13 +194,15 @@ def _noises(folder: Path | None) -> list[Waveform]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from distillation.evaluate import as_markdown, report
+    from streaming.whisper.checkpoint import open_checkpoint
     from streaming.whisper.engine import Engine
 
-    from distillation.evaluate import as_markdown, report
-
     engine = Engine.load(options.student, options.teacher)
-    engine.warm()
-    figures = report(engine, Corpus(options.corpus), _noises(options.noise), options.threshold)
+    alone = Engine.load(str(open_checkpoint(options.teacher, "teacher").directory), None)
+    for one in (engine, alone):
+        one.warm()
+    figures = report(engine, alone, Corpus(options.corpus), _noises(options.noise), options.threshold)
     print(as_markdown(figures))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -133,8 +133,13 @@ def _words(session: Session, engine: Engine, chunk: Waveform) -> int:
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def report(engine: Engine, corpus: Corpus, noises: Sequence[Waveform], threshold: float) -> dict[str, Any]:
-    """All figures of a pair, as plain data. Without `noises` nothing is said about words invented from noise."""
+def report(
+    engine: Engine, alone: Engine, corpus: Corpus, noises: Sequence[Waveform], threshold: float
+) -> dict[str, Any]:
+    """All figures of a pair, as plain data. `alone` is the teacher as its own student, for comparison.
+
+    Without `noises` nothing is said about words invented from noise.
+    """
     deciders = {"teacher": ALWAYS, "student": NEVER, "cascade": threshold}
     sets = _sets(corpus)
     figures: dict[str, Any] = {"student": engine.student, "teacher": engine.teacher, "threshold": threshold, "sets": {}}
@@ -142,23 +147,19 @@ def report(engine: Engine, corpus: Corpus, noises: Sequence[Waveform], threshold
     for name, clips in sets.items():
         references = [clip.text for clip in clips]
         heard = {who: hear(corpus, clips, Transcriber(engine, below)) for who, below in deciders.items()}
-        alone = hear(corpus, clips, Transcriber(_teacher_alone(engine)))
-        differing += sum(a.tokens != b.tokens for a, b in zip(alone, heard["teacher"], strict=True))
+        alone_heard = hear(corpus, clips, Transcriber(alone))
+        differing += sum(a.tokens != b.tokens for a, b in zip(alone_heard, heard["teacher"], strict=True))
         row: dict[str, Any] = {"clips": len(clips)}
         for who, results in heard.items():
             row[who] = score(references, [Transcriber(engine).text(result.tokens) for result in results]).wer
         row["asked"] = sum(result.model == "teacher" for result in heard["cascade"]) / len(clips)
         figures["sets"][name] = row
     figures["speculative_differs"] = differing
-    figures["speed"] = _speed(engine, corpus)
+    figures["speed"] = _speed(engine, alone, corpus)
     if noises:
         seconds, words = words_from_noise(engine, noises, threshold)
         figures["noise"] = {"seconds": seconds, "words": words}
     return figures
-
-
-def _teacher_alone(engine: Engine) -> Engine:
-    return type(engine).load(str(engine.teacher_folder), None, engine.device)
 
 
 def _sets(corpus: Corpus) -> dict[str, list[Clip]]:
@@ -171,13 +172,13 @@ def _sets(corpus: Corpus) -> dict[str, list[Clip]]:
     return {name: clips[:: math.ceil(len(clips) / 400)] for name, clips in sets.items()}
 
 
-def _speed(engine: Engine, corpus: Corpus) -> dict[str, Any]:
+def _speed(engine: Engine, alone: Engine, corpus: Corpus) -> dict[str, Any]:
     clips = [clip for clip in corpus.split("held_out") if clip.seconds < 4][:40]
     waves = [with_margins(corpus.waveform(clip)) for clip in clips]
     student = seconds_per_clip(waves, Transcriber(engine))
-    alone = seconds_per_clip(waves, Transcriber(_teacher_alone(engine)))
+    teacher = seconds_per_clip(waves, Transcriber(alone))
     checked = seconds_per_clip(waves, Transcriber(engine, ALWAYS))
-    rows = {"student": student, "teacher alone": alone, "student, then the teacher's check": checked}
+    rows = {"student": student, "teacher alone": teacher, "student, then the teacher's check": checked}
     return {name: {"ms": 1000 * median, "spread_ms": 1000 * spread} for name, (median, spread) in rows.items()}
 
 

@@ -360,7 +360,6 @@ SLOTS: dict[str, Slot] = {
         "air quality",
         "volume",
     ],
-    "are": ["are", "which", "are any", "are all the", "how many"],
     "subject": _SUBJECTS,
     "past": _PAST,
     "object": _OBJECTS,

@@ -1,0 +1,86 @@
+"""The corpus is what was spoken, survives an interrupt, and says what is wrong with a recording."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distillation import corpus as corpus_module
+from distillation.corpus import Corpus, CorpusError, gather, record, synthesise, trim
+from distillation.voices import ESPEAK_VARIANTS, HELD_OUT_ESPEAK, Voice, choose_voice, speak
+from streaming.job import SAMPLE_RATE
+
+
+def test_recordings_and_voices_are_in_it(corpus: Corpus) -> None:
+    mine = [clip.text for clip in corpus.clips if clip.set == "mine"]
+    assert mine == ["turn on the light", "stop", "what time is it"]  # normalised, without the one that has no text
+    assert len(corpus.split("train")) == 16 + 3
+    assert len(corpus.split("held_out")) == 8
+    for clip in corpus.clips:
+        wave = corpus.waveform(clip)
+        assert wave.dtype == np.float32
+        assert 0.1 < clip.seconds < 15
+        assert np.abs(wave).max() > 0.05
+
+
+def test_held_out_voices_speak_nothing_in_training(corpus: Corpus) -> None:
+    assert {clip.speaker for clip in corpus.split("train")}.isdisjoint(
+        clip.speaker for clip in corpus.split("held_out")
+    )
+    assert set(ESPEAK_VARIANTS) >= HELD_OUT_ESPEAK
+
+
+def test_choosing_a_voice_never_crosses_the_line() -> None:
+    import random
+
+    rng = random.Random(1)
+    assert all(choose_voice(rng, held_out=True).held_out for _ in range(200))
+    assert not any(choose_voice(rng, held_out=False).held_out for _ in range(200))
+
+
+@pytest.mark.parametrize(
+    "voice", [Voice("espeak", "en-us", "f1"), Voice("flite", "rms"), Voice("festival", "kal_diphone")]
+)
+def test_each_program_speaks(voice: Voice) -> None:
+    wave = speak("good night", voice)
+    assert 0.4 < wave.size / SAMPLE_RATE < 3
+    assert np.abs(wave).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_interrupted_synthesis_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "BLOCK_CLIPS", 4)
+    monkeypatch.setattr(corpus_module, "HELD_OUT_BLOCKS", 0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    synthesise(whole, clips=8, seed=1, workers=1)
+    synthesise(broken, clips=4, seed=1, workers=1)
+    (broken / "block-00001.i16").write_bytes(b"torn")  # audio without its index: the block was being written
+    synthesise(broken, clips=8, seed=1, workers=1)
+    for folder in (whole, broken):
+        gather(folder)
+    assert (whole / "index.jsonl").read_text() == (broken / "index.jsonl").read_text()
+    assert (whole / "audio.i16").read_bytes() == (broken / "audio.i16").read_bytes()
+
+
+def test_an_unreadable_recording_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"not audio")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"path": "a.wav", "text": "hello"}) + "\n")
+    with pytest.raises(CorpusError, match=r"a\.wav cannot be read"):
+        record(tmp_path / "out", manifest, "train")
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_no_corpus_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="whisperd distill corpus"):
+        Corpus(tmp_path)
+
+
+def test_trimming_keeps_the_speech() -> None:
+    tone = np.sin(np.arange(SAMPLE_RATE) / 10).astype(np.float32)
+    quiet = np.zeros(SAMPLE_RATE, np.float32)
+    trimmed = trim(np.concatenate([quiet, tone, quiet]))
+    assert SAMPLE_RATE <= trimmed.size <= SAMPLE_RATE * 1.2
+    assert trim(quiet).size == quiet.size

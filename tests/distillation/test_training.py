@@ -1,0 +1,180 @@
+"""Training: batches come again exactly, a stopped run goes on as if it had not been, and a student is a student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import WhisperForConditionalGeneration, WhisperTokenizer
+
+from distillation.augment import features, mel_filters
+from distillation.batches import IGNORED, Batches, Mixture
+from distillation.corpus import Corpus, CorpusError
+from distillation.label import Label, kept, read_labels, relabelled, word_error_rate
+from distillation.model import (
+    CONTEXTS,
+    ModelError,
+    Whisper,
+    encode,
+    export,
+    greedy,
+    logits,
+    make_student,
+    make_teacher,
+    prompt_tokens,
+    student_layers,
+    text_tokens,
+)
+from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, TIMESTAMPS, token_id
+from distillation.train import Schedule, StudentObjective, TeacherObjective, fit
+
+MIXTURE = Mixture({}, seconds=12, clean_until=0, full_from=1, sorted_until=0, exact_from=3)
+
+
+@pytest.fixture
+def batches(corpus: Corpus, tokenizer: Tokenizer) -> Batches:
+    return Batches(corpus, corpus.split("train"), [np.ones(8000, np.float32)], tokenizer, MIXTURE)
+
+
+def _tiny(tokenizer: Tokenizer) -> Whisper:
+    torch.manual_seed(0)
+    return make_teacher(tokenizer, width=64, encoder_layers=1, decoder_layers=3, dropout=0.0)
+
+
+def test_a_step_has_the_same_batch_whenever_it_is_asked_for(batches: Batches) -> None:
+    once = [batches[step] for step in (0, 5, 2)]
+    again = [batches[step] for step in (0, 5, 2)]
+    for one, other in zip(once, again, strict=True):
+        assert torch.equal(one.mel, other.mel)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_an_epoch_holds_every_clip(batches: Batches, corpus: Corpus) -> None:
+    plan = batches._epoch_plan(0)
+    single = {utterance[0] for batch in plan for utterance in batch if len(utterance) == 1}
+    assert single == set(range(len(corpus.split("train"))))
+
+
+def test_labels_are_the_inputs_one_later(batches: Batches, tokenizer: Tokenizer) -> None:
+    batch = batches[1]
+    end, nothing = token_id(tokenizer, END_OF_TEXT), token_id(tokenizer, NO_SPEECH)
+    for inputs, labels in zip(batch.inputs.tolist(), batch.labels.tolist(), strict=True):
+        true = [token for token in labels if token != IGNORED]
+        assert inputs[0] == prompt_tokens(tokenizer)[0]
+        assert true[-1] == end
+        assert true[:-1] == inputs[1 : len(true)] or true[0] == nothing
+
+
+def test_windows_are_the_checkpoints_contexts_in_the_end(batches: Batches) -> None:
+    assert {batches[step].mel.shape[2] / 100 for step in range(3, 8)} <= set(CONTEXTS)
+
+
+def test_features_are_whispers() -> None:
+    from transformers import WhisperFeatureExtractor
+
+    wave = np.random.default_rng(0).standard_normal(16000 * 30).astype(np.float32) * 0.1
+    theirs = WhisperFeatureExtractor(feature_size=80)(wave, sampling_rate=16000, return_tensors="np").input_features[0]
+    np.testing.assert_allclose(features([wave], 30.0)[0].numpy(), theirs, atol=2e-4)
+    assert not torch.equal(mel_filters(0.9), mel_filters(1.0))
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def train(folder: Path, *stops: int) -> dict[str, torch.Tensor]:
+        for stop in stops:
+            model = _tiny(tokenizer)
+            objective = TeacherObjective(model, ctc_weight=1.0)
+            batches = Batches(corpus, corpus.split("train"), [], tokenizer, MIXTURE)
+            fit(objective, batches, Schedule(stop, 1e-3, warmup=1, cooldown=0, every=2), folder)
+        return dict(model.state_dict())
+
+    torch.manual_seed(0)
+    through = train(tmp_path / "through", 4)
+    stopped = train(tmp_path / "stopped", 2, 4)
+    for name, weights in through.items():
+        torch.testing.assert_close(weights, stopped[name], msg=name)
+    curve = [json.loads(line) for line in (tmp_path / "stopped" / "curve.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curve] == [2, 4]
+
+
+def test_a_teacher_learns(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    batches = Batches(corpus, corpus.split("train")[:3], [], tokenizer, Mixture({}, clean_until=99, empty_share=0))
+    fit(TeacherObjective(_tiny(tokenizer), 1.0), batches, Schedule(40, 3e-3, warmup=5, cooldown=0, every=10), tmp_path)
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert curve[-1]["cross_entropy"] < 0.6 * curve[0]["cross_entropy"]
+    assert curve[-1]["ctc"] < curve[0]["ctc"]
+
+
+@pytest.mark.parametrize(("layers", "kept_layers"), [(1, [0]), (2, [0, 3]), (3, [0, 2, 3]), (4, [0, 1, 2, 3])])
+def test_a_student_keeps_evenly_spaced_layers(layers: int, kept_layers: list[int]) -> None:
+    assert student_layers(4, layers) == kept_layers
+
+
+def test_a_student_cannot_have_more_layers() -> None:
+    with pytest.raises(ModelError, match=r"1\.\.4"):
+        student_layers(4, 5)
+
+
+def test_a_student_trains_its_decoder_alone(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    teacher = _tiny(tokenizer)
+    student = make_student(teacher, 2)
+    before = {name: weights.clone() for name, weights in student.state_dict().items()}
+    batches = Batches(corpus, corpus.split("train"), [], tokenizer, MIXTURE)
+    fit(StudentObjective(student, teacher, 0.8, 1.0, 2.0), batches, Schedule(3, 1e-3, warmup=1, every=3), tmp_path)
+    after = student.state_dict()
+    for name in before:
+        frozen = ".encoder." in name
+        assert torch.equal(before[name], after[name]) == frozen or "embed_positions" in name, name
+
+
+def test_a_student_of_all_layers_begins_as_its_teacher(tokenizer: Tokenizer) -> None:
+    teacher = _tiny(tokenizer).eval()
+    student = make_student(teacher, 3).eval()
+    states = encode(teacher, torch.randn(1, 80, 100))
+    tokens = torch.tensor([prompt_tokens(tokenizer)])
+    torch.testing.assert_close(logits(student, tokens, states), logits(teacher, tokens, states))
+    objective = StudentObjective(student, teacher, 0.0, 1.0, 2.0)
+    assert objective.module is student
+
+
+def test_an_exported_checkpoint_is_what_transformers_loads(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = _tiny(tokenizer).eval()
+    export(model, tokenizer, tmp_path, CONTEXTS, "tiny")
+    loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path, dtype="float32").eval()
+    mel = torch.randn(1, 80, 3000)
+    prompt, end = prompt_tokens(tokenizer), token_id(tokenizer, END_OF_TEXT)
+    ours = greedy(loaded, encode(loaded, mel), prompt, end, limit=6)[0]
+    theirs = loaded.generate(mel, max_new_tokens=6, return_timestamps=False)[0].tolist()
+    assert [token for token in theirs if token not in (*prompt, end)][:6] == ours
+    words = WhisperTokenizer.from_pretrained(tmp_path)
+    assert words.decode(text_tokens(tokenizer, "stop")) == " stop"
+    assert tokenizer.token_to_id(TIMESTAMPS[-1]) == tokenizer.get_vocab_size() - 1
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_filter_keeps_what_the_teacher_got_nearly_right(corpus: Corpus) -> None:
+    labels = [Label(0, "right", 0.0), Label(1, "nearly", 0.1), Label(2, "wrong", 0.4), Label(3, "", 0.0)]
+    assert [label.index for label in kept(labels, 0.1)] == [0, 1]
+    clips = relabelled(corpus, labels, 0.1)
+    assert [clip.text for clip in clips] == ["right", "nearly"]
+    assert [clip.offset for clip in clips] == [clip.offset for clip in corpus.clips[:2]]
+    with pytest.raises(CorpusError, match="right teacher"):
+        relabelled(corpus, labels[2:], 0.1)
+
+
+def test_word_errors_of_labels() -> None:
+    assert word_error_rate("turn on the light", "turn on a light") == 0.25
+    assert word_error_rate("", "") == 0.0
+    assert word_error_rate("", "you") == 1.0
+
+
+def test_a_torn_last_label_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"index": 0, "text": "a", "wer": 0.0}\n{"index": 1, "te')
+    assert read_labels(path) == [Label(0, "a", 0.0)]
+    assert path.read_text().count("\n") == 1
