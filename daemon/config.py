@@ -107,7 +107,7 @@ class Mqtt(Section):
     host: str = ""
     port: int = Field(default=1883, ge=1, le=65535)
     topic: str = Field(default="whisperd", pattern=r"^[^/+#\x00][^+#\x00]*$")
-    client_id: str = Field(default="whisperd", min_length=1)
+    client_id: str | None = None
     username: str | None = None
     password: str | None = None
     password_file: str | None = None

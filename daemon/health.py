@@ -33,6 +33,7 @@ class Health:
         self._stall = stall
         self._metrics = metrics
         self._due = False
+        self._since = time.monotonic()
         # A faint hiss: the shape of a job, and nothing to find in it.
         noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE)
         self._audio = (0.001 * noise).astype(np.float32)
@@ -43,30 +44,34 @@ class Health:
             return "shutting down"
         if not self.warm:
             return "warming up"
-        if self.stalled:
-            return f"a batch has taken longer than {self._stall:g} s"
-        age = self._silence()
-        if age > self._stall + self._interval:
-            return f"the last decode that succeeded is {age:.0f} s old"
+        if not self.getting_on:
+            return f"nothing was decoded for {self._silence():.0f} s"
         return None
 
     @property
-    def stalled(self) -> bool:
-        """Whether the engine hangs. Slow to load is not stalled: no batch is running then."""
+    def getting_on(self) -> bool:
+        """Whether the engine decodes: no batch takes too long, and the canary has not been silent for too long."""
         since = self._scheduler.busy_since
-        return since is not None and time.monotonic() - since > self._stall
+        hangs = since is not None and time.monotonic() - since > self._stall
+        return not hangs and self._silence() <= self._interval + self._stall
 
     async def run(self) -> None:
-        """Sing when it has been silent for the interval; until cancelled."""
+        """Sing at once, and then whenever it has been silent for the interval; until cancelled."""
+        self._since = time.monotonic()
         self._scheduler.add(self)
+        self._sing()
         while True:
             await asyncio.sleep(max(self._interval - self._silence(), self._interval / 10))
             if self._silence() >= self._interval and self._scheduler.busy_since is None:
-                self._due = True
-                self._scheduler.schedule(self)
+                self._sing()
+
+    def _sing(self) -> None:
+        self._due = True
+        self._scheduler.schedule(self)
 
     def _silence(self) -> float:
-        return time.monotonic() - (self._scheduler.decoded_at or 0.0)
+        """Seconds since something was decoded, or since this began to listen."""
+        return time.monotonic() - (self._scheduler.decoded_at or self._since)
 
     # --- a client of the scheduler ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -31,11 +31,12 @@ class Outbox:
         closed: nothing more will be put; what is in it is still given.
     """
 
-    def __init__(self, limit: int, metrics: Metrics) -> None:
+    def __init__(self, limit: int, metrics: Metrics, forget: Callable[[Outbox], None]) -> None:
         self.overflowed = False
         self.closed = False
         self._limit = limit
         self._metrics = metrics
+        self._forget = forget
         self._items: OrderedDict[Hashable, Event] = (
             OrderedDict()
         )  # a partial under its utterance, others under a number
@@ -64,8 +65,11 @@ class Outbox:
         self._changed.set()
 
     def close(self) -> None:
-        self.closed = True
-        self._changed.set()
+        """Nothing more comes; what is in it is still given."""
+        if not self.closed:
+            self.closed = True
+            self._forget(self)
+            self._changed.set()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """What was put, in order, until it is closed and empty, or overflows."""
@@ -128,7 +132,7 @@ class Hub:
         its finals are kept. If some are not, an error event says so first. A `since` that the source has not
         reached is from before a restart: then all that is kept is new to it.
         """
-        outbox = Outbox(self.queue, self.metrics)
+        outbox = self._outbox()
         if source is not None and since is not None:
             self._replay(outbox, source, since)
         self._attach(_Subscription(outbox, source=source))
@@ -136,20 +140,14 @@ class Hub:
 
     def follow(self, stream: str) -> Outbox:
         """One stream's events, and what else is put into the outbox: the stream's own client."""
-        outbox = Outbox(self.queue, self.metrics)
+        outbox = self._outbox()
         self._attach(_Subscription(outbox, stream=stream))
         return outbox
 
-    def leave(self, outbox: Outbox) -> None:
-        """Nothing more comes; what is in the outbox is still given."""
-        if self._subscriptions.pop(outbox, None) is not None:
-            self.metrics.subscribers.dec()
-        outbox.close()
-
     def close(self) -> None:
-        """`leave` of everybody."""
+        """Nobody gets anything more."""
         for outbox in list(self._subscriptions):
-            self.leave(outbox)
+            outbox.close()
 
     def publish(self, event: Event, stream: str) -> None:
         """To all who want it. A partial or final gets its seq here."""
@@ -166,6 +164,13 @@ class Hub:
         for subscription in list(self._subscriptions.values()):
             if subscription.wants(source, stream):
                 subscription.outbox.put(event, stream)
+
+    def _outbox(self) -> Outbox:
+        return Outbox(self.queue, self.metrics, self._forget)
+
+    def _forget(self, outbox: Outbox) -> None:
+        del self._subscriptions[outbox]
+        self.metrics.subscribers.dec()
 
     def _attach(self, subscription: _Subscription) -> None:
         self._subscriptions[subscription.outbox] = subscription

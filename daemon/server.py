@@ -57,6 +57,8 @@ class Outbox(Protocol):
 
     def put(self, event: Event) -> None: ...
 
+    def close(self) -> None: ...
+
     def __aiter__(self) -> AsyncIterator[Event]: ...
 
 
@@ -82,8 +84,6 @@ class Gateway(Protocol):
         """Waits until the engine is warm. Raises: Fault."""
 
     def subscribe(self, source: str | None, since: int | None) -> Outbox: ...
-
-    def leave(self, outbox: Outbox) -> None: ...
 
 
 class Server:
@@ -140,6 +140,10 @@ class Server:
         self._stop_at = asyncio.get_running_loop().time() + _LAST_WORDS
         for reader in self._readers:
             reader.reschedule(self._stop_at)
+
+    async def wait_streams(self) -> None:
+        """Until the last final of every stream is on its way to its client."""
+        await self._streams.free.wait()
 
     async def wait_closed(self) -> None:
         """Until every connection has ended."""
@@ -215,7 +219,7 @@ class Server:
                 return native.close_code(fault.code)
             finally:
                 reader.cancel()
-                self.gateway.leave(outbox)
+                outbox.close()
                 await writer
 
     def _authorise(self, request: Request, token: str | None) -> None:
@@ -375,9 +379,15 @@ class _Conversation:
 
 
 class _Seats:
-    """So many at once, and no more."""
+    """So many at once, and no more.
+
+    Attributes:
+        free: set while none is taken.
+    """
 
     def __init__(self, number: int, what: str) -> None:
+        self.free = asyncio.Event()
+        self.free.set()
         self._number = number
         self._what = what
         self._taken = 0
@@ -386,9 +396,12 @@ class _Seats:
         if self._taken >= self._number:
             raise Fault("full", f"all {self._number} {self._what} are taken: try again later")
         self._taken += 1
+        self.free.clear()
 
     def __exit__(self, *_: object) -> None:
         self._taken -= 1
+        if not self._taken:
+            self.free.set()
 
 
 async def _hear_nothing(ws: ServerConnection) -> Fault | None:

@@ -53,7 +53,7 @@ class _Source:
 class Sources:
     """All sources since the start. Several streams may carry one name: a satellite that reconnects, for one.
 
-    At most 1024 names are remembered; beyond that, names that nobody streams under and that are switched on go.
+    At most 1024 names are remembered beside those that are streamed under now.
     """
 
     def __init__(self) -> None:
@@ -97,12 +97,12 @@ class Sources:
         return source
 
     def _forget(self) -> None:
+        """Make room for one more: first go those that are switched on and not streamed, then those not streamed."""
         if len(self._sources) < _MOST_REMEMBERED:
             return
-        for name, source in list(self._sources.items()):
-            if not source.open and source.on:
-                del self._sources[name]
-                return
+        unused = [name for name, source in self._sources.items() if not source.open]
+        for name in sorted(unused, key=lambda name: not self._sources[name].on)[:1]:
+            del self._sources[name]
 
     def _tell(self, name: str) -> None:
         source = self._sources[name]

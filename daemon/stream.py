@@ -19,7 +19,7 @@ from daemon.faults import Fault
 from daemon.hub import Hub
 from daemon.metrics import Metrics
 from daemon.scheduler import Kind, Scheduler
-from daemon.sources import DEFAULT_SOURCE, Sources, check_name
+from daemon.sources import DEFAULT_SOURCE, Sources
 from streaming.audio import AudioDecoder, AudioFormat, FormatError
 from streaming.events import (
     Audio,
@@ -80,12 +80,12 @@ class Stream:
     only into `outbox`, which follows this stream among all.
 
     Raises:
-        Fault: `bad_source`, `bad_language`, `bad_format`, `bad_encoding`; fatal.
+        Fault: `bad_language`, `bad_format`, `bad_encoding`; fatal.
     """
 
     def __init__(self, start: Start, shared: Neighbours) -> None:
         self.id = uuid.uuid4().hex
-        self.source = check_name(start.source if start.source is not None else DEFAULT_SOURCE)
+        self.source = start.source if start.source is not None else DEFAULT_SOURCE
         self._shared = shared
         self._decoder = AudioDecoder(_format(start))
         self._session = Session(
@@ -136,7 +136,7 @@ class Stream:
     def close(self) -> None:
         """Leave, finished or not."""
         self._shared.scheduler.remove(self)
-        self._shared.hub.leave(self.outbox)
+        self.outbox.close()
         self._set_speaking(False)
         self._shared.sources.closed(self.source)
         self._shared.metrics.streams_open.dec()

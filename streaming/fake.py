@@ -1,0 +1,75 @@
+"""An engine whose answers are written down beforehand, for whatever stands on an engine and has none at hand.
+
+Owns the shape of an `Engine` (its attributes, `warm` and `run`) without a model. Knows nothing of torch. The same jobs
+always give the same results: what it "hears" depends on the length of the audio alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from streaming.job import SAMPLE_RATE, Job, Result
+
+_LOG_PROB = math.log(0.95)
+
+
+class ScriptedEngine:
+    """tokenizer_file, eot: of any byte-level checkpoint, so that texts can be written and read.
+    script: words that are said over and over, one for each `pace` seconds of audio.
+    before: called with every batch, to count, to wait or to raise.
+    """
+
+    def __init__(
+        self,
+        tokenizer_file: Path,
+        eot: int,
+        script: str = "turn on the kitchen light",
+        pace: float = 0.4,
+        before: Callable[[Sequence[Job]], None] | None = None,
+    ) -> None:
+        self.student = "scripted"
+        self.teacher: str | None = "scripted-teacher"
+        self.device = "cpu"
+        self.tokenizer_file = tokenizer_file
+        self.eot = eot
+        self.contexts: tuple[float, ...] = (30.0,)
+        self.multilingual = False
+        self.languages: tuple[str, ...] = ("en",)
+        self._before = before
+        self._pace = pace
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._words = [tuple(tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in script.split()]
+
+    def warm(self) -> None:
+        """Nothing is cold."""
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        """One result for each job, in order."""
+        if self._before is not None:
+            self._before(jobs)
+        return [self._result(job) for job in jobs]
+
+    def _result(self, job: Job) -> Result:
+        seconds = len(job.audio) / SAMPLE_RATE
+        spoken = max(1, int(seconds / self._pace))
+        tokens = tuple(token for number in range(spoken) for token in self._words[number % len(self._words)])
+        teacher = job.ask_teacher_below > 0.95
+        step = seconds / len(tokens)
+        return Result(
+            revision=job.revision,
+            tokens=tokens,
+            log_probs=(_LOG_PROB,) * (len(tokens) + 1),
+            accepted=sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(job.draft, tokens, strict=False))),
+            times=tuple((step * i, step * (i + 1)) for i in range(len(tokens))) if job.times else (),
+            model="teacher" if teacher else "student",
+            student_tokens=tokens,
+            student_confidence=0.95,
+            language=job.language or "en",
+            passes=1,
+            teacher_passes=int(teacher),
+        )
