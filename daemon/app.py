@@ -76,6 +76,24 @@ class Engine(Protocol):
 LoadEngine = Callable[[Settings], Engine]
 
 
+def describe_models(settings: Settings) -> str:
+    """The models' names and what they can hear, from their files; the weights stay where they are.
+
+    Raises:
+        ServiceError: one of them cannot be had, or they do not go together.
+    """
+    from streaming.whisper.checkpoint import CheckpointError, open_checkpoint, require_same_vocabulary
+
+    try:
+        student = open_checkpoint(settings.models.student, "student")
+        teacher = open_checkpoint(settings.teacher, "teacher") if settings.teacher else None
+        if teacher is not None:
+            require_same_vocabulary(student, teacher)
+    except CheckpointError as error:
+        raise ServiceError(str(error)) from None
+    return f"student {student.name}, teacher {teacher.name if teacher else 'none'}, up to {student.contexts[-1]:g} s"
+
+
 def load_engine(settings: Settings) -> Engine:
     """Raises:
     ServiceError: a model cannot be had, or does not fit the settings.
@@ -149,6 +167,10 @@ class Pipeline:
 
     def close(self) -> None:
         self._thread.close()
+
+    def ended(self) -> bool:
+        """Whether the engine's thread has ended. One that is busy with torch must not meet the interpreter's end."""
+        return self._thread.ended(1.0)
 
     def _run(self, jobs: Sequence[Job]) -> list[Result]:
         assert self._engine is not None, "nothing is scheduled before the engine is warm"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
@@ -17,9 +18,11 @@ from typing import Any, Protocol
 from daemon.config import Microphone as MicrophoneSettings
 from daemon.metrics import Metrics
 from streaming.events import Audio, Inbound, Start
-from streaming.job import SAMPLE_RATE
 
 _log = logging.getLogger(__name__)
+
+_RATE = Start().sample_rate
+"""What is asked of the device first: anything else has to be resampled."""
 
 _BLOCK_SECONDS = 0.02
 _SILENT_DEVICE = 3.0
@@ -71,7 +74,22 @@ def input_devices() -> list[str]:
     ]
 
 
+def find_device(wanted: str | int | None) -> str:
+    """The name of the input device `wanted`, or of the default one.
+
+    Raises:
+        MicrophoneError: as `sound_library`, or there is no such device.
+    """
+    library = sound_library()
+    try:
+        return str(library.query_devices(wanted, "input")["name"])
+    except (library.PortAudioError, ValueError) as error:
+        raise MicrophoneError(f"{error}: see `whisperd devices`, and set microphone.device") from None
+
+
 class Microphone:
+    """One device, as the source that its settings name."""
+
     def __init__(self, settings: MicrophoneSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -82,25 +100,34 @@ class Microphone:
         self._stopped.set()
 
     async def run(self, open_stream: Callable[[Start], Stream]) -> None:
-        """A stream for each time that the device is opened, until stopped.
+        """`listen`, and again after growing pauses when the device fails, until stopped.
 
         Raises:
-            MicrophoneError: there is no sound library. A device that fails is opened again, after growing pauses.
+            MicrophoneError: there is no sound library: no pause would mend that.
         """
         sound_library()
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
+            began = time.monotonic()
             try:
-                async with self._device() as device:
-                    await self._pump(device, open_stream)
-                    pause = _FIRST_PAUSE
+                await self.listen(open_stream)
             except MicrophoneError as error:
+                if time.monotonic() - began > _LONGEST_PAUSE:
+                    pause = _FIRST_PAUSE
                 _log.warning("microphone: %s; trying again in %.0f s", error, pause)
-            if not self._stopped.is_set():
                 self._metrics.microphone_reopened.inc()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def listen(self, open_stream: Callable[[Start], Stream]) -> None:
+        """Open the device and pump it into a stream of its own, until stopped.
+
+        Raises:
+            MicrophoneError: the device cannot be opened, or went silent. What was heard has become final.
+        """
+        async with self._device() as device:
+            await self._pump(device, open_stream)
 
     async def _pump(self, device: _Device, open_stream: Callable[[Start], Stream]) -> None:
         start = Start(source=self._settings.source, sample_rate=device.sample_rate, language=self._settings.language)
@@ -129,7 +156,7 @@ class _Device:
 
     def __init__(self, settings: MicrophoneSettings, metrics: Metrics) -> None:
         self.name = "the default device" if settings.device is None else str(settings.device)
-        self.sample_rate = SAMPLE_RATE
+        self.sample_rate = _RATE
         self._wanted = settings.device
         self._most = max(1, round(settings.buffer / _BLOCK_SECONDS))
         self._metrics = metrics
@@ -143,7 +170,8 @@ class _Device:
     def open(self) -> None:
         """Blocks for as long as the sound system takes."""
         library = sound_library()
-        # PortAudio lists the devices once; one that was plugged in later is found only by beginning anew.
+        # PortAudio lists the devices once; one that was plugged in later is found only by beginning anew, for which
+        # sounddevice has no public name.
         library._terminate()
         library._initialize()
         try:
@@ -190,13 +218,13 @@ class _Device:
 
     def _find_rate(self, library: Any) -> int:
         try:
-            library.check_input_settings(device=self._wanted, channels=1, dtype="int16", samplerate=SAMPLE_RATE)
+            library.check_input_settings(device=self._wanted, channels=1, dtype="int16", samplerate=_RATE)
         except library.PortAudioError:
             # Hardware without a converter in between has rates of its own.
             return int(library.query_devices(self._wanted, "input")["default_samplerate"])
-        return SAMPLE_RATE
+        return _RATE
 
-    def _keep(self, data: Any, frames: int, time: Any, status: Any) -> None:
+    def _keep(self, data: Any, _frames: int, _time: Any, _status: Any) -> None:
         """PortAudio's callback, in its thread."""
         if len(self._ring) >= self._most:
             self._lost += 1

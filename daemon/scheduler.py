@@ -78,8 +78,13 @@ class EngineThread:
         return await outcome
 
     def close(self) -> None:
-        """After what was called already."""
+        """End after what was called already."""
         self._calls.put(None)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it has, at the latest `seconds` from now."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

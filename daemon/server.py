@@ -491,7 +491,12 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
     if certificate is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise OSError(
+            f"the certificate {certificate} and key {key} cannot be used: {error.strerror or error}"
+        ) from None
     return context
 
 

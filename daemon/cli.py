@@ -1,0 +1,261 @@
+"""`whisperd`: the command line.
+
+Owns the arguments, the exit codes (0; 1 for a failure in the work; 2 for bad usage or configuration) and where logs go
+(standard error). Every command imports what it needs when it runs, so that `--help` and a mistyped key do not wait
+for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from daemon.app import Pipeline
+    from daemon.config import Settings
+    from daemon.files import AudioFile
+    from daemon.terminal import Lines
+
+OK, FAILED, BAD_USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["distill"]:
+        return distill(arguments[1:])
+    options = _parser().parse_args(arguments)
+    if options.command == "devices":
+        return devices()
+    from daemon.config import ConfigurationError, load
+
+    try:
+        settings = load(options.config)
+        return _COMMANDS[options.command](settings, options)
+    except ConfigurationError as error:
+        for line in str(error).splitlines():
+            print(f"whisperd: {line}", file=sys.stderr)
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="whisperd",
+        description="Live speech in over a websocket or a microphone, text out over websockets and MQTT.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument(
+        "-c", "--config", type=Path, metavar="FILE",
+        help="settings; without it ./whisperd.yaml or /etc/whisperd/whisperd.yaml where there is one",
+    )  # fmt: skip
+
+    commands.add_parser("run", parents=[config], help="the service")
+
+    files = commands.add_parser(
+        "transcribe", parents=[config], help="sound files, as fast as the machine allows",
+        description="Sound files through the same path as live speech. Text goes to standard output, a line for each "
+        "utterance.",
+    )  # fmt: skip
+    files.add_argument("files", nargs="+", metavar="FILE")
+    files.add_argument("--json", action="store_true", help="one event a line; only finals, unless --partials")
+    files.add_argument("--partials", action="store_true", help="what was thought meanwhile, too")
+    files.add_argument("--words", action="store_true", help="times and confidence of each word (with --json)")
+    files.add_argument("--realtime", action="store_true", help="at the pace of a microphone")
+
+    microphone = commands.add_parser("listen", parents=[config], help="the microphone, live in this terminal")
+    microphone.add_argument("--device", help="a device's number or part of its name; see `whisperd devices`")
+
+    commands.add_parser("devices", help="the devices that can record")
+    commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    commands.add_parser("distill", help="make a student of your own (`whisperd distill --help`)", add_help=False)
+    return parser
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def run(settings: Settings, _: argparse.Namespace) -> int:
+    from daemon.app import Service, ServiceError, stop_on_signals
+    from daemon.config import surroundings
+
+    _log_to_stderr(settings.log.level)
+    log = logging.getLogger("whisperd")
+    service: Service | None = None
+
+    async def serve() -> None:
+        nonlocal service
+        service = Service(settings, surroundings())
+        stop_on_signals(service.stop)
+        await service.run()
+
+    code = OK
+    try:
+        asyncio.run(serve())
+    except ServiceError as error:
+        log.error("%s", error)
+        code = FAILED
+    if service is not None and not service.pipeline.ended():
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def transcribe(settings: Settings, options: argparse.Namespace) -> int:
+    _log_to_stderr("warning")
+    return asyncio.run(_transcribe(settings, options))
+
+
+async def _transcribe(settings: Settings, options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from daemon.app import Pipeline, ServiceError, running
+    from daemon.faults import Fault
+    from daemon.files import AudioFile, FileError
+    from daemon.terminal import Lines
+
+    lines = Lines(lambda line: tqdm.write(line, file=sys.stdout), json=options.json, partials=options.partials)
+    pipeline = Pipeline(settings)
+    failed = False
+    try:
+        async with running(pipeline):
+            for path in options.files:
+                try:
+                    with contextlib.closing(AudioFile(path)) as file:
+                        await _transcribe_file(pipeline, file, lines, options)
+                except (FileError, Fault) as error:
+                    print(f"whisperd: {error}", file=sys.stderr)
+                    failed = True
+    except ServiceError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        failed = True
+    return FAILED if failed or lines.failed else OK
+
+
+async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from daemon.terminal import show_all
+
+    stream = pipeline.open_stream(file.start(partials=options.partials, words=options.words))
+    printer = asyncio.create_task(show_all(stream.outbox, lines.show))
+    began, heard = time.monotonic(), 0.0
+    try:
+        with tqdm(
+            total=round(file.seconds, 1), unit="s", desc=file.path, leave=False, disable=not sys.stderr.isatty()
+        ) as bar:
+            for audio, seconds in file.blocks():
+                heard += seconds
+                if options.realtime:
+                    await asyncio.sleep(began + heard - time.monotonic())
+                await stream.receive(audio)
+                bar.update(seconds)
+            await stream.finish()
+    finally:
+        stream.close()
+        await printer
+
+
+def listen(settings: Settings, options: argparse.Namespace) -> int:
+    _log_to_stderr("warning")
+    return asyncio.run(_listen(settings, options))
+
+
+async def _listen(settings: Settings, options: argparse.Namespace) -> int:
+    from daemon.app import Pipeline, ServiceError, running, stop_on_signals
+    from daemon.microphone import Microphone, MicrophoneError, sound_library
+    from daemon.terminal import Live, show_all
+
+    chosen = settings.microphone
+    if options.device is not None:
+        device = int(options.device) if options.device.isdigit() else options.device
+        chosen = chosen.model_copy(update={"device": device})
+    pipeline = Pipeline(settings)
+    try:
+        sound_library()
+        async with running(pipeline) as model:
+            microphone = Microphone(chosen, pipeline.metrics)
+            stop_on_signals(microphone.stop)
+            print(f"listening with {model.student}; Ctrl-C ends it", file=sys.stderr)
+            printer = asyncio.create_task(show_all(pipeline.hub.subscribe(), Live(sys.stdout).show))
+            try:
+                await microphone.listen(pipeline.open_stream)
+            finally:
+                pipeline.hub.close()
+                await printer
+    except (MicrophoneError, ServiceError) as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def devices() -> int:
+    from daemon.microphone import MicrophoneError, input_devices
+
+    try:
+        found = input_devices()
+    except MicrophoneError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    if not found:
+        print(
+            "whisperd: no device can record: plug one in, and see that its driver or sound server runs", file=sys.stderr
+        )
+        return FAILED
+    print("\n".join(found))
+    return OK
+
+
+def check(settings: Settings, options: argparse.Namespace) -> int:
+    from daemon import check as checks
+    from daemon.app import describe_models
+    from daemon.config import find, mqtt_password, surroundings
+    from daemon.microphone import find_device
+
+    logging.disable(logging.CRITICAL)  # each answer is in the table
+    chosen = settings.microphone
+    answers = checks.ask(
+        [
+            checks.Probe("configuration", lambda: str(options.config or find() or "the defaults")),
+            checks.Probe("models", lambda: describe_models(settings)),
+            checks.Probe("device", lambda: checks.device(settings.models)),
+            checks.Probe("address", lambda: checks.address(settings.server)),
+            checks.Probe("TLS", lambda: checks.tls(settings.server)),
+            checks.Probe("MQTT", lambda: checks.broker(settings.mqtt, mqtt_password(settings.mqtt, surroundings()))),
+            checks.Probe("microphone", lambda: find_device(chosen.device) if chosen.enabled else "off"),
+        ]
+    )
+    print(checks.table(answers))
+    return OK if all(answer.fine for answer in answers) else FAILED
+
+
+def distill(arguments: Sequence[str]) -> int:
+    from distillation.cli import main as distill_main
+
+    return distill_main(arguments)
+
+
+_COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check}
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Events as lines for people and pipes.
+
+Owns what `transcribe` and `listen` print. Knows nothing of where the events come from.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import AsyncIterable, Callable
+from typing import TextIO
+
+from streaming.events import Error, Event, Final, Partial, to_json
+
+Show = Callable[[Event], None]
+
+
+class Lines:
+    """One event a line: as JSON, or its text. Errors go to standard error.
+
+    write: prints one line; the progress bar's own way of printing, where there is one.
+
+    Attributes:
+        failed: an error was among them.
+    """
+
+    def __init__(self, write: Callable[[str], None], *, json: bool, partials: bool) -> None:
+        self.failed = False
+        self._write = write
+        self._json = json
+        self._partials = partials
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Error):
+            self.failed = True
+            print(f"whisperd: {event.source or ''}: {event.message}", file=sys.stderr)
+        elif self._json:
+            if isinstance(event, Final) or (self._partials and hasattr(event, "source")):
+                self._write(to_json(event))
+        elif isinstance(event, Final):
+            self._write(event.text)
+        elif isinstance(event, Partial) and self._partials:
+            self._write(f"~ {event.stable}{event.tail}")
+
+
+class Live:
+    """One line that grows while somebody speaks and stays when it is final; the tail, which may yet change, is dim.
+
+    Where the output is no terminal, only finals are printed.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._terminal = out.isatty()
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Final(text=text):
+                self._print(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
+            case Partial(stable=stable, tail=tail) if self._terminal:
+                # One line: what does not fit loses its beginning.
+                room = shutil.get_terminal_size().columns - 1
+                stable = (stable + tail)[-room:][: max(0, min(len(stable) + len(tail), room) - len(tail))]
+                self._print(f"\r\x1b[K{stable}\x1b[2m{tail[-room:]}\x1b[0m")
+            case Error(message=message):
+                print(f"whisperd: {message}", file=sys.stderr)
+
+    def _print(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+async def show_all(events: AsyncIterable[Event], show: Show) -> None:
+    """Until they end."""
+    async for event in events:
+        show(event)
