@@ -1,0 +1,241 @@
+"""The property that holds the heart together: no draft, batch or proposer changes what is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from waveforms import murmur
+
+from streaming.whisper.checkpoint import open_checkpoint, read_weights
+from streaming.whisper.decode import Proposer, Window, decode, detect_languages, verify
+from streaming.whisper.mel import LogMel
+from streaming.whisper.model import Cache, Decoder, Memory, build_decoder, build_encoder
+from streaming.whisper.rows import Draft, Row
+from streaming.whisper.rules import Rules
+
+RECORDINGS = 6
+LONGEST = 40
+
+
+@dataclass
+class Speaker:
+    """A model, and what it remembers of each of the recordings."""
+
+    decoder: Decoder
+    memory: Memory
+    rules: Rules
+    said: dict[tuple[int, bool], Row] = field(default_factory=dict)
+
+    def row(self, draft: list[int], limit: int, timestamps: bool) -> Row:
+        grammar = self.rules.grammar
+        language = next(iter(grammar.languages), None)
+        text = draft[: draft.index(grammar.eot)] if grammar.eot in draft else draft
+        prompt = self.rules.prompt(language, "transcribe", timestamps)
+        return Row(prompt, limit, Draft(text), timestamps, grammar.eot)
+
+    def alone(self, recording: int, timestamps: bool) -> Row:
+        """What it says of a recording with no draft and nobody beside it."""
+        if (recording, timestamps) not in self.said:
+            row = self.row([], LONGEST, timestamps)
+            decode(self.decoder, self.memory.select(torch.tensor([recording])), self.rules, [row])
+            self.said[recording, timestamps] = row
+        return self.said[recording, timestamps]
+
+
+def speaker(directory: Path) -> Speaker:
+    checkpoint = open_checkpoint(str(directory), "student")
+    weights = read_weights(checkpoint, torch.float32)
+    sizes, cpu = checkpoint.dimensions, torch.device("cpu")
+    decoder = build_decoder(sizes, weights)
+    features = LogMel(sizes.mels, cpu)([murmur(1.5, seed) for seed in range(RECORDINGS)], 2.0)
+    with torch.inference_mode():
+        memory = decoder.remember(build_encoder(sizes, weights)(features))
+    return Speaker(decoder, memory, Rules(checkpoint.grammar, sizes.vocabulary, cpu))
+
+
+@pytest.fixture(scope="module")
+def teacher(english: Pair) -> Speaker:
+    return speaker(english.teacher)
+
+
+@pytest.fixture(scope="module")
+def student(english: Pair) -> Speaker:
+    return speaker(english.student)
+
+
+@pytest.fixture(scope="module")
+def linguist(multilingual: Pair) -> Speaker:
+    return speaker(multilingual.student)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row of a batch. edits: where and how its draft departs from what the model will say."""
+
+    recording: int
+    timestamps: bool
+    limit: int
+    start: str
+    edits: tuple[tuple[int, str, int], ...]
+
+    def draft(self, speaker: Speaker) -> list[int]:
+        truth = speaker.alone(self.recording, self.timestamps).text
+        other = speaker.alone((self.recording + 1) % RECORDINGS, self.timestamps).text
+        draft = {"truth": truth, "other": other, "nothing": []}[self.start].copy()
+        for place, kind, token in self.edits:
+            place = min(place, len(draft))
+            draft[place : place + (kind != "insert")] = [] if kind == "delete" else [token]
+        return draft
+
+
+TOKENS = 2112
+plans = st.builds(
+    Plan,
+    recording=st.integers(0, RECORDINGS - 1),
+    timestamps=st.booleans(),
+    limit=st.integers(1, LONGEST),
+    start=st.sampled_from(["truth", "truth", "other", "nothing"]),
+    edits=st.lists(
+        st.tuples(
+            st.integers(0, LONGEST), st.sampled_from(["insert", "delete", "replace"]), st.integers(0, TOKENS - 1)
+        ),
+        max_size=4,
+    ).map(tuple),
+)
+batches = st.lists(plans, min_size=1, max_size=5)
+
+
+@torch.inference_mode()
+def assert_unchanged(speaker: Speaker, batch: list[Plan], proposer: Speaker | None = None) -> None:
+    rows = [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps) for plan in batch]
+    recordings = torch.tensor([plan.recording for plan in batch])
+    helper = None
+    if proposer is not None:
+        helper = Proposer(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
+    decode(speaker.decoder, speaker.memory.select(recordings), speaker.rules, rows, helper)
+    for plan, row in zip(batch, rows, strict=True):
+        alone = speaker.alone(plan.recording, plan.timestamps)
+        count = min(plan.limit, len(alone.log_probs))
+        assert row.tokens == alone.tokens[: len(row.prompt) + count]
+        assert row.log_probs == pytest.approx(alone.log_probs[:count], abs=1e-3)
+        assert row.accepted == common_prefix(plan.draft(speaker)[: plan.limit], alone.text)
+        assert row.no_speech == pytest.approx(alone.no_speech, rel=1e-3)
+        assert row.done
+
+
+def common_prefix(draft: list[int], text: list[int]) -> int:
+    pairs = zip(draft, text, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(draft), len(text)))
+
+
+@given(batches)
+@settings(max_examples=150)
+def test_any_draft_in_any_batch_gives_what_no_draft_gives(teacher: Speaker, batch: list[Plan]) -> None:
+    assert_unchanged(teacher, batch)
+
+
+@given(batches)
+@settings(max_examples=60)
+def test_the_same_with_languages(linguist: Speaker, batch: list[Plan]) -> None:
+    assert_unchanged(linguist, batch)
+
+
+@given(batches)
+@settings(max_examples=60)
+def test_any_proposer_gives_what_the_model_alone_gives(teacher: Speaker, student: Speaker, batch: list[Plan]) -> None:
+    assert_unchanged(teacher, batch, student)
+
+
+def test_the_recordings_are_worth_the_test(teacher: Speaker, student: Speaker) -> None:
+    """Texts differ, some end by themselves, timestamps occur, and the student is right only in part."""
+    texts = [teacher.alone(number, False) for number in range(RECORDINGS)]
+    assert len({tuple(row.tokens) for row in texts}) > RECORDINGS // 2
+    assert any(row.tokens[-1] == row.eot for row in texts)
+    assert sum(len(row.text) for row in texts) > 4 * RECORDINGS
+    stamped = [teacher.alone(number, True).text for number in range(RECORDINGS)]
+    assert all(any(token > 610 for token in text) and any(token < 600 for token in text) for text in stamped)
+    shared = sum(common_prefix(student.alone(number, False).text, row.text) for number, row in enumerate(texts))
+    assert 0 < shared < sum(len(row.text) for row in texts)
+
+
+@torch.inference_mode()
+def test_a_right_draft_takes_one_pass(teacher: Speaker) -> None:
+    for recording in range(RECORDINGS):
+        truth = teacher.alone(recording, False)
+        row = teacher.row(truth.text, LONGEST, False)
+        decode(teacher.decoder, teacher.memory.select(torch.tensor([recording])), teacher.rules, [row])
+        assert (row.passes, row.accepted) == (1, len(truth.text))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["insert", "delete", "replace"])
+def test_a_draft_with_one_error_takes_few_passes(teacher: Speaker, kind: str) -> None:
+    """Without re-anchoring each token behind the error would take its own."""
+    long = [number for number in range(RECORDINGS) if len(teacher.alone(number, False).text) >= 12]
+    assert long
+    for recording in long:
+        truth = teacher.alone(recording, False)
+        draft = Plan(recording, False, LONGEST, "truth", ((2, kind, 599),)).draft(teacher)
+        row = teacher.row(draft, LONGEST, False)
+        decode(teacher.decoder, teacher.memory.select(torch.tensor([recording])), teacher.rules, [row])
+        assert row.text == truth.text
+        assert row.passes <= 5
+
+
+@torch.inference_mode()
+def test_a_good_proposer_saves_passes(teacher: Speaker) -> None:
+    """The model itself as its proposer is always right: four tokens a pass instead of one."""
+    everyone = torch.arange(RECORDINGS)
+    rows = [teacher.row([], LONGEST, False) for _ in everyone]
+    proposer = Proposer(teacher.decoder, teacher.memory, teacher.rules, 3)
+    decode(teacher.decoder, teacher.memory, teacher.rules, rows, proposer)
+    for number, row in enumerate(rows):
+        alone = teacher.alone(number, False)
+        assert row.tokens == alone.tokens
+        assert row.passes <= 1 + -(-(len(alone.log_probs) - 1) // 4)
+
+
+@torch.inference_mode()
+def test_verify_by_hand(teacher: Speaker) -> None:
+    """A window in the middle of a text: the count of right tokens, the correction, and their log-probabilities."""
+    truth = teacher.alone(0, False)
+    begin = len(truth.prompt)
+    wrong = (truth.tokens[begin + 2] + 1) % 600
+    cache = Cache(teacher.memory.select(torch.tensor([0])))
+    cache.reserve(len(truth.tokens))
+
+    def look(tokens: list[int], start: int) -> tuple[int, list[int], list[float]]:
+        def scores(logits: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
+            return teacher.rules.text(logits, *where, stamped=None)
+
+        window = Window(
+            torch.tensor([tokens]),
+            torch.tensor([start]),
+            torch.tensor([len(tokens)]),
+            torch.tensor([begin]),
+            len(tokens) - start,
+        )
+        verdict = verify(teacher.decoder, cache, scores, window)
+        return int(verdict.agreed), verdict.chosen[0].tolist(), verdict.log_probs[0].tolist()
+
+    agreed, chosen, log_probs = look([*truth.prompt, *truth.tokens[begin : begin + 2], wrong, 5, 6], 0)
+    assert agreed == begin - 1 + 2  # the prompt's tokens are given; then two of the draft are right
+    assert chosen[begin - 1 : agreed + 1] == truth.tokens[begin : begin + 3]
+    assert log_probs[begin - 1 : agreed + 1] == pytest.approx(truth.log_probs[:3], abs=1e-3)
+    # The wrong tokens' keys are still in the cache behind the correction; nobody sees them.
+    agreed, chosen, log_probs = look(truth.tokens[: begin + 3], begin + 2)
+    assert (agreed, chosen) == (0, [truth.tokens[begin + 3]])
+    assert log_probs == pytest.approx(truth.log_probs[3:4], abs=1e-3)
+
+
+@torch.inference_mode()
+def test_language_is_one_of_the_checkpoints(linguist: Speaker) -> None:
+    found = detect_languages(linguist.decoder, linguist.memory, linguist.rules)
+    assert len(found) == RECORDINGS
+    assert set(found) <= {"en", "de", "fr"}
