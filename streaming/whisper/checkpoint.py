@@ -11,12 +11,14 @@ was not trained on shorter ones loops when they are cut.
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, Literal
 
 import torch
@@ -101,7 +103,7 @@ class Checkpoint:
     """Everything about a checkpoint but its weights (`read_weights`).
 
     contexts: seconds, ascending. alignment_heads: (layer, head) of the decoder whose cross-attention follows the
-    audio; None where the checkpoint does not name them. converted: keeps a converted tokenizer's directory alive.
+    audio; None where the checkpoint does not name them.
     """
 
     name: str
@@ -111,7 +113,6 @@ class Checkpoint:
     contexts: tuple[float, ...]
     alignment_heads: tuple[tuple[int, int], ...] | None
     tokenizer_file: Path
-    converted: TemporaryDirectory[str] | None = None
 
 
 def open_checkpoint(name: str, role: Role) -> Checkpoint:
@@ -127,7 +128,7 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
     # Old checkpoints have their generation rules in config.json, as transformers still honours.
     generation = _read_json(rules) if rules.exists() else config
     dimensions = _dimensions(config, directory)
-    tokenizer_file, converted = _tokenizer_file(directory)
+    tokenizer_file = _tokenizer_file(directory)
     tokens = _load_tokenizer(tokenizer_file).get_vocab(with_added_tokens=True)
     return Checkpoint(
         name=title,
@@ -137,7 +138,6 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
         contexts=_contexts(directory, dimensions),
         alignment_heads=_alignment_heads(generation, dimensions, directory),
         tokenizer_file=tokenizer_file,
-        converted=converted,
     )
 
 
@@ -326,22 +326,24 @@ def _alignment_heads(
     return pairs
 
 
-def _tokenizer_file(directory: Path) -> tuple[Path, TemporaryDirectory[str] | None]:
+def _tokenizer_file(directory: Path) -> Path:
+    """The tokenizer as the tokenizers library reads it; converted, until the process ends, from an older form."""
     file = directory / "tokenizer.json"
     if file.exists():
-        return file, None
-    # Imported here: only a checkpoint without tokenizer.json needs it, and it takes long.
+        return file
+    if not (directory / "vocab.json").exists():
+        raise CheckpointError(f"{directory} has no tokenizer.json, nor vocab.json with merges.txt to make it from")
+    # Imported here: only such a checkpoint needs it, and it takes long.
     from transformers import WhisperTokenizer
 
     try:
         tokenizer = WhisperTokenizer.from_pretrained(directory)
-    except Exception as error:  # whatever its many readers raise, the file is what is wrong
-        raise CheckpointError(
-            f"{directory} has no tokenizer.json and nothing that converts to one (vocab.json with merges.txt)"
-        ) from error
-    converted = TemporaryDirectory(prefix="whisperd-tokenizer-")
-    tokenizer.save_pretrained(converted.name)
-    return Path(converted.name) / "tokenizer.json", converted
+    except Exception as error:  # whatever its many readers raise, the files are what is wrong
+        raise CheckpointError(f"{directory / 'vocab.json'} and merges.txt cannot be converted: {error}") from error
+    converted = Path(mkdtemp(prefix="whisperd-tokenizer-"))
+    atexit.register(shutil.rmtree, converted, ignore_errors=True)
+    tokenizer.save_pretrained(converted)
+    return converted / "tokenizer.json"
 
 
 def _load_tokenizer(file: Path) -> Tokenizer:

@@ -184,7 +184,8 @@ class DecoderLayer(nn.Module):
             watch(layer, queries, keys)
         # Every position of the context may be seen, padding included, as in training: no mask, the fast kernel.
         states = states + self.encoder_attn.attend(queries, keys, values)
-        return states + self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
+        fed: Tensor = self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
+        return states + fed
 
 
 class Decoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -211,9 +212,6 @@ def test_verify_by_hand(teacher: Speaker) -> None:
     cache.reserve(len(truth.tokens))
 
     def look(tokens: list[int], start: int) -> tuple[int, list[int], list[float]]:
-        def scores(logits: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
-            return teacher.rules.text(logits, *where, stamped=None)
-
         window = Window(
             torch.tensor([tokens]),
             torch.tensor([start]),
@@ -221,7 +219,7 @@ def test_verify_by_hand(teacher: Speaker) -> None:
             torch.tensor([begin]),
             len(tokens) - start,
         )
-        verdict = verify(teacher.decoder, cache, scores, window)
+        verdict = verify(teacher.decoder, cache, partial(teacher.rules.text, stamped=None), window)
         return int(verdict.agreed), verdict.chosen[0].tolist(), verdict.log_probs[0].tolist()
 
     agreed, chosen, log_probs = look([*truth.prompt, *truth.tokens[begin : begin + 2], wrong, 5, 6], 0)
