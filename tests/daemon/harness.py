@@ -1,0 +1,303 @@
+"""What the daemon's tests stand on: a service in this process or in its own, a broker, and a client.
+
+The engine is scripted where only the plumbing is tested; everything else is real: sockets, broker, signals, voices. The
+client speaks from the protocol's text alone and knows nothing of the service's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from tokenizers import Tokenizer
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from daemon.app import LoadEngine, Service
+from daemon.config import Settings, Surroundings
+from streaming.fake import ScriptedEngine
+from streaming.job import Waveform
+
+ROOT = Path(__file__).parent.parent.parent
+DATA = ROOT / "tests" / "data"
+PATIENCE = 30.0
+"""Seconds after which a test stops waiting: never asserted on, only to fail with a message instead of hanging."""
+
+
+# --- audio -----------------------------------------------------------------------------------------------------------
+
+
+def pcm(samples: Waveform) -> bytes:
+    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+def speech(name: str = "turn_on_the_kitchen_light") -> bytes:
+    """A recording of a voice as 16-bit samples at 16 kHz, with silence around it."""
+    return pcm(soundfile.read(DATA / f"{name}.flac", dtype="float32")[0])
+
+
+def unfinished_speech() -> bytes:
+    """The same, broken off inside the last word: no endpoint is in it."""
+    whole = speech()
+    return whole[: len(whole) // 2 // 2 * 2]
+
+
+SECOND = bytes(2 * 16000)
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+def scripted(tokenizer_file: Path, **options: Any) -> LoadEngine:
+    """A loader of a `ScriptedEngine`. Its `before` is called in the engine's thread."""
+    eot = Tokenizer.from_file(str(tokenizer_file)).token_to_id("<|endoftext|>")
+    return lambda _: ScriptedEngine(tokenizer_file, eot, **options)
+
+
+@asynccontextmanager
+async def service(
+    load: LoadEngine, sections: dict[str, Any] | None = None, around: Surroundings | None = None
+) -> AsyncIterator[Service]:
+    """A service in this loop, ready, on a port of its own; drained at the end."""
+    sections = {**(sections or {})}
+    sections["server"] = {"port": 0, **sections.get("server", {})}
+    made = Service(Settings.model_validate(sections), around or Surroundings(), load)
+    task = asyncio.create_task(made.run())
+    ready = asyncio.create_task(made.wait_ready())
+    try:
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        yield made
+    finally:
+        ready.cancel()
+        made.stop()
+        await task
+
+
+# --- a client, from the protocol's text ------------------------------------------------------------------------------
+
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Client:
+    """What came is kept; `until` waits for more."""
+
+    ws: ClientConnection
+    events: list[Event] = field(default_factory=list)
+
+    async def say(self, **message: Any) -> None:
+        await self.ws.send(json.dumps(message))
+
+    async def play(self, audio: bytes, frame: int = 6400) -> None:
+        for at in range(0, len(audio), frame):
+            await self.ws.send(audio[at : at + frame])
+
+    async def next(self) -> Event:
+        async with asyncio.timeout(PATIENCE):
+            event: Event = json.loads(await self.ws.recv())
+        self.events.append(event)
+        return event
+
+    async def until(self, kind: str) -> Event:
+        while (event := await self.next())["type"] != kind:
+            pass
+        return event
+
+    async def rest(self) -> int | None:
+        """All that still comes; then the close code."""
+        try:
+            while True:
+                await self.next()
+        except ConnectionClosed:
+            return self.ws.close_code
+
+    def of(self, *kinds: str) -> list[Event]:
+        return [event for event in self.events if event["type"] in kinds]
+
+
+@asynccontextmanager
+async def client(url: str, path: str = "/v1/stream", **options: Any) -> AsyncIterator[Client]:
+    async with connect(url + path, compression=None, **options) as ws:
+        yield Client(ws)
+
+
+# --- a service in a process of its own -------------------------------------------------------------------------------
+
+
+@dataclass
+class Process:
+    """`whisperd run` as a supervisor would run it."""
+
+    popen: subprocess.Popen[str]
+    url: str
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(PATIENCE)
+
+
+@contextmanager
+def process(tmp_path: Path, sections: dict[str, Any], **environment: str) -> Iterator[Process]:
+    """Once it is ready. Killed at the end, if the test has not ended it."""
+    log_file = tmp_path / "log"
+    config = tmp_path / "whisperd.yaml"
+    config.write_text(json.dumps({**sections, "server": {"port": 0, **sections.get("server", {})}}))  # JSON is YAML
+    with open(log_file, "w") as log:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "daemon.cli", "run", "-c", str(config)],
+            stderr=log,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            text=True,
+        )
+    try:
+        address = _wait_for_line(popen, log_file, "listening on ")
+        _wait_for_line(popen, log_file, "ready: ")
+        yield Process(popen, address, log_file)
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+def _wait_for_line(popen: subprocess.Popen[str], log_file: Path, mark: str) -> str:
+    deadline = time.monotonic() + 3 * PATIENCE
+    while True:
+        for line in log_file.read_text().splitlines():
+            if mark in line:
+                return line.partition(mark)[2].strip()
+        assert popen.poll() is None, f"whisperd ended: {log_file.read_text()}"
+        assert time.monotonic() < deadline, f"no {mark!r} in {log_file.read_text()}"
+        time.sleep(0.02)  # a file has no event to wait for
+
+
+# --- a broker --------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Broker:
+    """A real mosquitto. It can go away and come back, with nothing remembered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+        assert program, "these tests need mosquitto: apt-get install mosquitto"
+        config = self._folder / "mosquitto.conf"
+        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+        with open(self._folder / "mosquitto.log", "a") as log:
+            self._popen = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline, (self._folder / "mosquitto.log").read_text()
+                time.sleep(0.01)  # a port has no event to wait for
+
+    def stop(self) -> None:
+        if self._popen is not None:
+            self._popen.kill()
+            self._popen.wait()
+            self._popen = None
+
+
+@contextmanager
+def broker(folder: Path, *, started: bool = True) -> Iterator[Broker]:
+    made = Broker(folder)
+    if started:
+        made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@dataclass
+class Message:
+    topic: str
+    payload: str
+    retain: bool
+
+
+class Listener:
+    """`mosquitto_sub`, a subscriber that is not ours."""
+
+    def __init__(self, popen: asyncio.subprocess.Process) -> None:
+        self.messages: list[Message] = []
+        self._popen = popen
+
+    async def next(self) -> Message:
+        assert self._popen.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            line = (await self._popen.stdout.readline()).decode().rstrip("\n")
+        assert line, "mosquitto_sub ended"
+        retain, topic, payload = line.split(" ", 2)
+        message = Message(topic, payload, retain == "1")
+        self.messages.append(message)
+        return message
+
+    async def until(self, topic: str, payload: str | None = None) -> Message:
+        while True:
+            message = await self.next()
+            if message.topic == topic and payload in (None, message.payload):
+                return message
+
+    def payloads(self, topic: str) -> list[str]:
+        return [message.payload for message in self.messages if message.topic == topic]
+
+
+@asynccontextmanager
+async def listener(port: int, topics: Sequence[str] = ("whisperd/#",)) -> AsyncIterator[Listener]:
+    """Subscribed: the broker has said so, by way of a retained message of our own."""
+    popen = await asyncio.create_subprocess_exec(
+        "mosquitto_sub", "-p", str(port), "-F", "%r %t %p", "-q", "1",
+        *[word for topic in (*topics, "test/mark") for word in ("-t", topic)],
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        made = Listener(popen)
+        await publish(port, "test/mark", "here", retain=True)
+        await made.until("test/mark")
+        yield made
+    finally:
+        if popen.returncode is None:
+            popen.kill()
+        await popen.wait()
+
+
+async def publish(port: int, topic: str, payload: str, *, retain: bool = False) -> None:
+    arguments = ["-p", str(port), "-t", topic, "-m", payload, "-q", "1", *(["-r"] if retain else [])]
+    popen = await asyncio.create_subprocess_exec("mosquitto_pub", *arguments)
+    assert await popen.wait() == 0

@@ -1,0 +1,205 @@
+"""Settings: the file, the environment, and the sentences."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from daemon import config
+from daemon.config import ConfigurationError, Mqtt, Settings, Surroundings, load, mqtt_password, surroundings
+from streaming.job import ALWAYS, NEVER
+from streaming.session import SessionSettings
+from streaming.vad import VadSettings
+
+SHIPPED = Path(__file__).parent.parent.parent / "config" / "whisperd.yaml"
+CONTRACT: dict[str, dict[str, Any]] = {
+    "server": {"host": "127.0.0.1", "port": 8765},
+    "models": {"student": "home-en", "teacher": "home-en", "device": "auto"},
+    "escalate": {"when": "low-confidence"},
+    "mqtt": {"host": "", "port": 1883, "topic": "whisperd"},
+    "microphone": {"enabled": False, "device": None, "source": "microphone"},
+}
+
+
+def complaint(text: str, tmp_path: Path, **environ: str) -> str:
+    path = tmp_path / "whisperd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load(path, environ)
+    return str(caught.value)
+
+
+def leaves(model: BaseModel) -> list[tuple[str, str]]:
+    return [
+        (section, key) for section in type(model).model_fields for key in type(getattr(model, section)).model_fields
+    ]
+
+
+def test_the_shipped_file_equals_the_defaults() -> None:
+    assert yaml.safe_load(SHIPPED.read_text()) == Settings().model_dump(mode="json")
+    assert load(SHIPPED, {}) == Settings()
+
+
+def test_every_key_of_the_shipped_file_has_a_comment() -> None:
+    above = ""
+    for line in SHIPPED.read_text().splitlines():
+        if line.startswith("  ") and not line.strip().startswith("#"):
+            # Its own, or that of the section above it.
+            assert "#" in line or above, line
+        above = "" if not line else above or line.partition("#")[2]
+
+
+def test_the_keys_that_others_rely_on() -> None:
+    defaults = Settings().model_dump()
+    for section, keys in CONTRACT.items():
+        assert keys.items() <= defaults[section].items()
+
+
+def test_no_file_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "PLACES", (tmp_path / "whisperd.yaml",))
+    assert load(None, {}) == Settings()
+    (tmp_path / "whisperd.yaml").write_text("server: {port: 1}")
+    assert load(None, {}).server.port == 1
+
+
+def test_an_empty_file_and_an_empty_section_hold_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "whisperd.yaml"
+    for text in ("", "# nothing\n", "server:\nmqtt:\n"):
+        path.write_text(text)
+        assert load(path, {}) == Settings()
+
+
+def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "whisperd.yaml"
+    path.write_text("server: {host: 0.0.0.0, port: 1}")
+    environ = {
+        "WHISPERD_SERVER__PORT": "9000",
+        "WHISPERD_SERVER__TOKENS": "[a, b]",
+        "WHISPERD_MQTT__PASSWORD": "0123",
+        "WHISPERD_MQTT__TLS": "true",
+        "WHISPERD_MICROPHONE__DEVICE": "2",
+        "WHISPERD_MODELS__TEACHER": "",
+        "WHISPERD_SEGMENT__HANGOVER": "0.4",
+        "PATH": "/bin",
+    }
+    settings = load(path, environ)
+    assert (settings.server.host, settings.server.port) == ("0.0.0.0", 9000)
+    assert settings.server.tokens == ("a", "b")
+    assert (settings.mqtt.password, settings.mqtt.tls) == ("0123", True)
+    assert settings.microphone.device == 2
+    assert settings.models.teacher is None
+    assert settings.session_settings().segment.hangover == 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("server: {prot: 1}", "server.prot: unknown key; did you mean server.port?"),
+        ("segment: {hangovr: 1}", "segment.hangovr: unknown key; did you mean segment.hangover?"),
+        ("port: 1", "port: unknown key; did you mean server.port?"),
+        ("sever: {port: 1}", "sever: unknown key; did you mean server?"),
+        ("log: {zzz: 1}", "log.zzz: unknown key; known are level"),
+        ("server: {port: 70000}", "server.port: must be less than or equal to 65535, got 70000"),
+        ("server: {port: true}", "server.port: must be a valid integer, got True"),
+        ("server: 3", "server: must be a section with keys of its own, got 3"),
+        ("mqtt: {password: 12}", "mqtt.password: must be a text, got 12: put it in quotes"),
+        ("mqtt: {topic: 'a/#'}", "mqtt.topic: must be a topic without + and #, and must not begin with /, got 'a/#'"),
+        ("models: {device: gpu}", "models.device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (
+            "escalate: {when: sometimes}",
+            "escalate.when: must be 'low-confidence', 'always' or 'never', got 'sometimes'",
+        ),
+        ("escalate: {when: always}\nmodels: {teacher: null}", "escalate.when is always, but models.teacher is empty"),
+        ("server: {certificate: a.pem}", "server: certificate and key go together"),
+        ("subscribers: {replay: 300}", "subscribers: replay must be smaller than queue"),
+        ("segment: {longest: 99}", "segment: longest must be at least"),
+        ("vad: {aggressiveness: 7}", "vad: aggressiveness must be 0..3, got 7"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence_with_the_key(text: str, sentence: str, tmp_path: Path) -> None:
+    said = complaint(text, tmp_path)
+    assert said.startswith(sentence)
+    assert "\n" not in said
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    said = complaint("server: {prot: 1, port: x}\nmicrophone: {device: [1]}", tmp_path).splitlines()
+    assert sorted(line.partition(":")[0] for line in said) == ["microphone.device", "server.port", "server.prot"]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "is not YAML" in complaint("a: [", tmp_path)
+    assert "must hold keys" in complaint("- 1", tmp_path)
+    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+        load(tmp_path / "nowhere.yaml", {})
+
+
+def test_a_bad_override_is_said_like_a_bad_key(tmp_path: Path) -> None:
+    assert complaint("", tmp_path, WHISPERD_SERVER__PRT="1").startswith("server.prt: unknown key; did you mean")
+    assert complaint("", tmp_path, WHISPERD_SRVER__PORT="1").startswith("srver: unknown key; did you mean server?")
+    assert complaint("", tmp_path, WHISPERD_PORT="1").startswith("WHISPERD_PORT: environment overrides name")
+    assert complaint("", tmp_path, WHISPERD_SERVER__PORT="[").startswith("server.port: must be")
+
+
+@given(st.sampled_from(leaves(Settings())))
+def test_every_key_can_be_overridden(leaf: tuple[str, str]) -> None:
+    section, key = leaf
+    default = getattr(getattr(Settings(), section), key)
+    text = "" if default is None else yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+    text = default if isinstance(default, str) else text
+    assert load(SHIPPED, {f"WHISPERD_{section}__{key}".upper(): text}) == Settings()
+
+
+def test_the_stream_half_gets_what_is_written(tmp_path: Path) -> None:
+    assert Settings().session_settings() == SessionSettings(ask_teacher_below=Settings().escalate.below)
+    assert Settings().vad_settings() == VadSettings()
+
+
+@pytest.mark.parametrize(
+    ("escalate", "teacher", "loaded", "below"),
+    [
+        ({"when": "never"}, "home-en", None, NEVER),
+        ({"when": "always"}, "home-en", "home-en", ALWAYS),
+        ({"below": 0.5}, "home-en", "home-en", 0.5),
+        ({"below": 0.5}, None, None, NEVER),
+    ],
+)
+def test_when_the_teacher_is_asked(
+    escalate: dict[str, Any], teacher: str | None, loaded: str | None, below: float
+) -> None:
+    settings = Settings.model_validate({"escalate": escalate, "models": {"teacher": teacher}})
+    assert settings.teacher == loaded
+    assert settings.session_settings().ask_teacher_below == below
+
+
+def test_the_brokers_password_and_where_it_may_come_from(tmp_path: Path) -> None:
+    (tmp_path / "mqtt_password").write_text("from systemd\n")
+    (tmp_path / "file").write_text("from a file\n")
+    around = Surroundings(credentials=tmp_path)
+    assert mqtt_password(Mqtt(), Surroundings()) is None
+    assert mqtt_password(Mqtt(), around) == "from systemd"
+    assert mqtt_password(Mqtt(password_file=str(tmp_path / "file")), around) == "from a file"
+    assert mqtt_password(Mqtt(password="written"), around) == "written"
+    with pytest.raises(ConfigurationError, match=r"mqtt\.password_file: .*nowhere: No such file"):
+        mqtt_password(Mqtt(password_file=str(tmp_path / "nowhere")), around)
+
+
+def test_what_a_service_manager_tells() -> None:
+    told = surroundings(
+        {
+            "NOTIFY_SOCKET": "@n",
+            "WATCHDOG_USEC": "30000000",
+            "WATCHDOG_PID": str(os.getpid()),
+            "CREDENTIALS_DIRECTORY": "/c",
+        }
+    )
+    assert told == Surroundings("@n", 30.0, Path("/c"))
+    assert surroundings({}) == Surroundings()
+    assert surroundings({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}).watchdog is None

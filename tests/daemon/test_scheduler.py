@@ -1,0 +1,220 @@
+"""Who is transcribed next, and what one failure costs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.metrics import Metrics
+from daemon.scheduler import EngineThread, Kind, Scheduler
+from streaming.job import Job, Result
+
+Run = Callable[[Sequence[Job]], list[Result]]
+
+
+def echo(jobs: Sequence[Job]) -> list[Result]:
+    return [Result(revision=job.revision) for job in jobs]
+
+
+@dataclass(eq=False)
+class Client:
+    """Has so many finals and partials to offer; its jobs' revisions are the first number, counted up."""
+
+    first: int
+    finals: int = 0
+    partials: int = 0
+    raises: str = ""
+    made: int = 0
+    results: list[Result] = field(default_factory=list)
+    broken: list[Exception] = field(default_factory=list)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def pending(self) -> Kind | None:
+        if self.finals:
+            return "final"
+        return "partial" if self.partials else None
+
+    def next_job(self) -> Job | None:
+        if self.raises == "next_job":
+            raise ValueError("no job")
+        if self.finals:
+            self.finals -= 1
+        elif self.partials:
+            self.partials -= 1
+        else:
+            return None
+        self.made += 1
+        return Job(np.zeros(1, np.float32), revision=self.first + self.made - 1)
+
+    def receive_result(self, result: Result) -> None:
+        self.results.append(result)
+        if self.raises == "receive_result":
+            raise ValueError("no result")
+        if not self.finals and not self.partials and len(self.results) == self.made:
+            self.done.set()
+
+    def broke(self, error: Exception) -> None:
+        self.broken.append(error)
+        self.done.set()
+
+
+@asynccontextmanager
+async def scheduling(run: Run, batch: int = 4) -> AsyncIterator[Scheduler]:
+    thread = EngineThread()
+    scheduler = Scheduler(thread, run, batch, Metrics())
+    task = asyncio.create_task(scheduler.run())
+    try:
+        yield scheduler
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        thread.close()
+        assert thread.ended(30)
+
+
+async def serve(scheduler: Scheduler, *clients: Client) -> None:
+    busy = [client for client in clients if client.pending()]
+    for client in clients:
+        scheduler.add(client)
+        scheduler.schedule(client)
+    for client in busy:
+        await asyncio.wait_for(client.done.wait(), 30)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=6), st.integers(1, 5))
+def test_every_job_runs_once_and_finals_run_first(wanted: list[tuple[int, int]], batch: int) -> None:
+    async def check() -> None:
+        batches: list[list[int]] = []
+
+        def run(jobs: Sequence[Job]) -> list[Result]:
+            batches.append([job.revision for job in jobs])
+            return echo(jobs)
+
+        clients = [Client(1000 * at, finals, partials) for at, (finals, partials) in enumerate(wanted)]
+        async with scheduling(run, batch) as scheduler:
+            await serve(scheduler, *clients)
+        for client in clients:
+            assert sorted(result.revision for result in client.results) == [
+                client.first + at for at in range(client.made)
+            ]
+        assert all(1 <= len(each) <= batch for each in batches)
+        # All clients are there from the start: every final runs before any partial, and none shares its batch.
+        finals = {1000 * at + number for at, (count, _) in enumerate(wanted) for number in range(count)}
+        kinds = [{revision in finals for revision in each} for each in batches]
+        assert all(len(kind) == 1 for kind in kinds)
+        assert kinds == sorted(kinds, key=lambda kind: False in kind)
+
+    asyncio.run(check())
+
+
+async def test_streams_take_turns() -> None:
+    order: list[int] = []
+
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        order.extend(job.revision // 1000 for job in jobs)
+        return echo(jobs)
+
+    async with scheduling(run, batch=1) as scheduler:
+        await serve(scheduler, Client(0, finals=3), Client(1000, finals=3), Client(2000, finals=3))
+    assert order == [0, 1, 2] * 3
+
+
+async def test_a_job_is_made_when_the_engine_is_ready_not_before() -> None:
+    gate = threading.Event()
+    entered = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        loop.call_soon_threadsafe(entered.set)
+        assert gate.wait(30)
+        return echo(jobs)
+
+    async with scheduling(run) as scheduler:
+        first, second = Client(0, partials=1), Client(1000, partials=1)
+        scheduler.add(first)
+        scheduler.schedule(first)
+        await entered.wait()
+        scheduler.add(second)
+        for _ in range(5):  # audio that keeps coming in makes nothing more wait
+            scheduler.schedule(second)
+            await asyncio.sleep(0)
+        assert second.made == 0
+        assert scheduler.busy_since is not None
+        gate.set()
+        await second.done.wait()
+        assert second.made == 1
+    assert scheduler.decoded_at is not None
+
+
+async def test_an_exception_costs_its_job_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        if any(job.revision == 1000 for job in jobs):
+            raise RuntimeError("out of memory")
+        return echo(jobs)
+
+    clients = [Client(0, finals=1), Client(1000, finals=2), Client(2000, finals=1)]
+    async with scheduling(run, batch=8) as scheduler:
+        await serve(scheduler, *clients)
+    errors = {result.revision: result.error for client in clients for result in client.results}
+    assert errors == {0: None, 1000: "RuntimeError: out of memory", 1001: None, 2000: None}
+    assert "a batch of 4 jobs failed" in caplog.text
+
+
+async def test_a_wrong_number_of_results_is_an_error_too() -> None:
+    client = Client(0, finals=2)
+    async with scheduling(lambda jobs: []) as scheduler:
+        await serve(scheduler, client)
+    assert all("0 results for 1 jobs" in (result.error or "") for result in client.results)
+
+
+@pytest.mark.parametrize("raises", ["next_job", "receive_result"])
+async def test_a_client_that_raises_harms_only_itself(raises: str, caplog: pytest.LogCaptureFixture) -> None:
+    bad, good = Client(0, finals=3, raises=raises), Client(1000, finals=3)
+    async with scheduling(echo) as scheduler:
+        await serve(scheduler, bad, good)
+    assert [str(error) for error in bad.broken] == [f"no {raises.removeprefix('next_').removeprefix('receive_')}"]
+    assert len(good.results) == 3
+    assert "a stream broke" in caplog.text
+
+
+async def test_who_left_hears_nothing_more() -> None:
+    gate = threading.Event()
+    entered = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        loop.call_soon_threadsafe(entered.set)
+        assert gate.wait(30)
+        return echo(jobs)
+
+    async with scheduling(run) as scheduler:
+        gone, stays = Client(0, finals=1), Client(1000, finals=1)
+        for client in (gone, stays):
+            scheduler.add(client)
+            scheduler.schedule(client)
+        await entered.wait()
+        scheduler.remove(gone)
+        scheduler.schedule(gone)
+        gate.set()
+        await stays.done.wait()
+    assert gone.results == []
+
+
+async def test_the_engine_is_touched_by_one_thread_only() -> None:
+    seen: set[str] = set()
+
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        seen.add(threading.current_thread().name)
+        return echo(jobs)
+
+    async with scheduling(run, batch=1) as scheduler:
+        await serve(scheduler, *[Client(1000 * at, finals=2, partials=2) for at in range(4)])
+    assert seen == {"engine"}
