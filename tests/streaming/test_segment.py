@@ -72,7 +72,7 @@ def test_no_sample_is_lost_or_counted_twice(frames: list[Frame], settings: Segme
     assert edges == sorted(edges)
     for segment in segments:
         assert segment.audio_start <= segment.start < segment.end <= segment.audio_end
-        assert segment.audio_end - segment.audio_start <= settings.longest * SAMPLE_RATE + FRAME
+        assert segment.audio_end - segment.audio_start <= settings.longest * SAMPLE_RATE
 
 
 @given(frames=frames)
@@ -193,6 +193,16 @@ def test_one_quiet_frame_is_no_gap_between_words() -> None:
     levels[430:435] = [0.2] * 5  # a gap between words
     (first,) = closed(run(Segmenter(), [(0.9, level) for level in levels]))
     assert 430 * FRAME < first.audio_end < 435 * FRAME
+
+
+def test_a_pause_at_the_limit_does_not_stretch_it() -> None:
+    """The pause beyond the tail is no audio of the segment yet, and would be if speech went on after it."""
+    settings = SegmentSettings(longest=5.0, cut_window=1.0)
+    speech = [*stretch(VOICED, 4.7), *stretch(SILENT, 0.5), *stretch(VOICED, 1), *stretch(SILENT, 1)]
+    first, second = closed(run(Segmenter(settings), speech))
+    assert first.audio_end - first.audio_start <= 5 * SAMPLE_RATE
+    assert first.end == len(stretch(VOICED, 4.7)) * FRAME
+    assert second.start == first.end + len(stretch(SILENT, 0.5)) * FRAME
 
 
 def test_speech_that_is_over_at_the_limit_is_closed_and_not_cut() -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise, repeat
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -112,7 +112,17 @@ answers = st.tuples(
     st.lists(st.sampled_from(["turn", "on", "off", "the", "light", "café"]), min_size=1, max_size=6).map(" ".join),
 )
 flushes = st.tuples(st.just("flush"))
-steps = st.lists(st.one_of(hears, asks, asks, answers, answers, flushes), max_size=60)
+talks = st.tuples(st.just("hear"), st.just(True), st.floats(0.5, 2.0), st.lists(st.integers(1, 4000), min_size=1))
+# Mostly talk that is asked about and answered, so that partials and finals come of it; and anything between.
+rounds = st.one_of(
+    st.tuples(talks, asks, answers),
+    st.tuples(talks, asks, answers),
+    st.tuples(hears),
+    st.tuples(asks),
+    st.tuples(answers),
+    st.tuples(flushes),
+)
+steps = st.lists(rounds, max_size=25).map(lambda rounds: [step for each in rounds for step in each])
 
 
 @given(steps=steps)
@@ -240,6 +250,7 @@ def check_audio(finals: list[Job], stream: Stream) -> None:
         assert job.audio[0] <= starts[number] * SAMPLE_RATE < ends[number] * SAMPLE_RATE <= job.audio[-1] + 1
 
 
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=6))
 def test_the_size_of_messages_changes_nothing(
     text: Text, recording: Callable[[str], Waveform], sizes: list[int]
@@ -395,6 +406,22 @@ def test_a_partial_not_worth_showing_is_not_shown(
     stream.hear(1)
     assert stream.answer(encode("stop")).draft == ()
     assert len(stream.of(Partial)) == 1
+
+
+def test_a_second_copy_of_a_result_changes_nothing(text: Text, encode: Callable[[str], Tokens]) -> None:
+    stream = Stream(text, script((0.9, 1), (0, 1), (0.9, 1)))
+    stream.hear(0.8)
+    partial = result_of(stream.job(), encode("stop"))
+    for _ in range(2):
+        stream.take(stream.session.receive_result(partial, 0.0))
+    assert len(stream.of(Partial)) == 1
+    stream.hear(3.2)
+    first, second = (result_of(stream.job(), encode("turn on")) for _ in range(2))
+    for result in (second, second, replace(second, error="late"), first, first, second, partial):
+        stream.take(stream.session.receive_result(result, 0.0))
+    assert [final.text for final in stream.of(Final)] == ["turn on", "turn on"]
+    assert len(stream.of(Partial)) == 1
+    assert stream.of(Error) == []
 
 
 # --- finals ----------------------------------------------------------------------------------------------------------
