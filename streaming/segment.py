@@ -130,7 +130,6 @@ class Segmenter:
         """Close what is open. `received` counts every sample, those of the frame not yet complete
         included.
         """
-        self._run = 0
         if self.open is None:
             return []
         return [self._close(self._ending(self.open, received))]
