@@ -97,9 +97,7 @@ class _Webrtc:
         self._rest = pcm[pieces * self.PIECE :]
         data = pcm.tobytes()
         step = self.PIECE * 2
-        voiced = sum(
-            self._vad.is_speech(data[at : at + step], SAMPLE_RATE) for at in range(0, pieces * step, step)
-        )
+        voiced = sum(self._vad.is_speech(data[at : at + step], SAMPLE_RATE) for at in range(0, pieces * step, step))
         return float(voiced / pieces)
 
 
