@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
+    except ModuleNotFoundError as error:
+        print(f"whisperd distill: {error}; pip install 'whisperd[distill]'", file=sys.stderr)
+        return 1
     except (CorpusError, VoiceError, ValueError) as error:
         print(f"whisperd distill: {error}", file=sys.stderr)
         return 1
@@ -74,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("--corpus", type=Path, required=True, metavar="DIR")
     label.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     label.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
+    label.add_argument("--every", type=int, default=1, help="label every n-th clip only (default: %(default)s)")
     label.set_defaults(run=_label)
 
     student = commands.add_parser("student", help="a student from its teacher and the labels")
@@ -138,7 +142,7 @@ def _teacher(options: argparse.Namespace) -> None:
         )
     tokenizer = Tokenizer.from_file(str(path))
     torch.manual_seed(0)
-    model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.05)
+    model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.0)
     mixture = Mixture(HUMAN_FIRST, seconds=96, sorted_until=600, clean_until=800, full_from=3500, exact_from=5500)
     batches = _batches(options, corpus, corpus.split("train"), tokenizer, mixture)
     schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
@@ -151,7 +155,7 @@ def _label(options: argparse.Namespace) -> None:
     from distillation.label import label
     from streaming.whisper.engine import Engine
 
-    label(Corpus(options.corpus), Transcriber(Engine.load(options.teacher, None)), options.out)
+    label(Corpus(options.corpus), Transcriber(Engine.load(options.teacher, None)), options.out, every=options.every)
 
 
 def _student(options: argparse.Namespace) -> None:

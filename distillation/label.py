@@ -18,7 +18,7 @@ import jiwer
 from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus, CorpusError
-from distillation.evaluate import Transcriber
+from distillation.evaluate import Transcriber, with_margins
 
 BATCH = 16
 
@@ -32,14 +32,14 @@ class Label:
     wer: float
 
 
-def label(corpus: Corpus, transcriber: Transcriber, path: Path, split: str = "train") -> None:
-    """Writes the labels of a split, going on where an earlier run was stopped."""
+def label(corpus: Corpus, transcriber: Transcriber, path: Path, split: str = "train", every: int = 1) -> None:
+    """Writes the labels of every n-th clip of a split, going on where an earlier run was stopped."""
     done = len(_whole_lines(path))
-    wanted = [index for index, clip in enumerate(corpus.clips) if clip.split == split]
+    wanted = [index for index, clip in enumerate(corpus.clips) if clip.split == split][::every]
     with path.open("a") as lines, tqdm(total=len(wanted), initial=done, desc="labels", unit="clip") as bar:
         for start in range(done, len(wanted), BATCH):
             indices = wanted[start : start + BATCH]
-            texts = transcriber.transcribe([corpus.waveform(corpus.clips[index]) for index in indices])
+            texts = transcriber.transcribe([with_margins(corpus.waveform(corpus.clips[index])) for index in indices])
             for index, text in zip(indices, texts, strict=True):
                 error_rate = word_error_rate(corpus.clips[index].text, text)
                 lines.write(json.dumps(asdict(Label(index, text, round(error_rate, 4)))) + "\n")

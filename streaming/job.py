@@ -28,7 +28,8 @@ class Job:
     """One segment to transcribe. It needs no memory of the jobs before it.
 
     audio: the whole segment, shape [samples]; at most the longest context of the checkpoint (30 s).
-    draft: tokens of the text alone (no prompt, no end of text) that are offered to the model for checking. Any draft gives the same result; a good one gives it sooner.
+    draft: tokens of the text alone (no prompt, no end of text) that are offered to the model for checking. Any draft
+        gives the same result; a good one gives it sooner.
     language: a code ("en"); None asks a multilingual checkpoint to detect it.
     task: what a multilingual checkpoint shall do.
     timestamps: whether the model is asked for timestamp tokens.
