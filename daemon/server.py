@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl, urlsplit
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConcurrencyError, ConnectionClosed
 from websockets.http11 import Request, Response
 
 from daemon.config import Server as ServerSettings
@@ -87,11 +87,17 @@ class Gateway(Protocol):
 
 
 class Server:
-    """send_timeout: seconds that a peer may take to take in one message."""
+    """send_timeout: seconds that a peer may take to take in one message.
+
+    Attributes:
+        listening: set once it does; url is then where.
+    """
 
     def __init__(
         self, settings: ServerSettings, send_timeout: float, gateway: Gateway, pages: Pages, metrics: Metrics
     ) -> None:
+        self.listening = asyncio.Event()
+        self.url = ""
         self.max_message = settings.max_message
         self._settings = settings
         self._send_timeout = send_timeout
@@ -125,13 +131,10 @@ class Server:
             server_header=None,
             logger=_quiet_logger(),
         )
-
-    @property
-    def url(self) -> str:
-        assert self._listener is not None, "listen first"
-        scheme = "wss" if self._settings.certificate else "ws"
         host, port = next(iter(self._listener.sockets)).getsockname()[:2]
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        scheme = "wss" if settings.certificate else "ws"
+        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        self.listening.set()
 
     def stop_accepting(self) -> None:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
@@ -415,11 +418,22 @@ async def _hear_nothing(ws: ServerConnection) -> Fault | None:
 
 async def _close(ws: ServerConnection, code: int, patience: float, reason: str = "") -> None:
     """Close, and do not wait for ever for a peer that does not answer."""
+    # Its answer comes behind all that it is still sending, which somebody must take in.
+    discarding = asyncio.create_task(_discard(ws))
     try:
         async with asyncio.timeout(patience):
             await ws.close(code, reason)
     except TimeoutError:
         ws.transport.abort()
+    finally:
+        discarding.cancel()
+
+
+async def _discard(ws: ServerConnection) -> None:
+    # Or somebody else takes it in already.
+    with contextlib.suppress(ConnectionClosed, ConcurrencyError):
+        while True:
+            await ws.recv()
 
 
 def _peer(ws: ServerConnection) -> str:
