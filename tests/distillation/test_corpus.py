@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_corpus
 
 from distillation import corpus as corpus_module
 from distillation.corpus import Corpus, CorpusError, gather, record, synthesise, trim
 from distillation.voices import ESPEAK_VARIANTS, HELD_OUT_ESPEAK, Voice, choose_voice, speak
 from streaming.job import SAMPLE_RATE
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    return small_corpus.corpus()
 
 
 def test_recordings_and_voices_are_in_it(corpus: Corpus) -> None:

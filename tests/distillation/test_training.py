@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_corpus
 import torch
 from tokenizers import Tokenizer
 from transformers import WhisperForConditionalGeneration, WhisperTokenizer
@@ -33,6 +35,24 @@ from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, TIMESTAMPS, token_id
 from distillation.train import Schedule, StudentObjective, TeacherObjective, fit
 
 MIXTURE = Mixture({}, seconds=12, clean_until=0, full_from=1, sorted_until=0, exact_from=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    return small_corpus.corpus()
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return small_corpus.tokenizer()
 
 
 @pytest.fixture

@@ -1,15 +1,15 @@
-"""A small corpus of real synthetic voices, made once."""
+"""A small corpus of real synthetic voices, made once in a run of the tests."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from tokenizers import Tokenizer
 
 from distillation import corpus as corpus_module
@@ -22,18 +22,16 @@ from streaming.job import SAMPLE_RATE
 RECORDED = ["Turn on the light!", "stop", "What time is it?"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@functools.cache
+def _kept() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="whisperd-corpus-")  # goes with the process
 
 
-@pytest.fixture(scope="session")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of recordings as a user would have one: a manifest beside files, one without a transcript."""
-    folder = tmp_path_factory.mktemp("recordings")
+@functools.cache
+def manifest() -> Path:
+    """A folder of recordings as a user would have one: a manifest beside files, one of them without a transcript."""
+    folder = Path(_kept().name) / "recordings"
+    folder.mkdir()
     rows: list[dict[str, str | None]] = []
     for number, text in enumerate(RECORDED):
         soundfile.write(folder / f"{number}.flac", speak(normalise(text), Voice("flite", "slt")), SAMPLE_RATE)
@@ -45,24 +43,20 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def corpus_folder(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
+@functools.cache
+def corpus() -> Corpus:
+    """16 clips of training voices, 8 of held-out ones, and the recordings."""
+    folder = Path(_kept().name) / "corpus"
     with pytest.MonkeyPatch.context() as patch:
-        # Two workers are forked from here, so they see the smaller blocks too.
+        # The worker is forked from here, so it sees the smaller blocks too.
         patch.setattr(corpus_module, "BLOCK_CLIPS", 8)
         patch.setattr(corpus_module, "HELD_OUT_BLOCKS", 1)
-        record(folder, manifest, "train")
+        record(folder, manifest(), "train")
         synthesise(folder, clips=16, seed=3, workers=1, extra_texts=["an extra text"])
     gather(folder)
-    return folder
+    return Corpus(folder)
 
 
-@pytest.fixture(scope="session")
-def corpus(corpus_folder: Path) -> Corpus:
-    return Corpus(corpus_folder)
-
-
-@pytest.fixture(scope="session")
-def tokenizer(corpus: Corpus) -> Tokenizer:
-    return train_tokenizer([clip.text for clip in corpus.clips], tokens=300)
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([clip.text for clip in corpus().clips], tokens=300)
