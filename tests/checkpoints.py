@@ -18,6 +18,9 @@ import torch
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
+# One thread: the models here are too small for more, and results must not depend on how work is split.
+torch.set_num_threads(1)
+
 TIMESTAMPS = 1501
 """Timestamp tokens of every Whisper vocabulary: 0.00 to 30.00 s in steps of 20 ms."""
 
@@ -34,6 +37,14 @@ class Shape:
     text_tokens: int = 600
     languages: tuple[str, ...] = ("en", "de", "fr")
     multilingual: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The directories of two checkpoints of one vocabulary."""
+
+    student: Path
+    teacher: Path
 
 
 SMALL = Shape()
@@ -180,7 +191,8 @@ def _scale(model: WhisperForConditionalGeneration, tokens: dict[str, int], ends:
     decoder = model.model.decoder
     decoder.embed_positions.weight.normal_(0.0, 1.0)
     embedding = decoder.embed_tokens.weight
-    embedding.normal_(0.0, 1.0)
+    # Small beside what the layers add: a tied embedding would otherwise say its own token again and again.
+    embedding.normal_(0.0, 3.0 * embedding.shape[1] ** -0.5)
     embedding[tokens["<|endoftext|>"]] *= ends
     # There are more timestamps than words here: quieter ones leave the text its share under the timestamp rules.
     embedding[tokens["<|notimestamps|>"] + 1 :] *= 0.5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from tokenizers.trainers import BpeTrainer
 
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.text import Text
+
+if TYPE_CHECKING:
+    from checkpoints import Pair
 
 # No deadline: how long an example takes says more about the machine than about the code.
 settings.register_profile("whisperd", deadline=None)
@@ -69,3 +73,29 @@ def recording() -> Callable[[str], Waveform]:
         return np.asarray(samples, np.float32)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where checkpoints that are too slow to build for every test are kept."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def english(folder: Path) -> Pair:
+    """An English-only teacher with short contexts, and a student with its encoder that is right only in part."""
+    import checkpoints  # it imports transformers, which takes seconds: only for the tests that need it
+
+    teacher = checkpoints.build_checkpoint(folder / "english-teacher", seed=2, contexts=[1, 2, 5])
+    return checkpoints.Pair(checkpoints.build_student(teacher, folder / "english", (0, 1), noise=0.02), teacher)
+
+
+@pytest.fixture(scope="session")
+def multilingual(folder: Path) -> Pair:
+    """The same with languages; the student has an encoder of its own, and other contexts."""
+    import checkpoints  # as above
+
+    shape = checkpoints.SMALL_MULTILINGUAL
+    teacher = checkpoints.build_checkpoint(folder / "multilingual-teacher", shape, contexts=[2, 5])
+    student = checkpoints.build_checkpoint(folder / "multilingual", shape, seed=1, contexts=[1, 5])
+    return checkpoints.Pair(student, teacher)

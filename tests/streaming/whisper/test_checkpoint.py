@@ -12,7 +12,7 @@ from typing import Any
 import checkpoints
 import pytest
 import torch
-from conftest import Pair
+from checkpoints import Pair
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 

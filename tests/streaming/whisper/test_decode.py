@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Pair
+from checkpoints import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from waveforms import murmur
@@ -136,19 +136,19 @@ def common_prefix(draft: list[int], text: list[int]) -> int:
 
 
 @given(batches)
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_any_draft_in_any_batch_gives_what_no_draft_gives(teacher: Speaker, batch: list[Plan]) -> None:
     assert_unchanged(teacher, batch)
 
 
 @given(batches)
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_the_same_with_languages(linguist: Speaker, batch: list[Plan]) -> None:
     assert_unchanged(linguist, batch)
 
 
 @given(batches)
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_proposer_gives_what_the_model_alone_gives(teacher: Speaker, student: Speaker, batch: list[Plan]) -> None:
     assert_unchanged(teacher, batch, student)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Pair
+from checkpoints import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from waveforms import murmur
