@@ -58,7 +58,6 @@ class Outbox:
                 return
             self.overflowed = True
             self._items.clear()
-            self._metrics.subscribers_dropped.inc()
         else:
             self._count += 1
             self._items[(stream, event.utterance) if isinstance(event, Partial) else self._count] = event

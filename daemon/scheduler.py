@@ -137,7 +137,7 @@ class Scheduler:
                 self._waiting[kind].pop(client, None)
         self._count_waiting()
 
-    def deliver(self, batch: Sequence[tuple[Client, Job]], results: Sequence[Result]) -> None:
+    async def deliver(self, batch: Sequence[tuple[Client, Job]], results: Sequence[Result]) -> None:
         for (client, _), result in zip(batch, results, strict=True):
             if result.error is not None:
                 self._metrics.job_failures.inc()
@@ -145,6 +145,7 @@ class Scheduler:
             if client in self._clients:
                 self._guarded(client, client.receive_result, result)
                 self.schedule(client)
+            await asyncio.sleep(0)  # whoever reads what came of it must not find the next twenty on top
 
     def remove(self, client: Client) -> None:
         """Nothing more is asked of `client`, nor told to it."""
@@ -172,7 +173,7 @@ class Scheduler:
             self._metrics.batch_size.observe(len(batch))
             if any(result.error is None for result in results):
                 self.decoded_at = time.monotonic()
-            self.deliver(batch, results)
+            await self.deliver(batch, results)
 
     def _take(self) -> list[tuple[Client, Job]]:
         """The next batch: all of one kind, so that no final waits for a partial's decoding."""

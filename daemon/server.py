@@ -267,6 +267,7 @@ class Server:
             return
         except TimeoutError:
             pass
+        self._metrics.subscribers_dropped.inc()
         _log.info("%s reads too slowly: disconnected", _peer(ws))
         await _close(ws, native.CLOSE_TRY_LATER, self._send_timeout, "too slow: reconnect with ?since=SEQ")
 

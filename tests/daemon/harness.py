@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,12 +59,19 @@ def unfinished_speech() -> bytes:
 SECOND = bytes(2 * 16000)
 
 
+async def wait_until(condition: Callable[[], object]) -> None:
+    """For what has no event to wait for: the passing of time, a counter."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
 def scripted(tokenizer_file: Path, **options: Any) -> LoadEngine:
     """A loader of a `ScriptedEngine`. Its `before` is called in the engine's thread."""
-    eot = Tokenizer.from_file(str(tokenizer_file)).token_to_id("<|endoftext|>")
+    eot = Tokenizer.from_file(str(tokenizer_file)).get_vocab()["<|endoftext|>"]
     return lambda _: ScriptedEngine(tokenizer_file, eot, **options)
 
 

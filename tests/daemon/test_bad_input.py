@@ -168,7 +168,6 @@ async def test_a_client_that_talks_on_after_its_fatal_fault_still_gets_its_answe
         with contextlib.suppress(ConnectionClosed):
             await mine.play(bytes(50 * 65536), frame=65536)
         assert await mine.rest() == 1009
-        print("CLOSED AFTER", asyncio.get_running_loop().time() - began)
     assert mine.of("error")[0]["code"] == "message_too_big"
     assert mine.events[-1]["type"] == "stopped"
 
