@@ -162,22 +162,20 @@ class Mqtt:
         await client.publish(self._topic("status"), "offline", qos=1, retain=True)
 
     async def _send(self, client: aiomqtt.Client) -> None:
+        """Whatever waits, one by one: finals first, then states, then partials. Until the events have ended."""
         while True:
             self._news.clear()
-            ending = self._ending
-            while self._finals:
+            if self._finals:
                 await self._send_final(client)
-            while self._states:
-                source, state = next(iter(self._states.items()))
-                await client.publish(self._topic(source, "state"), state, qos=1, retain=True)
-                if self._states.get(source) == state:
-                    del self._states[source]
-            while self._partials:
+            elif self._states:
+                await self._send_state(client)
+            elif self._partials:
                 partial = self._partials.pop(next(iter(self._partials)))
                 await client.publish(self._topic(partial.source, "partial"), to_json(partial), qos=0)
-            if ending:
+            elif self._ending:
                 return
-            await self._news.wait()
+            else:
+                await self._news.wait()
 
     async def _send_final(self, client: aiomqtt.Client) -> None:
         final = self._finals[0]
@@ -189,6 +187,12 @@ class Mqtt:
         if self._finals and self._finals[0] is final:
             self._finals.popleft()
         self._metrics.mqtt_waiting.set(len(self._finals))
+
+    async def _send_state(self, client: aiomqtt.Client) -> None:
+        source, state = next(iter(self._states.items()))
+        await client.publish(self._topic(source, "state"), state, qos=1, retain=True)
+        if self._states.get(source) == state:  # it may have changed meanwhile
+            del self._states[source]
 
     async def _obey(self, client: aiomqtt.Client) -> None:
         async for message in client.messages:

@@ -214,6 +214,7 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
+        self.options = "allow_anonymous true\n"
         self._folder = folder
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -221,7 +222,7 @@ class Broker:
         program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
         assert program, "these tests need mosquitto: apt-get install mosquitto"
         config = self._folder / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+        config.write_text(f"listener {self.port} 127.0.0.1\npersistence false\n{self.options}")
         with open(self._folder / "mosquitto.log", "a") as log:
             self._popen = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
