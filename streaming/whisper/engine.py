@@ -322,8 +322,7 @@ def _add_times(heard: _Hearing, jobs: Sequence[Job], results: list[Result], plac
     for row, score, index in zip(rows, scores, wanted.values(), strict=True):
         first = len(row.prompt) - 1  # the position that foretells the first token of the text
         spoken = [token < row.eot for token in row.text]
-        seconds = len(jobs[index].audio) / SAMPLE_RATE
-        times = token_times(score[:, first : first + len(spoken) + 1], spoken, seconds, sizes.median_filter)
+        times = token_times(score[:, first : first + len(spoken) + 1], spoken, jobs[index].audio, sizes.median_filter)
         result = replace(results[index], times=times)
         passes = "teacher_passes" if heard.model.role == "teacher" else "passes"
         results[index] = replace(result, **{passes: getattr(result, passes) + 1})

@@ -2,7 +2,8 @@
 
 Owns the alignment of a finished text with its audio. Knows nothing of drafts, words or jobs. The method is that of
 OpenAI's word timestamps (whisper/timing.py): attention of the heads that follow the audio, normalised over the
-tokens, smoothed by a median filter, then dynamic time warping.
+tokens, smoothed by a median filter, then dynamic time warping; here over the frames in which anything is heard, so
+that no word spreads over a pause.
 """
 
 from __future__ import annotations
@@ -15,12 +16,22 @@ import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch read
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streaming.job import SAMPLE_RATE, Waveform
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.model import Cache, Decoder, Memory
 
 Times = tuple[tuple[float, float], ...]
 Heads = Sequence[tuple[int, int]]
 """(layer, head) of the decoder."""
+
+QUIET = 1e-3
+"""Power of a frame, relative to the loudest, below which it is silence: -30 dB."""
+
+TAIL = 10
+"""Encoder positions of silence behind the last sound for the end of text to look at: more would only add noise."""
+
+MARGIN = 2
+"""Encoder positions around a sound that count as heard: soft beginnings and ends of words."""
 
 
 def default_heads(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
@@ -48,35 +59,56 @@ def attention(decoder: Decoder, memory: Memory, sequences: Sequence[Sequence[int
     return torch.cat([seen[layer] for layer in sorted(seen)], dim=1)
 
 
-def token_times(scores: Tensor, spoken: Sequence[bool], seconds: float, median_filter: int) -> Times:
-    """(start, end) in seconds of every token of a text; they never fall and never exceed `seconds`, the audio's length.
+def token_times(scores: Tensor, spoken: Sequence[bool], audio: Waveform, median_filter: int) -> Times:
+    """(start, end) in seconds of every token of a text; they never fall and never exceed the audio's length.
 
     scores: [heads, tokens + 1, encoder positions], of the positions that foretell each token and then the end of text.
     spoken: for each token whether it is text; the others (timestamps) only get the moment where they stand.
     """
-    frames = max(1, min(scores.shape[-1], round(seconds * POSITIONS_PER_SECOND)))
+    heard = audible(audio)[: scores.shape[-1]]
+    last = np.flatnonzero(heard)[-1]
+    # Silence belongs to no word; a little of it behind the last sound is for the end of text.
+    heard[last : last + 1 + TAIL] = True
+    frames = np.flatnonzero(heard)
     rows = [index for index, is_text in enumerate(spoken) if is_text] + [len(spoken)]
-    weights = scores[:, rows, :frames].softmax(-1)
+    if len(frames) < len(rows):  # more tokens than moments: a text that nobody spoke
+        frames = np.repeat(np.arange(len(heard)), len(rows))
+    weights = scores[:, rows][:, :, torch.from_numpy(frames).to(scores.device)].softmax(-1)
     deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, correction=0)
     smooth = _smooth((weights - mean) / deviation.clamp(min=1e-9), median_filter)
     firsts = first_frames(-smooth.mean(0).cpu().double().numpy())
-    bounds = np.minimum(firsts / POSITIONS_PER_SECOND, seconds).tolist()
-    times, place = [], 0
+    # A word ends with its own last frame, not where the next begins: there may be silence between.
+    starts, ends = frames[firsts[:-1]], np.minimum(frames[firsts[1:] - 1] + 1, frames[firsts[1:]])
+    seconds = len(audio) / SAMPLE_RATE
+    spans = iter(np.minimum(np.stack([starts, ends], 1) / POSITIONS_PER_SECOND, seconds).tolist())
+    times, now = [], 0.0
     for is_text in spoken:
-        times.append((bounds[place], bounds[place + is_text]))
-        place += is_text
+        start, end = next(spans) if is_text else (now, now)
+        times.append((start, end))
+        now = end
     return tuple(times)
 
 
-def first_frames(cost: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Dynamic time warping of [tokens, frames]: the frame at which the cheapest path enters each token.
+def audible(audio: Waveform) -> NDArray[np.bool_]:
+    """For each encoder position of the audio whether anything is heard there: [positions], at least one of them True.
 
-    The path goes from the first corner to the last by steps of one token, one frame, or both.
+    Heard is what comes within 30 dB of the loudest, and a little around it. In steady noise that is everything.
+    """
+    step = SAMPLE_RATE // POSITIONS_PER_SECOND
+    padded = np.pad(audio, (0, -len(audio) % step)).reshape(-1, step)
+    power = np.square(padded).mean(1)
+    loud = power >= power.max() * QUIET
+    return np.convolve(loud, np.ones(2 * MARGIN + 1), "same")[: len(loud)] > 0.5
+
+
+def first_frames(cost: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The cheapest monotonic alignment of [tokens, frames], with frames >= tokens: each token's first frame.
+
+    Dynamic time warping in which every step takes one frame, so that each token has at least one of its own.
     """
     tokens, frames = cost.shape
     entries = np.empty((tokens, frames), dtype=np.int64)
-    totals = np.full((tokens, frames), np.inf)
-    before = np.full(frames, np.inf)  # the cheapest way to arrive at each frame from the tokens above
+    before = np.full(frames, np.inf)  # the cost of the tokens above when they end right before each frame
     before[0] = 0.0
     for token in range(tokens):
         # A stay from frame k to frame j costs sums[j] - sums[k - 1], so the best k for each j is a running minimum.
@@ -84,15 +116,11 @@ def first_frames(cost: NDArray[np.float64]) -> NDArray[np.int64]:
         arrivals = before - (sums - cost[token])
         best = np.minimum.accumulate(arrivals)
         entries[token] = np.maximum.accumulate(np.where(arrivals == best, np.arange(frames), 0))
-        totals[token] = sums + best
-        before = np.minimum(totals[token], np.concatenate(([np.inf], totals[token][:-1])))
+        before = np.concatenate(([np.inf], (sums + best)[:-1]))
     firsts = np.empty(tokens, dtype=np.int64)
-    frame = frames - 1
+    frame = frames
     for token in reversed(range(tokens)):
-        firsts[token] = frame = entries[token, frame]
-        above = totals[token - 1]
-        if token > 0 and frame > 0 and above[frame - 1] <= above[frame]:
-            frame -= 1
+        firsts[token] = frame = entries[token, frame - 1]
     return firsts
 
 
