@@ -32,6 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["distill"]:
         return distill(arguments[1:])
     options = _parser().parse_args(arguments)
+    try:
+        code = _obey(options)
+        sys.stdout.flush()  # here, so that a reader who left is noticed here
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _obey(options: argparse.Namespace) -> int:
     if options.command == "devices":
         return devices()
     from daemon.config import ConfigurationError, load
@@ -43,12 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"whisperd: {line}", file=sys.stderr)
         return BAD_USAGE
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

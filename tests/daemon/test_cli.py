@@ -1,0 +1,231 @@
+"""The commands that end by themselves: `transcribe`, `check`, `devices`, `distill`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from harness import DATA, broker, scripted
+
+from daemon import app, cli
+
+KITCHEN = str(DATA / "turn_on_the_kitchen_light.flac")
+Whisperd = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def whisperd(
+    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Whisperd:
+    """The command line in this process, with a scripted engine: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(app.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
+    config = tmp_path / "whisperd.yaml"
+    config.write_text("")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main([*arguments[:1], "-c", str(config), *arguments[1:]])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+def lines(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_file_as_text(whisperd: Whisperd) -> None:
+    assert whisperd("transcribe", KITCHEN) == (0, "turn on the kitchen\n", "")
+
+
+def test_files_as_json_one_final_a_line(whisperd: Whisperd) -> None:
+    two = str(DATA / "two_sentences.flac")
+    code, out, err = whisperd("transcribe", "--json", KITCHEN, two)
+    assert (code, err) == (0, "")
+    found = lines(out)
+    assert [event["type"] for event in found] == ["final"] * 3
+    assert [event["source"] for event in found] == [KITCHEN, two, two]
+    assert [event["utterance"] for event in found] == [1, 1, 2]
+    assert "words" not in found[0]
+
+
+def test_all_events_and_words(whisperd: Whisperd) -> None:
+    code, out, _ = whisperd("transcribe", "--json", "--partials", "--words", "--realtime", KITCHEN)
+    assert code == 0
+    found = lines(out)
+    kinds = [event["type"] for event in found]
+    assert kinds[0] == "speech_started"
+    assert kinds[-2:] == ["speech_stopped", "final"]
+    assert set(kinds[1:-2]) == {"partial"}
+    assert [word["text"] for word in found[-1]["words"]] == found[-1]["text"].split()
+    # At the pace of speech: each partial covers what was new.
+    ends = [event["end"] for event in found if event["type"] == "partial"]
+    assert ends == sorted(set(ends))
+
+
+def test_partials_as_text(whisperd: Whisperd) -> None:
+    code, out, _ = whisperd("transcribe", "--partials", "--realtime", KITCHEN)
+    *partials, final = out.splitlines()
+    assert (code, final) == (0, "turn on the kitchen")
+    assert partials
+    assert all(line.startswith("~ turn") for line in partials)
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype"), [(8000, 1, "ULAW"), (44100, 2, "PCM_16"), (48000, 2, "FLOAT")]
+)
+def test_files_of_other_kinds(whisperd: Whisperd, tmp_path: Path, rate: int, channels: int, subtype: str) -> None:
+    import soxr
+
+    samples, at = soundfile.read(KITCHEN, dtype="float32")
+    path = str(tmp_path / "other.wav")
+    soundfile.write(path, np.stack([soxr.resample(samples, at, rate)] * channels, axis=1), rate, subtype=subtype)
+    code, out, _ = whisperd("transcribe", "--json", path)
+    assert code == 0
+    (final,) = lines(out)
+    (reference,) = lines(whisperd("transcribe", "--json", KITCHEN)[1])
+    assert abs(final["start"] - reference["start"]) <= 0.1
+    assert abs(final["end"] - reference["end"]) <= 0.1
+
+
+def test_one_bad_file_does_not_cost_the_others(whisperd: Whisperd, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no sound")
+    many = tmp_path / "many.wav"
+    soundfile.write(many, np.zeros((100, 9), np.float32), 16000)
+    code, out, err = whisperd("transcribe", str(tmp_path / "nowhere.wav"), str(text), str(many), str(tmp_path), KITCHEN)
+    assert code == 1
+    assert out == "turn on the kitchen\n"
+    told = err.splitlines()
+    assert len(told) == 4
+    assert told[0] == f"whisperd: {tmp_path}/nowhere.wav: there is no such file"
+    assert "is no sound file" in told[1]
+    assert "channels must be 1..8" in told[2]
+
+
+def test_a_long_file_keeps_its_clock_and_its_order(whisperd: Whisperd, tmp_path: Path) -> None:
+    samples, rate = soundfile.read(KITCHEN, dtype="float32")
+    path = str(tmp_path / "long.flac")
+    soundfile.write(path, np.tile(samples, 25), rate)
+    code, out, _ = whisperd("transcribe", "--json", path)
+    assert code == 0
+    found = lines(out)
+    assert [event["utterance"] for event in found] == list(range(1, 26))
+    starts = [event["start"] for event in found]
+    assert np.allclose(np.diff(starts), len(samples) / rate, atol=0.1)
+
+
+def test_silence_is_no_text(whisperd: Whisperd, tmp_path: Path) -> None:
+    path = str(tmp_path / "silence.wav")
+    soundfile.write(path, np.zeros(5 * 16000, np.float32), 16000)
+    assert whisperd("transcribe", path) == (0, "", "")
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def answers(out: str) -> dict[str, tuple[str, str]]:
+    rows = [line.split(maxsplit=2) for line in out.splitlines()]
+    return {what: (verdict, detail) for verdict, what, detail in rows}
+
+
+@pytest.fixture
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Whisperd:
+    monkeypatch.setattr(app, "describe_models", lambda settings: "student scripted")
+    monkeypatch.setattr("logging.disable", lambda level: None)  # it would silence the tests after this one
+
+    def run(**sections: Any) -> tuple[int, str, str]:
+        config = tmp_path / "whisperd.yaml"
+        config.write_text(json.dumps(sections))
+        code = cli.main(["check", "-c", str(config)])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+def test_all_is_there(check: Whisperd, tmp_path: Path) -> None:
+    with broker(tmp_path) as mosquitto:
+        code, out, _ = check(server={"port": 0}, mqtt={"host": "127.0.0.1", "port": mosquitto.port})
+    found = answers(out)
+    assert code == 0
+    assert {verdict for verdict, _ in found.values()} == {"ok"}
+    assert found["models"] == ("ok", "student scripted")
+    assert found["configuration"][1].endswith("whisperd.yaml")
+    assert f"127.0.0.1:{mosquitto.port}" in found["MQTT"][1]
+
+
+def test_each_failure_names_its_mend(check: Whisperd, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, _ = check(
+            server={"port": port, "certificate": "/nowhere.pem", "key": "/nowhere.key"},
+            models={"device": "cuda:7"},
+            mqtt={"host": "127.0.0.1", "port": 1},
+            microphone={"enabled": True, "device": "no such device"},
+        )
+    found = answers(out)
+    assert code == 1
+    assert {what for what, (verdict, _) in found.items() if verdict == "FAIL"} == {
+        "address", "device", "TLS", "MQTT", "microphone",
+    }  # fmt: skip
+    assert "stop what listens there, or set server.host and server.port" in found["address"][1]
+    assert "set models.device to auto or cpu" in found["device"][1]
+    assert "give readable PEM files" in found["TLS"][1]
+    assert "start the broker, or mend the mqtt section" in found["MQTT"][1]
+    assert "whisperd devices" in found["microphone"][1] or "apt-get install" in found["microphone"][1]
+
+
+def test_a_port_open_to_all_is_remarked_on(check: Whisperd) -> None:
+    _, out, _ = check(server={"host": "0.0.0.0", "port": 0})
+    assert "set server.tokens" in answers(out)["address"][1]
+    _, out, _ = check(server={"host": "0.0.0.0", "port": 0, "tokens": ["t"]})
+    assert "set server.tokens" not in answers(out)["address"][1]
+
+
+def test_models_are_described_from_their_files(capsys: pytest.CaptureFixture[str], english: Any) -> None:
+    from daemon.app import ServiceError, describe_models
+    from daemon.config import Settings
+
+    both = {"student": str(english.student), "teacher": str(english.teacher)}
+    told = describe_models(Settings.model_validate({"models": both}))
+    assert told == f"student {english.student.name}, teacher {english.teacher.name}, up to 5 s"
+    with pytest.raises(ServiceError, match="there is no directory"):
+        describe_models(Settings.model_validate({"models": {"student": "./no such model"}}))
+
+
+def test_the_recipe_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["distill", "--help"])
+    assert caught.value.code == 0
+    assert "corpus" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "WHISPERD_MODELS__STUDENT": "./no such model"}
+
+    async def run() -> tuple[int, bytes]:
+        popen = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "daemon.cli", "check", "-c", os.devnull,
+            stdout=write, stderr=asyncio.subprocess.PIPE, env=environment, cwd=DATA.parent.parent,
+        )  # fmt: skip
+        _, err = await popen.communicate()
+        assert popen.returncode is not None
+        return popen.returncode, err
+
+    try:
+        code, err = asyncio.run(run())
+    finally:
+        os.close(write)
+    assert (code, err) == (1, b"")
