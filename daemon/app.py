@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon.config import Settings, Surroundings, mqtt_password
+from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
 from daemon.metrics import Metrics
@@ -197,7 +197,7 @@ class Service:
     """`whisperd run`.
 
     Raises:
-        ConfigurationError: a password's file cannot be read.
+        ConfigurationError: a file that the settings name cannot be read.
     """
 
     def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
@@ -338,7 +338,10 @@ class Service:
             return None
         password = mqtt_password(settings, around)
         pipeline = self.pipeline
-        return Mqtt(settings, password, pipeline.hub.subscribe(), pipeline.sources, pipeline.metrics)
+        try:
+            return Mqtt(settings, password, pipeline.hub.subscribe(), pipeline.sources, pipeline.metrics)
+        except OSError as error:
+            raise ConfigurationError(f"mqtt.ca_file: {settings.ca_file}: {error.strerror or error}") from None
 
     async def _ask_for_patience(self) -> None:
         while True:

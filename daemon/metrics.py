@@ -32,7 +32,6 @@ class Metrics:
 
         self.streams_open = gauge("streams_open", "Streams that are open, or whose finals are still to come")
         self.streams = counter("streams", "Streams that were opened")
-        self.streams_refused = counter("streams_refused", "Streams and subscribers refused: full, or not authorised")
         self.client_errors = counter("client_errors", "Faults of clients, by the code they were told", "code")
         self.audio_seconds = counter("audio_seconds", "Audio received")
         self.muted_seconds = counter(

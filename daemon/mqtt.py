@@ -39,7 +39,11 @@ _MOST_COMMANDS = 100
 
 
 class Mqtt:
-    """events: all that is published. password: found by whoever reads the configuration."""
+    """events: all that is published. password: found by whoever reads the configuration.
+
+    Raises:
+        OSError: `ca_file` cannot be used.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Mqtt:
     ) -> None:
         self._settings = settings
         self._password = password
+        self._tls = ssl.create_default_context(cafile=settings.ca_file) if settings.tls else None
         self._events = events
         self._sources = sources
         self._metrics = metrics
@@ -74,7 +79,7 @@ class Mqtt:
                     async with self._client() as client:
                         await self._talk(client)
                     return
-                except aiomqtt.MqttError as error:
+                except (aiomqtt.MqttError, ValueError) as error:  # a name that cannot be looked up is a ValueError
                     self._lost(error)
                 if self._ending:
                     return
@@ -132,7 +137,7 @@ class Mqtt:
             clean_session=True,
             keepalive=settings.keepalive,
             max_queued_incoming_messages=_MOST_COMMANDS,
-            tls_context=ssl.create_default_context(cafile=settings.ca_file) if settings.tls else None,
+            tls_context=self._tls,
             logger=logging.getLogger("daemon.mqtt.aiomqtt"),
         )
 
@@ -213,7 +218,7 @@ class Mqtt:
         _log.info("mqtt: %s is switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
 
-    def _lost(self, error: aiomqtt.MqttError) -> None:
+    def _lost(self, error: Exception) -> None:
         _log.warning("mqtt: %s:%d: %s; trying again", self._settings.host, self._settings.port, error)
 
     def _topic(self, *levels: str) -> str:

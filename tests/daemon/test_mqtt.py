@@ -223,3 +223,11 @@ async def test_a_password_that_is_wrong_stops_nothing(
             await wait_until(lambda: "trying again" in caplog.text)
             assert [event["type"] for event in await say_a_sentence(daemon)].count("final") == 1
     assert "ot authori" in caplog.text
+
+
+async def test_a_name_that_cannot_even_be_looked_up_stops_nothing(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service(scripted(tokenizer_file), {"mqtt": {"host": "a..b"}}) as daemon:
+        await wait_until(lambda: "trying again" in caplog.text)
+        assert [event["type"] for event in await say_a_sentence(daemon)].count("final") == 1

@@ -65,7 +65,7 @@ async def test_the_end_by_a_signal(tmp_path: Path, english: Pair) -> None:
                     assert await other.rest() == 1001
                 assert await asyncio.to_thread(daemon.popen.wait, PATIENCE) == 0
                 await broker_says.until("whisperd/status", "offline")
-        told = []
+        told: list[str] = []
         while not (told and told[-1].startswith("STOPPING=1")):
             told.append(manager.recv(1000).decode())
     assert mine.events[0]["student"] == english.student.name
@@ -111,13 +111,14 @@ async def run_hanging(tokenizer_file: Path, drain: float, signals: int) -> tuple
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'daemon'}",
              "WHISPERD_SERVER__PORT": "0", "WHISPERD_SHUTDOWN__DRAIN": str(drain)},
     )  # fmt: skip
-    assert popen.stderr is not None
+    stderr = popen.stderr
+    assert stderr is not None
     log = ""
 
     async def until(mark: str) -> str:
         nonlocal log
         while True:
-            line = (await asyncio.wait_for(popen.stderr.readline(), PATIENCE)).decode()  # type: ignore[union-attr] # above
+            line = (await asyncio.wait_for(stderr.readline(), PATIENCE)).decode()
             assert line, log
             log += line
             if mark in line:
@@ -133,7 +134,7 @@ async def run_hanging(tokenizer_file: Path, drain: float, signals: int) -> tuple
             popen.send_signal(signal.SIGTERM)
             await until("SIGTERM")
         code = await asyncio.wait_for(popen.wait(), PATIENCE)
-    log += (await popen.stderr.read()).decode()
+    log += (await stderr.read()).decode()
     return code, log
 
 
@@ -156,6 +157,7 @@ async def test_the_drain_is_bounded_even_when_the_engine_hangs(tokenizer_file: P
         ("server: {prot: 1}", "whisperd: server.prot: unknown key; did you mean server.port?"),
         ("server: {port: none}", "whisperd: server.port: must be a valid integer, got 'none'"),
         ("mqtt: {host: h, password_file: /nowhere}", "whisperd: mqtt.password_file: /nowhere: No such file"),
+        ("mqtt: {host: h, tls: true, ca_file: /nowhere}", "whisperd: mqtt.ca_file: /nowhere: No such file"),
     ],
 )
 def test_a_bad_configuration_is_a_sentence_and_exit_code_2(tmp_path: Path, text: str, sentence: str) -> None:
