@@ -31,10 +31,14 @@ Utterance = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """repeats: how often a clip of a set comes in an epoch (1 unless named; below 1: a share of them).
+    """How clips become batches, and how that changes as training goes on.
 
-    seconds: padded audio in a batch. clean_until, full_from: the steps between which augmentation grows from none to
-    full. sorted_until: up to here short clips come first. exact_from: from here on windows are the checkpoint's own.
+    repeats: how often a clip of a set comes in an epoch (1 unless named; below 1: a share of them).
+    seconds, most_rows: padded audio and examples in a batch. longest: seconds of a clip.
+    empty_share, joined_share: examples of noise alone, and of several clips one after another, for each clip.
+    sorted_until: up to this step of the first epoch short clips come first.
+    clean_until, full_from: the steps between which augmentation grows from none to full.
+    exact_from: from this step on windows are the checkpoint's contexts, not just as long as they must be.
     """
 
     repeats: Mapping[str, float]
@@ -43,7 +47,7 @@ class Mixture:
     longest: float = 16.0
     empty_share: float = 0.03
     joined_share: float = 0.06
-    sorted_until: int = 1500
+    sorted_until: int = 0
     clean_until: int = 1000
     full_from: int = 4000
     exact_from: int = 6000
@@ -168,6 +172,16 @@ class Batches(Dataset[Batch]):
         spelled = [[CHARACTERS.index(character) + 1 for character in text] for text in texts]
         return Batch(mel, inputs, labels, torch.tensor([c for text in spelled for c in text], dtype=torch.long),
                      torch.tensor([len(text) for text in spelled]))  # fmt: skip
+
+
+class Staged(Dataset[Batch]):
+    """Several mixtures one after another. stages: (first step, its batches), ascending from step 0."""
+
+    def __init__(self, stages: Sequence[tuple[int, Batches]]) -> None:
+        self._stages = stages
+
+    def __getitem__(self, step: int) -> Batch:
+        return next(batches for first, batches in reversed(self._stages) if step >= first)[step]
 
 
 def clips_of(corpus: Corpus, split: str, only: str = "", at_most: int = 10**9) -> list[Clip]:

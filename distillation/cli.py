@@ -19,17 +19,29 @@ from distillation.text import sentences
 from distillation.voices import VoiceError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from distillation.batches import Batches, Mixture
-    from distillation.corpus import Clip
     from streaming.job import Waveform
 
-# How often a set of the corpus comes in an epoch. Human speech weighs more than its hours: it is what must carry over.
-HUMAN_FIRST = {
-    "speechocean762": 3, "common_voice_min": 3, "kathleen": 2, "librispeech_dummy": 2, "gsc2_test": 2,
-    "gsc1_bed_cat_happy": 2, "digits_fsdd": 1.5, "espeak": 0.7,
-}  # fmt: skip
+# How often a set of the corpus comes in an epoch (once, unless named). First mostly synthetic voices, in short clips
+# and small batches: the encoder must find how sounds and letters go together, and noisy single words hide it. Then
+# people.
+SYNTHETIC_FIRST = {
+    "gsc2_test": 0.15,
+    "gsc1_bed_cat_happy": 0.2,
+    "digits_fsdd": 0.15,
+    "speechocean762": 0.5,
+    "common_voice_min": 0.5,
+    "hymel_custom": 0.2,
+    "librispeech_dummy": 0.0,
+    "espeak": 0.7,
+}
+THEN_PEOPLE = {
+    "gsc2_test": 1.5,
+    "gsc1_bed_cat_happy": 2.0,
+    "speechocean762": 0.8,
+    "librispeech_dummy": 0.0,
+    "espeak": 0.9,
+}
+PEOPLE_FROM = 3000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     corpus.set_defaults(run=_corpus)
 
     teacher = commands.add_parser("teacher", help="a teacher from scratch")
-    _training_arguments(teacher, steps=12000, rate=1e-3, cooldown=2500)
+    _training_arguments(teacher, steps=10000, rate=1e-3, cooldown=3500)
     teacher.add_argument("--width", type=int, default=256)
     teacher.add_argument("--encoder-layers", type=int, default=6)
     teacher.add_argument("--decoder-layers", type=int, default=4)
@@ -81,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     label.set_defaults(run=_label)
 
     student = commands.add_parser("student", help="a student from its teacher and the labels")
-    _training_arguments(student, steps=2500, rate=1e-3, cooldown=1500)
+    _training_arguments(student, steps=2500, rate=8e-4, cooldown=1500)
     student.add_argument("--teacher", type=Path, required=True, metavar="CHECKPOINT")
     student.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
     student.add_argument("--decoder-layers", type=int, default=2)
@@ -128,7 +140,7 @@ def _teacher(options: argparse.Namespace) -> None:
     import torch
     from tokenizers import Tokenizer
 
-    from distillation.batches import Mixture
+    from distillation.batches import Batches, Mixture, Staged
     from distillation.model import CONTEXTS, export, make_teacher
     from distillation.tokenizer import save_tokenizer, train_tokenizer
     from distillation.train import Schedule, TeacherObjective, fit
@@ -143,8 +155,17 @@ def _teacher(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(path))
     torch.manual_seed(0)
     model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.0)
-    mixture = Mixture(HUMAN_FIRST, seconds=96, sorted_until=600, clean_until=800, full_from=3500, exact_from=5500)
-    batches = _batches(options, corpus, corpus.split("train"), tokenizer, mixture)
+    end = options.steps
+    first = Mixture(SYNTHETIC_FIRST, seconds=44, most_rows=24, longest=4.5, joined_share=0, empty_share=0.01,
+                    clean_until=PEOPLE_FROM, exact_from=end)  # fmt: skip
+    then = Mixture(THEN_PEOPLE, seconds=50, most_rows=28, longest=6, joined_share=0.015, empty_share=0.02,
+                   clean_until=PEOPLE_FROM, full_from=15000, exact_from=end * 4 // 5, seed=3)  # fmt: skip
+    clips, noises = corpus.split("train"), _noises(options.noise)
+    stages = [
+        (start, Batches(corpus, clips, noises, tokenizer, mixture))
+        for start, mixture in ((0, first), (PEOPLE_FROM, then))
+    ]
+    batches = Staged(stages)
     schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
     fit(TeacherObjective(model, ctc_weight=1.0), batches, schedule, options.out / "run", device=options.device)
     export(model.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
@@ -162,7 +183,7 @@ def _student(options: argparse.Namespace) -> None:
     from tokenizers import Tokenizer
     from transformers import WhisperForConditionalGeneration
 
-    from distillation.batches import Mixture
+    from distillation.batches import Batches, Mixture
     from distillation.label import read_labels, relabelled
     from distillation.model import CONTEXTS, export, make_student
     from distillation.train import Schedule, StudentObjective, fit
@@ -175,20 +196,13 @@ def _student(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
     teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher, dtype="float32")
     student = make_student(teacher, options.decoder_layers)
-    mixture = Mixture(HUMAN_FIRST, seconds=96, sorted_until=0, clean_until=-1, full_from=0, exact_from=0, seed=2)
+    mixture = Mixture(THEN_PEOPLE, seconds=50, most_rows=28, longest=6, joined_share=0.03, empty_share=0.03,
+                      clean_until=-options.steps, full_from=options.steps, exact_from=0, seed=2)  # fmt: skip
     objective = StudentObjective(student, teacher, options.ce_weight, options.kl_weight, options.temperature)
-    batches = _batches(options, corpus, clips, tokenizer, mixture)
+    batches = Batches(corpus, clips, _noises(options.noise), tokenizer, mixture)
     schedule = Schedule(options.steps, options.rate, warmup=100, cooldown=options.cooldown)
     fit(objective, batches, schedule, options.out / "run", device=options.device)
     export(student.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
-
-
-def _batches(
-    options: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip], tokenizer: Tokenizer, mixture: Mixture
-) -> Batches:
-    from distillation.batches import Batches
-
-    return Batches(corpus, clips, _noises(options.noise), tokenizer, mixture)
 
 
 def _noises(folder: Path | None) -> list[Waveform]:

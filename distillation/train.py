@@ -22,10 +22,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from distillation.batches import CHARACTERS, IGNORED, Batch, Batches
+from distillation.batches import CHARACTERS, IGNORED, Batch
 from distillation.model import Whisper, encode, logits
 
 
@@ -125,7 +125,7 @@ def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:
 
 def fit(
     objective: Objective,
-    batches: Batches,
+    batches: Dataset[Batch],
     schedule: Schedule,
     folder: Path,
     watch: Callable[[], dict[str, float]] | None = None,
@@ -172,7 +172,7 @@ def fit(
     bar.close()
 
 
-def _from(batches: Batches, begin: int, end: int) -> Iterator[tuple[int, Batch]]:
+def _from(batches: Dataset[Batch], begin: int, end: int) -> Iterator[tuple[int, Batch]]:
     loader = DataLoader(batches, batch_size=None, sampler=range(begin, end), num_workers=1, prefetch_factor=8,
                         worker_init_fn=_single_thread)  # fmt: skip
     return zip(range(begin, end), loader, strict=True)
