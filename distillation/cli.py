@@ -205,10 +205,16 @@ def _student(options: argparse.Namespace) -> None:
     export(student.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
 
 
-def _noises(folder: Path | None) -> list[Waveform]:
+def _noises(folder: Path | None, *, speechless: bool = False) -> list[Waveform]:
+    """The noises of a folder; where its manifest says `contains_speech`, those can be left out."""
     from distillation.corpus import read_mono
 
-    return [read_mono(path) for path in sorted(folder.glob("*.flac"))] if folder else []
+    if folder is None:
+        return []
+    manifest = folder / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.is_file() else []
+    voices = {row["path"] for row in rows if row.get("contains_speech")} if speechless else set()
+    return [read_mono(path) for path in sorted(folder.glob("*.flac")) if path.name not in voices]
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -220,7 +226,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     alone = Engine.load(str(open_checkpoint(options.teacher, "teacher").directory), None)
     for one in (engine, alone):
         one.warm()
-    figures = report(engine, alone, Corpus(options.corpus), _noises(options.noise), options.threshold)
+    figures = report(engine, alone, Corpus(options.corpus), _noises(options.noise, speechless=True), options.threshold)
     print(as_markdown(figures))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
