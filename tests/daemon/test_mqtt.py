@@ -101,6 +101,7 @@ async def test_switching_a_source_off_and_on(tokenizer_file: Path, mosquitto: Br
         service(scripted(tokenizer_file), settings(mosquitto)) as daemon,
         client(daemon.server.url, "/v1/stream?source=kitchen") as mine,
     ):
+        await broker_says.until("whisperd/status", "online")
         await mine.play(unfinished_speech())
         await mine.until("speech_started")
         await publish(mosquitto.port, "whisperd/kitchen/set", "OFF")
