@@ -131,6 +131,8 @@ def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequenc
     copy.half().save_pretrained(folder)
     about = {"name": name, "contexts": list(contexts), "timestamps": False}
     (folder / "whisperd.json").write_text(json.dumps(about, indent=2) + "\n")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # weights are written for their owner alone, but a service runs as somebody else
 
 
 def prompt_tokens(tokenizer: Tokenizer) -> list[int]:

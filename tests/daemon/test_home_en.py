@@ -7,12 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from harness import DATA, ROOT, broker, client, listener, process, speech
-
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "streaming" / "pretrained" / "home-en").is_dir(), reason="home-en is not exported yet"
-)
 
 SAID = "turn on the kitchen light"
 
