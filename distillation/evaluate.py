@@ -132,6 +132,23 @@ def _words(session: Session, engine: Engine, chunk: Waveform) -> int:
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One clip: what was said, what each of the pair heard, and how sure the student was."""
+
+    set: str
+    text: str
+    student: str
+    teacher: str
+    confidence: float
+
+    def cascade(self, threshold: float) -> str:
+        """What comes out when the teacher decides below `threshold`: a checked text is the teacher's, to the token."""
+        return self.teacher if self.confidence < threshold else self.student
+
 
 def report(
     engine: Engine, alone: Engine, corpus: Corpus, noises: Sequence[Waveform], threshold: float
@@ -140,30 +157,50 @@ def report(
 
     Without `noises` nothing is said about words invented from noise.
     """
-    deciders = {"teacher": ALWAYS, "student": NEVER, "cascade": threshold}
-    sets = _sets(corpus)
-    figures: dict[str, Any] = {"student": engine.student, "teacher": engine.teacher, "threshold": threshold, "sets": {}}
+    heard: list[Heard] = []
     differing = 0
-    for name, clips in sets.items():
-        references = [clip.text for clip in clips]
-        heard = {who: hear(corpus, clips, Transcriber(engine, below)) for who, below in deciders.items()}
-        alone_heard = hear(corpus, clips, Transcriber(alone))
-        differing += sum(a.tokens != b.tokens for a, b in zip(alone_heard, heard["teacher"], strict=True))
-        row: dict[str, Any] = {"clips": len(clips)}
-        for who, results in heard.items():
-            row[who] = score(references, [Transcriber(engine).text(result.tokens) for result in results]).wer
-        row["asked"] = sum(result.model == "teacher" for result in heard["cascade"]) / len(clips)
-        figures["sets"][name] = row
-    figures["speculative_differs"] = differing
-    figures["speed"] = _speed(engine, alone, corpus)
+    for name, clips in _sets(corpus).items():
+        checked = hear(corpus, clips, Transcriber(engine, ALWAYS))
+        undrafted = hear(corpus, clips, Transcriber(alone))
+        differing += sum(one.tokens != other.tokens for one, other in zip(undrafted, checked, strict=True))
+        text = Transcriber(engine).text
+        heard += [
+            Heard(name, clip.text, text(result.student_tokens), text(result.tokens), result.student_confidence)
+            for clip, result in zip(clips, checked, strict=True)
+        ]
+    figures: dict[str, Any] = {
+        "student": engine.student,
+        "teacher": engine.teacher,
+        "threshold": threshold,
+        "sets": {name: _row([one for one in heard if one.set == name], threshold) for name in _names(heard)},
+        "held_out": _row([one for one in heard if one.set.startswith("held_out/")], threshold),
+        "thresholds": {str(each): _row(heard, each) for each in THRESHOLDS},
+        "speculative_differs": differing,
+        "speed": _speed(engine, alone, corpus),
+    }
     if noises:
         seconds, words = words_from_noise(engine, noises, threshold)
         figures["noise"] = {"seconds": seconds, "words": words}
     return figures
 
 
+def _names(heard: Sequence[Heard]) -> list[str]:
+    return list(dict.fromkeys(one.set for one in heard))
+
+
+def _row(heard: Sequence[Heard], threshold: float) -> dict[str, float]:
+    said = [one.text for one in heard]
+    return {
+        "clips": len(heard),
+        "teacher": score(said, [one.teacher for one in heard]).wer,
+        "student": score(said, [one.student for one in heard]).wer,
+        "cascade": score(said, [one.cascade(threshold) for one in heard]).wer,
+        "asked": sum(one.confidence < threshold for one in heard) / max(1, len(heard)),
+    }
+
+
 def _sets(corpus: Corpus) -> dict[str, list[Clip]]:
-    """Held-out voices by program, and each set of the split "dev"; texts in the corpus's style."""
+    """Held-out voices by program, and each set of the split "dev"; at most 400 clips of each."""
     sets: dict[str, list[Clip]] = {}
     for split in ("held_out", "dev"):
         for clip in corpus.split(split):
@@ -184,22 +221,31 @@ def _speed(engine: Engine, alone: Engine, corpus: Corpus) -> dict[str, Any]:
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
     lines = [
-        f"Student `{figures['student']}`, teacher `{figures['teacher']}`; the teacher decides below a confidence of "
-        f"{figures['threshold']}.",
+        f"Student `{figures['student']}`, teacher `{figures['teacher']}`; in the cascade the teacher decides below a "
+        f"confidence of {figures['threshold']}.",
         "",
         "| set | clips | teacher WER | student WER | cascade WER | decided by the teacher |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in figures["sets"].items():
-        shares = " | ".join(f"{row[key]:.1%}" for key in ("teacher", "student", "cascade", "asked"))
-        lines.append(f"| {name} | {row['clips']} | {shares} |")
+    rows = {**figures["sets"], "**all held-out voices**": figures["held_out"]}
+    lines += [
+        f"| {name} | {row['clips']} | {_shares(row, 'teacher', 'student', 'cascade', 'asked')} |"
+        for name, row in rows.items()
+    ]
+    lines += ["", "| the teacher decides below | cascade WER, all sets | decided by the teacher |", "|---|---|---|"]
+    for threshold, row in figures["thresholds"].items():
+        name = {"0.0": "never", "inf": "always"}.get(threshold, threshold)
+        lines.append(f"| {name} | {_shares(row, 'cascade', 'asked')} |")
+    lines += ["", "| a clip, one at a time | ms | spread |", "|---|---|---|"]
+    lines += [f"| {name} | {row['ms']:.1f} | {row['spread_ms']:.1f} |" for name, row in figures["speed"].items()]
     lines += [
         "",
-        f"Teacher-checked texts whose tokens differ from the teacher's alone: {figures['speculative_differs']}",
-        "",
+        f"Texts checked by the teacher whose tokens differ from the teacher's alone: {figures['speculative_differs']}.",
     ]
-    lines += ["| a clip, one at a time | ms | spread |", "|---|---|---|"]
-    lines += [f"| {name} | {row['ms']:.1f} | {row['spread_ms']:.1f} |" for name, row in figures["speed"].items()]
     if noise := figures.get("noise"):
-        lines += ["", f"Words invented in {noise['seconds'] / 60:.0f} minutes of noise: {noise['words']}"]
+        lines += ["", f"Words invented in {noise['seconds'] / 60:.0f} minutes of noise: {noise['words']}."]
     return "\n".join(lines)
+
+
+def _shares(row: Mapping[str, float], *names: str) -> str:
+    return " | ".join(f"{row[name]:.1%}" for name in names)
