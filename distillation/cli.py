@@ -196,8 +196,18 @@ def _student(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
     teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher, dtype="float32")
     student = make_student(teacher, options.decoder_layers)
-    mixture = Mixture(THEN_PEOPLE, seconds=50, most_rows=28, longest=6, joined_share=0.03, empty_share=0.03,
-                      clean_until=-options.steps, full_from=options.steps, exact_from=0, seed=2)  # fmt: skip
+    mixture = Mixture(
+        THEN_PEOPLE,
+        seconds=50,
+        most_rows=28,
+        longest=6,
+        joined_share=0.03,
+        empty_share=0.03,
+        clean_until=-options.steps,
+        full_from=2 * options.steps,
+        exact_from=options.steps // 2,
+        seed=2,
+    )
     objective = StudentObjective(student, teacher, options.ce_weight, options.kl_weight, options.temperature)
     batches = Batches(corpus, clips, _noises(options.noise), tokenizer, mixture)
     schedule = Schedule(options.steps, options.rate, warmup=100, cooldown=options.cooldown)
