@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from distillation.augment import Rng, augment_waveform, features, noise_alone, padded_seconds
 from distillation.corpus import Clip, Corpus
 from distillation.model import CONTEXTS, prompt_tokens, text_tokens
+from distillation.text import normalise
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, token_id
 from streaming.job import SAMPLE_RATE, Waveform
 
@@ -169,7 +170,7 @@ class Batches(Dataset[Batch]):
             if not text:
                 # Whisper's own way of saying it: at the place of the language, "no speech".
                 labels[number, 0] = token_id(self._tokenizer, NO_SPEECH)
-        spelled = [[CHARACTERS.index(character) + 1 for character in text] for text in texts]
+        spelled = [[CHARACTERS.index(character) + 1 for character in normalise(text)] for text in texts]
         return Batch(mel, inputs, labels, torch.tensor([c for text in spelled for c in text], dtype=torch.long),
                      torch.tensor([len(text) for text in spelled]))  # fmt: skip
 

@@ -19,6 +19,9 @@ from distillation.text import sentences
 from distillation.voices import VoiceError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from distillation.model import Whisper
     from streaming.job import Waveform
 
 # How often a set of the corpus comes in an epoch (once, unless named). First mostly synthetic voices, in short clips
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     teacher = commands.add_parser("teacher", help="a teacher from scratch")
     _training_arguments(teacher, steps=10000, rate=1e-3, cooldown=3500)
+    teacher.add_argument("--start", type=Path, metavar="CHECKPOINT", help="go on from this one's weights")
     teacher.add_argument("--width", type=int, default=256)
     teacher.add_argument("--encoder-layers", type=int, default=6)
     teacher.add_argument("--decoder-layers", type=int, default=4)
@@ -142,19 +146,17 @@ def _teacher(options: argparse.Namespace) -> None:
 
     from distillation.batches import Batches, Mixture, Staged
     from distillation.model import CONTEXTS, export, make_teacher
-    from distillation.tokenizer import save_tokenizer, train_tokenizer
     from distillation.train import Schedule, TeacherObjective, fit
+    from distillation.watch import watching
 
     corpus = Corpus(options.corpus)
-    path = options.out / "tokenizer" / "tokenizer.json"
-    if not path.is_file():
-        spoken = {clip.text for clip in corpus.split("train")}
-        save_tokenizer(
-            train_tokenizer([*islice(sentences(7), 20000), *sorted(spoken)], options.vocabulary), path.parent
-        )
-    tokenizer = Tokenizer.from_file(str(path))
     torch.manual_seed(0)
-    model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.0)
+    if options.start:
+        tokenizer = Tokenizer.from_file(str(options.start / "tokenizer.json"))
+        model = _load_model(options.start)
+    else:
+        tokenizer = _tokenizer(options, corpus)
+        model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.0)
     end = options.steps
     first = Mixture(SYNTHETIC_FIRST, seconds=44, most_rows=24, longest=4.5, joined_share=0, empty_share=0.01,
                     clean_until=PEOPLE_FROM, exact_from=end)  # fmt: skip
@@ -167,8 +169,28 @@ def _teacher(options: argparse.Namespace) -> None:
     ]
     batches = Staged(stages)
     schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
-    fit(TeacherObjective(model, ctc_weight=1.0), batches, schedule, options.out / "run", device=options.device)
+    watch = watching(model, corpus, tokenizer)
+    fit(TeacherObjective(model, ctc_weight=1.0), batches, schedule, options.out / "run", watch, options.device)
     export(model.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
+
+
+def _tokenizer(options: argparse.Namespace, corpus: Corpus) -> Tokenizer:
+    """The one that was trained for this teacher; trained now if there is none yet."""
+    from tokenizers import Tokenizer
+
+    from distillation.tokenizer import save_tokenizer, train_tokenizer
+
+    folder = options.out / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        spoken = sorted({clip.text for clip in corpus.split("train")})
+        save_tokenizer(train_tokenizer([*islice(sentences(7), 20000), *spoken], options.vocabulary), folder)
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _load_model(folder: Path) -> Whisper:
+    from transformers import WhisperForConditionalGeneration
+
+    return WhisperForConditionalGeneration.from_pretrained(folder, dtype="float32")
 
 
 def _label(options: argparse.Namespace) -> None:
@@ -181,12 +203,12 @@ def _label(options: argparse.Namespace) -> None:
 
 def _student(options: argparse.Namespace) -> None:
     from tokenizers import Tokenizer
-    from transformers import WhisperForConditionalGeneration
 
     from distillation.batches import Batches, Mixture
     from distillation.label import read_labels, relabelled
     from distillation.model import CONTEXTS, export, make_student
     from distillation.train import Schedule, StudentObjective, fit
+    from distillation.watch import watching
 
     corpus = Corpus(options.corpus)
     clips = relabelled(corpus, read_labels(options.labels), options.filter)
@@ -194,7 +216,7 @@ def _student(options: argparse.Namespace) -> None:
         f"{len(clips)} of {len(corpus.split('train'))} clips are within {options.filter:.0%} word errors of their text"
     )
     tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
-    teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher, dtype="float32")
+    teacher = _load_model(options.teacher)
     student = make_student(teacher, options.decoder_layers)
     mixture = Mixture(
         THEN_PEOPLE,
@@ -211,7 +233,8 @@ def _student(options: argparse.Namespace) -> None:
     objective = StudentObjective(student, teacher, options.ce_weight, options.kl_weight, options.temperature)
     batches = Batches(corpus, clips, _noises(options.noise), tokenizer, mixture)
     schedule = Schedule(options.steps, options.rate, warmup=100, cooldown=options.cooldown)
-    fit(objective, batches, schedule, options.out / "run", device=options.device)
+    watch = watching(student, corpus, tokenizer)
+    fit(objective, batches, schedule, options.out / "run", watch, options.device)
     export(student.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
 
 

@@ -44,8 +44,8 @@ def manifest() -> Path:
 
 
 @functools.cache
-def corpus() -> Corpus:
-    """16 clips of training voices, 8 of held-out ones, and the recordings."""
+def folder() -> Path:
+    """A corpus of 16 clips of training voices, 8 of held-out ones, and the recordings."""
     folder = Path(_kept().name) / "corpus"
     with pytest.MonkeyPatch.context() as patch:
         # The worker is forked from here, so it sees the smaller blocks too.
@@ -54,7 +54,12 @@ def corpus() -> Corpus:
         record(folder, manifest(), "train")
         synthesise(folder, clips=16, seed=3, workers=1, extra_texts=["an extra text"])
     gather(folder)
-    return Corpus(folder)
+    return folder
+
+
+@functools.cache
+def corpus() -> Corpus:
+    return Corpus(folder())
 
 
 @functools.cache
