@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "data"
 SLT, RMS, AWB = Voice("flite", "slt"), Voice("flite", "rms"), Voice("flite", "awb")
 SPOKEN: dict[str, list[tuple[Voice, str]]] = {
     "demo": [
-        (SLT, "turn on the kitchen light"),
+        (SLT, "turn off the lights in the living room"),
         (SLT, "set a timer for ten minutes"),
         (RMS, "what's the weather like"),
     ],

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--student", default="home-en", metavar="CHECKPOINT")
     evaluate.add_argument("--teacher", default="home-en", metavar="CHECKPOINT")
     evaluate.add_argument("--noise", type=Path, metavar="DIR", help="noises without speech, for the words invented")
-    evaluate.add_argument("--threshold", type=float, default=0.8, help="below this confidence the teacher decides")
+    evaluate.add_argument("--threshold", type=float, default=0.85, help="below this confidence the teacher decides")
     evaluate.add_argument("--out", type=Path, metavar="REPORT.json")
     evaluate.set_defaults(run=_evaluate)
     return parser
