@@ -71,7 +71,7 @@ def test_the_pair_shares_its_encoder_and_its_names(engine: Engine) -> None:
 
 def test_a_sentence_and_its_times(engine: Engine, recording: Callable[[str], Waveform]) -> None:
     audio = recording("turn_on_the_kitchen_light")
-    (result,) = engine.run([Job(audio, times=True)])
+    (result,) = engine.run([Job(audio, times=True, ask_teacher_below=ALWAYS)])
     text = Text(engine.tokenizer_file, engine.eot)
     assert text.text(result.tokens).strip() == "turn on the kitchen light"
     flat = [moment for span in result.times for moment in span]
