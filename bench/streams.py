@@ -66,7 +66,7 @@ async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[
 async def _join_late(number: int, streams: int, service: Service, pcm: bytes, rate: int, heard: Heard) -> None:
     # People do not begin to speak in the same millisecond: beginnings are spread over two seconds.
     await asyncio.sleep(2.0 * number / streams)
-    await play(service.url, f"bench-{number}", pcm, rate, heard.take)
+    await play(service.url, f"bench-{streams}-{number}", pcm, rate, heard.take)
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
