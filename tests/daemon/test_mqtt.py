@@ -76,8 +76,9 @@ async def test_what_is_retained_and_what_is_not(tokenizer_file: Path, mosquitto:
     async with service(scripted(tokenizer_file), settings(mosquitto)) as daemon:
         async with listener(mosquitto.port) as early:
             await say_a_sentence(daemon)
-            await early.until(STATE, "idle")
-            assert early.payloads(TEXT)
+            await early.until(TEXT)
+            if early.payloads(STATE)[-1:] != ["idle"]:  # a state may overtake a final that is not queued yet
+                await early.until(STATE, "idle")
         async with listener(mosquitto.port) as late:
             await publish(mosquitto.port, "test/mark", "end")
             await late.until("test/mark", "end")
