@@ -1,4 +1,4 @@
-"""Synthetic voices: text -> waveform, through Debian's espeak-ng, flite and festival.
+"""Synthetic voices: text -> waveform, through Debian's espeak-ng, flite and festival, and two neural voices.
 
 Owns the list of voices, which of them are held out, and how each program is called. Knows nothing of corpora or models.
 Held-out voices are whole voices: no training clip was ever spoken by them.
@@ -18,6 +18,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from distillation import neural
+from distillation.errors import DistillError
 from streaming.job import SAMPLE_RATE, Waveform
 
 ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
@@ -39,23 +41,29 @@ HELD_OUT_FESTIVAL = frozenset({"ked_diphone"})
 _RESPELLED = ((" a m", " ay em"), (" p m", " pee em"))
 
 
-class VoiceError(RuntimeError):
+class VoiceError(DistillError):
     """A speech program is missing or refused its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """One voice with its settings. rate: 1 is the program's own speed, 1.2 is faster. pitch: espeak-ng's 0..99."""
+    """One voice with its settings. rate: 1 is the program's own speed, 1.2 is faster. pitch: espeak-ng's 0..99.
+
+    blend: the share of `variant` in Kokoro's voice, or Piper's liveliness.
+    """
 
     program: str
     name: str
     variant: str = ""
     rate: float = 1.0
     pitch: int = 50
+    blend: float = 0.0
 
     @property
     def speaker(self) -> str:
-        return "/".join(part for part in (self.program, self.variant or self.name) if part)
+        return "/".join(
+            part for part in (self.program, self.variant if self.program == "espeak" else self.name) if part
+        )
 
     @property
     def held_out(self) -> bool:
@@ -82,6 +90,16 @@ def choose_voice(rng: random.Random, held_out: bool) -> Voice:
     return Voice("festival", rng.choice(names), rate=rng.uniform(0.85, 1.2))
 
 
+def choose_neural_voice(rng: random.Random) -> Voice:
+    """A random neural voice, in training only: all are too few to hold one out."""
+    if rng.random() < 0.35:
+        return Voice("piper", "joe", rate=rng.uniform(0.8, 1.25), blend=rng.uniform(0.4, 0.9))
+    style, other = rng.sample(neural.KOKORO_STYLES, 2)
+    # Of the five, one is a man: he is in half of the blends.
+    style = rng.choice([style, "jm_kumo"]) if other != "jm_kumo" else style
+    return Voice("kokoro", style, other, rng.uniform(0.8, 1.2), blend=rng.uniform(0.0, 0.5))
+
+
 def speak(text: str, voice: Voice) -> Waveform:
     """One sentence.
 
@@ -96,6 +114,8 @@ def speak_all(texts: list[str], voice: Voice) -> list[Waveform]:
     spoken = [_respell(text) for text in texts]
     if voice.program == "festival":
         return _festival(spoken, voice)
+    if voice.program in ("piper", "kokoro"):
+        return [_at_peak(_neural(text, voice)) for text in spoken]
     command = _espeak_command if voice.program == "espeak" else _flite_command
     return [_wave(_run(command(text, voice))) for text in spoken]
 
@@ -115,6 +135,12 @@ def _espeak_command(text: str, voice: Voice) -> list[str]:
 def _flite_command(text: str, voice: Voice) -> list[str]:
     stretch = f"duration_stretch={1 / voice.rate:.3f}"
     return ["flite", "-voice", voice.name, "--setf", stretch, "-t", text, "-o", "/dev/stdout"]
+
+
+def _neural(text: str, voice: Voice) -> Waveform:
+    if voice.program == "piper":
+        return neural.speak_piper(text, voice.rate, voice.blend)
+    return neural.speak_kokoro(text, voice.rate, voice.name, voice.variant, voice.blend)
 
 
 def _festival(texts: list[str], voice: Voice) -> list[Waveform]:
@@ -142,7 +168,10 @@ def _wave(riff: bytes) -> Waveform:
     samples, rate = soundfile.read(io.BytesIO(_with_true_length(riff)), dtype="float32")
     if samples.size == 0:
         raise VoiceError("the voice produced no sound")
-    samples = soxr.resample(samples, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples
+    return _at_peak(soxr.resample(samples, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples)
+
+
+def _at_peak(samples: Waveform) -> Waveform:
     peak = float(np.abs(samples).max()) or 1.0
     return np.asarray(samples * (0.5 / peak), dtype=np.float32)
 

@@ -1,0 +1,91 @@
+"""Noises: read from a folder, and those passages of them that the service's own voice detector takes for speech.
+
+Owns what a noise is (a recording, and whether voices are in it) and the search for passages that are mistaken for
+speech: they are what a model is asked about in a house, so they are what it must learn to call nothing. Knows nothing
+of training.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from distillation.recordings import read_mono
+from streaming.audio import FRAME
+from streaming.job import SAMPLE_RATE, Waveform
+from streaming.segment import Closed, Segmenter, SegmentSettings
+from streaming.vad import Detector
+
+# Mean levels, full scale = 1, at which noises are played to the detector: a quiet room to a loud machine.
+LEVELS = (0.01, 0.05, 0.15)
+# More easily deceived than the service's own endpointing, so that there is more to learn from.
+EAGER = SegmentSettings(threshold=0.3, release=0.2, onset=0.032)
+
+
+@dataclass(frozen=True, slots=True)
+class Noises:
+    """all: to mix under speech. speechless: those in which nobody speaks. mistaken: passages of those that sound like
+    speech to a detector.
+    """
+
+    all: Sequence[Waveform] = ()
+    speechless: Sequence[Waveform] = ()
+    mistaken: Sequence[Waveform] = ()
+
+
+def read_noises(folder: Path | None) -> Noises:
+    """The noises of a folder; its `manifest.jsonl`, where there is one, says by `contains_speech` which hold voices.
+
+    Raises:
+        RecordingsError: a file is unreadable.
+    """
+    if folder is None:
+        return Noises()
+    manifest = folder / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.is_file() else []
+    voices = {row["path"] for row in rows if row.get("contains_speech")}
+    read = {path.name: read_mono(path) for path in sorted(folder.glob("*.flac"))}
+    speechless = [wave for name, wave in read.items() if name not in voices]
+    return Noises(list(read.values()), speechless)
+
+
+def with_mistaken(noises: Noises) -> Noises:
+    """The same, with `mistaken` looked for: it takes about half a minute for three minutes of noise."""
+    return replace(noises, mistaken=list(mistaken_for_speech(noises.speechless)))
+
+
+def mistaken_for_speech(noises: Sequence[Waveform]) -> Iterator[Waveform]:
+    """What detector and an eager endpointing cut out of the noises, alone and over each other, at several levels."""
+    scenes = [*noises, *(_over(one, other) for one, other in itertools.combinations(noises, 2) if _nearby(one, other))]
+    for scene in scenes:
+        for level in LEVELS:
+            yield from _passages(at_level(scene, level))
+
+
+def at_level(wave: Waveform, level: float) -> Waveform:
+    """With a root mean square of `level`."""
+    return np.asarray(wave * (level / (float(np.sqrt(np.mean(wave**2))) + 1e-9)), np.float32)
+
+
+def _nearby(one: Waveform, other: Waveform) -> bool:
+    """A cheap choice of some pairs: those of about the same length."""
+    return abs(one.size - other.size) < SAMPLE_RATE // 100
+
+
+def _over(one: Waveform, other: Waveform) -> Waveform:
+    size = min(one.size, other.size)
+    return at_level(one[:size], 1.0) + at_level(other[:size], 0.5)
+
+
+def _passages(wave: Waveform) -> Iterator[Waveform]:
+    segmenter, detector = Segmenter(EAGER), Detector()
+    frames = [wave[start : start + FRAME] for start in range(0, wave.size - FRAME + 1, FRAME)]
+    boundaries = [each for frame in frames for each in segmenter.push(detector(frame), float(np.mean(frame**2)))]
+    for boundary in [*boundaries, *segmenter.flush(len(frames) * FRAME)]:
+        if isinstance(boundary, Closed):
+            yield wave[boundary.segment.audio_start : boundary.segment.audio_end]
