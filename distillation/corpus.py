@@ -1,8 +1,8 @@
 """The corpus: clips of speech with their text, gathered in one folder.
 
-Owns the folder's layout and its making. A corpus is `index.jsonl` (one clip a line: text, speaker, set, split, and
-where its samples lie) beside `audio.i16` (all clips, 16 kHz mono, one after another). Knows nothing of features or
-models.
+Owns the folder's layout and its making; what recordings may look like is `recordings.py`'s. A corpus is `index.jsonl`
+(one clip a line: text, speaker, set, split, and where its samples lie) beside `audio.i16` (all clips, 16 kHz mono, one
+after another). Knows nothing of features or models.
 
 Making it can be interrupted and resumed: clips are written in numbered blocks, and a block counts only when its index,
 written after its audio, is whole. `gather` joins the blocks.
@@ -12,32 +12,38 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from distillation.errors import DistillError
+from distillation.recordings import LONGEST, Recording, find_recordings, read_mono, utterances
 from distillation.text import normalise, sentences
-from distillation.voices import Voice, choose_voice, speak_all
+from distillation.voices import Voice, choose_neural_voice, choose_voice, speak_all
 from streaming.job import SAMPLE_RATE, Waveform
 
 BLOCK_CLIPS = 200
 HELD_OUT_BLOCKS = 8
+NEURAL_BLOCKS = 50000  # the number of the first block of neural voices
+
+About = Mapping[str, str | bool]
+"""A clip's `text`, `speaker`, `set` and `split`, and `transcribed` where it is not."""
 
 
-class CorpusError(ValueError):
+class CorpusError(DistillError):
     """The corpus or the recordings cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """offset, samples: where the clip lies in `audio.i16`."""
+    """transcribed: whether somebody wrote down what was said; else `text` is empty.
+    offset, samples: where the clip lies in `audio.i16`.
+    """
 
     text: str
     speaker: str
@@ -45,6 +51,7 @@ class Clip:
     split: str
     offset: int
     samples: int
+    transcribed: bool = True
 
     @property
     def seconds(self) -> float:
@@ -73,12 +80,15 @@ class Corpus:
         return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)
 
 
-def synthesise(folder: Path, clips: int, seed: int, workers: int, extra_texts: Sequence[str] = ()) -> None:
+def synthesise(
+    folder: Path, clips: int, seed: int, workers: int, extra_texts: Sequence[str] = (), neural_clips: int = 0
+) -> None:
     """Synthetic clips: the grammar's sentences, and `extra_texts` for a quarter of them, by random voices.
 
     A few blocks are spoken by held-out voices only, and are of the split "held_out".
     """
-    blocks = range(-(-clips // BLOCK_CLIPS) + HELD_OUT_BLOCKS)
+    blocks = [*range(-(-clips // BLOCK_CLIPS) + HELD_OUT_BLOCKS)]
+    blocks += [NEURAL_BLOCKS + number for number in range(-(-neural_clips // BLOCK_CLIPS))]
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in blocks if not _block_index(folder, number).is_file()]
     with ProcessPoolExecutor(workers) as pool:
@@ -95,15 +105,15 @@ def _speak_block(folder: Path, number: int, seed: int, extra_texts: tuple[str, .
     rng = random.Random(f"{seed}/{number}")
     held_out = number < HELD_OUT_BLOCKS
     texts = sentences(rng.randrange(2**31))
-    clips: list[tuple[Waveform, dict[str, str]]] = []
+    clips: list[tuple[Waveform, About]] = []
     while len(clips) < BLOCK_CLIPS:
-        voice = choose_voice(rng, held_out)
+        voice = choose_neural_voice(rng) if number >= NEURAL_BLOCKS else choose_voice(rng, held_out)
         batch = [
             rng.choice(extra_texts) if extra_texts and not held_out and rng.random() < 0.25 else next(texts)
             for _ in range(8)
         ]
         about = {"speaker": voice.speaker, "set": voice.program, "split": "held_out" if held_out else "train"}
-        clips += [(wave, about | {"text": text}) for wave, text in zip(_trimmed(batch, voice), batch, strict=True)]
+        clips += [(wave, {**about, "text": text}) for wave, text in zip(_trimmed(batch, voice), batch, strict=True)]
     _write_block(folder, number, clips[:BLOCK_CLIPS])
 
 
@@ -121,53 +131,47 @@ def trim(wave: Waveform, below_peak_db: float = 45.0, keep_seconds: float = 0.08
     return wave[max(0, loud[0] - keep) : loud[-1] + keep]
 
 
-def read_mono(path: Path) -> Waveform:
-    """Any file that libsndfile reads, as 16 kHz mono.
+def recordings_texts(source: Path, longest: int = 120) -> list[str]:
+    """The different transcripts of some recordings, for synthetic voices to read too; very long ones are left out.
 
     Raises:
-        CorpusError: it is missing or unreadable.
+        RecordingsError: the recordings cannot be used.
     """
-    try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise CorpusError(f"{path} cannot be read: {error}") from error
-    mono: Waveform = wave.mean(axis=1)
-    return soxr.resample(mono, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else mono
-
-
-def recordings_texts(manifest: Path, longest: int = 120) -> list[str]:
-    """The different transcripts of a manifest, for synthetic voices to read too; very long ones are left out."""
-    with manifest.open() as lines:
-        texts = dict.fromkeys(normalise(json.loads(line).get("text") or "") for line in lines)
+    texts = dict.fromkeys(normalise(recording.text or "") for recording in find_recordings(source))
     return [text for text in texts if 0 < len(text) < longest]
 
 
-def recordings(manifest: Path) -> Iterator[tuple[Waveform, dict[str, str]]]:
-    """The clips with a transcript of a `manifest.jsonl` (`path`, `text`, and optionally `speaker` and `set`).
+def record(folder: Path, source: Path, split: str, *, as_written: bool = False) -> None:
+    """Adds recordings (`recordings.py` says what a folder may look like) as one block, behind the synthetic ones.
+
+    as_written: keep the style of the transcripts, and recordings without one too; else transcripts are brought to the
+    corpus's own style, and what has none is left out.
 
     Raises:
-        CorpusError: a listed file is missing or unreadable.
+        RecordingsError: the recordings cannot be used. Nothing is written then.
     """
-    with manifest.open() as lines:
-        rows = [json.loads(line) for line in lines]
-    for row in tqdm([row for row in rows if row.get("text")], desc=manifest.parent.name, unit="clip"):
-        name = row.get("set", manifest.parent.name)
-        yield (
-            read_mono(manifest.parent / row["path"]),
-            {"text": normalise(row["text"]), "speaker": f"{name}/{row.get('speaker', '')}", "set": name},
-        )
-
-
-def record(folder: Path, manifest: Path, split: str) -> None:
-    """Adds recordings as one block, numbered behind the synthetic ones."""
     number = 90000 + int.from_bytes(split.encode()[:1])
     if _block_index(folder, number).is_file():
         return
+    found = find_recordings(source)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_block(folder, number, ((trim(wave), about | {"split": split}) for wave, about in recordings(manifest)))
+    _write_block(folder, number, _clips(found, split, as_written))
 
 
-def _write_block(folder: Path, number: int, clips: Iterable[tuple[Waveform, dict[str, str]]]) -> None:
+def _clips(found: Sequence[Recording], split: str, as_written: bool) -> Iterator[tuple[Waveform, About]]:
+    wanted = found if as_written else [recording for recording in found if recording.text]
+    for recording in tqdm(wanted, desc=split, unit="clip"):
+        about: About = {
+            "text": (recording.text or "") if as_written else normalise(recording.text or ""),
+            "transcribed": recording.text is not None,
+            "speaker": f"{recording.set}/{recording.speaker}", "set": recording.set, "split": split,
+        }  # fmt: skip
+        wave = trim(read_mono(recording.path))
+        pieces = utterances(wave) if recording.text is None and wave.size > LONGEST * SAMPLE_RATE else [wave]
+        yield from ((piece, about) for piece in pieces)
+
+
+def _write_block(folder: Path, number: int, clips: Iterable[tuple[Waveform, About]]) -> None:
     index = _block_index(folder, number)
     offset = 0
     lines = []
@@ -175,7 +179,7 @@ def _write_block(folder: Path, number: int, clips: Iterable[tuple[Waveform, dict
         for wave, about in clips:
             samples = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
             audio.write(samples.tobytes())
-            lines.append(json.dumps(about | {"offset": offset, "samples": len(samples)}))
+            lines.append(json.dumps({**about, "offset": offset, "samples": len(samples)}))
             offset += len(samples)
     # The index appears last and at once: it is what says that the block is whole.
     unfinished = index.with_suffix(".part")
@@ -194,5 +198,7 @@ def gather(folder: Path) -> None:
                 joined.write(json.dumps(asdict(Clip(**(row | {"offset": row["offset"] + offset})))) + "\n")
             audio.write(data)
             offset += len(data) // 2
+    # An old index must not be taken for one of the new audio, should this be the last moment.
+    (folder / "index.jsonl").unlink(missing_ok=True)
     (folder / "audio.part").rename(folder / "audio.i16")
     (folder / "index.part").rename(folder / "index.jsonl")

@@ -11,6 +11,7 @@ import small_corpus
 
 from distillation import corpus as corpus_module
 from distillation.corpus import Corpus, CorpusError, gather, record, synthesise, trim
+from distillation.recordings import RecordingsError
 from distillation.voices import ESPEAK_VARIANTS, HELD_OUT_ESPEAK, Voice, choose_voice, speak
 from streaming.job import SAMPLE_RATE
 
@@ -48,7 +49,14 @@ def test_choosing_a_voice_never_crosses_the_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "voice", [Voice("espeak", "en-us", "f1"), Voice("flite", "rms"), Voice("festival", "kal_diphone")]
+    "voice",
+    [
+        Voice("espeak", "en-us", "f1"),
+        Voice("flite", "rms"),
+        Voice("festival", "kal_diphone"),
+        Voice("piper", "joe", blend=0.6),
+        Voice("kokoro", "jf_alpha", "jm_kumo", blend=0.3),
+    ],
 )
 def test_each_program_speaks(voice: Voice) -> None:
     wave = speak("good night", voice)
@@ -74,7 +82,7 @@ def test_an_unreadable_recording_is_named_and_leaves_nothing_behind(tmp_path: Pa
     (tmp_path / "a.wav").write_bytes(b"not audio")
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(json.dumps({"path": "a.wav", "text": "hello"}) + "\n")
-    with pytest.raises(CorpusError, match=r"a\.wav cannot be read"):
+    with pytest.raises(RecordingsError, match=r"a\.wav cannot be read"):
         record(tmp_path / "out", manifest, "train")
     assert not list((tmp_path / "out").glob("*.jsonl"))
 

@@ -1,0 +1,149 @@
+"""A person's own recordings: a folder of audio, with transcripts or without, as the clips of a corpus.
+
+Owns how such a folder may look, and every sentence about what is wrong with it. All of it is looked at before the first
+clip is given out, so that a fault shows at once and not after hours. Knows nothing of features or models.
+
+Two ways to say what was said: `manifest.jsonl` (a line a clip: `path`, and optionally `text`, `speaker`, `set`), or a
+text file beside the audio file, of the same name (`a.flac`, `a.txt`). Audio without either has no transcript.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import soxr
+
+from distillation.errors import DistillError
+from streaming.audio import FRAME
+from streaming.job import SAMPLE_RATE, Waveform
+from streaming.segment import Closed, Segmenter, SegmentSettings
+from streaming.vad import Detector
+
+AUDIO = frozenset(".flac .wav .ogg .oga .opus .mp3 .aiff .aif .au .w64 .caf".split())
+LONGEST = 29.0
+"""Seconds of a clip: what fits a Whisper's window, with a margin around it."""
+_CUT = SegmentSettings(longest=LONGEST, hangover=0.6)
+_SHOWN = 10
+
+
+class RecordingsError(DistillError):
+    """The recordings cannot be used; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """text: None where nobody wrote down what was said."""
+
+    path: Path
+    text: str | None
+    speaker: str
+    set: str
+
+
+def find_recordings(source: Path) -> list[Recording]:
+    """Those of a folder, or of a manifest. The audio files are opened, but not read.
+
+    Raises:
+        RecordingsError: there are none, or some of them cannot be used.
+    """
+    manifest = source / "manifest.jsonl" if source.is_dir() else source
+    if manifest.is_file():
+        found = list(_listed(manifest))
+    elif source.is_dir():
+        found = _scanned(source)
+    else:
+        raise RecordingsError(f"there is no folder or manifest {source}")
+    if not found:
+        raise RecordingsError(f"no audio in {source}: looked for {', '.join(sorted(AUDIO))} and manifest.jsonl")
+    _complain([fault for recording in found if (fault := _fault(recording))])
+    return found
+
+
+def read_mono(path: Path) -> Waveform:
+    """Any file that libsndfile reads, as 16 kHz mono.
+
+    Raises:
+        RecordingsError: it is missing or unreadable.
+    """
+    try:
+        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise RecordingsError(f"{path} cannot be read: {error}") from error
+    mono: Waveform = wave.mean(axis=1)
+    return soxr.resample(mono, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else mono
+
+
+def utterances(wave: Waveform) -> Iterator[Waveform]:
+    """A long recording in pieces that fit a model's window, cut where nobody speaks, by the service's own ears."""
+    segmenter, detector = Segmenter(_CUT), Detector()
+    for start in range(0, wave.size - FRAME + 1, FRAME):
+        frame = wave[start : start + FRAME]
+        for boundary in segmenter.push(detector(frame), float((frame**2).mean())):
+            if isinstance(boundary, Closed):
+                yield wave[boundary.segment.audio_start : boundary.segment.audio_end]
+    for boundary in segmenter.flush(wave.size):
+        yield wave[boundary.segment.audio_start : boundary.segment.audio_end]
+
+
+def _listed(manifest: Path) -> Iterator[Recording]:
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+        row = _row(manifest, number, line)
+        name = row.get("set") or manifest.parent.resolve().name
+        yield Recording(manifest.parent / row["path"], row.get("text") or None, str(row.get("speaker") or ""), name)
+
+
+def _row(manifest: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RecordingsError(f"{manifest}, line {number}, is not JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+        raise RecordingsError(f'{manifest}, line {number}: expected {{"path": "a.flac", "text": "..."}}')
+    return row
+
+
+def _scanned(folder: Path) -> list[Recording]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    audio = [path for path in files if path.suffix.lower() in AUDIO]
+    spoken = {path.with_suffix("") for path in audio}
+    alone = [path for path in files if path.suffix.lower() == ".txt" and path.with_suffix("") not in spoken]
+    if audio:
+        _complain([f"{path} is a transcript without audio" for path in alone])
+    return [Recording(path, _beside(path), path.parent.name, folder.resolve().name) for path in audio]
+
+
+def _beside(path: Path) -> str | None:
+    transcript = path.with_suffix(".txt")
+    if not transcript.is_file():
+        return None
+    try:
+        return " ".join(transcript.read_text(encoding="utf-8").split()) or None
+    except UnicodeDecodeError as error:
+        raise RecordingsError(f"{transcript} is not UTF-8 text") from error
+
+
+def _fault(recording: Recording) -> str | None:
+    path = recording.path
+    if not path.is_file():
+        return f"{path} is missing" + (": a transcript without audio" if recording.text else "")
+    try:
+        about = soundfile.info(path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        return f"{path} cannot be read: {error}"
+    if about.frames == 0:
+        return f"{path} is empty"
+    if recording.text and about.duration > LONGEST:
+        lasts = f"{path} lasts {about.duration:.0f} s"
+        return f"{lasts}: with a transcript it may last {LONGEST:g} (cut it, or drop its text)"
+    return None
+
+
+def _complain(faults: Sequence[str]) -> None:
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise RecordingsError("; ".join(faults[:_SHOWN]) + more)
