@@ -16,13 +16,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
 
+from distillation.noise import Noises
 from streaming.job import SAMPLE_RATE, Waveform
+from streaming.whisper.mel import FFT, HOP, compressed, mel_filters, power_spectrum
 
-N_FFT, HOP, MELS = 400, 160, 80
 _WARPS = tuple(np.linspace(0.86, 1.16, 13).round(3).tolist())
 _NO_WARP = min(_WARPS, key=lambda warp: abs(warp - 1))
 
@@ -46,14 +45,23 @@ def augment_waveform(
     return _at_level(wave, rng, strength)
 
 
-def noise_alone(samples: int, rng: Rng, noises: Sequence[Waveform]) -> Waveform:
-    """What a model must hear as nothing: noise, hum, or next to silence, sometimes with clicks."""
-    wave = _random_noise(samples, rng, noises) * np.float32(0.1)
+def noise_alone(samples: int, rng: Rng, noises: Noises) -> Waveform:
+    """What a model must hear as nothing: noise, hum, next to silence, clicks, and noises that sound like speech."""
+    if noises.mistaken and rng.random() < 0.5:
+        return _deceptive(rng, noises.mistaken)
+    wave = _random_noise(samples, rng, noises.speechless) * np.float32(0.1)
     if rng.random() < 0.3:
         wave = wave * np.float32(0.01)
     for _ in range(rng.integers(0, 3)):
         at = rng.integers(0, max(1, samples - 400))
         wave[at : at + 200] += (rng.standard_normal(200) * np.exp(-np.arange(200) / 30) * 0.3).astype(np.float32)
+    return _at_level(wave, rng, 1.0)
+
+
+def _deceptive(rng: Rng, mistaken: Sequence[Waveform]) -> Waveform:
+    wave = _at_speed(mistaken[int(rng.integers(len(mistaken)))], rng.uniform(0.8, 1.25))
+    wave = np.pad(wave, rng.integers(0, SAMPLE_RATE // 3, 2).tolist())
+    wave = _mix(wave, rng.standard_normal(wave.size).astype(np.float32), rng.uniform(0, 40), rng)
     return _at_level(wave, rng, 1.0)
 
 
@@ -112,50 +120,51 @@ def _at_level(wave: Waveform, rng: Rng, strength: float) -> Waveform:
 # --- features --------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=32)
-def mel_filters(warp: float = 1.0) -> Tensor:
-    """Slaney's mel filters, [MELS, N_FFT // 2 + 1], on a frequency axis stretched by `warp` (VTLP)."""
-    filters: NDArray[np.float64] = mel_filter_bank(N_FFT // 2 + 1, MELS, 0.0, 8000.0, SAMPLE_RATE, "slaney", "slaney").T
+@functools.lru_cache(maxsize=64)
+def warped_filters(mels: int, warp: float = 1.0) -> Tensor:
+    """Whisper's mel filters, [mels, 1 + FFT / 2], on a frequency axis stretched by `warp` (VTLP)."""
+    filters = mel_filters(mels).numpy()
     if warp != 1.0:
-        bins = np.arange(N_FFT // 2 + 1)
+        bins = np.arange(1 + FFT // 2)
         filters = np.stack([np.interp(bins * warp, bins, row, right=0.0) for row in filters])
     return torch.from_numpy(filters.astype(np.float32))
 
 
-def features(waves: Sequence[Waveform], seconds: float, rng: Rng | None = None, strength: float = 0.0) -> Tensor:
-    """Whisper's log-mel features [clips, MELS, frames] of clips padded to `seconds`; augmented when `rng` is given."""
+@functools.cache
+def _window() -> Tensor:
+    return torch.hann_window(FFT)
+
+
+def features(
+    waves: Sequence[Waveform], seconds: float, mels: int, rng: Rng | None = None, strength: float = 0.0
+) -> Tensor:
+    """Whisper's log-mel features [clips, mels, frames] of clips padded to `seconds`; augmented when `rng` is given."""
     samples = round(seconds * SAMPLE_RATE)
-    padded = torch.zeros(len(waves), samples)
-    for row, wave in enumerate(waves):
-        padded[row, : wave.size] = torch.from_numpy(wave[:samples])
-    spectrum = torch.stft(padded, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True)[..., :-1]
-    power = spectrum.real.square() + spectrum.imag.square()
-    mel = mel_filters() @ power if rng is None else torch.stack([_warped_mel(row, rng, strength) for row in power])
-    log = mel.clamp(min=1e-10).log10()
-    log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
-    log = (log + 4.0) / 4.0
-    if rng is not None:
-        for row, wave in zip(log, waves, strict=True):
-            _mask(row, min(row.shape[1], wave.size // HOP), rng, strength)
+    power = power_spectrum([wave[:samples] for wave in waves], seconds, _window())
+    if rng is None:
+        return compressed(warped_filters(mels) @ power)
+    log = compressed(torch.stack([_warped_mel(row, mels, rng, strength) for row in power]))
+    for row, wave in zip(log, waves, strict=True):
+        _mask(row, min(row.shape[1], wave.size // HOP), rng, strength)
     return log
 
 
-def _warped_mel(power: Tensor, rng: Rng, strength: float) -> Tensor:
+def _warped_mel(power: Tensor, mels: int, rng: Rng, strength: float) -> Tensor:
     warp = float(rng.choice(_WARPS)) if rng.random() < 0.75 * strength else 1.0
-    mel = mel_filters(1.0 if warp == _NO_WARP else warp) @ power
+    mel = warped_filters(mels, 1.0 if warp == _NO_WARP else warp) @ power
     if rng.random() < 0.5 * strength:
-        mel = mel * _colour(rng)[:, None]
+        mel = mel * _colour(mels, rng)[:, None]
     return mel
 
 
-def _colour(rng: Rng) -> Tensor:
+def _colour(mels: int, rng: Rng) -> Tensor:
     """A microphone's response: a smooth curve of +-8 dB over the bands, at times with one end cut off."""
     knots = rng.uniform(-8, 8, 6)
-    curve = np.interp(np.linspace(0, 5, MELS), np.arange(6), knots)
+    curve = np.interp(np.linspace(0, 5, mels), np.arange(6), knots)
     if rng.random() < 0.3:
-        curve[int(rng.integers(50, MELS)) :] -= 40
+        curve[int(rng.integers(5 * mels // 8, mels)) :] -= 40
     if rng.random() < 0.3:
-        curve[: int(rng.integers(1, 14))] -= 30
+        curve[: int(rng.integers(1, mels // 6))] -= 30
     return torch.from_numpy((10 ** (curve / 10)).astype(np.float32))
 
 
@@ -164,8 +173,8 @@ def _mask(mel: Tensor, frames: int, rng: Rng, strength: float) -> None:
     floor = float(mel.min())
     for _ in range(2):
         if rng.random() < 0.5 * strength:
-            band = int(rng.integers(0, MELS))
-            mel[band : band + int(rng.integers(1, 12))] = floor
+            band = int(rng.integers(0, mel.shape[0]))
+            mel[band : band + int(rng.integers(1, mel.shape[0] // 7 + 1))] = floor
         if rng.random() < 0.4 * strength and frames > 20:
             at = int(rng.integers(0, frames))
             mel[:, at : at + int(rng.integers(1, max(2, min(14, frames // 12))))] = floor

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from distillation.augment import Rng, augment_waveform, features, noise_alone, padded_seconds
 from distillation.corpus import Clip, Corpus
-from distillation.model import CONTEXTS, prompt_tokens, text_tokens
+from distillation.model import Layout
+from distillation.noise import Noises
 from distillation.text import normalise
-from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, token_id
 from streaming.job import SAMPLE_RATE, Waveform
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
 IGNORED = -100
+MARGIN = 4.0
+"""Seconds of the longest context that an example leaves free: slower speech and silence around take their room."""
 
 Utterance = tuple[int, ...]
 """Indices of the clips that follow one another in one example; none: noise alone."""
@@ -37,7 +38,6 @@ class Mixture:
     repeats: how often a clip of a set comes in an epoch (1 unless named; below 1: a share of them).
     seconds, most_rows: padded audio and examples in a batch. longest: seconds of a clip.
     empty_share, joined_share: examples of noise alone, and of several clips one after another, for each clip.
-    sorted_until: up to this step of the first epoch short clips come first.
     clean_until, full_from: the steps between which augmentation grows from none to full.
     exact_from: from this step on windows are the checkpoint's contexts, not just as long as they must be.
     """
@@ -48,7 +48,6 @@ class Mixture:
     longest: float = 16.0
     empty_share: float = 0.03
     joined_share: float = 0.06
-    sorted_until: int = 0
     clean_until: int = 1000
     full_from: int = 4000
     exact_from: int = 6000
@@ -74,14 +73,14 @@ class Batches(Dataset[Batch]):
         self,
         corpus: Corpus,
         clips: Sequence[Clip],
-        noises: Sequence[Waveform],
-        tokenizer: Tokenizer,
+        noises: Noises,
+        layout: Layout,
         mixture: Mixture,
     ) -> None:
         self._corpus = corpus
         self._clips = [clip for clip in clips if clip.seconds <= mixture.longest]
         self._noises = noises
-        self._tokenizer = tokenizer
+        self._layout = layout
         self._mixture = mixture
         self._epoch_plan = functools.lru_cache(maxsize=16)(self._plan)
 
@@ -91,8 +90,8 @@ class Batches(Dataset[Batch]):
         strength = self._strength(step)
         waves = [self._wave(utterance, rng, strength) for utterance in utterances]
         exact = step >= self._mixture.exact_from
-        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, CONTEXTS, exact)
-        mel = features(waves, seconds, rng, strength)
+        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, self._layout.contexts, exact)
+        mel = features(waves, seconds, self._layout.mels, rng, strength)
         return self._labelled(mel, [self._text(utterance) for utterance in utterances])
 
     def _strength(self, step: int) -> float:
@@ -112,12 +111,8 @@ class Batches(Dataset[Batch]):
         utterances = self._epoch_utterances(rng)
         order = sorted(utterances, key=lambda utterance: self._seconds(utterance) + rng.uniform(0, 0.5))
         batches = list(self._cut(order))
-        if epoch > 0:
-            rng.shuffle(batches)
-            return batches
-        first, rest = batches[: self._mixture.sorted_until], batches[self._mixture.sorted_until :]
-        rng.shuffle(rest)
-        return first + rest
+        rng.shuffle(batches)
+        return batches
 
     def _epoch_utterances(self, rng: Rng) -> list[Utterance]:
         chosen: list[Utterance] = []
@@ -127,7 +122,7 @@ class Batches(Dataset[Batch]):
         joined = int(len(chosen) * self._mixture.joined_share)
         chosen += [tuple(rng.integers(len(self._clips), size=rng.integers(2, 7)).tolist()) for _ in range(joined)]
         chosen += [()] * int(len(chosen) * self._mixture.empty_share)
-        return [utterance for utterance in chosen if self._seconds(utterance) <= CONTEXTS[-1] - 4]
+        return [utterance for utterance in chosen if self._seconds(utterance) <= self._layout.contexts[-1] - MARGIN]
 
     def _seconds(self, utterance: Utterance) -> float:
         return sum(self._clips[index].seconds + 0.4 for index in utterance) or 2.0
@@ -152,24 +147,27 @@ class Batches(Dataset[Batch]):
                 parts.append(np.zeros(int(rng.uniform(0.05, 0.7) * SAMPLE_RATE), np.float32))
             parts.append(self._corpus.waveform(self._clips[index]))
         babble = self._corpus.waveform(self._clips[rng.integers(len(self._clips))])
-        wave = augment_waveform(np.concatenate(parts), rng, strength, self._noises, babble)
-        return wave[: int(CONTEXTS[-1] * SAMPLE_RATE)]
+        wave = augment_waveform(np.concatenate(parts), rng, strength, self._noises.all, babble)
+        return wave[: int(self._layout.contexts[-1] * SAMPLE_RATE)]
 
     def _text(self, utterance: Utterance) -> str:
         return " ".join(self._clips[index].text for index in utterance)
 
     def _labelled(self, mel: Tensor, texts: Sequence[str]) -> Batch:
-        prompt, end = prompt_tokens(self._tokenizer), token_id(self._tokenizer, END_OF_TEXT)
-        rows = [prompt + text_tokens(self._tokenizer, text) + [end] for text in texts]
+        layout = self._layout
+        rows = [[*layout.prompt, *layout.tokens(text), layout.end] for text in texts]
         length = max(map(len, rows)) - 1
-        inputs = torch.full((len(rows), length), end)
+        inputs = torch.full((len(rows), length), layout.end)
         labels = torch.full((len(rows), length), IGNORED)
         for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
             inputs[number, : len(row) - 1] = torch.tensor(row[:-1])
             labels[number, : len(row) - 1] = torch.tensor(row[1:])
-            if not text:
-                # Whisper's own way of saying it: at the place of the language, "no speech".
-                labels[number, 0] = token_id(self._tokenizer, NO_SPEECH)
+            # The prompt is given, not said; but where nothing is said, "no speech" stands second, as Whisper has it.
+            labels[number, : len(layout.prompt) - 1] = IGNORED
+            if not text and layout.no_speech is not None:
+                labels[number, 0] = layout.no_speech
+            elif layout.no_speech is not None:
+                labels[number, 0] = row[1]
         spelled = [[CHARACTERS.index(character) + 1 for character in normalise(text)] for text in texts]
         return Batch(mel, inputs, labels, torch.tensor([c for text in spelled for c in text], dtype=torch.long),
                      torch.tensor([len(text) for text in spelled]))  # fmt: skip

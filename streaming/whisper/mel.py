@@ -34,16 +34,24 @@ class LogMel:
 
         Each row is scaled by its own loudest bin, so that a row does not depend on its neighbours.
         """
-        samples = round(seconds * SAMPLE_RATE)
-        audio = torch.zeros(len(waveforms), samples)
-        for row, waveform in zip(audio, waveforms, strict=True):
-            row[: len(waveform)] = torch.tensor(waveform)
-        spectrum = torch.stft(
-            audio.to(self._device), FFT, HOP, window=self._window, pad_mode="reflect", return_complex=True
-        )
-        power = spectrum[..., :-1].abs().square()
-        log = (self._filters @ power).clamp(min=1e-10).log10()
-        return (torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+        power = power_spectrum(waveforms, seconds, self._window)
+        return compressed(self._filters @ power)
+
+
+def power_spectrum(waveforms: Sequence[Waveform], seconds: float, window: Tensor) -> Tensor:
+    """Of each waveform padded with zeros to `seconds`: [rows, 1 + FFT / 2, 100 * seconds], on the window's device."""
+    samples = round(seconds * SAMPLE_RATE)
+    audio = torch.zeros(len(waveforms), samples)
+    for row, waveform in zip(audio, waveforms, strict=True):
+        row[: len(waveform)] = torch.tensor(waveform)
+    spectrum = torch.stft(audio.to(window.device), FFT, HOP, window=window, pad_mode="reflect", return_complex=True)
+    return spectrum[..., :-1].abs().square()
+
+
+def compressed(mel: Tensor) -> Tensor:
+    """Whisper's scaling of the bins' power [rows, bins, frames]: decibels down to 80 below a row's loudest bin."""
+    log = mel.clamp(min=1e-10).log10()
+    return (torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
 
 def mel_filters(bins: int) -> Tensor:
