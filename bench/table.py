@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from distillation.tables import table as table  # one way to write a table
+
 
 def percentiles(values: Sequence[float]) -> str:
     """Median and 95th percentile, "p50 / p95"."""
@@ -19,11 +21,6 @@ def percentiles(values: Sequence[float]) -> str:
         return "none"
     middle, high = np.percentile(values, [50, 95])
     return f"{middle:.0f} / {high:.0f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def circumstances() -> str:

@@ -1,7 +1,7 @@
 """`whisperd distill`: the command line of the recipe.
 
-Owns the commands and the settings with which `home-en` was made. Each command can be stopped and given again: it goes
-on where it was.
+Owns the commands and their defaults. Each command can be stopped and given again: it goes on where it was. Heavy
+imports are made inside the commands, so that help and a mistake in an option come at once.
 """
 
 from __future__ import annotations
@@ -12,54 +12,34 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from distillation.corpus import Corpus, CorpusError, gather, record, recordings_texts, synthesise
+from distillation.corpus import Corpus, gather, record, recordings_texts, synthesise
+from distillation.errors import DistillError
 from distillation.text import sentences
-from distillation.voices import VoiceError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from distillation.model import Whisper
-    from streaming.job import Waveform
-
-# How often a set of the corpus comes in an epoch (once, unless named). First mostly synthetic voices, in short clips
-# and small batches: the encoder must find how sounds and letters go together, and noisy single words hide it. Then
-# people.
-SYNTHETIC_FIRST = {
-    "gsc2_test": 0.15,
-    "gsc1_bed_cat_happy": 0.2,
-    "digits_fsdd": 0.15,
-    "speechocean762": 0.5,
-    "common_voice_min": 0.5,
-    "hymel_custom": 0.2,
-    "librispeech_dummy": 0.0,
-    "espeak": 0.7,
-}
-THEN_PEOPLE = {
-    "gsc2_test": 1.5,
-    "gsc1_bed_cat_happy": 2.0,
-    "speechocean762": 0.8,
-    "librispeech_dummy": 0.0,
-    "espeak": 0.9,
-}
-PEOPLE_FROM = 3000
+    from distillation.label import Filter
+    from streaming.whisper.checkpoint import Checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
+    from streaming.whisper.checkpoint import CheckpointError
+
     try:
         options.run(options)
     except ModuleNotFoundError as error:
         print(f"whisperd distill: {error}; pip install 'whisperd[distill]'", file=sys.stderr)
         return 1
-    except (CorpusError, VoiceError, ValueError) as error:
+    except (CheckpointError, DistillError) as error:
         print(f"whisperd distill: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"whisperd distill: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        print(f"whisperd distill: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("whisperd distill: interrupted; the same command goes on from here", file=sys.stderr)
@@ -67,119 +47,177 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="whisperd distill", description="Make your own student.")
+    parser = argparse.ArgumentParser(
+        prog="whisperd distill",
+        description="Make a student of a teacher of yours: label, init, train, export, evaluate. `corpus` and "
+        "`teacher` are what home-en needed beside: synthetic voices, and a teacher from scratch.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    corpus = commands.add_parser("corpus", help="synthetic voices and your recordings -> a corpus")
-    corpus.add_argument("--out", type=Path, required=True, metavar="DIR")
-    corpus.add_argument("--clips", type=int, default=44000, help="synthetic clips (default: %(default)s)")
-    corpus.add_argument("--recordings", type=Path, metavar="MANIFEST.jsonl", help="to train on")
-    corpus.add_argument("--dev", type=Path, metavar="MANIFEST.jsonl", help="to measure on")
-    corpus.add_argument("--workers", type=int, default=2)
-    corpus.add_argument("--seed", type=int, default=1)
-    corpus.set_defaults(run=_corpus)
-
-    teacher = commands.add_parser("teacher", help="a teacher from scratch")
-    _training_arguments(teacher, steps=10000, rate=1e-3, cooldown=3500)
-    teacher.add_argument("--start", type=Path, metavar="CHECKPOINT", help="go on from this one's weights")
-    teacher.add_argument("--width", type=int, default=256)
-    teacher.add_argument("--encoder-layers", type=int, default=6)
-    teacher.add_argument("--decoder-layers", type=int, default=4)
-    teacher.add_argument("--vocabulary", type=int, default=1200, help="text tokens (default: %(default)s)")
-    teacher.set_defaults(run=_teacher)
-
-    label = commands.add_parser("label", help="the teacher's transcripts of the corpus")
-    label.add_argument("--corpus", type=Path, required=True, metavar="DIR")
-    label.add_argument("--teacher", required=True, metavar="CHECKPOINT")
-    label.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
-    label.add_argument("--every", type=int, default=1, help="label every n-th clip only (default: %(default)s)")
-    label.set_defaults(run=_label)
-
-    student = commands.add_parser("student", help="a student from its teacher and the labels")
-    _training_arguments(student, steps=2500, rate=8e-4, cooldown=1500)
-    student.add_argument("--teacher", type=Path, required=True, metavar="CHECKPOINT")
-    student.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
-    student.add_argument("--decoder-layers", type=int, default=2)
-    student.add_argument("--filter", type=float, default=0.1, help="most word errors of a label (default: %(default)s)")
-    student.add_argument("--ce-weight", type=float, default=0.8)
-    student.add_argument("--kl-weight", type=float, default=1.0)
-    student.add_argument("--temperature", type=float, default=2.0)
-    student.set_defaults(run=_student)
-
-    evaluate = commands.add_parser("evaluate", help="word errors and speed of a pair, as a table")
-    evaluate.add_argument("--corpus", type=Path, required=True, metavar="DIR")
-    evaluate.add_argument("--student", default="home-en", metavar="CHECKPOINT")
-    evaluate.add_argument("--teacher", default="home-en", metavar="CHECKPOINT")
-    evaluate.add_argument("--noise", type=Path, metavar="DIR", help="noises without speech, for the words invented")
-    evaluate.add_argument("--threshold", type=float, default=0.85, help="below this confidence the teacher decides")
-    evaluate.add_argument("--out", type=Path, metavar="REPORT.json")
-    evaluate.set_defaults(run=_evaluate)
+    _add_label(commands.add_parser("label", help="the teacher's transcripts of your recordings, and a filter"))
+    _add_init(commands.add_parser("init", help="a student with the teacher's encoder and some of its decoder layers"))
+    _add_train(commands.add_parser("train", help="the student learns from the labels and the teacher"))
+    _add_export(commands.add_parser("export", help="the trained student in the hub layout"))
+    _add_evaluate(commands.add_parser("evaluate", help="what a pair can do, as a report"))
+    _add_corpus(commands.add_parser("corpus", help="synthetic voices and recordings -> a corpus"))
+    _add_teacher(commands.add_parser("teacher", help="a teacher from scratch"))
     return parser
 
 
-def _training_arguments(parser: argparse.ArgumentParser, steps: int, rate: float, cooldown: int) -> None:
-    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--noise", type=Path, metavar="DIR", help="a folder of noises to mix in")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--name", default="home-en", help="what the checkpoint calls itself (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=rate, help="learning rate (default: %(default)s)")
-    parser.add_argument(
+def _add_label(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--recordings", type=Path, metavar="DIR", help="audio, with or without transcripts")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="gathered there, if not there yet")
+    command.add_argument("--dev", type=Path, metavar="DIR", help="more recordings, to measure on")
+    command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
+    command.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
+    command.add_argument("--every", type=int, default=1, help="label every n-th clip only (default: %(default)s)")
+    command.add_argument(
+        "--normaliser", choices=("corpus", "english", "basic"), default="english",
+        help="how transcripts are made comparable (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument("--device", default="auto", help="(default: %(default)s)")
+    _filter_arguments(command)
+    command.set_defaults(run=_label)
+
+
+def _add_init(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
+    command.add_argument("--decoder-layers", type=int, default=2, help="(default: %(default)s)")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--name", default="student", help="what it calls itself (default: %(default)s)")
+    command.set_defaults(run=_init)
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--student", type=Path, required=True, metavar="DIR", help="made by init")
+    command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
+    command.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
+    command.add_argument("--language", help="of the recordings, for a multilingual teacher")
+    _filter_arguments(command)
+    command.add_argument("--ce-weight", type=float, default=0.8, help="(default: %(default)s)")
+    command.add_argument("--kl-weight", type=float, default=1.0, help="(default: %(default)s)")
+    command.add_argument("--temperature", type=float, default=2.0, help="(default: %(default)s)")
+    command.add_argument("--batch-seconds", type=float, default=60, help="audio in a batch (default: %(default)s)")
+    command.add_argument("--longest", type=float, default=26, help="seconds of a clip (default: %(default)s)")
+    command.add_argument("--augment", type=float, default=0.4, help="0 (not at all) to 1 (default: %(default)s)")
+    _training_arguments(command, steps=2500, rate=8e-4, cooldown=1500)
+    command.set_defaults(run=_train)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--student", type=Path, required=True, metavar="DIR", help="made by init")
+    command.add_argument("--trained", type=Path, required=True, metavar="DIR", help="made by train")
+    command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--name", default="student", help="what it calls itself (default: %(default)s)")
+    command.set_defaults(run=_export)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    command.add_argument("--student", default="home-en", metavar="CHECKPOINT")
+    command.add_argument("--teacher", default="home-en", metavar="CHECKPOINT")
+    command.add_argument("--noise", type=Path, metavar="DIR", help="noises, for the words invented")
+    command.add_argument("--threshold", type=float, default=0.85, help="below this confidence the teacher decides")
+    command.add_argument("--out", type=Path, metavar="REPORT.json")
+    command.set_defaults(run=_evaluate)
+
+
+def _add_corpus(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--clips", type=int, default=44000, help="synthetic clips (default: %(default)s)")
+    command.add_argument("--neural-clips", type=int, default=0, help="more by neural voices (default: %(default)s)")
+    command.add_argument("--recordings", type=Path, metavar="DIR", help="to train on (or a manifest.jsonl)")
+    command.add_argument("--dev", type=Path, metavar="DIR", help="to measure on (or a manifest.jsonl)")
+    command.add_argument("--workers", type=int, default=2)
+    command.add_argument("--seed", type=int, default=1)
+    command.set_defaults(run=_corpus)
+
+
+def _add_teacher(command: argparse.ArgumentParser) -> None:
+    _training_arguments(command, steps=10000, rate=1e-3, cooldown=3500)
+    command.add_argument("--start", type=Path, metavar="CHECKPOINT", help="go on from this one's weights")
+    command.add_argument("--name", default="home-en-teacher", help="what it calls itself (default: %(default)s)")
+    command.add_argument("--width", type=int, default=256)
+    command.add_argument("--encoder-layers", type=int, default=6)
+    command.add_argument("--decoder-layers", type=int, default=4)
+    command.add_argument("--vocabulary", type=int, default=1200, help="text tokens (default: %(default)s)")
+    command.set_defaults(run=_teacher)
+
+
+def _filter_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--filter", type=float, default=0.1, help="most word errors of a label (default: %(default)s)")
+    command.add_argument(
+        "--confidence", type=float, default=0.7, help="least of a label with no transcript (default: %(default)s)"
+    )
+
+
+def _training_arguments(command: argparse.ArgumentParser, steps: int, rate: float, cooldown: int) -> None:
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    command.add_argument("--noise", type=Path, metavar="DIR", help="a folder of noises to mix in")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
+    command.add_argument("--rate", type=float, default=rate, help="learning rate (default: %(default)s)")
+    command.add_argument(
         "--cooldown", type=int, default=cooldown, help="last steps, of falling rate (default: %(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the order of training (default: %(default)s)")
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
 
 
 def _corpus(options: argparse.Namespace) -> None:
-    for manifest, split in ((options.recordings, "train"), (options.dev, "dev")):
-        if manifest:
-            record(options.out, manifest, split)
+    for source, split in ((options.recordings, "train"), (options.dev, "dev")):
+        if source:
+            record(options.out, source, split)
     texts = recordings_texts(options.recordings) if options.recordings else []
-    synthesise(options.out, options.clips, options.seed, options.workers, texts)
+    synthesise(options.out, options.clips, options.seed, options.workers, texts, options.neural_clips)
     gather(options.out)
 
 
 def _teacher(options: argparse.Namespace) -> None:
     import torch
-    from tokenizers import Tokenizer
 
-    from distillation.batches import Batches, Mixture, Staged
-    from distillation.model import CONTEXTS, export, make_teacher
+    from distillation.batches import Batches, Staged
+    from distillation.model import CONTEXTS, export, load_model, make_teacher, own_layout
+    from distillation.noise import read_noises, with_mistaken
+    from distillation.recipe import from_scratch, refining
     from distillation.train import Schedule, TeacherObjective, fit
     from distillation.watch import watching
 
     corpus = Corpus(options.corpus)
-    torch.manual_seed(0)
-    if options.start:
-        tokenizer = Tokenizer.from_file(str(options.start / "tokenizer.json"))
-        model = _load_model(options.start)
+    torch.manual_seed(options.seed)
+    start = _checkpoint(options.start, "teacher") if options.start else None
+    tokenizer = _tokenizer(options, corpus, start)
+    if start:
+        model = load_model(start)
     else:
-        tokenizer = _tokenizer(options, corpus)
         model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.0)
-    end = options.steps
-    first = Mixture(SYNTHETIC_FIRST, seconds=44, most_rows=24, longest=4.5, joined_share=0, empty_share=0.01,
-                    clean_until=PEOPLE_FROM, exact_from=end)  # fmt: skip
-    then = Mixture(THEN_PEOPLE, seconds=50, most_rows=28, longest=6, joined_share=0.015, empty_share=0.02,
-                   clean_until=PEOPLE_FROM, full_from=15000, exact_from=end * 4 // 5, seed=3)  # fmt: skip
-    clips, noises = corpus.split("train"), _noises(options.noise)
-    stages = [
-        (start, Batches(corpus, clips, noises, tokenizer, mixture))
-        for start, mixture in ((0, first), (PEOPLE_FROM, then))
-    ]
-    batches = Staged(stages)
+    layout = own_layout(tokenizer)
+    clips, noises = corpus.split("train"), with_mistaken(read_noises(options.noise))
+    stages = refining(options.steps) if start else from_scratch(options.steps)
+    batches = Staged([(first, Batches(corpus, clips, noises, layout, mixture)) for first, mixture in stages])
     schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
-    watch = watching(model, corpus, tokenizer)
+    watch = watching(model, corpus, layout)
     fit(TeacherObjective(model, ctc_weight=1.0), batches, schedule, options.out / "run", watch, options.device)
     export(model.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
 
 
-def _tokenizer(options: argparse.Namespace, corpus: Corpus) -> Tokenizer:
-    """The one that was trained for this teacher; trained now if there is none yet."""
+def _tokenizer(options: argparse.Namespace, corpus: Corpus, start: Checkpoint | None) -> Tokenizer:
+    """That of the checkpoint to begin with; or the one that was trained for this teacher; trained now if there is
+    none yet.
+    """
     from tokenizers import Tokenizer
 
     from distillation.tokenizer import save_tokenizer, train_tokenizer
 
+    if start:
+        return Tokenizer.from_file(str(start.tokenizer_file))
     folder = options.out / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         spoken = sorted({clip.text for clip in corpus.split("train")})
@@ -187,79 +225,103 @@ def _tokenizer(options: argparse.Namespace, corpus: Corpus) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def _load_model(folder: Path) -> Whisper:
-    from transformers import WhisperForConditionalGeneration
-
-    return WhisperForConditionalGeneration.from_pretrained(folder, dtype="float32")
-
-
 def _label(options: argparse.Namespace) -> None:
     from distillation.evaluate import Transcriber
-    from distillation.label import label
+    from distillation.label import account, label, normaliser, picture, read_labels
     from streaming.whisper.engine import Engine
 
-    label(Corpus(options.corpus), Transcriber(Engine.load(options.teacher, None)), options.out, every=options.every)
+    if options.recordings:
+        for source, split in ((options.recordings, "train"), (options.dev, "dev")):
+            if source:
+                record(options.corpus, source, split, as_written=True)
+        gather(options.corpus)
+    corpus = Corpus(options.corpus)
+    teacher = _checkpoint(options.teacher, "teacher")
+    transcriber = Transcriber(Engine.load(str(teacher.directory), None, options.device))
+    comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
+    label(corpus, transcriber, options.out, every=options.every, comparable=comparable)
+    labels, choice = read_labels(options.out), _filter(options)
+    told = account(corpus, labels, choice)
+    options.out.with_suffix(".md").write_text(told, encoding="utf-8")
+    picture(labels, choice, options.out.with_suffix(".png"))
+    print(told)
 
 
-def _student(options: argparse.Namespace) -> None:
-    from tokenizers import Tokenizer
+def _init(options: argparse.Namespace) -> None:
+    from distillation.model import export_student, load_model, make_student, student_layers
 
-    from distillation.batches import Batches, Mixture
+    teacher = _checkpoint(options.teacher, "teacher")
+    layers = student_layers(teacher.dimensions.decoder_layers, options.decoder_layers)
+    student = make_student(load_model(teacher), options.decoder_layers)
+    export_student(student, teacher, layers, options.out, options.name)
+    print(f"{options.out}: the teacher's encoder and its decoder layers {', '.join(map(str, layers))} (the first is 0)")
+
+
+def _train(options: argparse.Namespace) -> None:
+    import torch
+
+    from distillation.batches import Batches, Staged
     from distillation.label import read_labels, relabelled
-    from distillation.model import CONTEXTS, export, make_student
+    from distillation.model import layout_of, load_model
+    from distillation.noise import read_noises, with_mistaken
+    from distillation.recipe import student as stages_of
     from distillation.train import Schedule, StudentObjective, fit
     from distillation.watch import watching
+    from streaming.whisper.checkpoint import require_same_vocabulary
 
     corpus = Corpus(options.corpus)
-    clips = relabelled(corpus, read_labels(options.labels), options.filter)
-    print(
-        f"{len(clips)} of {len(corpus.split('train'))} clips are within {options.filter:.0%} word errors of their text"
+    labels = read_labels(options.labels)
+    clips = relabelled(corpus, labels, _filter(options))
+    print(f"{len(clips)} of {len(labels)} labels pass the filter")
+    teacher, begun = _checkpoint(options.teacher, "teacher"), _checkpoint(options.student, "student")
+    require_same_vocabulary(begun, teacher)
+    layout = layout_of(teacher, options.language)
+    torch.manual_seed(options.seed)
+    noises = with_mistaken(read_noises(options.noise))
+    stages = stages_of(options.steps, options.batch_seconds, options.longest, options.augment, options.seed)
+    batches = Staged([(first, Batches(corpus, clips, noises, layout, mixture)) for first, mixture in stages])
+    student = load_model(begun)
+    objective = StudentObjective(
+        student, load_model(teacher), options.ce_weight, options.kl_weight, options.temperature
     )
-    tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
-    teacher = _load_model(options.teacher)
-    student = make_student(teacher, options.decoder_layers)
-    mixture = Mixture(
-        THEN_PEOPLE,
-        seconds=50,
-        most_rows=28,
-        longest=6,
-        joined_share=0.03,
-        empty_share=0.03,
-        clean_until=-options.steps,
-        full_from=2 * options.steps,
-        exact_from=options.steps // 2,
-        seed=2,
-    )
-    objective = StudentObjective(student, teacher, options.ce_weight, options.kl_weight, options.temperature)
-    batches = Batches(corpus, clips, _noises(options.noise), tokenizer, mixture)
     schedule = Schedule(options.steps, options.rate, warmup=100, cooldown=options.cooldown)
-    watch = watching(student, corpus, tokenizer)
-    fit(objective, batches, schedule, options.out / "run", watch, options.device)
-    export(student.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
+    fit(objective, batches, schedule, options.out, watching(student, corpus, layout), options.device)
 
 
-def _noises(folder: Path | None, *, speechless: bool = False) -> list[Waveform]:
-    """The noises of a folder; where its manifest says `contains_speech`, those can be left out."""
-    from distillation.corpus import read_mono
+def _export(options: argparse.Namespace) -> None:
+    from distillation.model import export_student, load_model, student_layers
+    from distillation.train import trained_weights
 
-    if folder is None:
-        return []
-    manifest = folder / "manifest.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.is_file() else []
-    voices = {row["path"] for row in rows if row.get("contains_speech")} if speechless else set()
-    return [read_mono(path) for path in sorted(folder.glob("*.flac")) if path.name not in voices]
+    teacher, begun = _checkpoint(options.teacher, "teacher"), _checkpoint(options.student, "student")
+    student = load_model(begun)
+    student.load_state_dict(trained_weights(options.trained))
+    layers = student_layers(teacher.dimensions.decoder_layers, begun.dimensions.decoder_layers)
+    export_student(student, teacher, layers, options.out, options.name)
+    print(f"{options.out}: run it with `models: {{student: {options.out}, teacher: {options.teacher}}}`")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from distillation.evaluate import as_markdown, report
-    from streaming.whisper.checkpoint import open_checkpoint
+    from distillation.noise import read_noises
     from streaming.whisper.engine import Engine
 
     engine = Engine.load(options.student, options.teacher)
-    alone = Engine.load(str(open_checkpoint(options.teacher, "teacher").directory), None)
+    alone = Engine.load(str(_checkpoint(options.teacher, "teacher").directory), None)
     for one in (engine, alone):
         one.warm()
-    figures = report(engine, alone, Corpus(options.corpus), _noises(options.noise, speechless=True), options.threshold)
+    figures = report(engine, alone, Corpus(options.corpus), read_noises(options.noise).speechless, options.threshold)
     print(as_markdown(figures))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _filter(options: argparse.Namespace) -> Filter:
+    from distillation.label import Filter
+
+    return Filter(options.filter, options.confidence)
+
+
+def _checkpoint(name: str | Path, role: Literal["student", "teacher"]) -> Checkpoint:
+    from streaming.whisper.checkpoint import open_checkpoint
+
+    return open_checkpoint(str(name), role)

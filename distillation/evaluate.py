@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus
+from distillation.errors import DistillError
 from distillation.text import normalise
 from streaming.events import Final
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 NOISE_SECONDS = 600
 
 
+class HearingError(DistillError):
+    """The engine could not transcribe a clip."""
+
+
 class Transcriber:
     """The engine with texts instead of tokens. The teacher decides below a confidence: never, unless asked for."""
 
@@ -42,14 +47,14 @@ class Transcriber:
     def results(self, waves: Sequence[Waveform]) -> list[Result]:
         """
         Raises:
-            RuntimeError: a job failed.
+            HearingError: a job failed.
         """
         results: list[Result] = self.engine.run(
             [Job(wave, ask_teacher_below=self._ask_teacher_below) for wave in waves]
         )
         for result in results:
             if result.error:
-                raise RuntimeError(result.error)
+                raise HearingError(result.error)
         return results
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -8,7 +8,9 @@ corpora, losses or schedules.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,68 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
+from distillation.errors import DistillError
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS, START, save_tokenizer, token_id
+from streaming.whisper.checkpoint import Checkpoint
+from streaming.whisper.rules import Rules
 
 CONTEXTS = (2.0, 5.0, 10.0, 15.0, 30.0)
+MELS = 80
 
 Whisper = Any  # WhisperForConditionalGeneration: transformers ships no types
 
 
-class ModelError(ValueError):
+class ModelError(DistillError):
     """The checkpoint cannot be trained from; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a checkpoint is spoken to.
+
+    prompt: the tokens before every text. no_speech: what stands second where nothing was said, as Whisper has it.
+    contexts: the windows, in seconds, that it is to hear.
+    """
+
+    tokenizer: Tokenizer
+    prompt: tuple[int, ...]
+    end: int
+    no_speech: int | None
+    contexts: tuple[float, ...]
+    mels: int
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a text alone, without prompt and end; an empty text has none."""
+        return list(self.tokenizer.encode(" " + text, add_special_tokens=False).ids) if text else []
+
+
+def own_layout(tokenizer: Tokenizer) -> Layout:
+    """Of a teacher of our own making: English alone, hence no language in the prompt."""
+    prompt = (token_id(tokenizer, START), token_id(tokenizer, NO_TIMESTAMPS))
+    ends = token_id(tokenizer, END_OF_TEXT), token_id(tokenizer, NO_SPEECH)
+    return Layout(tokenizer, prompt, *ends, CONTEXTS, MELS)
+
+
+def layout_of(checkpoint: Checkpoint, language: str | None) -> Layout:
+    """Of any checkpoint. language: a code that a multilingual one is asked for.
+
+    Raises:
+        ModelError: the checkpoint does not know the language.
+    """
+    grammar = checkpoint.grammar
+    try:
+        prompt = Rules(grammar, checkpoint.dimensions.vocabulary, torch.device("cpu")).prompt(
+            language, "transcribe", timestamps=False
+        )
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+    return Layout(tokenizer, prompt, grammar.eot, grammar.no_speech, checkpoint.contexts, checkpoint.dimensions.mels)
+
+
+def load_model(checkpoint: Checkpoint) -> Whisper:
+    """Its weights, in single precision."""
+    return WhisperForConditionalGeneration.from_pretrained(checkpoint.directory, dtype="float32")
 
 
 def make_teacher(tokenizer: Tokenizer, width: int, encoder_layers: int, decoder_layers: int, dropout: float) -> Whisper:
@@ -41,7 +96,7 @@ def make_teacher(tokenizer: Tokenizer, width: int, encoder_layers: int, decoder_
         encoder_ffn_dim=4 * width,
         decoder_ffn_dim=4 * width,
         max_target_positions=448,
-        num_mel_bins=80,
+        num_mel_bins=MELS,
         dropout=dropout,
         decoder_start_token_id=token_id(tokenizer, START),
         bos_token_id=end,
@@ -109,11 +164,13 @@ def greedy(model: Whisper, states: Tensor, prompt: Sequence[int], end: int, limi
 
 
 def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequence[float], name: str) -> None:
-    """Writes the hub layout, weights in half precision: config, generation rules, tokenizer, feature extractor."""
+    """Writes a teacher of our own in the hub layout, weights in half precision: config, generation rules, tokenizer,
+    feature extractor.
+    """
     save_tokenizer(tokenizer, folder)
     ids = {token: token_id(tokenizer, token) for token in (START, END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS)}
     other_special = range(ids[START], ids[NO_TIMESTAMPS])
-    model.generation_config = GenerationConfig(
+    generation = GenerationConfig(
         decoder_start_token_id=ids[START],
         bos_token_id=ids[END_OF_TEXT],
         eos_token_id=ids[END_OF_TEXT],
@@ -125,21 +182,51 @@ def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequenc
         suppress_tokens=list(other_special),
         begin_suppress_tokens=[],
     )
+    _save(model, generation, folder, torch.float16)
+    _describe(folder, {"name": name, "contexts": list(contexts), "timestamps": False})
+
+
+def export_student(student: Whisper, teacher: Checkpoint, layers: Sequence[int], folder: Path, name: str) -> None:
+    """Writes a student in the hub layout: the teacher's tokenizer and rules, the student's own sizes and weights.
+
+    Weights are as precise as the teacher's: only then is its encoder the teacher's own, and one in memory.
+
+    layers: which of the teacher's decoder layers it began with; the teacher's alignment heads in those are named anew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in _COPIED:
+        if (teacher.directory / file).is_file():
+            shutil.copyfile(teacher.directory / file, folder / file)
+    shutil.copyfile(teacher.tokenizer_file, folder / "tokenizer.json")
+    generation = GenerationConfig.from_pretrained(teacher.directory)
+    if teacher.alignment_heads:
+        kept = [[layers.index(layer), head] for layer, head in teacher.alignment_heads if layer in layers]
+        generation.update(alignment_heads=kept or None)
+    _save(student, generation, folder, _stored_as(teacher))
+    own = teacher.directory / "whisperd.json"
+    about = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {"contexts": list(teacher.contexts)}
+    _describe(folder, about | {"name": name})
+
+
+_COPIED = (
+    "preprocessor_config.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "normalizer.json",
+)  # fmt: skip
+
+
+def _stored_as(checkpoint: Checkpoint) -> torch.dtype:
+    stored = WhisperConfig.from_pretrained(checkpoint.directory).dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def _save(model: Whisper, generation: GenerationConfig, folder: Path, dtype: torch.dtype) -> None:
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.generation_config = model.generation_config
-    copy.half().save_pretrained(folder)
-    about = {"name": name, "contexts": list(contexts), "timestamps": False}
+    copy.generation_config = generation
+    copy.to(dtype).save_pretrained(folder)
+
+
+def _describe(folder: Path, about: Mapping[str, Any]) -> None:
     (folder / "whisperd.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in folder.iterdir():
         file.chmod(0o644)  # weights are written for their owner alone, but a service runs as somebody else
-
-
-def prompt_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What every text of an English-only checkpoint begins with."""
-    return [token_id(tokenizer, START), token_id(tokenizer, NO_TIMESTAMPS)]
-
-
-def text_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text alone; an empty text has none."""
-    return list(tokenizer.encode(" " + text, add_special_tokens=False).ids) if text else []

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from distillation.errors import DistillError
+
 END_OF_TEXT = "<|endoftext|>"
 START = "<|startoftranscript|>"
 NO_SPEECH = "<|nospeech|>"
@@ -47,11 +49,11 @@ def token_id(tokenizer: Tokenizer, name: str) -> int:
     """The id of a special token.
 
     Raises:
-        ValueError: the vocabulary has no such token.
+        DistillError: the vocabulary has no such token.
     """
     found = tokenizer.token_to_id(name)
     if found is None:
-        raise ValueError(f"the tokenizer has no {name}: it is not a Whisper tokenizer")
+        raise DistillError(f"the tokenizer has no {name}: it is not a Whisper tokenizer")
     return int(found)
 
 

@@ -14,6 +14,7 @@ goes on from its checkpoint without having been cooled.
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from distillation.batches import CHARACTERS, IGNORED, Batch
+from distillation.errors import DistillError
 from distillation.model import Whisper, encode, logits
+from distillation.pictures import Panel, draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,17 @@ class Schedule:
         return self.rate * rising * falling
 
 
+class TrainingError(DistillError):
+    """The training cannot go on; the message says what to do."""
+
+
 class Objective(Protocol):
     """What is trained, and how far it is from its aim on a batch: named losses, of which "loss" is minimised."""
 
     @property
     def module(self) -> nn.Module: ...
+
+    def to(self, device: str) -> None: ...
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
 
@@ -62,6 +71,9 @@ class TeacherObjective:
         self.ctc_weight = ctc_weight
         self.head = nn.Linear(model.config.d_model, len(CHARACTERS) + 1)
         self.module = nn.ModuleDict({"model": model, "head": self.head})
+
+    def to(self, device: str) -> None:
+        self.module.to(device)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         states = encode(self.model, batch.mel)
@@ -83,14 +95,25 @@ class StudentObjective:
     """Cross-entropy on the labels + KL from the teacher's distribution, over the text's positions only.
 
     The encoder is shared and frozen, so it runs once for both.
+
+    Raises:
+        TrainingError: the student has another encoder than the teacher.
     """
 
     def __init__(
         self, student: Whisper, teacher: Whisper, ce_weight: float, kl_weight: float, temperature: float
     ) -> None:
+        theirs = teacher.model.encoder.state_dict()
+        if not all(torch.equal(weights, theirs[name]) for name, weights in student.model.encoder.state_dict().items()):
+            raise TrainingError("the student's encoder is not this teacher's: make the student with `distill init`")
         self.student, self.teacher = student, teacher.eval().requires_grad_(False)
+        student.model.encoder = teacher.model.encoder
         self.ce_weight, self.kl_weight, self.temperature = ce_weight, kl_weight, temperature
         self.module = student
+
+    def to(self, device: str) -> None:
+        self.student.to(device)
+        self.teacher.to(device)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -136,7 +159,8 @@ def fit(
     `watch` is asked for figures at every checkpoint; everything goes to `folder/curve.jsonl`, a line a checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    module = objective.module.to(device)
+    objective.to(device)
+    module = objective.module
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     begin = _resume(folder / "checkpoint.pt", module, optimizer)
@@ -148,7 +172,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate_at(step)
         batch = _on(device, batch)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             losses = objective(batch)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -165,9 +189,10 @@ def fit(
             totals = {}
             module.eval()
             row |= watch() if watch else {}
-            _save(folder / "checkpoint.pt", module, optimizer, step + 1)
+            save(folder / "checkpoint.pt", module, optimizer, step + 1)
             with (folder / "curve.jsonl").open("a") as curve:
                 curve.write(json.dumps(row) + "\n")
+            draw_curves(folder)
             bar.write(json.dumps(row))
     bar.close()
 
@@ -186,17 +211,62 @@ def _on(device: str, batch: Batch) -> Batch:
     return Batch(*(getattr(batch, name).to(device) for name in Batch.__slots__))
 
 
-def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def trained_weights(folder: Path) -> dict[str, Tensor]:
+    """Of the newest checkpoint of a training.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.is_file():
+        raise TrainingError(f"no checkpoint in {folder}: `distill train --out {folder}` writes the first")
+    return dict(_read(path)["module"])
+
+
+def draw_curves(folder: Path) -> None:
+    """`curve.jsonl` as a picture beside it: the losses, and the word errors."""
+    rows = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    losses = [name for name in ("cross_entropy", "ctc", "kl") if name in rows[-1]]
+    errors = [name for name in rows[-1] if name.startswith("wer_")]
+    panels: dict[str, Panel] = {
+        title: ("step", {name: (steps, [row[name] for row in rows]) for name in names}, None)
+        for title, names in (("losses", losses), ("word error rate", errors))
+        if names
+    }
+    draw(folder / "curve.png", panels, "")
+
+
+def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Raises:
+        TrainingError: it cannot be written; the older one is as it was.
+    """
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     unfinished = path.with_suffix(".part")
-    torch.save(state, unfinished)
+    try:
+        torch.save(state, unfinished)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError of its own
+        unfinished.unlink(missing_ok=True)
+        raise TrainingError(
+            f"the checkpoint of step {step} cannot be written to {path.parent} ({str(error).splitlines()[0]}): "
+            "make room; the same command goes on from the checkpoint before"
+        ) from error
     unfinished.rename(path)  # at once, so that an interrupt leaves the older checkpoint whole
 
 
 def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read(path)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it") from error

@@ -10,40 +10,37 @@ from collections.abc import Callable, Sequence
 
 import jiwer
 import torch
-from tokenizers import Tokenizer
 
 from distillation.augment import features, padded_seconds
 from distillation.batches import clips_of
 from distillation.corpus import Clip, Corpus
 from distillation.evaluate import with_margins
-from distillation.model import CONTEXTS, Whisper, encode, greedy, prompt_tokens
-from distillation.tokenizer import END_OF_TEXT, token_id
+from distillation.model import Layout, Whisper, encode, greedy
 from streaming.job import SAMPLE_RATE
 
 BATCH = 32
 LONGEST_TEXT = 40
 
 
-def watching(model: Whisper, corpus: Corpus, tokenizer: Tokenizer, clips: int = 80) -> Callable[[], dict[str, float]]:
+def watching(model: Whisper, corpus: Corpus, layout: Layout, clips: int = 80) -> Callable[[], dict[str, float]]:
     """What `fit` asks at each checkpoint: word error rates by split; nothing for a split that has no clips."""
     samples = {split: clips_of(corpus, split, at_most=clips) for split in ("held_out", "dev")}
 
     def watch() -> dict[str, float]:
-        return {f"wer_{split}": _wer(model, corpus, tokenizer, chosen) for split, chosen in samples.items() if chosen}
+        return {f"wer_{split}": _wer(model, corpus, layout, chosen) for split, chosen in samples.items() if chosen}
 
     return watch
 
 
 @torch.no_grad()
-def _wer(model: Whisper, corpus: Corpus, tokenizer: Tokenizer, clips: Sequence[Clip]) -> float:
+def _wer(model: Whisper, corpus: Corpus, layout: Layout, clips: Sequence[Clip]) -> float:
     device = next(model.parameters()).device
-    prompt, end = prompt_tokens(tokenizer), token_id(tokenizer, END_OF_TEXT)
     ordered = sorted(clips, key=lambda clip: clip.samples)
     heard: list[str] = []
     for start in range(0, len(ordered), BATCH):
         waves = [with_margins(corpus.waveform(clip)) for clip in ordered[start : start + BATCH]]
-        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, CONTEXTS, exact=True)
-        states = encode(model, features(waves, seconds).to(device))
-        rows = greedy(model, states, prompt, end, LONGEST_TEXT)
-        heard += [tokenizer.decode(row).strip() for row in rows]
+        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, layout.contexts, exact=True)
+        states = encode(model, features(waves, seconds, layout.mels).to(device))
+        rows = greedy(model, states, layout.prompt, layout.end, LONGEST_TEXT)
+        heard += [layout.tokenizer.decode(row).strip() for row in rows]
     return round(float(jiwer.wer([clip.text for clip in ordered], heard)), 4)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import checkpoints
+import numpy as np
 import pytest
 import small_corpus
+import soundfile
 import torch
 from transformers import WhisperForConditionalGeneration
 
@@ -17,7 +21,9 @@ from streaming.job import Job
 from streaming.whisper.engine import Engine
 
 
-def test_from_voices_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_voices_to_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(corpus_module, "BLOCK_CLIPS", 8)
     monkeypatch.setattr(corpus_module, "HELD_OUT_BLOCKS", 1)
     monkeypatch.setattr(evaluate, "NOISE_SECONDS", 3)
@@ -33,18 +39,27 @@ def test_from_voices_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     checkpoint, labels = f"{teacher}/checkpoint", str(tmp_path / "labels.jsonl")
     assert main(["label", "--corpus", corpus, "--teacher", checkpoint, "--out", labels]) == 0
+    assert "| **all** | 11 |" in (tmp_path / "labels.md").read_text()
     # So young a teacher gets nothing right, and the filter would leave nothing: labels of a better one stand in.
     rows = [json.loads(line) for line in Path(labels).read_text().splitlines()]
     assert len(rows) == 8 + 3
-    Path(labels).write_text("".join(json.dumps(row | {"text": "Stop!", "wer": 0.0}) + "\n" for row in rows))
-    student = str(tmp_path / "student")
-    made = ["--labels", labels, "--out", student, "--steps", "2", "--decoder-layers", "1"]
-    assert main(["student", "--corpus", corpus, "--teacher", checkpoint, *made]) == 0
+    right = {"text": "Stop!", "wer": 0.0, "repeats": False}
+    Path(labels).write_text("".join(json.dumps(row | right) + "\n" for row in rows))
+    begun, trained, student = str(tmp_path / "begun"), str(tmp_path / "trained"), str(tmp_path / "student")
+    pair = ["--teacher", checkpoint, "--student", begun]
+    assert main(["init", "--teacher", checkpoint, "--decoder-layers", "1", "--out", begun]) == 0
+    learning = [*pair, "--corpus", corpus, "--labels", labels, "--out", trained]
+    assert main(["train", *learning, "--steps", "1"]) == 0
+    assert main(["train", *learning, "--steps", "2"]) == 0  # and on
+    capsys.readouterr()
+    assert main(["train", *learning, "--teacher", "home-en"]) == 1
+    assert "vocabularies of the student" in capsys.readouterr().err
+    assert main(["export", *pair, "--trained", trained, "--out", student, "--name", "small"]) == 0
 
     report = tmp_path / "report.json"
     assert main(["evaluate", "--corpus", corpus, "--out", str(report)]) == 0  # of the shipped pair: this one babbles
     assert json.loads(report.read_text())["speculative_differs"] == 0
-    engine = Engine.load(f"{student}/checkpoint", checkpoint, "cpu")
+    engine = Engine.load(student, checkpoint, "cpu")
     assert engine.contexts == (2, 5, 10, 15, 30)
     assert (
         engine.run([Job(small_corpus.corpus().waveform(small_corpus.corpus().clips[0]), max_tokens=4)])[0].error is None
@@ -72,7 +87,7 @@ def test_a_teacher_can_begin_as_another(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["teacher", "--corpus", "NOWHERE", "--out", "x"], "no corpus in NOWHERE"),
-        (["corpus", "--out", "x", "--recordings", "NOWHERE.jsonl"], "NOWHERE.jsonl: No such file"),
+        (["corpus", "--out", "x", "--recordings", "NOWHERE.jsonl"], "no folder or manifest NOWHERE.jsonl"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(
@@ -83,3 +98,36 @@ def test_what_is_wrong_is_said_in_a_sentence(
     said = capsys.readouterr().err
     assert says in said
     assert "Traceback" not in said
+
+
+def test_a_student_of_somebody_elses_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of recordings without transcripts, and a multilingual teacher with 128 bins that hears 30 s alone."""
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for number in range(2):
+        wave = np.random.default_rng(number).standard_normal(16000).astype(np.float32) * 0.1
+        soundfile.write(recordings / f"{number}.wav", wave, 16000)
+    shape = replace(checkpoints.SMALL_MULTILINGUAL, mels=128, decoder_layers=4)
+    teacher = checkpoints.build_checkpoint(tmp_path / "teacher", shape, alignment_heads=[(1, 0), (3, 1)], max_length=60)
+    corpus, labels = str(tmp_path / "corpus"), str(tmp_path / "labels.jsonl")
+    work = ["--teacher", str(teacher), "--corpus", corpus]
+    assert main(["label", *work, "--recordings", str(recordings), "--out", labels]) == 0
+    rows = [json.loads(line) for line in Path(labels).read_text().splitlines()]
+    assert [row["wer"] for row in rows] == [None, None]
+    good = {"text": "Guten Morgen.", "confidence": 0.9, "repeats": False}
+    Path(labels).write_text("".join(json.dumps(row | good) + "\n" for row in rows))
+
+    begun, trained, student = str(tmp_path / "begun"), str(tmp_path / "trained"), str(tmp_path / "student")
+    assert main(["init", "--teacher", str(teacher), "--decoder-layers", "2", "--out", begun]) == 0
+    learning = ["train", *work, "--student", begun, "--labels", labels, "--out", trained, "--steps", "1"]
+    assert main([*learning, "--language", "xx"]) == 1
+    assert "'xx' is not one of" in capsys.readouterr().err
+    assert main([*learning, "--language", "de"]) == 0
+    made = ["--teacher", str(teacher), "--student", begun, "--trained", trained, "--out", student]
+    assert main(["export", *made]) == 0
+    engine = Engine.load(student, str(teacher), "cpu")
+    assert engine.contexts == (30.0,)
+    assert engine._one_encoder
+    assert engine.run([Job(np.zeros(16000, np.float32), language="de", max_tokens=4)])[0].error is None
+    # The head in a layer that the student has not is gone; the other's layer has its number in the student.
+    assert json.loads(Path(student, "generation_config.json").read_text())["alignment_heads"] == [[1, 1]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +15,19 @@ import torch
 from tokenizers import Tokenizer
 from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
-from distillation.augment import features, mel_filters
+from distillation.augment import features, warped_filters
 from distillation.batches import IGNORED, Batches, Mixture
 from distillation.corpus import Corpus, CorpusError
-from distillation.label import Label, kept, read_labels, relabelled, word_error_rate
+from distillation.label import (
+    Filter,
+    Label,
+    account,
+    normaliser,
+    picture,
+    read_labels,
+    relabelled,
+    word_error_rate,
+)
 from distillation.model import (
     CONTEXTS,
     ModelError,
@@ -27,14 +38,25 @@ from distillation.model import (
     logits,
     make_student,
     make_teacher,
-    prompt_tokens,
+    own_layout,
     student_layers,
-    text_tokens,
 )
+from distillation.noise import Noises
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, TIMESTAMPS, token_id
-from distillation.train import Schedule, StudentObjective, TeacherObjective, fit
+from distillation.train import (
+    Schedule,
+    StudentObjective,
+    TeacherObjective,
+    TrainingError,
+    fit,
+    save,
+    trained_weights,
+)
 
-MIXTURE = Mixture({}, seconds=12, clean_until=0, full_from=1, sorted_until=0, exact_from=3)
+MIXTURE = Mixture({}, seconds=12, clean_until=0, full_from=1, exact_from=3)
+
+
+NOISES = Noises(*[[np.ones(8000, np.float32)]] * 3)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +79,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def batches(corpus: Corpus, tokenizer: Tokenizer) -> Batches:
-    return Batches(corpus, corpus.split("train"), [np.ones(8000, np.float32)], tokenizer, MIXTURE)
+    return Batches(corpus, corpus.split("train"), NOISES, own_layout(tokenizer), MIXTURE)
 
 
 def _tiny(tokenizer: Tokenizer) -> Whisper:
@@ -84,7 +106,7 @@ def test_labels_are_the_inputs_one_later(batches: Batches, tokenizer: Tokenizer)
     end, nothing = token_id(tokenizer, END_OF_TEXT), token_id(tokenizer, NO_SPEECH)
     for inputs, labels in zip(batch.inputs.tolist(), batch.labels.tolist(), strict=True):
         true = [token for token in labels if token != IGNORED]
-        assert inputs[0] == prompt_tokens(tokenizer)[0]
+        assert inputs[0] == own_layout(tokenizer).prompt[0]
         assert true[-1] == end
         assert true[:-1] == inputs[1 : len(true)] or true[0] == nothing
 
@@ -98,8 +120,8 @@ def test_features_are_whispers() -> None:
 
     wave = np.random.default_rng(0).standard_normal(16000 * 30).astype(np.float32) * 0.1
     theirs = WhisperFeatureExtractor(feature_size=80)(wave, sampling_rate=16000, return_tensors="np").input_features[0]
-    np.testing.assert_allclose(features([wave], 30.0)[0].numpy(), theirs, atol=2e-4)
-    assert not torch.equal(mel_filters(0.9), mel_filters(1.0))
+    np.testing.assert_allclose(features([wave], 30.0, 80)[0].numpy(), theirs, atol=2e-4)
+    assert not torch.equal(warped_filters(80, 0.9), warped_filters(80))
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -107,7 +129,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(corpus: Corpus, tokeni
         for stop in stops:
             model = _tiny(tokenizer)
             objective = TeacherObjective(model, ctc_weight=1.0)
-            batches = Batches(corpus, corpus.split("train"), [], tokenizer, MIXTURE)
+            batches = Batches(corpus, corpus.split("train"), Noises(), own_layout(tokenizer), MIXTURE)
             fit(objective, batches, Schedule(stop, 1e-3, warmup=1, cooldown=0, every=2), folder)
         return dict(model.state_dict())
 
@@ -118,10 +140,48 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(corpus: Corpus, tokeni
         torch.testing.assert_close(weights, stopped[name], msg=name)
     curve = [json.loads(line) for line in (tmp_path / "stopped" / "curve.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curve] == [2, 4]
+    assert (tmp_path / "stopped" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_disk_that_is_full_leaves_the_older_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = _tiny(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save(tmp_path / "checkpoint.pt", model, optimizer, 1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    # No file may grow beyond 100 kB from here on: the kernel's own refusal, as of a full disk.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"step 2 cannot be written .*: make room"):
+            save(tmp_path / "checkpoint.pt", model, optimizer, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is no whole checkpoint"):
+        trained_weights(tmp_path)
+    with pytest.raises(TrainingError, match="distill train"):
+        trained_weights(tmp_path / "nowhere")
+
+
+def test_a_student_must_have_its_teachers_encoder(tokenizer: Tokenizer) -> None:
+    teacher, other = _tiny(tokenizer), _tiny(tokenizer)
+    with torch.no_grad():
+        other.model.encoder.conv1.weight.add_(1)
+    with pytest.raises(TrainingError, match="distill init"):
+        StudentObjective(other, teacher, 0.8, 1.0, 2.0)
 
 
 def test_a_teacher_learns(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    batches = Batches(corpus, corpus.split("train")[:3], [], tokenizer, Mixture({}, clean_until=99, empty_share=0))
+    batches = Batches(
+        corpus, corpus.split("train")[:3], Noises(), own_layout(tokenizer), Mixture({}, clean_until=99, empty_share=0)
+    )
     fit(TeacherObjective(_tiny(tokenizer), 1.0), batches, Schedule(40, 3e-3, warmup=5, cooldown=0, every=10), tmp_path)
     curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert curve[-1]["cross_entropy"] < 0.6 * curve[0]["cross_entropy"]
@@ -142,7 +202,7 @@ def test_a_student_trains_its_decoder_alone(corpus: Corpus, tokenizer: Tokenizer
     teacher = _tiny(tokenizer)
     student = make_student(teacher, 2)
     before = {name: weights.clone() for name, weights in student.state_dict().items()}
-    batches = Batches(corpus, corpus.split("train"), [], tokenizer, MIXTURE)
+    batches = Batches(corpus, corpus.split("train"), Noises(), own_layout(tokenizer), MIXTURE)
     fit(StudentObjective(student, teacher, 0.8, 1.0, 2.0), batches, Schedule(3, 1e-3, warmup=1, every=3), tmp_path)
     after = student.state_dict()
     for name in before:
@@ -154,7 +214,7 @@ def test_a_student_of_all_layers_begins_as_its_teacher(tokenizer: Tokenizer) -> 
     teacher = _tiny(tokenizer).eval()
     student = make_student(teacher, 3).eval()
     states = encode(teacher, torch.randn(1, 80, 100))
-    tokens = torch.tensor([prompt_tokens(tokenizer)])
+    tokens = torch.tensor([own_layout(tokenizer).prompt])
     torch.testing.assert_close(logits(student, tokens, states), logits(teacher, tokens, states))
     objective = StudentObjective(student, teacher, 0.0, 1.0, 2.0)
     assert objective.module is student
@@ -165,12 +225,13 @@ def test_an_exported_checkpoint_is_what_transformers_loads(tokenizer: Tokenizer,
     export(model, tokenizer, tmp_path, CONTEXTS, "tiny")
     loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path, dtype="float32").eval()
     mel = torch.randn(1, 80, 3000)
-    prompt, end = prompt_tokens(tokenizer), token_id(tokenizer, END_OF_TEXT)
+    layout = own_layout(tokenizer)
+    prompt, end = layout.prompt, layout.end
     ours = greedy(loaded, encode(loaded, mel), prompt, end, limit=6)[0]
     theirs = loaded.generate(mel, max_new_tokens=6, return_timestamps=False)[0].tolist()
     assert [token for token in theirs if token not in (*prompt, end)][:6] == ours
     words = WhisperTokenizer.from_pretrained(tmp_path)
-    assert words.decode(text_tokens(tokenizer, "stop")) == " stop"
+    assert words.decode(layout.tokens("stop")) == " stop"
     assert tokenizer.token_to_id(TIMESTAMPS[-1]) == tokenizer.get_vocab_size() - 1
 
 
@@ -179,12 +240,52 @@ def test_an_exported_checkpoint_is_what_transformers_loads(tokenizer: Tokenizer,
 
 def test_the_filter_keeps_what_the_teacher_got_nearly_right(corpus: Corpus) -> None:
     labels = [Label(0, "right", 0.0), Label(1, "nearly", 0.1), Label(2, "wrong", 0.4), Label(3, "", 0.0)]
-    assert [label.index for label in kept(labels, 0.1)] == [0, 1]
-    clips = relabelled(corpus, labels, 0.1)
+    clips = relabelled(corpus, labels, Filter(wer=0.1))
     assert [clip.text for clip in clips] == ["right", "nearly"]
     assert [clip.offset for clip in clips] == [clip.offset for clip in corpus.clips[:2]]
     with pytest.raises(CorpusError, match="right teacher"):
-        relabelled(corpus, labels[2:], 0.1)
+        relabelled(corpus, labels[2:], Filter(wer=0.1))
+
+
+@pytest.mark.parametrize(
+    ("label", "reference", "verdict"),
+    [
+        (Label(0, "stop", 0.0), "stop", "kept"),
+        (Label(0, "top", 1.0), "stop", "word errors"),
+        (Label(0, "", 1.0), "stop", "no label"),
+        (Label(0, "stop", 1.0), "", "no reference"),
+        (Label(0, "stop", None, confidence=0.8), "", "kept"),
+        (Label(0, "stop", None, confidence=0.6), "", "unsure"),
+        (Label(0, "stop stop", None, confidence=0.99, repeats=True), "", "repetition"),
+        (Label(0, "stop stop", 0.0, repeats=True), "stop stop", "repetition"),
+    ],
+)
+def test_why_a_label_stays_or_goes(label: Label, reference: str, verdict: str) -> None:
+    assert Filter(wer=0.1, confidence=0.7).judge(label, reference) == verdict
+
+
+def test_the_account_of_the_filter(corpus: Corpus, tmp_path: Path) -> None:
+    labels = [Label(0, "right", 0.0), Label(1, "all | wrong", 1.0), Label(2, "who knows", None, confidence=0.1)]
+    told = account(corpus, labels, Filter())
+    assert "| **all** | 3 |" in told
+    assert "1 (33.3%) | 0 | 0 | 1 | 1 | 0 |" in told
+    assert "all \\| wrong" in told
+    picture(labels, Filter(), tmp_path / "labels.png")
+    assert (tmp_path / "labels.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("corpus", "Turn ON the light!", "turn on the light"),
+        ("english", "I'm twenty-one, colour?", "i am 21 color"),
+        ("basic", "Schalt das Licht an!", "schalt das licht an"),
+    ],
+)
+def test_transcripts_are_made_comparable(name: str, one: str, other: str, tmp_path: Path) -> None:
+    (tmp_path / "normalizer.json").write_text('{"colour": "color"}')
+    comparable = normaliser(name, tmp_path / "normalizer.json")
+    assert comparable(one) == comparable(other)
 
 
 def test_word_errors_of_labels() -> None:

@@ -1,0 +1,76 @@
+"""The settings by which `home-en` was made: which sets weigh how much, when, and how much is done to them.
+
+Owns the mixtures of each stage. Knows nothing of how a batch is made or a model trained.
+
+How often a set comes in an epoch: once, unless it is named.
+"""
+
+from __future__ import annotations
+
+from distillation.batches import Mixture
+
+SYNTHETIC_FIRST = {
+    "gsc2_test": 0.15,
+    "gsc1_bed_cat_happy": 0.2,
+    "digits_fsdd": 0.15,
+    "speechocean762": 0.5,
+    "common_voice_min": 0.5,
+    "hymel_custom": 0.2,
+    "librispeech_dummy": 0.0,
+    "espeak": 0.7,
+}
+THEN_PEOPLE = {
+    "gsc2_test": 1.5,
+    "gsc1_bed_cat_happy": 2.0,
+    "speechocean762": 0.8,
+    "librispeech_dummy": 0.0,
+    "espeak": 0.9,
+}
+# For a teacher that has found its way: the voices that sound most like people weigh most.
+REFINING = {
+    "espeak": 0.7,
+    "festival": 1.5,
+    "kokoro": 4.0,
+    "piper": 3.0,
+    "kathleen": 2.0,
+    "speechocean762": 1.3,
+    "common_voice_min": 2.0,
+    "digits_fsdd": 0.4,
+    "hymel_custom": 0.3,
+    "wake_precise": 0.5,
+}
+PEOPLE_FROM = 3000
+
+Stages = list[tuple[int, Mixture]]
+"""(first step, mixture), ascending."""
+
+
+def from_scratch(steps: int) -> Stages:
+    """First mostly synthetic voices, in short clips and small batches: the encoder must find how sounds and letters go
+    together, and noisy single words hide it. Then people.
+    """
+    first = Mixture(SYNTHETIC_FIRST, seconds=44, most_rows=24, longest=4.5, joined_share=0, empty_share=0.01,
+                    clean_until=PEOPLE_FROM, exact_from=steps)  # fmt: skip
+    then = Mixture(THEN_PEOPLE, seconds=50, most_rows=28, longest=6, joined_share=0.015, empty_share=0.03,
+                   clean_until=PEOPLE_FROM, full_from=15000, exact_from=steps * 4 // 5, seed=3)  # fmt: skip
+    return [(0, first), (PEOPLE_FROM, then)]
+
+
+def refining(steps: int) -> Stages:
+    """Augmented from a third to two thirds of full strength."""
+    mixture = Mixture(REFINING, seconds=56, most_rows=32, longest=7, joined_share=0.02, empty_share=0.04,
+                      clean_until=-steps, full_from=2 * steps, exact_from=steps * 3 // 4, seed=5)  # fmt: skip
+    return [(0, mixture)]
+
+
+def student(steps: int, seconds: float, longest: float, strength: float, seed: int) -> Stages:
+    """For a student of any teacher: the encoder is frozen and has heard it all, so augmentation stays as it is.
+
+    seconds: of audio in a batch. longest: of a clip. strength: of augmentation, 0..1.
+    """
+    # A ramp so long that it stands still: `strength` at its place 0.
+    ramp = 10**9
+    mixture = Mixture(REFINING, seconds=seconds, most_rows=32, longest=longest, joined_share=0.03, empty_share=0.03,
+                      clean_until=-round(strength * ramp), full_from=round((1 - strength) * ramp), seed=seed,
+                      exact_from=0)  # fmt: skip
+    return [(0, mixture)]
