@@ -17,15 +17,15 @@ import numpy as np
 import soundfile
 
 from bench.table import circumstances, table
-from streaming.events import Event, Final
-from streaming.job import SAMPLE_RATE, Job, Waveform
+from streaming.events import Final
+from streaming.job import SAMPLE_RATE, Job, Result, Waveform
+from streaming.offline import listen, stop
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector
 from streaming.whisper.engine import Engine
 
 RECORDING = Path(__file__).parent / "data" / "commands.flac"
-STEP = SAMPLE_RATE // 2
 
 
 @dataclass(slots=True)
@@ -39,33 +39,25 @@ class Work:
     seconds: float = 0.0
 
 
-def listen(engine: Engine, audio: Waveform, prepare: Callable[[Job], Job], partials: bool) -> Work:
+def hear(engine: Engine, audio: Waveform, prepare: Callable[[Job], Job], partials: bool) -> Work:
     """Runs a session over `audio`, with `prepare` between session and engine."""
     session = Session(
         "bench", SessionSettings(), Detector(), Text(engine.tokenizer_file, engine.eot), partials=partials
     )
     work = Work()
-    began = time.perf_counter()
-    events: list[Event] = []
-    for start in range(0, audio.size, STEP):
-        events += session.receive(audio[start : start + STEP], 0.0)
-        events += _run(session, engine, prepare, work)
-    events += session.stop(0.0)
-    events += _run(session, engine, prepare, work)
-    work.seconds = time.perf_counter() - began
-    work.texts = tuple(event.text for event in events if isinstance(event, Final))
-    return work
 
-
-def _run(session: Session, engine: Engine, prepare: Callable[[Job], Job], work: Work) -> list[Event]:
-    events: list[Event] = []
-    while job := session.next_job():
+    def run(job: Job) -> Result:
         (result,) = engine.run([prepare(job)])
         work.jobs += 1
         work.tokens += len(result.tokens) + 1
         work.passes += result.passes
-        events += session.receive_result(result, 0.0)
-    return events
+        return result
+
+    began = time.perf_counter()
+    events = [*listen(session, run, audio), *stop(session, run)]
+    work.seconds = time.perf_counter() - began
+    work.texts = tuple(event.text for event in events if isinstance(event, Final))
+    return work
 
 
 def main() -> None:
@@ -78,9 +70,9 @@ def main() -> None:
     audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
     engine = Engine.load(options.student, options.teacher, "cpu")
     engine.warm()
-    drafted = [listen(engine, audio, lambda job: job, partials=True) for _ in range(options.rounds)]
-    alone = [listen(engine, audio, lambda job: replace(job, draft=()), partials=True) for _ in range(options.rounds)]
-    finals = [listen(engine, audio, lambda job: job, partials=False) for _ in range(options.rounds)]
+    drafted = [hear(engine, audio, lambda job: job, partials=True) for _ in range(options.rounds)]
+    alone = [hear(engine, audio, lambda job: replace(job, draft=()), partials=True) for _ in range(options.rounds)]
+    finals = [hear(engine, audio, lambda job: job, partials=False) for _ in range(options.rounds)]
     assert drafted[0].texts == alone[0].texts, "a draft changed the text"
     rows = []
     for name, works in (("live, drafts", drafted), ("live, no drafts", alone), ("finals only", finals)):
