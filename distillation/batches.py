@@ -7,6 +7,7 @@ training that was stopped goes on with the very batch it would have had. Knows n
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,16 @@ class Batches(Dataset[Batch]):
         seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, self._layout.contexts, exact)
         mel = features(waves, seconds, self._layout.mels, rng, strength)
         return self._labelled(mel, [self._text(utterance) for utterance in utterances])
+
+    def epoch_steps(self, epoch: int) -> int:
+        """How many batches an epoch has."""
+        return len(self._epoch_plan(epoch))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the clips, their texts, and the mixture."""
+        said = "\n".join(f"{clip.offset} {clip.samples} {clip.text}" for clip in self._clips)
+        return hashlib.sha256(f"{self._mixture} {self._layout.prompt} {said}".encode()).hexdigest()
 
     def _strength(self, step: int) -> float:
         start, end = self._mixture.clean_until, self._mixture.full_from

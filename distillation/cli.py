@@ -7,7 +7,6 @@ imports are made inside the commands, so that help and a mistake in an option co
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -73,6 +72,7 @@ def _add_label(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dev", type=Path, metavar="DIR", help="more recordings, to measure on")
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
+    command.add_argument("--language", help="of the recordings; a multilingual teacher detects it otherwise")
     command.add_argument("--every", type=int, default=1, help="label every n-th clip only (default: %(default)s)")
     command.add_argument(
         "--normaliser", choices=("corpus", "english", "basic"), default="english",
@@ -103,6 +103,10 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-seconds", type=float, default=60, help="audio in a batch (default: %(default)s)")
     command.add_argument("--longest", type=float, default=26, help="seconds of a clip (default: %(default)s)")
     command.add_argument("--augment", type=float, default=0.4, help="0 (not at all) to 1 (default: %(default)s)")
+    command.add_argument(
+        "--versions", type=int, default=2,
+        help="how often a clip is augmented anew and heard by the encoder (default: %(default)s)",
+    )  # fmt: skip
     _training_arguments(command, steps=2500, rate=8e-4, cooldown=1500)
     command.set_defaults(run=_train)
 
@@ -122,7 +126,11 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", default="home-en", metavar="CHECKPOINT")
     command.add_argument("--noise", type=Path, metavar="DIR", help="noises, for the words invented")
     command.add_argument("--threshold", type=float, default=0.85, help="below this confidence the teacher decides")
-    command.add_argument("--out", type=Path, metavar="REPORT.json")
+    command.add_argument("--language", help="of the recordings, for a multilingual pair")
+    command.add_argument("--domain", nargs="*", default=[], metavar="SET", help="sets on which the cascade is judged")
+    command.add_argument("--clips", type=int, default=400, help="of a set at most (default: %(default)s)")
+    command.add_argument("--noise-seconds", type=float, default=3600, help="to listen to (default: %(default)s)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="for REPORT.md, report.json and pictures")
     command.set_defaults(run=_evaluate)
 
 
@@ -226,7 +234,7 @@ def _tokenizer(options: argparse.Namespace, corpus: Corpus, start: Checkpoint | 
 
 
 def _label(options: argparse.Namespace) -> None:
-    from distillation.evaluate import Transcriber
+    from distillation.hearing import Transcriber
     from distillation.label import account, label, normaliser, picture, read_labels
     from streaming.whisper.engine import Engine
 
@@ -237,7 +245,7 @@ def _label(options: argparse.Namespace) -> None:
         gather(options.corpus)
     corpus = Corpus(options.corpus)
     teacher = _checkpoint(options.teacher, "teacher")
-    transcriber = Transcriber(Engine.load(str(teacher.directory), None, options.device))
+    transcriber = Transcriber(Engine.load(str(teacher.directory), None, options.device), language=options.language)
     comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
     label(corpus, transcriber, options.out, every=options.every, comparable=comparable)
     labels, choice = read_labels(options.out), _filter(options)
@@ -260,11 +268,12 @@ def _init(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     import torch
 
-    from distillation.batches import Batches, Staged
+    from distillation.batches import Batches
     from distillation.label import read_labels, relabelled
-    from distillation.model import layout_of, load_model
+    from distillation.model import encoding, layout_of, load_model
     from distillation.noise import read_noises, with_mistaken
-    from distillation.recipe import student as stages_of
+    from distillation.recipe import student_mixture
+    from distillation.states import States
     from distillation.train import Schedule, StudentObjective, fit
     from distillation.watch import watching
     from streaming.whisper.checkpoint import require_same_vocabulary
@@ -278,14 +287,14 @@ def _train(options: argparse.Namespace) -> None:
     layout = layout_of(teacher, options.language)
     torch.manual_seed(options.seed)
     noises = with_mistaken(read_noises(options.noise))
-    stages = stages_of(options.steps, options.batch_seconds, options.longest, options.augment, options.seed)
-    batches = Staged([(first, Batches(corpus, clips, noises, layout, mixture)) for first, mixture in stages])
-    student = load_model(begun)
-    objective = StudentObjective(
-        student, load_model(teacher), options.ce_weight, options.kl_weight, options.temperature
-    )
+    mixture = student_mixture(options.batch_seconds, options.longest, options.augment, options.seed)
+    batches = Batches(corpus, clips, noises, layout, mixture)
+    student, taught_by = load_model(begun), load_model(teacher)
+    objective = StudentObjective(student, taught_by, options.ce_weight, options.kl_weight, options.temperature)
+    states = States(options.out / "states", batches, options.versions, options.seed, str(teacher.directory))
+    states.prepare(encoding(taught_by, options.device))
     schedule = Schedule(options.steps, options.rate, warmup=100, cooldown=options.cooldown)
-    fit(objective, batches, schedule, options.out, watching(student, corpus, layout), options.device)
+    fit(objective, states, schedule, options.out, watching(student, corpus, layout), options.device)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -301,18 +310,17 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from distillation.evaluate import as_markdown, report
+    from distillation.evaluate import Effort, Pair, evaluate
     from distillation.noise import read_noises
-    from streaming.whisper.engine import Engine
+    from distillation.report import as_markdown, write
 
-    engine = Engine.load(options.student, options.teacher)
-    alone = Engine.load(str(_checkpoint(options.teacher, "teacher").directory), None)
-    for one in (engine, alone):
-        one.warm()
-    figures = report(engine, alone, Corpus(options.corpus), read_noises(options.noise).speechless, options.threshold)
+    pair = Pair.open(options.student, options.teacher, options.language)
+    effort = Effort(options.clips, options.noise_seconds)
+    noises = read_noises(options.noise)
+    figures = evaluate(pair, Corpus(options.corpus), noises, options.threshold, options.domain, effort)
     print(as_markdown(figures))
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+        write(figures, options.out)
 
 
 def _filter(options: argparse.Namespace) -> Filter:

@@ -24,7 +24,7 @@ import jiwer
 from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus, CorpusError
-from distillation.evaluate import Transcriber, with_margins
+from distillation.hearing import Transcriber, with_margins
 from distillation.tables import table
 from distillation.text import normalise
 from streaming.confidence import ConfidenceSettings, find_loop

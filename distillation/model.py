@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Layout:
     """How a checkpoint is spoken to.
 
     prompt: the tokens before every text. no_speech: what stands second where nothing was said, as Whisper has it.
-    contexts: the windows, in seconds, that it is to hear.
+    contexts: the windows, in seconds, that it is to hear. suppressed: tokens that are never said.
     """
 
     tokenizer: Tokenizer
@@ -48,6 +48,7 @@ class Layout:
     no_speech: int | None
     contexts: tuple[float, ...]
     mels: int
+    suppressed: tuple[int, ...] = ()
 
     def tokens(self, text: str) -> list[int]:
         """Of a text alone, without prompt and end; an empty text has none."""
@@ -75,7 +76,10 @@ def layout_of(checkpoint: Checkpoint, language: str | None) -> Layout:
     except ValueError as error:
         raise ModelError(str(error)) from error
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-    return Layout(tokenizer, prompt, grammar.eot, grammar.no_speech, checkpoint.contexts, checkpoint.dimensions.mels)
+    return Layout(
+        tokenizer, prompt, grammar.eot, grammar.no_speech, checkpoint.contexts, checkpoint.dimensions.mels,
+        grammar.suppress,
+    )  # fmt: skip
 
 
 def load_model(checkpoint: Checkpoint) -> Whisper:
@@ -139,6 +143,18 @@ def encode(model: Whisper, mel: Tensor) -> Tensor:
     for layer in encoder.layers:
         hidden = layer(hidden, None)
     return encoder.layer_norm(hidden)  # type: ignore[no-any-return]  # transformers ships no types
+
+
+def encoding(model: Whisper, device: str) -> Callable[[Tensor], Tensor]:
+    """A frozen encoder on `device`, in bfloat16."""
+    model.to(device).eval()
+
+    @torch.no_grad()
+    def run(mel: Tensor) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            return encode(model, mel.to(device))
+
+    return run
 
 
 def logits(model: Whisper, tokens: Tensor, states: Tensor) -> Tensor:

@@ -63,14 +63,13 @@ def refining(steps: int) -> Stages:
     return [(0, mixture)]
 
 
-def student(steps: int, seconds: float, longest: float, strength: float, seed: int) -> Stages:
+def student_mixture(seconds: float, longest: float, strength: float, seed: int) -> Mixture:
     """For a student of any teacher: the encoder is frozen and has heard it all, so augmentation stays as it is.
 
     seconds: of audio in a batch. longest: of a clip. strength: of augmentation, 0..1.
     """
     # A ramp so long that it stands still: `strength` at its place 0.
     ramp = 10**9
-    mixture = Mixture(REFINING, seconds=seconds, most_rows=32, longest=longest, joined_share=0.03, empty_share=0.03,
-                      clean_until=-round(strength * ramp), full_from=round((1 - strength) * ramp), seed=seed,
-                      exact_from=0)  # fmt: skip
-    return [(0, mixture)]
+    return Mixture(REFINING, seconds=seconds, most_rows=32, longest=longest, joined_share=0.03, empty_share=0.03,
+                   clean_until=-round(strength * ramp), full_from=round((1 - strength) * ramp), exact_from=0,
+                   seed=seed)  # fmt: skip

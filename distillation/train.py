@@ -7,6 +7,8 @@ Teacher: cross-entropy, and a character CTC head on the encoder that is thrown a
 stays a language model for a long time (measured). Student: the published weighting of Distil-Whisper's code (Gandhi et
 al. 2023), 0.8 cross-entropy on pseudo-labels + KL(teacher || student) T^2 at temperature T = 2, encoder frozen.
 
+The student learns from encoder states (`states.py`), the teacher from features.
+
 The learning rate warms up, stays, and falls linearly over the last `cooldown` steps: a training whose end was put off
 goes on from its checkpoint without having been cooled.
 """
@@ -19,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from distillation.batches import CHARACTERS, IGNORED, Batch
 from distillation.errors import DistillError
 from distillation.model import Whisper, encode, logits
 from distillation.pictures import Panel, draw
+from distillation.states import Heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,17 @@ class Schedule:
         return self.rate * rising * falling
 
 
+_T = TypeVar("_T", Batch, Heard)
+
+
 class TrainingError(DistillError):
     """The training cannot go on; the message says what to do."""
 
 
-class Objective(Protocol):
+_B = TypeVar("_B", Batch, Heard, contravariant=True)
+
+
+class Objective(Protocol[_B]):
     """What is trained, and how far it is from its aim on a batch: named losses, of which "loss" is minimised."""
 
     @property
@@ -60,7 +69,7 @@ class Objective(Protocol):
 
     def to(self, device: str) -> None: ...
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
+    def __call__(self, batch: _B) -> dict[str, Tensor]: ...
 
 
 class TeacherObjective:
@@ -94,7 +103,7 @@ class TeacherObjective:
 class StudentObjective:
     """Cross-entropy on the labels + KL from the teacher's distribution, over the text's positions only.
 
-    The encoder is shared and frozen, so it runs once for both.
+    The encoder is the teacher's, and frozen: batches come from behind it.
 
     Raises:
         TrainingError: the student has another encoder than the teacher.
@@ -115,11 +124,10 @@ class StudentObjective:
         self.student.to(device)
         self.teacher.to(device)
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, batch: Heard) -> dict[str, Tensor]:
         with torch.no_grad():
-            states = encode(self.teacher, batch.mel)
-            taught = logits(self.teacher, batch.inputs, states)
-        scores = logits(self.student, batch.inputs, states)
+            taught = logits(self.teacher, batch.inputs, batch.states)
+        scores = logits(self.student, batch.inputs, batch.states)
         cross_entropy = _cross_entropy(scores, batch.labels)
         counted = batch.labels != IGNORED
         counted[:, 0] = False  # the prompt's own position is not text
@@ -147,8 +155,8 @@ def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def fit(
-    objective: Objective,
-    batches: Dataset[Batch],
+    objective: Objective[_T],
+    batches: Dataset[_T],
     schedule: Schedule,
     folder: Path,
     watch: Callable[[], dict[str, float]] | None = None,
@@ -197,7 +205,7 @@ def fit(
     bar.close()
 
 
-def _from(batches: Dataset[Batch], begin: int, end: int) -> Iterator[tuple[int, Batch]]:
+def _from(batches: Dataset[_T], begin: int, end: int) -> Iterator[tuple[int, _T]]:
     loader = DataLoader(batches, batch_size=None, sampler=range(begin, end), num_workers=1, prefetch_factor=8,
                         worker_init_fn=_single_thread)  # fmt: skip
     return zip(range(begin, end), loader, strict=True)
@@ -207,8 +215,8 @@ def _single_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _on(device: str, batch: Batch) -> Batch:
-    return Batch(*(getattr(batch, name).to(device) for name in Batch.__slots__))
+def _on(device: str, batch: _T) -> _T:
+    return type(batch)(*(getattr(batch, name).to(device) for name in batch.__slots__))
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:

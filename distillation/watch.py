@@ -14,7 +14,7 @@ import torch
 from distillation.augment import features, padded_seconds
 from distillation.batches import clips_of
 from distillation.corpus import Clip, Corpus
-from distillation.evaluate import with_margins
+from distillation.hearing import with_margins
 from distillation.model import Layout, Whisper, encode, greedy
 from streaming.job import SAMPLE_RATE
 

@@ -9,75 +9,95 @@ import numpy as np
 import pytest
 import small_corpus
 
-from distillation import evaluate
-from distillation.evaluate import Heard, Transcriber, as_markdown, hear, report, score, words_from_noise
+from distillation.corpus import CorpusError
+from distillation.evaluate import SHARES, Effort, Heard, Pair, evaluate, finals, words_from_noise
+from distillation.hearing import Transcriber, hear, waves_of
 from distillation.label import label, read_labels
-from streaming.job import Waveform
-from streaming.whisper.checkpoint import SHIPPED
-from streaming.whisper.engine import Engine
+from distillation.noise import Noises
+from distillation.report import as_markdown, write
+from distillation.signals import SIGNALS
+from streaming.job import ALWAYS, NEVER, Waveform
+
+LITTLE = Effort(clips=8, noise_seconds=6, curve_clips=2, long_minutes=0.2, rounds=1, timed_clips=2)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load("home-en", "home-en", "cpu")
-
-
-@pytest.fixture(scope="module")
-def alone() -> Engine:
-    return Engine.load(str(SHIPPED / "home-en" / "teacher"), None, "cpu")
+def pair() -> Pair:
+    return Pair.open("home-en", "home-en")
 
 
 def noise(seconds: float) -> Waveform:
     return (np.random.default_rng(5).standard_normal(int(16000 * seconds)) * 0.05).astype(np.float32)
 
 
-def test_word_errors_are_counted_by_kind() -> None:
-    counted = score(["turn on the light", "stop"], ["Turn off the the light.", ""])
-    assert (counted.words, counted.substituted, counted.inserted, counted.deleted) == (5, 1, 1, 1)
-    assert counted.wer == 0.6
-
-
 def test_the_cascade_takes_the_teachers_text_below_the_threshold() -> None:
-    heard = Heard("s", "stop", student="top", teacher="stop", confidence=0.7)
+    heard = Heard("s", "stop", student="top", teacher="stop", confidence=0.7, signals={})
     assert [heard.cascade(threshold) for threshold in (0.0, 0.7, 0.71)] == ["top", "top", "stop"]
 
 
-def test_the_report_of_a_pair(engine: Engine, alone: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "NOISE_SECONDS", 6)
-    figures = report(engine, alone, small_corpus.corpus(), [noise(3)], threshold=0.8)
-    assert figures["speculative_differs"] == 0
+def test_the_report_of_a_pair(pair: Pair, tmp_path: Path) -> None:
+    noises = Noises([noise(3)], [noise(3)])
+    figures = evaluate(pair, small_corpus.corpus(), noises, 0.8, ["held_out"], LITTLE)
+    assert figures["speculation"]["differs"] == 0
+    assert 0 < figures["speculation"]["acceptance"] <= 1
     assert figures["noise"]["seconds"] >= 6
     assert figures["noise"]["words"] == 0
-    shares = [row["asked"] for row in figures["thresholds"].values()]
-    assert shares == sorted(shares)
-    assert (shares[0], shares[-1]) == (0, 1)
-    never, always = (figures["thresholds"][name] for name in ("0.0", "inf"))
-    assert never["cascade"] == never["student"]
-    assert always["cascade"] == always["teacher"]
-    assert json.loads(json.dumps(figures)) == figures
-    assert as_markdown(figures).count("| held_out/") == len([name for name in figures["sets"] if "held_out" in name])
+    assert figures["size"]["student"]["decoder_layers"] < figures["size"]["teacher"]["decoder_layers"]
+    cascade = figures["cascade"]
+    asked = [row["asked"] for row in cascade["thresholds"].values()]
+    assert asked == sorted(asked)
+    assert (asked[0], asked[-1]) == (0, 1)
+    for name in SIGNALS:
+        wers = cascade["signals"][name]["wer"]
+        assert len(wers) == len(SHARES)
+        assert wers["0.0"] == pytest.approx(cascade["student"])
+        assert wers["1.0"] == pytest.approx(cascade["teacher"])
+    assert cascade["thresholds"]["0.0"]["cascade"] == cascade["student"]
+    assert figures["noise_curve"]["white"].keys() == figures["noise_curve"]["recorded"].keys()
+
+    write(figures, tmp_path / "report")
+    told = (tmp_path / "report" / "REPORT.md").read_text()
+    assert told.count("| held_out/") == len([name for name in figures["sets"] if "held_out" in name])
+    assert json.loads((tmp_path / "report" / "report.json").read_text()).keys() == figures.keys()
+    for picture in ("noise.png", "cascade.png"):
+        assert f"]({picture})" in told
+        assert (tmp_path / "report" / picture).read_bytes().startswith(b"\x89PNG")
+    assert ".png" not in as_markdown(figures)
 
 
-def test_clips_are_heard_in_their_order(engine: Engine) -> None:
+def test_the_signal_of_the_service_is_the_one_computed_here(pair: Pair) -> None:
+    """By teacher forcing, and by the engine's own decoding: the same probabilities."""
+    from distillation.model import layout_of, load_model
+    from distillation.signals import signals
+
     corpus = small_corpus.corpus()
-    clips = corpus.split("held_out")
-    transcriber = Transcriber(engine)
-    batched = [transcriber.text(result.tokens) for result in hear(corpus, clips, transcriber, batch=3)]
-    single = [transcriber.transcribe([evaluate.with_margins(corpus.waveform(clip))])[0] for clip in clips]
-    assert batched == single
+    (wave,) = waves_of(corpus, corpus.split("held_out")[:1])
+    (result,) = pair.hear([wave], NEVER)
+    found = signals(load_model(pair.student).eval(), layout_of(pair.student, None), wave, result.tokens)
+    assert found["mean log-prob"] == pytest.approx(result.student_confidence, abs=1e-3)
+    assert found["least token probability"] <= found["mean log-prob"]
 
 
-def test_speech_in_noise_is_counted_as_words(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_are_heard_in_their_order(pair: Pair) -> None:
+    corpus = small_corpus.corpus()
+    waves = waves_of(corpus, corpus.split("held_out"))
+    transcriber = Transcriber(pair.engine)
+    batched = [transcriber.text(result.tokens) for result in hear(waves, transcriber, batch=3)]
+    assert batched == [transcriber.transcribe([wave])[0] for wave in waves]
+
+
+def test_speech_in_noise_is_counted_as_words(pair: Pair) -> None:
     """That silence gives no words means something only if speech gives some."""
-    monkeypatch.setattr(evaluate, "NOISE_SECONDS", 2)
     corpus = small_corpus.corpus()
     spoken = next(corpus.waveform(clip) for clip in corpus.clips if clip.text == "turn on the light")
-    _, words = words_from_noise(engine, [np.pad(spoken, 16000)], threshold=0.8)
+    seconds, words = words_from_noise(pair.engine, [np.pad(spoken, 16000)], 0.8, 2)
+    assert seconds >= 2
     assert words >= 3
+    assert any("light" in text for text in finals(pair.engine, np.pad(spoken, 16000), ALWAYS))
 
 
-def test_labelling_goes_on_where_it_was_stopped(alone: Engine, tmp_path: Path) -> None:
-    corpus, transcriber = small_corpus.corpus(), Transcriber(alone)
+def test_labelling_goes_on_where_it_was_stopped(pair: Pair, tmp_path: Path) -> None:
+    corpus, transcriber = small_corpus.corpus(), Transcriber(pair.alone)
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     label(corpus, transcriber, whole)
     lines = whole.read_text().splitlines(keepends=True)
@@ -85,3 +105,10 @@ def test_labelling_goes_on_where_it_was_stopped(alone: Engine, tmp_path: Path) -
     broken.write_text("".join(lines[:16]) + lines[16][:9])
     label(corpus, transcriber, broken)
     assert read_labels(broken) == read_labels(whole)
+
+
+def test_labels_of_other_clips_are_not_gone_on_with(pair: Pair, tmp_path: Path) -> None:
+    corpus, path = small_corpus.corpus(), tmp_path / "labels.jsonl"
+    label(corpus, Transcriber(pair.alone), path, every=4)
+    with pytest.raises(CorpusError, match="labels other clips"):
+        label(corpus, Transcriber(pair.alone), path)

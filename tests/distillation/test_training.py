@@ -33,6 +33,7 @@ from distillation.model import (
     ModelError,
     Whisper,
     encode,
+    encoding,
     export,
     greedy,
     logits,
@@ -42,6 +43,7 @@ from distillation.model import (
     student_layers,
 )
 from distillation.noise import Noises
+from distillation.states import States, StatesError
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, TIMESTAMPS, token_id
 from distillation.train import (
     Schedule,
@@ -202,8 +204,8 @@ def test_a_student_trains_its_decoder_alone(corpus: Corpus, tokenizer: Tokenizer
     teacher = _tiny(tokenizer)
     student = make_student(teacher, 2)
     before = {name: weights.clone() for name, weights in student.state_dict().items()}
-    batches = Batches(corpus, corpus.split("train"), Noises(), own_layout(tokenizer), MIXTURE)
-    fit(StudentObjective(student, teacher, 0.8, 1.0, 2.0), batches, Schedule(3, 1e-3, warmup=1, every=3), tmp_path)
+    states = _heard(corpus, tokenizer, teacher, tmp_path / "states")
+    fit(StudentObjective(student, teacher, 0.8, 1.0, 2.0), states, Schedule(3, 1e-3, warmup=1, every=3), tmp_path)
     after = student.state_dict()
     for name in before:
         frozen = ".encoder." in name
@@ -233,6 +235,65 @@ def test_an_exported_checkpoint_is_what_transformers_loads(tokenizer: Tokenizer,
     words = WhisperTokenizer.from_pretrained(tmp_path)
     assert words.decode(layout.tokens("stop")) == " stop"
     assert tokenizer.token_to_id(TIMESTAMPS[-1]) == tokenizer.get_vocab_size() - 1
+
+
+# --- encoder states --------------------------------------------------------------------------------------------------
+
+
+def _heard(corpus: Corpus, tokenizer: Tokenizer, teacher: Whisper, folder: Path, versions: int = 1) -> States:
+    batches = Batches(corpus, corpus.split("train"), Noises(), own_layout(tokenizer), MIXTURE)
+    states = States(folder, batches, versions, seed=1, made_from="tiny")
+    states.prepare(encoding(teacher, "cpu"))
+    return states
+
+
+def test_every_batch_is_heard_once_and_comes_once_an_epoch(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    teacher = _tiny(tokenizer)
+    states = _heard(corpus, tokenizer, teacher, tmp_path, versions=2)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+    assert len(files) == states.count > 2
+
+    def heard_again(mel: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a batch was heard twice")
+
+    states.prepare(heard_again)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == files
+    for epoch in (0, 3):
+        inputs = [states[epoch * states.count + place].inputs.tolist() for place in range(states.count)]
+        assert sorted(map(str, inputs)) == sorted(str(states[place].inputs.tolist()) for place in range(states.count))
+
+
+def test_states_are_the_encoders_of_the_batch(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    teacher = _tiny(tokenizer).eval()
+    states = _heard(corpus, tokenizer, teacher, tmp_path)
+    batches = Batches(corpus, corpus.split("train"), Noises(), own_layout(tokenizer), MIXTURE)
+    stored = {str(states[place].labels.tolist()): states[place].states for place in range(states.count)}
+    for number in range(states.count):
+        batch = batches[number]
+        with torch.no_grad():
+            torch.testing.assert_close(
+                stored[str(batch.labels.tolist())].float(), encode(teacher, batch.mel), atol=0.1, rtol=0.1
+            )
+
+
+def test_states_of_other_batches_are_refused(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    teacher = _tiny(tokenizer)
+    _heard(corpus, tokenizer, teacher, tmp_path)
+    with pytest.raises(StatesError, match="other clips or options"):
+        _heard(corpus, tokenizer, teacher, tmp_path, versions=2)
+
+
+def test_a_batch_that_was_being_written_is_heard_again(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    teacher = _tiny(tokenizer)
+    _heard(corpus, tokenizer, teacher, tmp_path)
+    whole = torch.load(tmp_path / "000001.pt", weights_only=True)["states"]
+    (tmp_path / "000001.pt").unlink()
+    (tmp_path / "000001.part").write_bytes(b"torn")
+    _heard(corpus, tokenizer, teacher, tmp_path)
+    assert torch.equal(torch.load(tmp_path / "000001.pt", weights_only=True)["states"], whole)
+    assert not (tmp_path / "000001.part").exists()
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

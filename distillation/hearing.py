@@ -1,0 +1,75 @@
+"""Clips through the service's own engine: what a student, a teacher, or both hear.
+
+Owns the batching of clips and the margins around them. Knows nothing of word errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from distillation.corpus import Clip, Corpus
+from distillation.errors import DistillError
+from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform
+
+if TYPE_CHECKING:
+    from streaming.whisper.engine import Engine
+
+
+class HearingError(DistillError):
+    """The engine could not transcribe a clip."""
+
+
+class Transcriber:
+    """The engine with texts instead of tokens. The teacher decides below a confidence: never, unless asked for.
+
+    language: a code; a multilingual checkpoint detects it where None.
+    """
+
+    def __init__(self, engine: Engine, ask_teacher_below: float = NEVER, language: str | None = None) -> None:
+        self.engine = engine
+        self._ask_teacher_below = ask_teacher_below
+        self._language = language
+        self._tokenizer = Tokenizer.from_file(str(engine.tokenizer_file))
+
+    def results(self, waves: Sequence[Waveform]) -> list[Result]:
+        """
+        Raises:
+            HearingError: a job failed.
+        """
+        results: list[Result] = self.engine.run(
+            [Job(wave, language=self._language, ask_teacher_below=self._ask_teacher_below) for wave in waves]
+        )
+        for result in results:
+            if result.error:
+                raise HearingError(result.error)
+        return results
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens))).strip()
+
+    def transcribe(self, waves: Sequence[Waveform]) -> list[str]:
+        return [self.text(result.tokens) for result in self.results(waves)]
+
+
+def hear(waves: Sequence[Waveform], transcriber: Transcriber, batch: int = 8) -> list[Result]:
+    """What is heard in each, in their order; those of like length are heard together."""
+    order = sorted(range(len(waves)), key=lambda index: waves[index].size)
+    heard: dict[int, Result] = {}
+    for start in tqdm(range(0, len(order), batch), desc="hear", unit="batch", leave=False):
+        indices = order[start : start + batch]
+        heard.update(zip(indices, transcriber.results([waves[index] for index in indices]), strict=True))
+    return [heard[index] for index in range(len(waves))]
+
+
+def waves_of(corpus: Corpus, clips: Sequence[Clip]) -> list[Waveform]:
+    """With the margins that the service's endpointing leaves around speech."""
+    return [with_margins(corpus.waveform(clip)) for clip in clips]
+
+
+def with_margins(wave: Waveform, before: float = 0.2, after: float = 0.2) -> Waveform:
+    return np.pad(wave, (int(before * SAMPLE_RATE), int(after * SAMPLE_RATE)))

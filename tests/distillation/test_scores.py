@@ -1,0 +1,51 @@
+"""The arithmetic of a report."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillation.scores import auroc, repeats, score, word_errors
+
+
+def test_word_errors_are_counted_by_kind() -> None:
+    counted = score(["turn on the light", "stop"], ["Turn off the the light.", ""])
+    assert (counted.words, counted.substituted, counted.inserted, counted.deleted) == (5, 1, 1, 1)
+    assert counted.wer == 0.6
+    assert counted.insertion_rate == 0.2
+
+
+def test_one_text_may_have_no_reference() -> None:
+    assert word_errors("", "two words") == (2, 0)
+    assert word_errors("", "") == (0, 0)
+    assert word_errors("turn on the light", "turn on a light") == (1, 4)
+
+
+def test_a_loop_is_counted_and_a_refrain_is_not() -> None:
+    phrase = "one two three four five "
+    assert repeats(phrase, phrase) == 0
+    assert (
+        repeats(phrase * 3, phrase) == 2 + 4 * 1
+    )  # the phrase twice more, and the four that cross its joints once more
+    assert repeats(phrase * 3, phrase * 3) == 0
+    assert repeats("a b", "a b") == 0
+
+
+def test_a_signal_that_tells_all_or_nothing() -> None:
+    wrong = [True, True, False, False]
+    assert auroc([0.1, 0.2, 0.8, 0.9], wrong) == 1
+    assert auroc([0.9, 0.8, 0.2, 0.1], wrong) == 0
+    assert auroc([0.5, 0.5, 0.5, 0.5], wrong) == 0.5
+    assert math.isnan(auroc([0.5], [True]))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2))
+def test_turning_a_signal_round_turns_what_it_tells(pairs: list[tuple[float, bool]]) -> None:
+    values, wrong = [value for value, _ in pairs], [bad for _, bad in pairs]
+    there, back = auroc(values, wrong), auroc([-value for value in values], wrong)
+    assert math.isnan(there) == math.isnan(back) == (len(set(wrong)) == 1)
+    if not math.isnan(there):
+        assert there + back == pytest.approx(1)
