@@ -10,10 +10,12 @@ written after its audio, is whole. `gather` joins the blocks.
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import random
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,17 +93,24 @@ def synthesise(
     blocks += [NEURAL_BLOCKS + number for number in range(-(-neural_clips // BLOCK_CLIPS))]
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in blocks if not _block_index(folder, number).is_file()]
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_speak_block, folder, number, seed, tuple(extra_texts)) for number in missing]
-        for job in tqdm(jobs, desc="voices", unit="block", initial=len(blocks) - len(missing), total=len(blocks)):
-            job.result()
+    speak_block = functools.partial(_speak_block, folder=folder, seed=seed, extra_texts=tuple(extra_texts))
+    # On the way out, by an interrupt too, the pool ends its processes: what they were writing does not count.
+    with multiprocessing.Pool(workers, _ignore_interrupts) as pool:
+        spoken = pool.imap(speak_block, missing)
+        for _ in tqdm(spoken, desc="voices", unit="block", initial=len(blocks) - len(missing), total=len(blocks)):
+            pass
+
+
+def _ignore_interrupts() -> None:
+    """An interrupt from the terminal goes to every process of it; the parent is the one that answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _block_index(folder: Path, number: int) -> Path:
     return folder / f"block-{number:05d}.jsonl"
 
 
-def _speak_block(folder: Path, number: int, seed: int, extra_texts: tuple[str, ...]) -> None:
+def _speak_block(number: int, folder: Path, seed: int, extra_texts: tuple[str, ...]) -> None:
     rng = random.Random(f"{seed}/{number}")
     held_out = number < HELD_OUT_BLOCKS
     texts = sentences(rng.randrange(2**31))

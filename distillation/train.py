@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -207,12 +208,13 @@ def fit(
 
 def _from(batches: Dataset[_T], begin: int, end: int) -> Iterator[tuple[int, _T]]:
     loader = DataLoader(batches, batch_size=None, sampler=range(begin, end), num_workers=1, prefetch_factor=8,
-                        worker_init_fn=_single_thread)  # fmt: skip
+                        worker_init_fn=_quiet_worker)  # fmt: skip
     return zip(range(begin, end), loader, strict=True)
 
 
-def _single_thread(worker: int) -> None:
+def _quiet_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to answer
 
 
 def _on(device: str, batch: _T) -> _T:

@@ -1,0 +1,73 @@
+"""A command of the recipe that is interrupted, or killed, says so and goes on where it was: real processes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_corpus
+
+SMALL = ["--vocabulary", "300", "--width", "64", "--encoder-layers", "1"]
+
+
+def begin(*arguments: str) -> subprocess.Popen[str]:
+    """In a process group of its own, so that a signal reaches its workers too, as from a terminal."""
+    command = [sys.executable, "-m", "daemon.cli", "distill", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> str:
+    """Reads the process's errors, where its progress is, until `words` are in them."""
+    assert process.stderr is not None
+    read = ""
+    while words not in read:
+        piece = process.stderr.read(1)
+        assert piece, f"ended before {words!r}: {read}"
+        read += piece
+    return read
+
+
+def train(out: Path, steps: int) -> list[str]:
+    return ["teacher", "--corpus", str(small_corpus.folder()), "--out", str(out), "--steps", str(steps), *SMALL]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_training(how: signal.Signals, tmp_path: Path) -> None:
+    process = begin(*train(tmp_path, 100_000))
+    wait_for(process, "5/100000")
+    os.killpg(process.pid, how)
+    _, said = process.communicate(timeout=60)
+    if how is signal.SIGINT:
+        assert process.returncode == 1
+        assert "interrupted; the same command goes on from here" in said
+        assert "Traceback" not in said
+    done = subprocess.run(
+        [sys.executable, "-m", "daemon.cli", "distill", *train(tmp_path, 3)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_corpus(how: signal.Signals, tmp_path: Path) -> None:
+    process = begin("corpus", "--out", str(tmp_path), "--clips", "4000", "--workers", "2")
+    wait_for(process, "voices:")
+    os.killpg(process.pid, how)
+    _, said = process.communicate(timeout=60)
+    if how is signal.SIGINT:
+        assert process.returncode == 1
+        assert "Traceback" not in said
+    # What was being spoken does not count: every index that is there has all of its audio.
+    assert not (tmp_path / "index.jsonl").exists()
+    for index in tmp_path.glob("block-*.jsonl"):
+        last = json.loads(index.read_text().splitlines()[-1])
+        assert index.with_suffix(".i16").stat().st_size == 2 * (last["offset"] + last["samples"])
