@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="the student learns from the labels and the teacher"))
     _add_export(commands.add_parser("export", help="the trained student in the hub layout"))
     _add_evaluate(commands.add_parser("evaluate", help="what a pair can do, as a report"))
+    _add_ablations(commands.add_parser("ablations", help="what each part of the recipe is worth, on your data"))
     _add_corpus(commands.add_parser("corpus", help="synthetic voices and recordings -> a corpus"))
     _add_teacher(commands.add_parser("teacher", help="a teacher from scratch"))
     return parser
@@ -132,6 +133,21 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--noise-seconds", type=float, default=3600, help="to listen to (default: %(default)s)")
     command.add_argument("--out", type=Path, metavar="DIR", help="for REPORT.md, report.json and pictures")
     command.set_defaults(run=_evaluate)
+
+
+def _add_ablations(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
+    command.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--clips", type=int, default=2000, help="to learn from (default: %(default)s)")
+    command.add_argument("--judged", type=int, default=200, help="held-out clips (default: %(default)s)")
+    command.add_argument("--steps", type=int, default=300, help="of each student (default: %(default)s)")
+    command.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    command.add_argument("--language", help="of the recordings, for a multilingual teacher")
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    _filter_arguments(command)
+    command.set_defaults(run=_ablations)
 
 
 def _add_corpus(command: argparse.ArgumentParser) -> None:
@@ -321,6 +337,31 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(as_markdown(figures))
     if options.out:
         write(figures, options.out)
+
+
+def _ablations(options: argparse.Namespace) -> None:
+    from distillation.ablations import Judge, ablate, account
+    from distillation.batches import Batches, clips_of
+    from distillation.label import read_labels, relabelled
+    from distillation.model import encoding, layout_of, load_model
+    from distillation.noise import Noises
+    from distillation.recipe import student_mixture
+    from distillation.states import States
+
+    corpus = Corpus(options.corpus)
+    checkpoint = _checkpoint(options.teacher, "teacher")
+    teacher, layout = load_model(checkpoint), layout_of(checkpoint, options.language)
+    clips = relabelled(corpus, read_labels(options.labels), _filter(options))
+    clips = clips[:: max(1, len(clips) // options.clips)][: options.clips]
+    batches = Batches(corpus, clips, Noises(), layout, student_mixture(60, 26, 0.4, seed=0))
+    states = States(options.out / "states", batches, 1, 0, str(checkpoint.directory))
+    states.prepare(encoding(teacher, options.device))
+    held_out = clips_of(corpus, "held_out", at_most=options.judged) or clips_of(corpus, "dev", at_most=options.judged)
+    judge = Judge(teacher, corpus, held_out, layout, options.device)
+    outcomes = ablate(teacher, states, judge, layout, options.steps, options.seeds, options.out, options.device)
+    told = account(outcomes, judge(teacher), options.steps)
+    (options.out / "ABLATIONS.md").write_text(told, encoding="utf-8")
+    print(told)
 
 
 def _filter(options: argparse.Namespace) -> Filter:

@@ -7,6 +7,7 @@ an epoch: training then costs what the decoders cost. Knows nothing of losses.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -70,10 +71,19 @@ class States(Dataset[Heard]):
             batch = self._batches[number]
             self._write(number, batch, encode(batch.mel))
 
-    def __getitem__(self, step: int) -> Heard:
+    def shuffled(self, seed: int) -> States:
+        """The same store in another order."""
+        other = copy.copy(self)
+        other._seed = seed
+        return other
+
+    def number(self, step: int) -> int:
+        """Which of the store's batches a step has."""
         epoch, place = divmod(step, self.count)
-        order = np.random.default_rng((self._seed, 3, epoch)).permutation(self.count)
-        stored = torch.load(self._path(int(order[place])), weights_only=True)
+        return int(np.random.default_rng((self._seed, 3, epoch)).permutation(self.count)[place])
+
+    def __getitem__(self, step: int) -> Heard:
+        stored = torch.load(self._path(self.number(step)), weights_only=True)
         return Heard(stored["states"], stored["inputs"], stored["labels"])
 
     def _path(self, number: int) -> Path:
