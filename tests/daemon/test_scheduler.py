@@ -127,28 +127,34 @@ async def test_streams_take_turns() -> None:
     assert order == [0, 1, 2] * 3
 
 
-async def test_a_job_is_made_when_the_engine_is_ready_not_before() -> None:
-    gate = threading.Event()
-    entered = asyncio.Event()
-    loop = asyncio.get_running_loop()
+class Gated:
+    """An engine that takes a batch, says so, and gives results only once its gate is opened."""
 
-    def run(jobs: Sequence[Job]) -> list[Result]:
-        loop.call_soon_threadsafe(entered.set)
-        assert gate.wait(30)
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Result]:
+        self._loop.call_soon_threadsafe(self.entered.set)
+        assert self.gate.wait(30)
         return echo(jobs)
 
+
+async def test_a_job_is_made_when_the_engine_is_ready_not_before() -> None:
+    run = Gated()
     async with scheduling(run) as scheduler:
         first, second = Client(0, partials=1), Client(1000, partials=1)
         scheduler.add(first)
         scheduler.schedule(first)
-        await entered.wait()
+        await run.entered.wait()
         scheduler.add(second)
         for _ in range(5):  # audio that keeps coming in makes nothing more wait
             scheduler.schedule(second)
             await asyncio.sleep(0)
         assert second.made == 0
         assert scheduler.busy_since is not None
-        gate.set()
+        run.gate.set()
         await second.done.wait()
         assert second.made == 1
     assert scheduler.decoded_at is not None
@@ -186,24 +192,16 @@ async def test_a_client_that_raises_harms_only_itself(raises: str, caplog: pytes
 
 
 async def test_who_left_hears_nothing_more() -> None:
-    gate = threading.Event()
-    entered = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def run(jobs: Sequence[Job]) -> list[Result]:
-        loop.call_soon_threadsafe(entered.set)
-        assert gate.wait(30)
-        return echo(jobs)
-
+    run = Gated()
     async with scheduling(run) as scheduler:
         gone, stays = Client(0, finals=1), Client(1000, finals=1)
         for client in (gone, stays):
             scheduler.add(client)
             scheduler.schedule(client)
-        await entered.wait()
+        await run.entered.wait()
         scheduler.remove(gone)
         scheduler.schedule(gone)
-        gate.set()
+        run.gate.set()
         await stays.done.wait()
     assert gone.results == []
 
