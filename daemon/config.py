@@ -67,7 +67,7 @@ class Models(Section):
     student: str = Field(default="home-en", min_length=1)
     teacher: str | None = "home-en"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "mixed", "float32", "float16", "bfloat16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
 
 

@@ -76,7 +76,7 @@ class Pair:
         """
         first, second = open_checkpoint(student, "student"), open_checkpoint(teacher, "teacher")
         engine = Engine.load(str(first.directory), str(second.directory))
-        alone = Engine.load(str(second.directory), None)
+        alone = Engine.load(str(second.directory), None, dtype=engine.dtype)
         for each in (engine, alone):
             each.warm()
         return Pair(engine, alone, first, second, language)

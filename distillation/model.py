@@ -24,7 +24,7 @@ from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS, START,
 from streaming.whisper.checkpoint import Checkpoint
 from streaming.whisper.rules import Rules
 
-CONTEXTS = (2.0, 5.0, 10.0, 15.0, 30.0)
+CONTEXTS = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
 MELS = 80
 
 Whisper = Any  # WhisperForConditionalGeneration: transformers ships no types

@@ -28,6 +28,7 @@ from streaming.whisper.checkpoint import (
 from streaming.whisper.decode import Proposer, decode, detect_languages
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, Memory, build_decoder, build_encoder, encoder_weights
+from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain
 from streaming.whisper.rows import Draft, Row
 from streaming.whisper.rules import Rules
 from streaming.whisper.times import attention, default_heads, token_times
@@ -46,7 +47,10 @@ LOOKAHEAD = 8
 
 NOT_FINITE = "the model's output is not finite: its weights may be damaged, or need a wider dtype"
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "mixed": torch.float32,
+}  # fmt: skip
+"""Of the decoder, and of the encoder too unless it is mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class _Model:
         """Encoder states [jobs, positions, d_model]."""
         features = self.mel([job.audio for job in jobs], seconds)
         states: Tensor = self.encoder(features.to(self.encoder.conv1.weight.dtype))
-        return states
+        return states.to(self.decoder.embed_tokens.weight.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,13 @@ class _Hearing:
 class Engine:
     """Holds the weights and no state: `run` may be called with any jobs in any order."""
 
-    def __init__(self, student: _Model, teacher: _Model | None, device: torch.device) -> None:
+    def __init__(self, student: _Model, teacher: _Model | None, device: torch.device, dtype: str) -> None:
         self._student, self._teacher = student, teacher
         checkpoints = [model.checkpoint for model in (student, teacher) if model is not None]
         self.student = student.checkpoint.name
         self.teacher = None if teacher is None else teacher.checkpoint.name
         self.device = str(device)
+        self.dtype = dtype
         self.tokenizer_file: Path = student.checkpoint.tokenizer_file
         self.eot = student.checkpoint.grammar.eot
         longest = min(checkpoint.contexts[-1] for checkpoint in checkpoints)
@@ -111,27 +116,36 @@ class Engine:
         """Load a pair, or a student alone.
 
         student, teacher: a shipped name, a directory, or a hub name. device: "auto", "cpu", "cuda", "cuda:1"...
-        dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32", "bfloat16" or "float16". threads: how many the
-        CPU may use; PyTorch's choice where None. Raises CheckpointError, and ValueError for a device or dtype
-        that is not there.
+        dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto" (bfloat16 on a
+        GPU; on a CPU mixed where that is measured to be faster, else float32). threads: how many the CPU may use;
+        PyTorch's choice where None. Raises CheckpointError, and ValueError for a device or dtype that is not there.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         place = _device(device)
         kind = _dtype(dtype, place)
+        mixed = dtype == "mixed"
         first = open_checkpoint(student, "student")
         second = None if teacher is None else open_checkpoint(teacher, "teacher")
         if second is not None:
             require_same_vocabulary(first, second)
         hears = _load(first, "student", place, kind, None)
         checks = None if second is None else _load(second, "teacher", place, kind, hears)
-        engine = Engine(hears, checks, place)
+        if dtype == "auto" and place.type == "cpu":
+            gain = bfloat16_gain(hears.encoder)
+            log.info("an encoder layer in bfloat16 is %.2f times as fast as in float32 on this processor", gain)
+            mixed = gain >= LEAST_GAIN
+        if mixed:
+            for model in (hears, checks):
+                if model is not None:
+                    model.encoder.to(torch.bfloat16)
+        engine = Engine(hears, checks, place, "mixed" if mixed else str(kind).removeprefix("torch."))
         log.info(
-            "student %s, teacher %s, on %s in %s, %s encoder",
+            "student %s, teacher %s, on %s in %s precision, %s encoder",
             engine.student,
             engine.teacher or "none",
             engine.device,
-            str(kind).removeprefix("torch."),
+            engine.dtype,
             "one shared" if engine._one_encoder or checks is None else "two",
         )
         return engine

@@ -16,6 +16,7 @@ from transformers import WhisperForConditionalGeneration
 
 from distillation import corpus as corpus_module
 from distillation.cli import main
+from distillation.model import CONTEXTS
 from streaming.job import Job
 from streaming.whisper.engine import Engine
 
@@ -58,7 +59,7 @@ def test_from_voices_to_a_report(
     assert main(["evaluate", "--corpus", corpus, "--out", str(report), "--clips", "3", "--noise-seconds", "1"]) == 0
     assert json.loads((report / "report.json").read_text())["speculation"]["differs"] == 0
     engine = Engine.load(student, checkpoint, "cpu")
-    assert engine.contexts == (2, 5, 10, 15, 30)
+    assert engine.contexts == CONTEXTS
     assert (
         engine.run([Job(small_corpus.corpus().waveform(small_corpus.corpus().clips[0]), max_tokens=4)])[0].error is None
     )

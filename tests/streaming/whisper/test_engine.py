@@ -20,15 +20,18 @@ from hypothesis import strategies as st
 from waveforms import murmur
 
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, utterance_confidence
+from streaming.whisper import engine as engine_module
 from streaming.whisper.checkpoint import CheckpointError
 from streaming.whisper.engine import Engine
+from streaming.whisper.precision import bfloat16_gain
 
 EOT = 600
 
 
 @cache
 def load(student: Path, teacher: Path | None = None) -> Engine:
-    return Engine.load(str(student), None if teacher is None else str(teacher), "cpu")
+    # In float32: only there is exactness a promise.
+    return Engine.load(str(student), None if teacher is None else str(teacher), "cpu", dtype="float32")
 
 
 @pytest.fixture(params=["shared encoder", "own encoders"])
@@ -258,6 +261,35 @@ def test_lower_precision_runs(english: Pair) -> None:
     (result,) = engine.run([Job(murmur(1, 3), ask_teacher_below=ALWAYS, times=True, max_tokens=8)])
     assert result.error is None
     assert result.tokens
+
+
+@pytest.mark.parametrize(("gain", "dtype"), [(2.0, "mixed"), (1.0, "float32")])
+def test_the_encoder_computes_in_what_is_faster_here(
+    english: Pair, gain: float, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "bfloat16_gain", lambda encoder: gain)
+    engine = Engine.load(str(english.student), str(english.teacher), "cpu")
+    assert engine.dtype == dtype
+    assert engine._teacher is not None
+    assert engine._teacher.encoder is engine._student.encoder
+    narrow = engine._student.encoder.conv1.weight.dtype == torch.bfloat16
+    assert narrow == (dtype == "mixed")
+    assert engine._student.decoder.embed_tokens.weight.dtype == torch.float32
+
+
+def test_a_draft_changes_nothing_behind_a_narrow_encoder(english: Pair) -> None:
+    engine = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="mixed")
+    audio = murmur(1.5, 3)
+    for threshold in (NEVER, ALWAYS):
+        (plain,) = engine.run([Job(audio, ask_teacher_below=threshold)])
+        for draft in (plain.tokens, plain.tokens[:2], (5, 6, 7)):
+            (drafted,) = engine.run([Job(audio, draft=draft, ask_teacher_below=threshold)])
+            assert decided(drafted) == decided(plain)
+
+
+def test_the_probe_measures(english: Pair) -> None:
+    engine = load(english.student)
+    assert 0.01 < bfloat16_gain(engine._student.encoder) < 100
 
 
 def test_jobs_and_results_travel(english: Pair) -> None:

@@ -21,7 +21,7 @@ RECORDINGS = ("on", "stop", "turn_on_the_kitchen_light", "two_sentences")
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load("home-en", "home-en", "cpu")
+    return Engine.load("home-en", "home-en", "cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_drafts_and_company_change_nothing(engine: Engine, audios: list[Waveform
 
 
 def test_the_teacher_checks_as_it_would_speak(engine: Engine, audios: list[Waveform]) -> None:
-    teacher = Engine.load(str(SHIPPED / "home-en" / "teacher"), None, "cpu")
+    teacher = Engine.load(str(SHIPPED / "home-en" / "teacher"), None, "cpu", dtype="float32")
     checked = engine.run([Job(audio, ask_teacher_below=ALWAYS) for audio in audios])
     spoken = teacher.run([Job(audio) for audio in audios])
     assert [result.tokens for result in checked] == [result.tokens for result in spoken]
