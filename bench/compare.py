@@ -1,0 +1,197 @@
+"""The same audio and the same weights through what a user would pick instead: one machine, one run, in turns.
+
+Systems: this engine (student; student with the teacher's check; teacher alone), transformers' `generate` (each
+model, and the teacher with the student as its assistant), and faster-whisper (CTranslate2, int8 and float32), whose
+models are converted by its own converter. Prints a table for single commands and one for a window of 30 seconds:
+milliseconds an utterance with the spread over rounds, how many times as fast as each other this engine is, and word
+errors beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jiwer
+import numpy as np
+import soundfile
+import torch
+from tqdm import tqdm
+
+from bench.table import circumstances, table
+from streaming.audio import FRAME
+from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Waveform
+from streaming.segment import Closed, Segmenter
+from streaming.text import Text
+from streaming.vad import Detector
+from streaming.whisper.checkpoint import open_checkpoint
+from streaming.whisper.engine import Engine
+
+RECORDING = Path(__file__).parent / "data" / "commands.flac"
+Transcribe = Callable[[Waveform], str]
+
+
+@dataclass(slots=True)
+class System:
+    """seconds: one list a round, an entry an utterance."""
+
+    name: str
+    transcribe: Transcribe
+    texts: list[str] = field(default_factory=list)
+    seconds: list[list[float]] = field(default_factory=list)
+
+    def hear(self, utterances: Sequence[Waveform]) -> None:
+        texts, seconds = [], []
+        for wave in utterances:
+            began = time.perf_counter()
+            texts.append(self.transcribe(wave))
+            seconds.append(time.perf_counter() - began)
+        self.texts = texts
+        self.seconds.append(seconds)
+
+    @property
+    def rounds_ms(self) -> list[float]:
+        """The mean time of an utterance, in each round."""
+        return [1000 * statistics.mean(each) for each in self.seconds]
+
+
+# --- the systems -----------------------------------------------------------------------------------------------------
+
+
+def ours(student: Path, teacher: Path) -> list[System]:
+    pair, alone = Engine.load(str(student), str(teacher), "cpu"), Engine.load(str(teacher), None, "cpu")
+    text = Text(pair.tokenizer_file, pair.eot)
+
+    def transcribe(engine: Engine, threshold: float, wave: Waveform) -> str:
+        (result,) = engine.run([Job(wave, ask_teacher_below=threshold)])
+        return text.text(result.tokens)
+
+    return [
+        System("whisperd, student", partial(transcribe, pair, NEVER)),
+        System("whisperd, student + teacher's check", partial(transcribe, pair, ALWAYS)),
+        System("whisperd, teacher alone", partial(transcribe, alone, NEVER)),
+    ]
+
+
+def of_transformers(student: Path, teacher: Path) -> list[System]:
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+    extractor, words = WhisperFeatureExtractor.from_pretrained(student), WhisperTokenizer.from_pretrained(student)
+    small, large = (
+        WhisperForConditionalGeneration.from_pretrained(path, dtype="float32").eval() for path in (student, teacher)
+    )
+
+    @torch.inference_mode()
+    def transcribe(model: Any, assistant: Any, wave: Waveform) -> str:
+        mel = extractor(wave, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        options = {"assistant_model": assistant} if assistant is not None else {}
+        tokens = model.generate(mel, return_timestamps=False, **options)[0]
+        return str(words.decode(tokens, skip_special_tokens=True))
+
+    return [
+        System("transformers, student", partial(transcribe, small, None)),
+        System("transformers, teacher", partial(transcribe, large, None)),
+        System("transformers, teacher, student as assistant", partial(transcribe, large, small)),
+    ]
+
+
+def of_faster_whisper(student: Path, teacher: Path, folder: Path, threads: int) -> list[System]:
+    from ctranslate2.converters import TransformersConverter
+    from faster_whisper import WhisperModel
+
+    def transcribe(model: Any, wave: Waveform) -> str:
+        segments, _ = model.transcribe(
+            wave, language="en", beam_size=1, temperature=0.0, without_timestamps=True,
+            condition_on_previous_text=False, log_prob_threshold=None, no_speech_threshold=None,
+            compression_ratio_threshold=None,
+        )  # fmt: skip
+        return " ".join(segment.text for segment in segments)
+
+    systems = []
+    for role, source in (("student", student), ("teacher", teacher)):
+        converted = folder / role
+        copied = ["tokenizer.json", "preprocessor_config.json"]
+        TransformersConverter(str(source), copy_files=copied).convert(str(converted))
+        for kind in ("int8", "float32"):
+            model = WhisperModel(str(converted), device="cpu", compute_type=kind, cpu_threads=threads)
+            systems.append(System(f"faster-whisper {kind}, {role}", partial(transcribe, model)))
+    return systems
+
+
+# --- what they hear --------------------------------------------------------------------------------------------------
+
+
+def commands(audio: Waveform) -> list[Waveform]:
+    """The utterances of a recording, cut as the service cuts them."""
+    segmenter, detector = Segmenter(), Detector()
+    closed = []
+    for start in range(0, audio.size - FRAME + 1, FRAME):
+        frame = audio[start : start + FRAME]
+        closed += segmenter.push(detector(frame), float(np.mean(frame**2)))
+    closed += segmenter.flush(audio.size)
+    segments = [each.segment for each in closed if isinstance(each, Closed)]
+    return [audio[segment.audio_start : segment.audio_end] for segment in segments]
+
+
+def compare(systems: Sequence[System], utterances: Sequence[Waveform], said: Sequence[str], rounds: int) -> str:
+    for each in systems:
+        each.texts, each.seconds = [], []
+        each.transcribe(utterances[0])  # what is cold is warmed outside of the clock
+    for _ in tqdm(range(rounds), desc="rounds", leave=False):
+        for each in systems:
+            each.hear(utterances)
+    rows = []
+    for each in systems:
+        rivals = [own for own in systems if own.name.startswith("whisperd")]
+        ratios = [_ratio(each, own) for own in rivals] if each not in rivals else ["", "", ""]
+        middle, spread = statistics.median(each.rounds_ms), max(each.rounds_ms) - min(each.rounds_ms)
+        rows.append([each.name, f"{middle:.1f} ({spread:.1f})", f"{_errors(said, each.texts):.1%}", *ratios])
+    return table(["", "ms an utterance (spread)", "WER", "ours: student", "ours: checked", "ours: teacher"], rows)
+
+
+def _ratio(slow: System, fast: System) -> str:
+    """How many times as fast `fast` is, round by round: the median, and the least and most."""
+    ratios = [one / other for one, other in zip(slow.rounds_ms, fast.rounds_ms, strict=True)]
+    return f"{statistics.median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
+
+
+def _errors(said: Sequence[str], heard: Sequence[str]) -> float:
+    return float(jiwer.wer(" ".join(said), " ".join(" ".join(heard).lower().split())))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--student", default="home-en")
+    parser.add_argument("--teacher", default="home-en")
+    parser.add_argument(
+        "--recording", type=Path, default=RECORDING, help="beside it, a line an utterance, what is said"
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    student = open_checkpoint(options.student, "student").directory
+    teacher = open_checkpoint(options.teacher, "teacher").directory
+    audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
+    said = options.recording.with_suffix(".txt").read_text().splitlines()
+    with TemporaryDirectory() as folder:
+        systems = [
+            *ours(student, teacher), *of_transformers(student, teacher),
+            *of_faster_whisper(student, teacher, Path(folder), torch.get_num_threads()),
+        ]  # fmt: skip
+        print(f"{circumstances()}\n", flush=True)
+        short = commands(audio)
+        print(
+            f"Commands ({len(short)}), one at a time:\n\n{compare(systems, short, said, options.rounds)}\n", flush=True
+        )
+        window = audio[: 30 * SAMPLE_RATE]
+        print(f"A window of 30 s:\n\n{compare(systems, [window], said, options.rounds)}")
+
+
+if __name__ == "__main__":
+    main()
