@@ -64,7 +64,7 @@ def test_a_hypothesis_of_the_same_audio_is_confirmed_in_one_pass(engine: Engine,
 
 def test_the_pair_shares_its_encoder_and_its_names(engine: Engine) -> None:
     assert (engine.student, engine.teacher) == ("home-en", "home-en-teacher")
-    assert engine.contexts == (2.0, 5.0, 10.0, 15.0, 30.0)
+    assert engine.contexts == (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
     assert engine._teacher is not None
     assert engine._teacher.encoder is engine._student.encoder
 
