@@ -14,7 +14,6 @@ import functools
 import json
 import multiprocessing
 import random
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from distillation.errors import DistillError
+from distillation.interrupts import deaf_children
 from distillation.recordings import LONGEST, Recording, find_recordings, read_mono, utterances
 from distillation.text import normalise, sentences
 from distillation.voices import Voice, choose_neural_voice, choose_voice, speak_all
@@ -95,15 +95,12 @@ def synthesise(
     missing = [number for number in blocks if not _block_index(folder, number).is_file()]
     speak_block = functools.partial(_speak_block, folder=folder, seed=seed, extra_texts=tuple(extra_texts))
     # On the way out, by an interrupt too, the pool ends its processes: what they were writing does not count.
-    with multiprocessing.Pool(workers, _ignore_interrupts) as pool:
+    with deaf_children():
+        pool = multiprocessing.Pool(workers)
+    with pool:
         spoken = pool.imap(speak_block, missing)
         for _ in tqdm(spoken, desc="voices", unit="block", initial=len(blocks) - len(missing), total=len(blocks)):
             pass
-
-
-def _ignore_interrupts() -> None:
-    """An interrupt from the terminal goes to every process of it; the parent is the one that answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _block_index(folder: Path, number: int) -> Path:

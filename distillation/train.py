@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import pickle
-import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from distillation.batches import CHARACTERS, IGNORED, Batch
 from distillation.errors import DistillError
+from distillation.interrupts import deaf_children
 from distillation.model import Whisper, encode, logits
 from distillation.pictures import Panel, draw
 from distillation.states import Heard
@@ -209,12 +210,15 @@ def fit(
 def _from(batches: Dataset[_T], begin: int, end: int) -> Iterator[tuple[int, _T]]:
     loader = DataLoader(batches, batch_size=None, sampler=range(begin, end), num_workers=1, prefetch_factor=8,
                         worker_init_fn=_quiet_worker)  # fmt: skip
-    return zip(range(begin, end), loader, strict=True)
+    with deaf_children():
+        arriving = iter(loader)
+    return zip(range(begin, end), arriving, strict=True)
 
 
 def _quiet_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to answer
+    # Its errors travel to the parent. What is left to print is that the parent went while a batch was on its way.
+    sys.excepthook = lambda *_: None
 
 
 def _on(device: str, batch: _T) -> _T:
