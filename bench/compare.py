@@ -26,11 +26,9 @@ import torch
 from tqdm import tqdm
 
 from bench.table import circumstances, table
-from streaming.audio import FRAME
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Waveform
-from streaming.segment import Closed, Segmenter
+from streaming.offline import utterances
 from streaming.text import Text
-from streaming.vad import Detector
 from streaming.whisper.checkpoint import open_checkpoint
 from streaming.whisper.engine import Engine
 
@@ -47,9 +45,9 @@ class System:
     texts: list[str] = field(default_factory=list)
     seconds: list[list[float]] = field(default_factory=list)
 
-    def hear(self, utterances: Sequence[Waveform]) -> None:
+    def hear(self, waves: Sequence[Waveform]) -> None:
         texts, seconds = [], []
-        for wave in utterances:
+        for wave in waves:
             began = time.perf_counter()
             texts.append(self.transcribe(wave))
             seconds.append(time.perf_counter() - began)
@@ -66,7 +64,8 @@ class System:
 
 
 def ours(student: Path, teacher: Path) -> list[System]:
-    pair, alone = Engine.load(str(student), str(teacher), "cpu"), Engine.load(str(teacher), None, "cpu")
+    pair = Engine.load(str(student), str(teacher), "cpu")
+    alone = Engine.load(str(teacher), None, "cpu", dtype=pair.dtype)
     text = Text(pair.tokenizer_file, pair.eot)
 
     def transcribe(engine: Engine, threshold: float, wave: Waveform) -> str:
@@ -128,25 +127,13 @@ def of_faster_whisper(student: Path, teacher: Path, folder: Path, threads: int) 
 # --- what they hear --------------------------------------------------------------------------------------------------
 
 
-def commands(audio: Waveform) -> list[Waveform]:
-    """The utterances of a recording, cut as the service cuts them."""
-    segmenter, detector = Segmenter(), Detector()
-    closed = []
-    for start in range(0, audio.size - FRAME + 1, FRAME):
-        frame = audio[start : start + FRAME]
-        closed += segmenter.push(detector(frame), float(np.mean(frame**2)))
-    closed += segmenter.flush(audio.size)
-    segments = [each.segment for each in closed if isinstance(each, Closed)]
-    return [audio[segment.audio_start : segment.audio_end] for segment in segments]
-
-
-def compare(systems: Sequence[System], utterances: Sequence[Waveform], said: Sequence[str], rounds: int) -> str:
+def compare(systems: Sequence[System], waves: Sequence[Waveform], said: Sequence[str], rounds: int) -> str:
     for each in systems:
         each.texts, each.seconds = [], []
-        each.transcribe(utterances[0])  # what is cold is warmed outside of the clock
+        each.transcribe(waves[0])  # what is cold is warmed outside of the clock
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
         for each in systems:
-            each.hear(utterances)
+            each.hear(waves)
     rows = []
     for each in systems:
         rivals = [own for own in systems if own.name.startswith("whisperd")]
@@ -185,7 +172,7 @@ def main() -> None:
             *of_faster_whisper(student, teacher, Path(folder), torch.get_num_threads()),
         ]  # fmt: skip
         print(f"{circumstances()}\n", flush=True)
-        short = commands(audio)
+        short = list(utterances(audio))
         print(
             f"Commands ({len(short)}), one at a time:\n\n{compare(systems, short, said, options.rounds)}\n", flush=True
         )

@@ -24,10 +24,12 @@ from tqdm import tqdm
 
 from distillation.errors import DistillError
 from distillation.interrupts import deaf_children
-from distillation.recordings import LONGEST, Recording, find_recordings, read_mono, utterances
+from distillation.recordings import LONGEST, Recording, find_recordings, read_mono
 from distillation.text import normalise, sentences
 from distillation.voices import Voice, choose_neural_voice, choose_voice, speak_all
 from streaming.job import SAMPLE_RATE, Waveform
+from streaming.offline import utterances
+from streaming.segment import SegmentSettings
 
 BLOCK_CLIPS = 200
 HELD_OUT_BLOCKS = 8
@@ -173,7 +175,8 @@ def _clips(found: Sequence[Recording], split: str, as_written: bool) -> Iterator
             "speaker": f"{recording.set}/{recording.speaker}", "set": recording.set, "split": split,
         }  # fmt: skip
         wave = trim(read_mono(recording.path))
-        pieces = utterances(wave) if recording.text is None and wave.size > LONGEST * SAMPLE_RATE else [wave]
+        too_long = recording.text is None and wave.size > LONGEST * SAMPLE_RATE
+        pieces = utterances(wave, SegmentSettings(longest=LONGEST)) if too_long else [wave]
         yield from ((piece, about) for piece in pieces)
 
 

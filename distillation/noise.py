@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from distillation.recordings import read_mono
-from streaming.audio import FRAME
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.segment import Closed, Segmenter, SegmentSettings
-from streaming.vad import Detector
+from streaming.offline import utterances
+from streaming.segment import SegmentSettings
 
 # Mean levels, full scale = 1, at which noises are played to the detector: a quiet room to a loud machine.
 LEVELS = (0.01, 0.05, 0.15)
@@ -64,7 +63,7 @@ def mistaken_for_speech(noises: Sequence[Waveform]) -> Iterator[Waveform]:
     scenes = [*noises, *(_over(one, other) for one, other in itertools.combinations(noises, 2) if _nearby(one, other))]
     for scene in scenes:
         for level in LEVELS:
-            yield from _passages(at_level(scene, level))
+            yield from utterances(at_level(scene, level), EAGER)
 
 
 def at_level(wave: Waveform, level: float) -> Waveform:
@@ -80,12 +79,3 @@ def _nearby(one: Waveform, other: Waveform) -> bool:
 def _over(one: Waveform, other: Waveform) -> Waveform:
     size = min(one.size, other.size)
     return at_level(one[:size], 1.0) + at_level(other[:size], 0.5)
-
-
-def _passages(wave: Waveform) -> Iterator[Waveform]:
-    segmenter, detector = Segmenter(EAGER), Detector()
-    frames = [wave[start : start + FRAME] for start in range(0, wave.size - FRAME + 1, FRAME)]
-    boundaries = [each for frame in frames for each in segmenter.push(detector(frame), float(np.mean(frame**2)))]
-    for boundary in [*boundaries, *segmenter.flush(len(frames) * FRAME)]:
-        if isinstance(boundary, Closed):
-            yield wave[boundary.segment.audio_start : boundary.segment.audio_end]

@@ -19,15 +19,11 @@ import soundfile
 import soxr
 
 from distillation.errors import DistillError
-from streaming.audio import FRAME
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.segment import Closed, Segmenter, SegmentSettings
-from streaming.vad import Detector
 
 AUDIO = frozenset(".flac .wav .ogg .oga .opus .mp3 .aiff .aif .au .w64 .caf".split())
 LONGEST = 29.0
 """Seconds of a clip: what fits a Whisper's window, with a margin around it."""
-_CUT = SegmentSettings(longest=LONGEST, hangover=0.6)
 _SHOWN = 10
 
 
@@ -76,18 +72,6 @@ def read_mono(path: Path) -> Waveform:
         raise RecordingsError(f"{path} cannot be read: {error}") from error
     mono: Waveform = wave.mean(axis=1)
     return soxr.resample(mono, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else mono
-
-
-def utterances(wave: Waveform) -> Iterator[Waveform]:
-    """A long recording in pieces that fit a model's window, cut where nobody speaks, by the service's own ears."""
-    segmenter, detector = Segmenter(_CUT), Detector()
-    for start in range(0, wave.size - FRAME + 1, FRAME):
-        frame = wave[start : start + FRAME]
-        for boundary in segmenter.push(detector(frame), float((frame**2).mean())):
-            if isinstance(boundary, Closed):
-                yield wave[boundary.segment.audio_start : boundary.segment.audio_end]
-    for boundary in segmenter.flush(wave.size):
-        yield wave[boundary.segment.audio_start : boundary.segment.audio_end]
 
 
 def _listed(manifest: Path) -> Iterator[Recording]:

@@ -11,9 +11,11 @@ import pytest
 import soundfile
 
 from distillation.corpus import Corpus, gather, record
-from distillation.recordings import LONGEST, Recording, RecordingsError, find_recordings, utterances
+from distillation.recordings import LONGEST, Recording, RecordingsError, find_recordings
 from distillation.voices import Voice, speak
 from streaming.job import SAMPLE_RATE
+from streaming.offline import utterances
+from streaming.segment import SegmentSettings
 
 
 def tone(path: Path, seconds: float = 1.0) -> None:
@@ -114,7 +116,7 @@ def test_a_long_recording_is_cut_where_nobody_speaks(tmp_path: Path) -> None:
     pause = np.zeros(2 * SAMPLE_RATE, np.float32)
     long = np.concatenate([part for _ in range(10) for part in (spoken, pause)])
     assert long.size > LONGEST * SAMPLE_RATE
-    pieces = list(utterances(long))
+    pieces = list(utterances(long, SegmentSettings(longest=LONGEST)))
     assert len(pieces) == 10
     assert all(abs(piece.size - spoken.size) < SAMPLE_RATE for piece in pieces)
     (tmp_path / "in").mkdir()
