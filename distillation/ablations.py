@@ -18,20 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distillation.augment import features, padded_seconds
-from distillation.batches import IGNORED
+from distillation.batches import IGNORED, laid_out
 from distillation.corpus import Clip, Corpus
-from distillation.hearing import waves_of
 from distillation.label import word_error_rate
-from distillation.model import Layout, Whisper, encoding, greedy, make_student
+from distillation.model import Layout, Whisper, encoding, make_student
 from distillation.scores import score
 from distillation.states import Heard, States
 from distillation.tables import table
 from distillation.train import Schedule, StudentObjective, fit
-from streaming.job import SAMPLE_RATE
-
-LONGEST_TEXT = 40
-BATCH = 32
+from distillation.watch import by_length, texts, windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +72,7 @@ class Spoilt(Dataset[Heard]):
         rng = np.random.default_rng((5, self._states.number(step)))  # a label is wrong whenever it comes
         true = [self._text(row) for row in heard.labels]
         wrong = [self._spoil(text, true, rng) if rng.random() < self._variant.spoilt else text for text in true]
-        inputs, labels = self._tokens(wrong)
+        inputs, labels = laid_out(self._layout, wrong)
         for row, (one, other) in enumerate(zip(true, wrong, strict=True)):
             if self._variant.filter is not None and word_error_rate(one, other) > self._variant.filter:
                 labels[row] = IGNORED
@@ -98,39 +93,21 @@ class Spoilt(Dataset[Heard]):
             return " ".join(word for word in words if rng.random() < 0.5)
         return others[int(rng.integers(len(others)))]
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        layout = self._layout
-        rows = [[*layout.prompt, *layout.tokens(text), layout.end] for text in texts]
-        length = max(map(len, rows)) - 1
-        inputs = torch.full((len(rows), length), layout.end)
-        labels = torch.full((len(rows), length), IGNORED)
-        for number, row in enumerate(rows):
-            inputs[number, : len(row) - 1] = torch.tensor(row[:-1])
-            labels[number, len(layout.prompt) - 1 : len(row) - 1] = torch.tensor(row[len(layout.prompt) :])
-        return inputs, labels
-
 
 class Judge:
     """Word errors of students that share an encoder, which hears the clips once for all of them."""
 
     def __init__(self, teacher: Whisper, corpus: Corpus, clips: Sequence[Clip], layout: Layout, device: str) -> None:
-        ordered = sorted(clips, key=lambda clip: clip.samples)
+        ordered = by_length(clips)
         self._layout = layout
         self._said = [clip.text for clip in ordered]
-        self._states = []
         encode = encoding(teacher, device)
-        for start in range(0, len(ordered), BATCH):
-            waves = waves_of(corpus, ordered[start : start + BATCH])
-            seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, layout.contexts, exact=True)
-            self._states.append(encode(features(waves, seconds, layout.mels)).float())
+        self._states = [encode(mel).float() for mel in windows(corpus, ordered, layout)]
 
     def __call__(self, student: Whisper) -> float:
         student.eval()
-        rows = [
-            row for states in self._states
-            for row in greedy(student, states, self._layout.prompt, self._layout.end, LONGEST_TEXT)
-        ]  # fmt: skip
-        return score(self._said, [self._layout.tokenizer.decode(row).strip() for row in rows]).wer
+        heard = [text for states in self._states for text in texts(student, states, self._layout)]
+        return score(self._said, heard).wer
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,23 +165,28 @@ class Batches(Dataset[Batch]):
         return " ".join(self._clips[index].text for index in utterance)
 
     def _labelled(self, mel: Tensor, texts: Sequence[str]) -> Batch:
-        layout = self._layout
-        rows = [[*layout.prompt, *layout.tokens(text), layout.end] for text in texts]
-        length = max(map(len, rows)) - 1
-        inputs = torch.full((len(rows), length), layout.end)
-        labels = torch.full((len(rows), length), IGNORED)
-        for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
-            inputs[number, : len(row) - 1] = torch.tensor(row[:-1])
-            labels[number, : len(row) - 1] = torch.tensor(row[1:])
-            # The prompt is given, not said; but where nothing is said, "no speech" stands second, as Whisper has it.
-            labels[number, : len(layout.prompt) - 1] = IGNORED
-            if not text and layout.no_speech is not None:
-                labels[number, 0] = layout.no_speech
-            elif layout.no_speech is not None:
-                labels[number, 0] = row[1]
+        inputs, labels = laid_out(self._layout, texts)
         spelled = [[CHARACTERS.index(character) + 1 for character in normalise(text)] for text in texts]
         return Batch(mel, inputs, labels, torch.tensor([c for text in spelled for c in text], dtype=torch.long),
                      torch.tensor([len(text) for text in spelled]))  # fmt: skip
+
+
+def laid_out(layout: Layout, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of teacher forcing, as in `Batch`."""
+    rows = [[*layout.prompt, *layout.tokens(text), layout.end] for text in texts]
+    length = max(map(len, rows)) - 1
+    inputs = torch.full((len(rows), length), layout.end)
+    labels = torch.full((len(rows), length), IGNORED)
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        inputs[number, : len(row) - 1] = torch.tensor(row[:-1])
+        labels[number, : len(row) - 1] = torch.tensor(row[1:])
+        # The prompt is given, not said; but where nothing is said, "no speech" stands second, as Whisper has it.
+        labels[number, : len(layout.prompt) - 1] = IGNORED
+        if not text and layout.no_speech is not None:
+            labels[number, 0] = layout.no_speech
+        elif layout.no_speech is not None:
+            labels[number, 0] = row[1]
+    return inputs, labels
 
 
 class Staged(Dataset[Batch]):

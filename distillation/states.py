@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from distillation.batches import Batch, Batches
 from distillation.errors import DistillError
+from distillation.files import NotWritten, write_whole
 
 
 class StatesError(DistillError):
@@ -90,15 +91,12 @@ class States(Dataset[Heard]):
         return self._folder / f"{number:06d}.pt"
 
     def _write(self, number: int, batch: Batch, states: Tensor) -> None:
-        unfinished = self._path(number).with_suffix(".part")
         stored = {"states": states.to(torch.bfloat16).cpu(), "inputs": batch.inputs, "labels": batch.labels}
         try:
-            torch.save(stored, unfinished)
-        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError of its own
-            unfinished.unlink(missing_ok=True)
+            write_whole(stored, self._path(number))
+        except NotWritten as error:
             whole = self.count * stored["states"].nbytes / 1e9
             raise StatesError(
-                f"batch {number} of {self.count} cannot be written to {self._folder} ({str(error).splitlines()[0]}): "
+                f"batch {number} of {self.count} cannot be written to {self._folder} ({error}): "
                 f"all take about {whole:.1f} GB; make room, or give --versions 1; the same command goes on from here"
             ) from error
-        unfinished.rename(self._path(number))

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from distillation.batches import CHARACTERS, IGNORED, Batch
 from distillation.errors import DistillError
+from distillation.files import NotWritten, write_whole
 from distillation.interrupts import deaf_children
 from distillation.model import Whisper, encode, logits
 from distillation.pictures import Panel, draw
@@ -258,16 +259,13 @@ def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: 
         TrainingError: it cannot be written; the older one is as it was.
     """
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    unfinished = path.with_suffix(".part")
     try:
-        torch.save(state, unfinished)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError of its own
-        unfinished.unlink(missing_ok=True)
+        write_whole(state, path)
+    except NotWritten as error:
         raise TrainingError(
-            f"the checkpoint of step {step} cannot be written to {path.parent} ({str(error).splitlines()[0]}): "
+            f"the checkpoint of step {step} cannot be written to {path.parent} ({error}): "
             "make room; the same command goes on from the checkpoint before"
         ) from error
-    unfinished.rename(path)  # at once, so that an interrupt leaves the older checkpoint whole
 
 
 def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:

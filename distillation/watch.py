@@ -6,15 +6,16 @@ pair can do is `evaluate.py`'s to say, through the service's own engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jiwer
 import torch
+from torch import Tensor
 
 from distillation.augment import features, padded_seconds
 from distillation.batches import clips_of
 from distillation.corpus import Clip, Corpus
-from distillation.hearing import with_margins
+from distillation.hearing import waves_of
 from distillation.model import Layout, Whisper, encode, greedy
 from streaming.job import SAMPLE_RATE
 
@@ -35,12 +36,27 @@ def watching(model: Whisper, corpus: Corpus, layout: Layout, clips: int = 80) ->
 @torch.no_grad()
 def _wer(model: Whisper, corpus: Corpus, layout: Layout, clips: Sequence[Clip]) -> float:
     device = next(model.parameters()).device
-    ordered = sorted(clips, key=lambda clip: clip.samples)
+    ordered = by_length(clips)
     heard: list[str] = []
-    for start in range(0, len(ordered), BATCH):
-        waves = [with_margins(corpus.waveform(clip)) for clip in ordered[start : start + BATCH]]
-        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, layout.contexts, exact=True)
-        states = encode(model, features(waves, seconds, layout.mels).to(device))
-        rows = greedy(model, states, layout.prompt, layout.end, LONGEST_TEXT)
-        heard += [layout.tokenizer.decode(row).strip() for row in rows]
+    for mel in windows(corpus, ordered, layout):
+        heard += texts(model, encode(model, mel.to(device)), layout)
     return round(float(jiwer.wer([clip.text for clip in ordered], heard)), 4)
+
+
+def by_length(clips: Sequence[Clip]) -> list[Clip]:
+    """The shortest first, so that little of a batch is padding."""
+    return sorted(clips, key=lambda clip: clip.samples)
+
+
+def windows(corpus: Corpus, clips: Sequence[Clip], layout: Layout) -> Iterator[Tensor]:
+    """Features of clips in batches, in their order: [rows, bins, frames] of a context of the checkpoint."""
+    for start in range(0, len(clips), BATCH):
+        waves = waves_of(corpus, clips[start : start + BATCH])
+        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, layout.contexts, exact=True)
+        yield features(waves, seconds, layout.mels)
+
+
+def texts(model: Whisper, states: Tensor, layout: Layout) -> list[str]:
+    """What a model says of encoder states [rows, positions, width]."""
+    rows = greedy(model, states, layout.prompt, layout.end, LONGEST_TEXT)
+    return [layout.tokenizer.decode(row).strip() for row in rows]
