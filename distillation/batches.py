@@ -200,6 +200,6 @@ class Staged(Dataset[Batch]):
 
 
 def clips_of(corpus: Corpus, split: str, only: str = "", at_most: int = 10**9) -> list[Clip]:
-    """The clips of a split whose set begins with `only`, evenly chosen when there are more than `at_most`."""
-    clips = [clip for clip in corpus.split(split) if clip.set.startswith(only)]
+    """The clips with a transcript of a split whose set begins with `only`, evenly chosen when more than `at_most`."""
+    clips = [clip for clip in corpus.split(split) if clip.transcribed and clip.set.startswith(only)]
     return clips[:: max(1, -(-len(clips) // at_most))]
