@@ -1,7 +1,7 @@
 """Neural voices that come as Python packages: Piper's "joe", and Kokoro with the styles of its five Japanese speakers.
 
 Owns how their networks are fed: espeak-ng's phonemes -> the network's own numbers -> a waveform. Knows nothing of
-corpora or of the model in training. They sound more like people than the older programs do, take 0.1 to 0.5 s of one
+corpora or of the model in training. They sound more like people than the older programs do, take 0.2 to 0.7 s of one
 core for a second of speech, and need no download: the weights lie in the packages (extra `voices`).
 
 Kokoro's styles are vectors, so two speakers blend into a third; its first half is timbre, its second prosody. Sources:
