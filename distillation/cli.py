@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from distillation.label import Filter
     from streaming.whisper.checkpoint import Checkpoint
 
+TEACHER_LAYERS = 4
+"""Decoder layers of a teacher from scratch."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
@@ -163,11 +166,13 @@ def _add_corpus(command: argparse.ArgumentParser) -> None:
 
 def _add_teacher(command: argparse.ArgumentParser) -> None:
     _training_arguments(command, steps=10000, rate=1e-3, cooldown=3500)
-    command.add_argument("--start", type=Path, metavar="CHECKPOINT", help="go on from this one's weights")
+    command.add_argument("--start", type=Path, metavar="DIR",
+                         help="a checkpoint to go on from, or an earlier --out, with its CTC head")  # fmt: skip
     command.add_argument("--name", default="home-en-teacher", help="what it calls itself (default: %(default)s)")
     command.add_argument("--width", type=int, default=256)
     command.add_argument("--encoder-layers", type=int, default=6)
-    command.add_argument("--decoder-layers", type=int, default=4)
+    command.add_argument("--decoder-layers", type=int,
+                         help=f"(default: {TEACHER_LAYERS}, or as many as that of --start has)")  # fmt: skip
     command.add_argument("--vocabulary", type=int, default=1200, help="text tokens (default: %(default)s)")
     command.set_defaults(run=_teacher)
 
@@ -208,27 +213,34 @@ def _teacher(options: argparse.Namespace) -> None:
     import torch
 
     from distillation.batches import Batches, Staged
-    from distillation.model import CONTEXTS, export, load_model, make_teacher, own_layout
+    from distillation.model import CONTEXTS, deepen, export, load_model, make_teacher, own_layout
     from distillation.noise import read_noises, with_mistaken
     from distillation.recipe import from_scratch, refining
-    from distillation.train import Schedule, TeacherObjective, fit
+    from distillation.train import Schedule, TeacherObjective, fit, trained_weights
     from distillation.watch import watching
 
     corpus = Corpus(options.corpus)
     torch.manual_seed(options.seed)
-    start = _checkpoint(options.start, "teacher") if options.start else None
+    begun = options.start / "run" if options.start and (options.start / "run").is_dir() else None
+    weights = begun.with_name("checkpoint") if begun else options.start
+    start = _checkpoint(weights, "teacher") if weights else None
     tokenizer = _tokenizer(options, corpus, start)
     if start:
         model = load_model(start)
+        model = deepen(model, options.decoder_layers or model.config.decoder_layers)
     else:
-        model = make_teacher(tokenizer, options.width, options.encoder_layers, options.decoder_layers, dropout=0.0)
+        layers = options.decoder_layers or TEACHER_LAYERS
+        model = make_teacher(tokenizer, options.width, options.encoder_layers, layers, dropout=0.0)
+    objective = TeacherObjective(model, ctc_weight=1.0)
+    if begun:
+        objective.take_head(trained_weights(begun))
     layout = own_layout(tokenizer)
     clips, noises = corpus.split("train"), with_mistaken(read_noises(options.noise))
     stages = refining(options.steps) if start else from_scratch(options.steps)
     batches = Staged([(first, Batches(corpus, clips, noises, layout, mixture)) for first, mixture in stages])
     schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
     watch = watching(model, corpus, layout)
-    fit(TeacherObjective(model, ctc_weight=1.0), batches, schedule, options.out / "run", watch, options.device)
+    fit(objective, batches, schedule, options.out / "run", watch, options.device)
     export(model.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
 
 

@@ -22,8 +22,10 @@ from distillation.errors import DistillError
 from streaming.job import SAMPLE_RATE, Waveform
 
 AUDIO = frozenset(".flac .wav .ogg .oga .opus .mp3 .aiff .aif .au .w64 .caf".split())
+WINDOW = 30.0
+"""Seconds that a Whisper hears at once."""
 LONGEST = 29.0
-"""Seconds of a clip: what fits a Whisper's window, with a margin around it."""
+"""Seconds of a piece that is cut here: the window, with a margin around it."""
 _SHOWN = 10
 
 
@@ -121,9 +123,9 @@ def _fault(recording: Recording) -> str | None:
         return f"{path} cannot be read: {error}"
     if about.frames == 0:
         return f"{path} is empty"
-    if recording.text and about.duration > LONGEST:
+    if recording.text and about.duration > WINDOW:
         lasts = f"{path} lasts {about.duration:.0f} s"
-        return f"{lasts}: with a transcript it may last {LONGEST:g} (cut it, or drop its text)"
+        return f"{lasts}: with a transcript it may last {WINDOW:g} (cut it, or drop its text)"
     return None
 
 

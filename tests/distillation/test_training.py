@@ -32,6 +32,7 @@ from distillation.model import (
     CONTEXTS,
     ModelError,
     Whisper,
+    deepen,
     encode,
     encoding,
     export,
@@ -220,6 +221,37 @@ def test_a_student_of_all_layers_begins_as_its_teacher(tokenizer: Tokenizer) -> 
     torch.testing.assert_close(logits(student, tokens, states), logits(teacher, tokens, states))
     objective = StudentObjective(student, teacher, 0.0, 1.0, 2.0)
     assert objective.module is student
+
+
+def test_a_deeper_teacher_begins_as_it_was(tokenizer: Tokenizer) -> None:
+    teacher = _tiny(tokenizer).eval()
+    deeper = deepen(teacher, 5).eval()
+    assert deeper.config.decoder_layers == 5
+    states = encode(teacher, torch.randn(2, 80, 100))
+    tokens = torch.randint(0, 300, (2, 7))
+    torch.testing.assert_close(logits(deeper, tokens, states), logits(teacher, tokens, states))
+    # And what was added can learn.
+    logits(deeper, tokens, states).square().mean().backward()
+    assert all(layer.fc2.weight.grad.abs().sum() > 0 for layer in deeper.model.decoder.layers)
+    with pytest.raises(ModelError, match="has 5 decoder layers"):
+        deepen(deeper, 4)
+
+
+def test_the_encoder_is_transformers_own(tokenizer: Tokenizer) -> None:
+    teacher = _tiny(tokenizer).eval()
+    mel = torch.randn(2, 80, 3000)
+    expected = teacher.model.encoder(mel).last_hidden_state
+    torch.testing.assert_close(encode(teacher, mel), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_teacher_goes_on_with_an_earlier_head(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    earlier = TeacherObjective(_tiny(tokenizer), ctc_weight=1.0)
+    batches = Batches(corpus, corpus.split("train"), NOISES, own_layout(tokenizer), MIXTURE)
+    fit(earlier, batches, Schedule(1, 1e-3, warmup=1, every=1), tmp_path)
+    later = TeacherObjective(deepen(earlier.model, 4), ctc_weight=1.0)
+    assert not torch.equal(later.head.weight, earlier.head.weight)
+    later.take_head(trained_weights(tmp_path))
+    assert torch.equal(later.head.weight, earlier.head.weight)
 
 
 def test_an_exported_checkpoint_is_what_transformers_loads(tokenizer: Tokenizer, tmp_path: Path) -> None:
