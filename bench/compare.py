@@ -153,15 +153,15 @@ def _errors(said: Sequence[str], heard: Sequence[str]) -> float:
     return float(jiwer.wer(" ".join(said), " ".join(" ".join(heard).lower().split())))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="whisperd bench compare", description=__doc__)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
     parser.add_argument(
         "--recording", type=Path, default=RECORDING, help="beside it, a line an utterance, what is said"
     )
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     student = open_checkpoint(options.student, "student").directory
     teacher = open_checkpoint(options.teacher, "teacher").directory
     audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,13 +60,13 @@ def hear(engine: Engine, audio: Waveform, prepare: Callable[[Job], Job], partial
     return work
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="whisperd bench offline", description=__doc__)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
     parser.add_argument("--recording", type=Path, default=RECORDING)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
     engine = Engine.load(options.student, options.teacher, "cpu")
     engine.warm()

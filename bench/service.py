@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -35,8 +35,10 @@ class Service:
 
 
 @contextmanager
-def running(settings: dict[str, object] | None = None) -> Iterator[Service]:
-    """The service with `settings` over the defaults, stopped by SIGTERM at the end.
+def running(
+    settings: Mapping[str, object] | None = None, limits: Mapping[str, object] | None = None
+) -> Iterator[Service]:
+    """The service with `settings` over the defaults, stopped by SIGTERM at the end. limits: keys of `server`.
 
     Raises:
         RuntimeError: it did not become ready, or did not end well; its log is in the message.
@@ -44,7 +46,9 @@ def running(settings: dict[str, object] | None = None) -> Iterator[Service]:
     with TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
         port = _free_port()
         config = Path(folder) / "whisperd.yaml"
-        config.write_text(yaml.safe_dump({**(settings or {}), "server": {"host": "127.0.0.1", "port": port}}))
+        config.write_text(
+            yaml.safe_dump({**(settings or {}), "server": {"host": "127.0.0.1", "port": port, **(limits or {})}})
+        )
         began = time.monotonic()
         process = subprocess.Popen([sys.executable, "-m", "daemon.cli", "run", "-c", str(config)], stderr=log)
         try:

@@ -1,7 +1,8 @@
 """How many people can speak at once: N live streams at the pace of speech into a real service, and what they wait.
 
 Prints a table, a row for each N: partial lag and final latency as the service's own events state them, what the clients
-saw between sending and receiving, partials thinned, word errors, and the processor that was left.
+saw between sending and receiving, partials thinned, faults, word errors, and what was left of processor and GPU. With
+`--picture` the table's lags are drawn too.
 """
 
 from __future__ import annotations
@@ -9,16 +10,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jiwer
+import numpy as np
 import psutil
 
 from bench.client import FRAME_SECONDS, play, read_pcm
+from bench.gpu import Use, watched
 from bench.service import Service, running
 from bench.table import circumstances, percentiles, table
+
+if TYPE_CHECKING:
+    from distillation.pictures import Panel
 
 RECORDING = Path(__file__).parent / "data" / "commands.flac"
 
@@ -48,19 +55,19 @@ class Heard:
             self._seq = event["seq"]
 
 
-async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[list[Heard], float]:
-    """Plays to N streams, each beginning at another place of the recording; also the share of the machine left idle."""
+async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[list[Heard], float, Use]:
+    """Plays to N streams, each beginning a little later; also the processor's share left idle, and the GPU's use."""
     heard = [Heard() for _ in range(streams)]
     clients = psutil.Process()
     server = psutil.Process(service.pid)
     before, began = _cpu_seconds(server), time.monotonic()
     own = _cpu_seconds(clients)
-    async with asyncio.TaskGroup() as tasks:
+    async with watched() as gpu, asyncio.TaskGroup() as tasks:
         for number, one in enumerate(heard):
             tasks.create_task(_join_late(number, streams, service, pcm, rate, one))
     elapsed = time.monotonic() - began
     used = _cpu_seconds(server) - before + _cpu_seconds(clients) - own
-    return heard, 1 - used / (elapsed * (psutil.cpu_count() or 1))
+    return heard, 1 - used / (elapsed * (psutil.cpu_count() or 1)), gpu
 
 
 async def _join_late(number: int, streams: int, service: Service, pcm: bytes, rate: int, heard: Heard) -> None:
@@ -74,33 +81,59 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _row(streams: int, heard: list[Heard], idle: float, expected: list[str]) -> list[object]:
+def _row(streams: int, heard: list[Heard], idle: float, gpu: Use, expected: list[str]) -> list[object]:
     lags = [lag for one in heard for lag in one.lags]
     latencies = [latency for one in heard for latency in one.latencies]
     texts = [" ".join(one.texts) for one in heard]
     errors = jiwer.wer([" ".join(expected)] * streams, texts)
     thinned = sum(one.thinned for one in heard)
     return [streams, len(lags), percentiles(lags), len(latencies), percentiles(latencies), thinned,
-            f"{errors:.1%}", f"{idle:.0%}"]  # fmt: skip
+            sum(one.errors for one in heard), f"{errors:.1%}", f"{idle:.0%}", str(gpu)]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def _draw(path: Path, measured: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+    from distillation.pictures import draw
+
+    panels: dict[str, Panel] = {}
+    for title, by_streams in measured.items():
+        counts = list(by_streams)
+        curves = {
+            f"p{percent}": (counts, [float(np.percentile(by_streams[count] or [0], percent)) for count in counts])
+            for percent in (50, 95, 99)
+        }
+        panels[title] = ("live streams", curves, None)
+    draw(path, panels, "ms")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="whisperd bench streams", description=__doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--recording", type=Path, default=RECORDING)
-    options = parser.parse_args()
+    parser.add_argument("--student", default="home-en")
+    parser.add_argument("--teacher", default="home-en")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--picture", type=Path, metavar="PNG")
+    options = parser.parse_args(arguments)
     pcm, rate = read_pcm(str(options.recording))
     expected = options.recording.with_suffix(".txt").read_text().splitlines()
     frames = len(pcm) / 2 / rate / FRAME_SECONDS
     print(f"{circumstances()}\n\nEach stream: {options.recording.name}, {frames * FRAME_SECONDS:.0f} s.\n", flush=True)
     rows = []
-    with running() as service:
+    lags: dict[int, list[float]] = {}
+    latencies: dict[int, list[float]] = {}
+    limits = {"max_streams": max(32, *options.streams)}
+    models = {"student": options.student, "teacher": options.teacher, "device": options.device}
+    with running({"models": models}, limits) as service:
         for streams in options.streams:
-            heard, idle = asyncio.run(_load(service, streams, pcm, rate))
-            rows.append(_row(streams, heard, idle, expected))
-    header = ["live streams", "partials", "partial lag ms p50 / p95", "finals", "final latency ms p50 / p95",
-              "thinned", "WER", "idle CPU"]  # fmt: skip
+            heard, idle, gpu = asyncio.run(_load(service, streams, pcm, rate))
+            rows.append(_row(streams, heard, idle, gpu, expected))
+            lags[streams] = [lag for one in heard for lag in one.lags]
+            latencies[streams] = [latency for one in heard for latency in one.latencies]
+    header = ["live streams", "partials", "partial lag ms p50 / p95 / p99", "finals", "final latency ms",
+              "thinned", "errors", "WER", "idle CPU", "GPU busy"]  # fmt: skip
     print(table(header, rows))
+    if options.picture:
+        _draw(options.picture, {"partial lag": lags, "final latency": latencies})
     print(f"\nReady {service.seconds_to_ready:.1f} s after the process began.")
 
 

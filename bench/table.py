@@ -16,16 +16,15 @@ from distillation.tables import table as table  # one way to write a table
 
 
 def percentiles(values: Sequence[float]) -> str:
-    """Median and 95th percentile, "p50 / p95"."""
-    if not values:
-        return "none"
-    middle, high = np.percentile(values, [50, 95])
-    return f"{middle:.0f} / {high:.0f}"
+    """Median, 95th and 99th percentile, "p50 / p95 / p99"."""
+    return " / ".join(f"{value:.0f}" for value in np.percentile(values, [50, 95, 99])) if values else "none"
 
 
 def circumstances() -> str:
     """Date, commit, hardware and command: without them a figure says nothing."""
-    command = " ".join(["python -m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    said = program.stem if program.suffix != ".py" else f"python -m bench.{program.stem}"
+    command = " ".join([said, *sys.argv[1:]])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return (
         f"{date.today()}, commit {commit.stdout.strip() or 'unknown'}, {os.cpu_count()} cores of {_processor()}, "

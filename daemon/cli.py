@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["distill"]:
         return distill(arguments[1:])
+    if arguments[:1] == ["bench"]:
+        return bench(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         code = _obey(options)
@@ -88,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("devices", help="the devices that can record")
     commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    commands.add_parser(
+        "bench", help="how fast is this machine? (`whisperd bench` lists what can be measured)", add_help=False
+    )
     commands.add_parser("distill", help="make a student of your own (`whisperd distill --help`)", add_help=False)
     return parser
 
@@ -253,6 +258,12 @@ def distill(arguments: Sequence[str]) -> int:
     from distillation.cli import main as distill_main
 
     return distill_main(arguments)
+
+
+def bench(arguments: Sequence[str]) -> int:
+    from bench.cli import main as bench_main
+
+    return bench_main(arguments)
 
 
 _COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check}

@@ -190,6 +190,7 @@ def attend_fast(model: Whisper, device: str) -> None:
 
 def encoding(model: Whisper, device: str) -> Callable[[Tensor], Tensor]:
     """A frozen encoder on `device`, in bfloat16."""
+    attend_fast(model, device)
     model.to(device).eval()
 
     @torch.no_grad()

@@ -129,8 +129,9 @@ class StudentObjective:
         self.module = student
 
     def to(self, device: str) -> None:
-        self.student.to(device)
-        self.teacher.to(device)
+        for model in (self.student, self.teacher):
+            attend_fast(model, device)
+            model.to(device)
 
     def __call__(self, batch: Heard) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -141,7 +141,7 @@ class Proposer:
 
 def detect_languages(decoder: Decoder, memory: Memory, rules: Rules) -> list[str]:
     """The likeliest language of every row, by the token after start of transcript."""
-    count, device = memory.rows, memory.keys.device
+    count, device = memory.rows, memory.device
     ones = torch.ones(count, dtype=torch.long, device=device)
     cache = Cache(memory)
     cache.reserve(1)

@@ -54,8 +54,8 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
-    """One checkpoint on the device."""
+class Model:
+    """One checkpoint on the device: its parts, which keep nothing between calls."""
 
     role: Literal["student", "teacher"]
     checkpoint: Checkpoint
@@ -79,7 +79,7 @@ class _Model:
 class _Hearing:
     """What one model made of a batch of jobs: their rows, languages and memory, in order."""
 
-    model: _Model
+    model: Model
     memory: Memory
     rows: list[Row]
     languages: list[str | None]
@@ -92,7 +92,7 @@ class _Hearing:
 class Engine:
     """Holds the weights and no state: `run` may be called with any jobs in any order."""
 
-    def __init__(self, student: _Model, teacher: _Model | None, device: torch.device, dtype: str) -> None:
+    def __init__(self, student: Model, teacher: Model | None, device: torch.device, dtype: str) -> None:
         self._student, self._teacher = student, teacher
         checkpoints = [model.checkpoint for model in (student, teacher) if model is not None]
         self.student = student.checkpoint.name
@@ -108,6 +108,11 @@ class Engine:
         self._one_encoder = teacher is not None and (
             teacher.encoder is student.encoder and teacher.checkpoint.contexts == student.checkpoint.contexts
         )
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The student, and the teacher where there is one: for measuring their parts."""
+        return (self._student,) if self._teacher is None else (self._student, self._teacher)
 
     @staticmethod
     def load(
@@ -237,7 +242,7 @@ class Engine:
                 _add_times(checked, jobs, results, dict(enumerate(indices)))
         return results
 
-    def _teacher_batches(self, teacher: _Model, jobs: Sequence[Job], indices: Sequence[int]) -> Iterable[list[int]]:
+    def _teacher_batches(self, teacher: Model, jobs: Sequence[Job], indices: Sequence[int]) -> Iterable[list[int]]:
         """Those of `indices` that the teacher can take together. With an encoder of its own it has its own contexts."""
         groups: dict[float, list[int]] = {}
         for index in indices:
@@ -245,7 +250,7 @@ class Engine:
         return groups.values()
 
     def _check(
-        self, teacher: _Model, heard: _Hearing, jobs: Sequence[Job], states: Tensor, indices: Sequence[int]
+        self, teacher: Model, heard: _Hearing, jobs: Sequence[Job], states: Tensor, indices: Sequence[int]
     ) -> _Hearing:
         """The teacher's own hearing of some of the jobs, with the student's text as the draft."""
         asked = [jobs[index] for index in indices]
@@ -254,13 +259,13 @@ class Engine:
         student = heard.model
         proposer = None
         if teacher.checkpoint.dimensions.decoder_layers >= WORTHWHILE * student.checkpoint.dimensions.decoder_layers:
-            chosen = heard.memory.select(torch.tensor(indices, device=heard.memory.keys.device))
+            chosen = heard.memory.select(torch.tensor(indices, device=heard.memory.device))
             proposer = Proposer(student.decoder, chosen, student.rules, LOOKAHEAD)
         return _hear(teacher, asked, states[list(indices)] if own is None else own, drafts, proposer)
 
 
 def _hear(
-    model: _Model,
+    model: Model,
     jobs: Sequence[Job],
     states: Tensor,
     drafts: Sequence[Sequence[int]],
@@ -331,7 +336,7 @@ def _add_times(heard: _Hearing, jobs: Sequence[Job], results: list[Result], plac
     sizes = heard.model.checkpoint.dimensions
     heads = heard.model.checkpoint.alignment_heads or default_heads(sizes.decoder_layers, sizes.decoder_heads)
     rows = [heard.rows[row] for row in wanted]
-    memory = heard.memory.select(torch.tensor(list(wanted), device=heard.memory.keys.device))
+    memory = heard.memory.select(torch.tensor(list(wanted), device=heard.memory.device))
     scores = attention(heard.model.decoder, memory, [[*row.prompt, *row.text] for row in rows], heads)
     for row, score, index in zip(rows, scores, wanted.values(), strict=True):
         first = len(row.prompt) - 1  # the position that foretells the first token of the text
@@ -347,10 +352,23 @@ def _load(
     role: Literal["student", "teacher"],
     device: torch.device,
     dtype: torch.dtype,
-    sibling: _Model | None,
-) -> _Model:
+    sibling: Model | None,
+) -> Model:
     """A checkpoint on the device, with the sibling's encoder where the weights are the same."""
-    weights = read_weights(checkpoint, dtype)
+    return assemble(checkpoint, role, read_weights(checkpoint, dtype), device, sibling)
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    role: Literal["student", "teacher"],
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    sibling: Model | None = None,
+) -> Model:
+    """A model of weights by the layout's names (`read_weights`).
+
+    Raises CheckpointError when they do not fit the checkpoint's dimensions.
+    """
     sizes = checkpoint.dimensions
     try:
         if sibling is not None and _same(sibling.encoder, encoder_weights(weights)):
@@ -361,7 +379,7 @@ def _load(
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
     rules = Rules(checkpoint.grammar, sizes.vocabulary, device)
-    return _Model(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
+    return Model(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
 
 
 def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:

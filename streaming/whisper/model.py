@@ -103,19 +103,24 @@ class Encoder(nn.Module):
 class Memory:
     """What the decoder knows of the audio: cross-attention keys and values, computed once per job.
 
-    keys, values: [layers, rows, heads, encoder positions, head_dim].
+    keys, values: for each layer [rows, heads, encoder positions, head_dim]. A tensor of all layers would have to be
+    put together by copying the largest thing that a pass has.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
 
     @property
     def rows(self) -> int:
-        return self.keys.shape[1]
+        return self.keys[0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
 
     def select(self, rows: Tensor) -> Memory:
         """A copy of some rows; `rows`: [count] indices."""
-        return Memory(self.keys[:, rows], self.values[:, rows])
+        return Memory(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
 
 
 class Cache:
@@ -128,9 +133,9 @@ class Cache:
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
-        layers, rows, heads, _, head_dim = memory.keys.shape
+        rows, heads, _, head_dim = memory.keys[0].shape
         # Zeros, not uninitialised memory: a masked position still meets its value, and 0 * NaN is NaN.
-        self.keys = memory.keys.new_zeros(layers, rows, heads, 0, head_dim)
+        self.keys = memory.keys[0].new_zeros(len(memory.keys), rows, heads, 0, head_dim)
         self.values = self.keys
 
     @property
@@ -206,7 +211,7 @@ class Decoder(nn.Module):
     def remember(self, states: Tensor) -> Memory:
         """The memory of encoder states [rows, encoder positions, d_model]."""
         pairs = [layer.encoder_attn.keys_values(states) for layer in self.layers]  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
-        return Memory(torch.stack([keys for keys, _ in pairs]), torch.stack([values for _, values in pairs]))
+        return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, watch: Watch | None = None) -> Tensor:
         """One pass: [rows, width] tokens at [rows, width] positions -> logits [rows, width, vocabulary].

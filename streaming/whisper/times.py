@@ -41,7 +41,7 @@ def default_heads(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
 
 def attention(decoder: Decoder, memory: Memory, sequences: Sequence[Sequence[int]], heads: Heads) -> Tensor:
     """One pass over whole sequences of tokens: scores before softmax, [rows, heads, longest, encoder positions]."""
-    device = memory.keys.device
+    device = memory.device
     longest = max(len(sequence) for sequence in sequences)
     tokens = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences], device=device)
     places = torch.arange(longest, device=device).expand(len(sequences), longest)

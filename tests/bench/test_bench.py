@@ -7,8 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench.cli import BENCHMARKS
+from bench.roofline import Cost, Device, checking, encoding, remembering
+from bench.shapes import SHAPES, dimensions
 from bench.table import percentiles, table
+from daemon.cli import main as whisperd
+from streaming.whisper.model import Decoder, Encoder
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "bench" / "data" / "demo"
@@ -35,11 +41,14 @@ def test_the_demo_hears_every_word() -> None:
     assert printed.endswith("Every word was right.\n")
 
 
-def test_live_streams() -> None:
-    (row,) = cells(run("streams", "--streams", "2", "--recording", str(DEMO.with_suffix(".flac"))))
-    streams, partials, _, finals, _, thinned, errors, _ = row
-    assert (streams, finals, thinned, errors) == ("2", "6", "0", "0.0%")
+def test_live_streams(tmp_path: Path) -> None:
+    picture = tmp_path / "lags.png"
+    printed = run("streams", "--streams", "2", "--recording", str(DEMO.with_suffix(".flac")), "--picture", str(picture))
+    (row,) = cells(printed)
+    streams, partials, _, finals, _, thinned, errors, wrong, *_ = row
+    assert (streams, finals, thinned, errors, wrong) == ("2", "6", "0", "0", "0.0%")
     assert int(partials) >= 6
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_drafts_save_passes() -> None:
@@ -52,8 +61,75 @@ def test_drafts_save_passes() -> None:
 
 def test_percentiles_and_tables() -> None:
     assert percentiles([]) == "none"
-    assert percentiles([10, 20, 30]) == "20 / 29"
+    assert percentiles([10, 20, 30]) == "20 / 29 / 30"
     assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+
+
+# --- the engine's parts ----------------------------------------------------------------------------------------------
+
+
+def test_the_engines_parts_beside_the_roofline() -> None:
+    printed = run("engine", "--batches", "2", "--contexts", "2", "--threads", "1")
+    rows = cells(printed)
+    measured = [row for row in rows if row[2] == "2"]
+    assert [row[0] for row in measured][:2] == ["encoder", "student: memory of the audio"]
+    assert all(float(row[4]) > 0 and float(row[5]) > 0 for row in measured)
+    jobs = [
+        row for row in rows if row[1] in ("none: the teacher alone", "student's own", "all right", "every 8th wrong")
+    ]
+    alone, _, right, spoilt = jobs[-4:]
+    assert alone[5] == ""
+    assert right[3:5] == ["100%", "1.0"]  # all of a right draft is kept, in one pass
+    assert float(spoilt[4]) > 1
+
+
+def test_random_weights_of_a_published_size() -> None:
+    printed = run("engine", "--random", "tiny.en", "--batches", "1", "--contexts", "0.5", "--threads", "1")
+    assert "random tiny.en of 2 decoder layers and random tiny.en in float32" in printed
+    assert any(row[1] == "all right" and row[3] == "100%" for row in cells(printed))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_roofline_counts_every_weight(name: str) -> None:
+    sizes = dimensions(SHAPES[name])
+    with torch.device("meta"):
+        encoder, decoder = Encoder(sizes), Decoder(sizes)
+
+    # But for biases, norms and the positions' embeddings, which are a percent.
+    def numbers(module: torch.nn.Module) -> int:
+        return sum(value.numel() for name, value in module.named_parameters() if "embed_positions" not in name)
+
+    assert encoding(sizes, 0, 0, 1).moved == pytest.approx(numbers(encoder), rel=0.02)
+    counted = checking(sizes, 0, 1, 0, 0, 1).moved + remembering(sizes, 0, 0, 1).moved
+    assert counted == pytest.approx(numbers(decoder), rel=0.02)
+
+
+def test_operations_are_two_for_every_weight_and_token() -> None:
+    sizes = dimensions(SHAPES["large-v3"])
+    cost = checking(sizes, rows=4, tokens=3, positions=0, cached=-3, width=2)
+    assert cost.operations == 2 * 12 * checking(sizes, 0, 1, 0, 0, 1).moved
+
+
+def test_a_part_takes_at_least_the_longer_of_its_two_limits() -> None:
+    device = Device("", bandwidth=10.0, arithmetic={torch.float32: 100.0})
+    assert device.seconds(Cost(operations=200.0, moved=10.0), torch.float32) == 2.0
+    assert device.seconds(Cost(operations=200.0, moved=30.0), torch.float32) == 3.0
+
+
+def test_what_can_be_measured_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert whisperd(["bench"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in BENCHMARKS)
+    assert whisperd(["bench", "nonsense"]) == 2
+    assert "there is no 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        whisperd(["bench", name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: whisperd bench {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["demo", "commands"])

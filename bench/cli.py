@@ -1,0 +1,37 @@
+"""`whisperd bench`: the figures that can be had of this machine, a command each.
+
+Owns their list. What each measures is in the file of its name, where its options are too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHMARKS = {
+    "engine": "the parts of the engine beside the device's roofline; --random measures a published size",
+    "streams": "live streams at the pace of speech into a real service: lag, latency, what is left of the machine",
+    "offline": "what drafting from the last partial saves, and the real-time factor",
+    "compare": "the same audio and weights through transformers and faster-whisper",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    name = arguments[0] if arguments else ""
+    if name not in BENCHMARKS:
+        asked = name in ("", "-h", "--help")
+        out = sys.stdout if asked else sys.stderr
+        if not asked:
+            print(f"whisperd bench: there is no {name!r}", file=out)
+        print("usage: whisperd bench NAME [--help]\n", file=out)
+        for known, what in BENCHMARKS.items():
+            print(f"  {known:9}{what}", file=out)
+        return 0 if asked else 2
+    try:
+        module = importlib.import_module(f"bench.{name}")
+    except ModuleNotFoundError as error:
+        print(f"whisperd bench: {error.name} is not installed: pip install 'whisperd[bench]'", file=sys.stderr)
+        return 1
+    module.main(arguments[1:])
+    return 0

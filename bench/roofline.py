@@ -1,0 +1,101 @@
+"""What a device could do at best: bandwidth and arithmetic, measured, and the least that each part of a decode needs.
+
+Owns the probes and the counting of bytes and operations. A part's roofline is the longer of the two times; what is
+measured beside it says how far from the machine's limit the code is. (Williams et al. 2009. Small models stay in a
+processor's caches, whose bandwidth is above that of the memory: there a part can be faster than its "roofline".)
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from streaming.whisper.checkpoint import Dimensions
+
+_COPIED_BYTES = 2**28
+_PRODUCT = {"cpu": 1536, "cuda": 8192}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """operations: floating point, a multiplication and its addition counted as two. moved: bytes."""
+
+    operations: float
+    moved: float
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """bandwidth: bytes a second. arithmetic: operations a second, by dtype."""
+
+    name: str
+    bandwidth: float
+    arithmetic: dict[torch.dtype, float]
+
+    def seconds(self, cost: Cost, dtype: torch.dtype) -> float:
+        return max(cost.operations / self.arithmetic[dtype], cost.moved / self.bandwidth)
+
+
+def timed(work: Callable[[], object], device: str, seconds: float = 0.6, least: int = 5) -> list[float]:
+    """Seconds of each of several runs, warmed: as many as fit `seconds`, and `least` at any rate."""
+    for _ in range(2):
+        work()
+    _settle(device)
+    taken: list[float] = []
+    while len(taken) < least or sum(taken) < seconds:
+        began = time.perf_counter()
+        work()
+        _settle(device)
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def _settle(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def probe(device: str, dtypes: set[torch.dtype]) -> Device:
+    """The device, measured now: what else runs on it counts."""
+    kind = torch.device(device).type
+    source = torch.ones(_COPIED_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    copying = min(timed(lambda: target.copy_(source), device))
+    size = _PRODUCT[kind]
+
+    def arithmetic(dtype: torch.dtype) -> float:
+        left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+        return float(2 * size**3 / statistics.median(timed(lambda: left @ right, device)))
+
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Device(name, 2 * _COPIED_BYTES / copying, {dtype: arithmetic(dtype) for dtype in dtypes})
+
+
+def encoding(sizes: Dimensions, rows: int, positions: int, width: int) -> Cost:
+    """Features to states. width: bytes of a number."""
+    d, frames = sizes.d_model, 2 * positions
+    weights = 3 * sizes.mels * d + 3 * d * d + sizes.encoder_layers * (4 * d * d + 2 * d * sizes.encoder_ffn)
+    convolutions = frames * 3 * sizes.mels * d + positions * 3 * d * d
+    layers = sizes.encoder_layers * positions * (4 * d * d + 2 * d * sizes.encoder_ffn + 2 * positions * d)
+    return Cost(2.0 * rows * (convolutions + layers), width * (weights + rows * (frames * sizes.mels + positions * d)))
+
+
+def remembering(sizes: Dimensions, rows: int, positions: int, width: int) -> Cost:
+    """States to the decoder's cross-attention keys and values."""
+    d = sizes.d_model
+    numbers = sizes.decoder_layers * 2 * (d * d + rows * positions * d) + rows * positions * d
+    return Cost(2.0 * rows * positions * sizes.decoder_layers * 2 * d * d, width * numbers)
+
+
+def checking(sizes: Dimensions, rows: int, tokens: int, positions: int, cached: int, width: int) -> Cost:
+    """One decoder pass over `tokens` of each row, behind `cached` ones."""
+    d = sizes.d_model
+    weights = sizes.decoder_layers * (6 * d * d + 2 * d * sizes.decoder_ffn) + d * sizes.vocabulary
+    seen = positions + cached + tokens
+    attention = sizes.decoder_layers * 2 * seen * d
+    return Cost(2.0 * rows * tokens * (weights + attention), width * (weights + rows * attention))
