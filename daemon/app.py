@@ -25,7 +25,7 @@ from daemon.metrics import Metrics
 from daemon.microphone import Microphone, MicrophoneError
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
-from daemon.scheduler import EngineThread, Scheduler
+from daemon.scheduler import EngineThread, Scheduler, Worker
 from daemon.server import Server
 from daemon.sources import Sources, check_name
 from daemon.stream import Model, Neighbours, Stream
@@ -122,7 +122,7 @@ class Pipeline:
         self._load = load
         self._engine: Engine | None = None
         self._thread = EngineThread()
-        self.scheduler = Scheduler(self._thread, self._run, settings.scheduler.batch, self.metrics)
+        self.scheduler = Scheduler([Worker(self._thread, self._run)], settings.scheduler.batch, self.metrics)
         self._shared: Neighbours | None = None
         self._warm = asyncio.Event()
 

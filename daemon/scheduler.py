@@ -1,9 +1,10 @@
 """Who is transcribed next.
 
-Owns the engine's thread and the order of jobs: finals first, then partials, each stream in turn, as many at once as a
-batch may hold. A stream waits at most once, and its job is made when the engine is ready to take it, so that a
-partial covers the newest audio and lag cannot pile up: what has no time is simply never made. An exception fails its
-job alone. Knows nothing of streams but their jobs, and nothing of the engine but `run`.
+Owns the engines' threads and the order of jobs: finals first, then partials, each stream in turn, as many at once as a
+batch may hold. Where there are several engines, whichever is free takes the next batch; a stream is with one of them at
+a time, so that its results come in order. A stream waits at most once, and its job is made when an engine is ready to
+take it, so that a partial covers the newest audio and lag cannot pile up: what has no time is simply never made. An
+exception fails its job alone. Knows nothing of streams but their jobs, and nothing of an engine but `run`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from daemon.metrics import Metrics
@@ -91,33 +93,38 @@ class EngineThread:
             call()
 
 
-class Scheduler:
-    """Runs the jobs of all clients, one batch at a time.
+@dataclass(frozen=True, slots=True, eq=False)
+class Worker:
+    """An engine: its thread, and what runs there (`Engine.run`)."""
 
-    thread, run: where, and what: `Engine.run`.
+    thread: EngineThread
+    run: Callable[[Sequence[Job]], list[Result]]
+
+
+class Scheduler:
+    """Runs the jobs of all clients, a batch at a time on each engine.
+
     batch: jobs at once.
 
     Attributes:
         decoded_at: when a batch last succeeded (`time.monotonic`); None before the first.
-        busy_since: when the batch that runs now began; None while idle.
     """
 
-    def __init__(
-        self,
-        thread: EngineThread,
-        run: Callable[[Sequence[Job]], list[Result]],
-        batch: int,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, workers: Sequence[Worker], batch: int, metrics: Metrics) -> None:
         self.decoded_at: float | None = None
-        self.busy_since: float | None = None
-        self._thread = thread
-        self._run_jobs = run
+        self._workers = workers
         self._batch = batch
         self._metrics = metrics
+        self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
+        self._away: set[Client] = set()  # those in a batch that runs
         self._clients: set[Client] = set()
         self._waiting: dict[Kind, dict[Client, None]] = {kind: {} for kind in _KINDS}  # dicts: ordered, no doubles
         self._work = asyncio.Event()
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the oldest of the batches that run now began; None while all engines are idle."""
+        return min(self._busy.values(), default=None)
 
     # --- the three verbs -------------------------------------------------------------------------------------------
 
@@ -146,6 +153,8 @@ class Scheduler:
                 self._guarded(client, client.receive_result, result)
                 self.schedule(client)
             await asyncio.sleep(0)  # whoever reads what came of it must not find the next twenty on top
+        self._away.difference_update(client for client, _ in batch)
+        self._work.set()  # what these wait for may be taken now
 
     def remove(self, client: Client) -> None:
         """Nothing more is asked of `client`, nor told to it."""
@@ -158,17 +167,20 @@ class Scheduler:
 
     async def run(self) -> None:
         """Until cancelled."""
+        await asyncio.gather(*(self._serve(worker) for worker in self._workers))
+
+    async def _serve(self, worker: Worker) -> None:
         while True:
             await self._work.wait()
             batch = self._take()
             if not batch:
                 self._work.clear()
                 continue
-            started = self.busy_since = time.monotonic()
+            started = self._busy[worker] = time.monotonic()
             try:
-                results = await self._execute([job for _, job in batch])
+                results = await self._execute(worker, [job for _, job in batch])
             finally:
-                self.busy_since = None
+                del self._busy[worker]
             self._metrics.batch_seconds.observe(time.monotonic() - started)
             self._metrics.batch_size.observe(len(batch))
             if any(result.error is None for result in results):
@@ -179,8 +191,7 @@ class Scheduler:
         """The next batch: all of one kind, so that no final waits for a partial's decoding."""
         for kind in _KINDS:
             batch: list[tuple[Client, Job]] = []
-            while self._waiting[kind] and len(batch) < self._batch:
-                client = next(iter(self._waiting[kind]))
+            while (client := self._next(kind)) is not None and len(batch) < self._batch:
                 del self._waiting[kind][client]
                 job = self._guarded(client, client.next_job)
                 if job is None:
@@ -189,20 +200,25 @@ class Scheduler:
                 self._metrics.jobs.labels(kind).inc()
                 self.schedule(client)  # behind the others, if it has more
             if batch:
+                self._away.update(client for client, _ in batch)
                 return batch
         return []
 
-    async def _execute(self, jobs: list[Job]) -> list[Result]:
+    def _next(self, kind: Kind) -> Client | None:
+        """Whoever waits longest and is not with an engine already."""
+        return next((client for client in self._waiting[kind] if client not in self._away), None)
+
+    async def _execute(self, worker: Worker, jobs: list[Job]) -> list[Result]:
         """A result for each job. If the engine raised for a batch, each job gets a run of its own."""
         try:
-            results = await self._thread.call(self._run_jobs, jobs)
+            results = await worker.thread.call(worker.run, jobs)
             if len(results) != len(jobs):
                 raise RuntimeError(f"the engine gave {len(results)} results for {len(jobs)} jobs")
         except Exception as error:
             _log.exception("a batch of %d jobs failed", len(jobs))
             if len(jobs) == 1:
                 return [Result(revision=jobs[0].revision, error=f"{type(error).__name__}: {error}")]
-            return [result for job in jobs for result in await self._execute([job])]
+            return [result for job in jobs for result in await self._execute(worker, [job])]
         return results
 
     def _guarded(self, client: Client, call: Callable[..., _T], *arguments: Any) -> _T | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.metrics import Metrics
-from daemon.scheduler import EngineThread, Kind, Scheduler
+from daemon.scheduler import EngineThread, Kind, Scheduler, Worker
 from streaming.job import Job, Result
 
 Run = Callable[[Sequence[Job]], list[Result]]
@@ -67,17 +69,19 @@ class Client:
 
 
 @asynccontextmanager
-async def scheduling(run: Run, batch: int = 4) -> AsyncIterator[Scheduler]:
-    thread = EngineThread()
-    scheduler = Scheduler(thread, run, batch, Metrics())
+async def scheduling(*runs: Run, batch: int = 4) -> AsyncIterator[Scheduler]:
+    """With an engine for each of `runs`."""
+    workers = [Worker(EngineThread(), run) for run in runs]
+    scheduler = Scheduler(workers, batch, Metrics())
     task = asyncio.create_task(scheduler.run())
     try:
         yield scheduler
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        thread.close()
-        assert thread.ended(30)
+        for worker in workers:
+            worker.thread.close()
+            assert worker.thread.ended(30)
 
 
 async def serve(scheduler: Scheduler, *clients: Client) -> None:
@@ -99,7 +103,7 @@ def test_every_job_runs_once_and_finals_run_first(wanted: list[tuple[int, int]],
             return echo(jobs)
 
         clients = [Client(1000 * at, finals, partials) for at, (finals, partials) in enumerate(wanted)]
-        async with scheduling(run, batch) as scheduler:
+        async with scheduling(run, batch=batch) as scheduler:
             await serve(scheduler, *clients)
         for client in clients:
             assert sorted(result.revision for result in client.results) == [
@@ -216,3 +220,68 @@ async def test_the_engine_is_touched_by_one_thread_only() -> None:
     async with scheduling(run, batch=1) as scheduler:
         await serve(scheduler, *[Client(1000 * at, finals=2, partials=2) for at in range(4)])
     assert seen == {"engine"}
+
+
+# --- several engines -------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_that_hangs_holds_up_only_what_it_has() -> None:
+    hangs = Gated()
+    async with scheduling(hangs, batch=1) as scheduler:
+        caught, waits = Client(0, finals=1), Client(1000, finals=1)
+        for client in (caught, waits):
+            scheduler.add(client)
+            scheduler.schedule(client)
+        await hangs.entered.wait()
+        assert waits.made == 0  # with one engine there is nobody else
+        hangs.gate.set()
+        await waits.done.wait()
+    hangs = Gated()
+    async with scheduling(hangs, echo, batch=1) as scheduler:
+        caught, *others = [Client(1000 * at, finals=1) for at in range(4)]
+        scheduler.add(caught)
+        scheduler.schedule(caught)
+        await hangs.entered.wait()
+        since = scheduler.busy_since
+        await serve(scheduler, *others)
+        assert [len(client.results) for client in others] == [1, 1, 1]
+        assert caught.results == []
+        assert scheduler.busy_since == since  # the oldest: that an engine hangs must show
+        hangs.gate.set()
+        await caught.done.wait()
+    assert scheduler.busy_since is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(2, 3),
+    st.integers(0, 2**32),
+)
+def test_on_several_engines_each_stream_hears_its_results_in_order(
+    wanted: list[tuple[int, int]], batch: int, engines: int, seed: int
+) -> None:
+    async def check() -> None:
+        running: set[int] = set()
+        chance = random.Random(seed)
+        lock = threading.Lock()
+
+        def run(jobs: Sequence[Job]) -> list[Result]:
+            streams = {job.revision // 1000 for job in jobs}
+            with lock:
+                assert not streams & running, "a stream is with two engines"
+                running.update(streams)
+                pause = chance.random() / 1000
+            time.sleep(pause)  # another engine may be faster: that is what is tested
+            with lock:
+                running.difference_update(streams)
+            return echo(jobs)
+
+        clients = [Client(1000 * at, finals, partials) for at, (finals, partials) in enumerate(wanted)]
+        async with scheduling(*[run] * engines, batch=batch) as scheduler:
+            await serve(scheduler, *clients)
+        for client in clients:
+            assert [result.revision for result in client.results] == [client.first + at for at in range(client.made)]
+            assert not any(result.error for result in client.results)
+
+    asyncio.run(check())
