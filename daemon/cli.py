@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,18 +96,21 @@ def _parser() -> argparse.ArgumentParser:
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, _: argparse.Namespace) -> int:
-    from daemon.app import Service, ServiceError, stop_on_signals
-    from daemon.config import surroundings
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    from daemon.app import Service, ServiceError, reload_on_signal, stop_on_signals
+    from daemon.config import load, surroundings
+    from daemon.logs import to_stderr
 
-    _log_to_stderr(settings.log.level)
+    around = surroundings()
+    to_stderr(settings.log.level, around.journal)
     log = logging.getLogger("whisperd")
     service: Service | None = None
 
     async def serve() -> None:
         nonlocal service
-        service = Service(settings, surroundings())
+        service = Service(settings, around)
         stop_on_signals(service.stop)
+        reload_on_signal(partial(service.reload, lambda: load(options.config)))
         await service.run()
 
     code = OK
@@ -122,7 +126,9 @@ def run(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def transcribe(settings: Settings, options: argparse.Namespace) -> int:
-    _log_to_stderr("warning")
+    from daemon.logs import to_stderr
+
+    to_stderr("warning")
     return asyncio.run(_transcribe(settings, options))
 
 
@@ -177,7 +183,9 @@ async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, op
 
 
 def listen(settings: Settings, options: argparse.Namespace) -> int:
-    _log_to_stderr("warning")
+    from daemon.logs import to_stderr
+
+    to_stderr("warning")
     return asyncio.run(_listen(settings, options))
 
 
@@ -256,12 +264,6 @@ def distill(arguments: Sequence[str]) -> int:
 
 
 _COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check}
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
 
 
 if __name__ == "__main__":

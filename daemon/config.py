@@ -342,12 +342,19 @@ class Surroundings:
     """What a service manager tells through the environment.
 
     notify_socket: where sd_notify's messages go. watchdog: seconds within which it wants a sign of life.
-    credentials: the directory with the service's secrets.
+    credentials: the directory with the service's secrets. sockets: descriptors of ports that it listens on for us.
+    journal: device and inode of the stream that leads into the journal.
     """
 
     notify_socket: str | None = None
     watchdog: float | None = None
     credentials: Path | None = None
+    sockets: tuple[int, ...] = ()
+    journal: str | None = None
+
+
+_FIRST_SOCKET = 3
+"""The first descriptor that a service manager hands over (sd_listen_fds(3))."""
 
 
 def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
@@ -355,10 +362,14 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
     period = environ.get("WATCHDOG_USEC", "")
     # Set for another process: a wrapper's, not ours.
     ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    number = environ.get("LISTEN_FDS", "")
+    handed = int(number) if environ.get("LISTEN_PID") == str(os.getpid()) and number.isdigit() else 0
     return Surroundings(
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog=int(period) / 1e6 if ours and period.isdigit() and int(period) > 0 else None,
         credentials=Path(directory) if directory else None,
+        sockets=tuple(range(_FIRST_SOCKET, _FIRST_SOCKET + handed)),
+        journal=environ.get("JOURNAL_STREAM") or None,
     )
 
 

@@ -44,6 +44,8 @@ class Metrics:
         )
         self.microphone_reopened = counter("microphone_reopened", "Times that the microphone had to be opened again")
 
+        self.reloads = counter("reloads", "Times that the settings were read again", "outcome")
+
         self.jobs = counter("jobs", "Jobs run", "kind")
         self.jobs_waiting = gauge("jobs_waiting", "Streams that wait for the engine", "kind")
         self.job_failures = counter("job_failures", "Jobs that failed")
