@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from daemon.app import Pipeline
     from daemon.config import Settings
     from daemon.files import AudioFile
+    from daemon.install import Layout
     from daemon.terminal import Lines
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _obey(options: argparse.Namespace) -> int:
-    if options.command == "devices":
-        return devices()
+    if options.command in _WITHOUT_SETTINGS:
+        return _WITHOUT_SETTINGS[options.command](options)
     from daemon.config import ConfigurationError, load
 
     try:
@@ -89,6 +90,17 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("devices", help="the devices that can record")
     commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    for name, text in (
+        ("install-service", "units and settings for systemd on this machine, and what to do next"),
+        ("uninstall-service", "remove the units again; settings stay"),
+    ):
+        service = commands.add_parser(name, help=text)
+        service.add_argument(
+            "--user", action="store_true", help="for your own manager (systemctl --user), without root"
+        )
+        service.add_argument("--dry-run", action="store_true", help="only show what would be done")
+        service.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="below DIR: for packagers")
+
     commands.add_parser("distill", help="make a student of your own (`whisperd distill --help`)", add_help=False)
     return parser
 
@@ -217,7 +229,7 @@ async def _listen(settings: Settings, options: argparse.Namespace) -> int:
     return OK
 
 
-def devices() -> int:
+def devices(_: argparse.Namespace) -> int:
     from daemon.microphone import MicrophoneError, input_devices
 
     try:
@@ -257,12 +269,55 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     return OK if all(answer.fine for answer in answers) else FAILED
 
 
+def install_service(options: argparse.Namespace) -> int:
+    from daemon import install
+
+    layout = _layout(options)
+    try:
+        wanted = install.files(layout, install.program(), install.groups())
+        # A packager's tree is for another machine.
+        trouble = install.unseen() if options.root == Path("/") and not options.user else None
+        if trouble is not None and not options.dry_run:
+            raise install.InstallError(trouble)
+        install.write(wanted, options.root, dry=options.dry_run, say=print)
+        print(install.next_steps(layout, install.program()))
+        if trouble is not None:
+            raise install.InstallError(trouble)
+    except install.InstallError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def uninstall_service(options: argparse.Namespace) -> int:
+    from daemon import install
+
+    try:
+        install.remove(_layout(options), options.root, dry=options.dry_run, say=print)
+    except install.InstallError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _layout(options: argparse.Namespace) -> Layout:
+    from daemon.config import user_folder
+    from daemon.install import Layout
+
+    return Layout.of(user_folder() if options.user else None)
+
+
 def distill(arguments: Sequence[str]) -> int:
     from distillation.cli import main as distill_main
 
     return distill_main(arguments)
 
 
+_WITHOUT_SETTINGS = {
+    "devices": devices,
+    "install-service": install_service,
+    "uninstall-service": uninstall_service,
+}
 _COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check}
 
 

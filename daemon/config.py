@@ -373,6 +373,11 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
     )
 
 
+def user_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where this user keeps settings, as systemd's user manager has it too."""
+    return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
 def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:
     """The broker's password: as given, from the file named, or the credential `mqtt_password`.
 

@@ -87,6 +87,12 @@ def test_every_line_is_explained() -> None:
             assert f"`{key}" in EXPLAINED, f"{key} is not in the README"
 
 
+def test_a_users_unit_has_the_same_life_and_no_other_walls() -> None:
+    user, system = keys(UNIT.parent / "user" / UNIT.name), keys()
+    places = {"ExecStart", "WorkingDirectory", "SystemCallFilter"}  # another place; and a key that comes twice
+    assert {key: user[key] for key in user.keys() - places} == {key: system[key] for key in user.keys() - places}
+
+
 def test_stopping_leaves_time_for_the_drain() -> None:
     assert int(keys()["TimeoutStopSec"]) > Settings().shutdown.drain
 
