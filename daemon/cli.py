@@ -89,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     microphone.add_argument("--device", help="a device's number or part of its name; see `whisperd devices`")
 
     commands.add_parser("devices", help="the devices that can record")
-    commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    check = commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    check.add_argument("--json", action="store_true", help="the answers as a list of objects")
     for name, text in (
         ("install-service", "units and settings for systemd on this machine, and what to do next"),
         ("uninstall-service", "remove the units again; settings stay"),
@@ -247,25 +248,36 @@ def devices(_: argparse.Namespace) -> int:
 
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's library when it is imported: this only looks
     from daemon import check as checks
     from daemon.app import describe_models
     from daemon.config import find, mqtt_password, surroundings
     from daemon.microphone import find_device
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
-    chosen = settings.microphone
-    answers = checks.ask(
-        [
-            checks.Probe("configuration", lambda: str(options.config or find() or "the defaults")),
-            checks.Probe("models", lambda: describe_models(settings)),
-            checks.Probe("device", lambda: checks.device(settings.models)),
-            checks.Probe("address", lambda: checks.address(settings.server)),
-            checks.Probe("TLS", lambda: checks.tls(settings.server)),
-            checks.Probe("MQTT", lambda: checks.broker(settings.mqtt, mqtt_password(settings.mqtt, surroundings()))),
-            checks.Probe("microphone", lambda: find_device(chosen.device) if chosen.enabled else "off"),
-        ]
-    )
-    print(checks.table(answers))
+    around, path = surroundings(), options.config or find()
+    server, mqtt, chosen = settings.server, settings.mqtt, settings.microphone
+    secret_files = {"server.key": server.key, "mqtt.password_file": mqtt.password_file}
+    plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
+    probes = [
+        checks.Probe("Python", checks.python),
+        checks.Probe("configuration", lambda: str(path or "the defaults")),
+        checks.Probe("secrets", lambda: checks.secrets(secret_files, path, plain)),
+        checks.Probe("state", lambda: checks.state(around.state)),
+        checks.Probe("address", lambda: checks.address(server)),
+        checks.Probe("TLS", lambda: checks.tls(server)),
+        checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
+        checks.Probe("microphone", lambda: find_device(chosen.device) if chosen.enabled else "off"),
+        checks.Probe("device", lambda: checks.device(settings.models)),
+        checks.Probe("models", lambda: checks.models(settings.models, lambda: describe_models(settings))),
+    ]
+    answers = []
+    for answer in checks.ask(probes):
+        answers.append(answer)
+        if not options.json:
+            print(checks.row(answer, probes), flush=True)
+    if options.json:
+        print(checks.as_json(answers))
     return OK if all(answer.fine for answer in answers) else FAILED
 
 

@@ -342,13 +342,15 @@ class Surroundings:
     """What a service manager tells through the environment.
 
     notify_socket: where sd_notify's messages go. watchdog: seconds within which it wants a sign of life.
-    credentials: the directory with the service's secrets. sockets: descriptors of ports that it listens on for us.
-    journal: device and inode of the stream that leads into the journal.
+    credentials: the directory with the service's secrets. state: the directory for what outlives the process; it may
+    not be there yet. sockets: descriptors of ports that it listens on for us. journal: device and inode of the stream
+    that leads into the journal.
     """
 
     notify_socket: str | None = None
     watchdog: float | None = None
     credentials: Path | None = None
+    state: Path | None = None
     sockets: tuple[int, ...] = ()
     journal: str | None = None
 
@@ -368,9 +370,20 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog=int(period) / 1e6 if ours and period.isdigit() and int(period) > 0 else None,
         credentials=Path(directory) if directory else None,
+        state=_state_directory(environ),
         sockets=tuple(range(_FIRST_SOCKET, _FIRST_SOCKET + handed)),
         journal=environ.get("JOURNAL_STREAM") or None,
     )
+
+
+def _state_directory(environ: Mapping[str, str]) -> Path | None:
+    """The service manager's, of which there may be several, or else the user's own."""
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.partition(":")[0])
+    if base := environ.get("XDG_STATE_HOME"):
+        return Path(base) / "whisperd"
+    home = environ.get("HOME")
+    return Path(home) / ".local" / "state" / "whisperd" if home else None
 
 
 def user_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -120,11 +120,11 @@ def _out_of_sight(place: Path) -> str | None:
         for folder in folders:
             if place.is_relative_to(folder):
                 return f"{line} hides {folder}"
-    for folder in reversed(place.parents):
-        if not folder.exists():
-            return f"{folder} is not there"
-        if not folder.stat().st_mode & stat.S_IXOTH:
-            return f"{folder} is closed to other users"
+    for above in reversed(place.parents):
+        if not above.exists():
+            return f"{above} is not there"
+        if not above.stat().st_mode & stat.S_IXOTH:
+            return f"{above} is closed to other users"
     return None
 
 
