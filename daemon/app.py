@@ -29,12 +29,13 @@ from daemon.health import Health
 from daemon.hub import Hub, Outbox
 from daemon.logs import set_level
 from daemon.metrics import Metrics
-from daemon.microphone import Microphone, MicrophoneError
+from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
 from daemon.reload import plan
 from daemon.scheduler import EngineThread, Scheduler
 from daemon.server import Server
+from daemon.sound import MicrophoneError
 from daemon.sources import Sources, check_name
 from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
@@ -244,7 +245,7 @@ class Service:
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
         self._inherited = around.sockets
-        self._microphone = Microphone(settings.microphone, metrics) if settings.microphone.enabled else None
+        self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt(around)
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
@@ -319,8 +320,8 @@ class Service:
         self.health.warm = True
         if self._mqtt is not None:
             self._begin("mqtt", self._mqtt.run())
-        if self._microphone is not None:
-            self._begin("microphone", self._microphone.run(self.pipeline.open_stream))
+        for microphone in self._microphones:
+            self._begin(f"microphone {microphone.source}", microphone.run(self.pipeline.open_stream))
         if self._watchdog is not None:
             self._begin("watchdog", self._feed_watchdog(self._watchdog / 2))
         self._begin("reload", self._reload_when_asked())
@@ -371,7 +372,7 @@ class Service:
         self.server.stop_accepting()
         try:
             async with asyncio.timeout(self.settings.shutdown.drain):
-                await self._end_microphone()
+                await self._end_microphones()
                 await self.server.wait_streams()
                 self.pipeline.hub.close()
                 if "mqtt" in self._tasks:
@@ -384,11 +385,11 @@ class Service:
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _end_microphone(self) -> None:
-        task = self._tasks.get("microphone")
-        if self._microphone is not None and task is not None:
-            self._microphone.stop()
-            await asyncio.wait({task})
+    async def _end_microphones(self) -> None:
+        for microphone in self._microphones:
+            microphone.stop()
+        if tasks := {task for name, task in self._tasks.items() if name.startswith("microphone ")}:
+            await asyncio.wait(tasks)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -435,6 +436,7 @@ class Service:
 
     def _status(self) -> str:
         sources, last = self.pipeline.sources, self.pipeline.hub.last_final_at
+        away = (f"microphone {each.source}: {each.trouble}" for each in self._microphones if each.trouble)
         return status.line(
             status.Facts(
                 models=self._models,
@@ -442,7 +444,7 @@ class Service:
                 streams=sources.open_streams,
                 speaking=sum(state == "speech" for state in sources.states().values()),
                 last_final=None if last is None else time.monotonic() - last,
-                notes=self._notes,
+                notes=(*away, *self._notes),
             )
         )
 

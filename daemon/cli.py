@@ -204,7 +204,8 @@ def listen(settings: Settings, options: argparse.Namespace) -> int:
 
 async def _listen(settings: Settings, options: argparse.Namespace) -> int:
     from daemon.app import Pipeline, ServiceError, running, stop_on_signals
-    from daemon.microphone import Microphone, MicrophoneError, sound_library
+    from daemon.microphone import Microphone
+    from daemon.sound import MicrophoneError, find_device
     from daemon.terminal import Live, show_all
 
     chosen = settings.microphone
@@ -213,7 +214,7 @@ async def _listen(settings: Settings, options: argparse.Namespace) -> int:
         chosen = chosen.model_copy(update={"device": device})
     pipeline = Pipeline(settings)
     try:
-        sound_library()
+        find_device(chosen.device)  # before the models are loaded, which takes seconds
         async with running(pipeline) as model:
             microphone = Microphone(chosen, pipeline.metrics)
             stop_on_signals(microphone.stop)
@@ -231,7 +232,7 @@ async def _listen(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def devices(_: argparse.Namespace) -> int:
-    from daemon.microphone import MicrophoneError, input_devices
+    from daemon.sound import MicrophoneError, input_devices
 
     try:
         found = input_devices()
@@ -252,11 +253,11 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon import check as checks
     from daemon.app import describe_models
     from daemon.config import find, mqtt_password, surroundings
-    from daemon.microphone import find_device
+    from daemon.sound import find_device
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
     around, path = surroundings(), options.config or find()
-    server, mqtt, chosen = settings.server, settings.mqtt, settings.microphone
+    server, mqtt = settings.server, settings.mqtt
     secret_files = {"server.key": server.key, "mqtt.password_file": mqtt.password_file}
     plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
     probes = [
@@ -267,7 +268,10 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("address", lambda: checks.address(server)),
         checks.Probe("TLS", lambda: checks.tls(server)),
         checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
-        checks.Probe("microphone", lambda: find_device(chosen.device) if chosen.enabled else "off"),
+        *(
+            checks.Probe(" ".join(dict.fromkeys(("microphone", each.source))), partial(find_device, each.device))
+            for each in settings.all_microphones
+        ),
         checks.Probe("device", lambda: checks.device(settings.models)),
         checks.Probe("models", lambda: checks.models(settings.models, lambda: describe_models(settings))),
     ]

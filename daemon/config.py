@@ -13,11 +13,13 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
+from daemon.faults import Fault
+from daemon.sources import check_name
 from streaming.confidence import ConfidenceSettings
 from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
@@ -40,7 +42,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def _texts() -> Any:
+def _list() -> Any:
     # Strict mode takes no list for a tuple, and YAML knows only lists.
     return Field(default=(), strict=False)
 
@@ -48,8 +50,8 @@ def _texts() -> Any:
 class Server(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8765, ge=0, le=65535)
-    tokens: tuple[str, ...] = _texts()
-    origins: tuple[str, ...] = _texts()
+    tokens: tuple[str, ...] = _list()
+    origins: tuple[str, ...] = _list()
     certificate: str | None = None
     key: str | None = None
     max_streams: int = Field(default=32, ge=1)
@@ -117,12 +119,24 @@ class Mqtt(Section):
     queue: int = Field(default=1000, ge=1)
 
 
-class Microphone(Section):
-    enabled: bool = False
+class AnyMicrophone(Section):
     device: str | int | None = None
-    source: str = Field(default="microphone", min_length=1)
+    source: str
     language: str | None = None
     buffer: float = Field(default=10.0, gt=0)
+
+    @field_validator("source")
+    @classmethod
+    def _is_a_name(cls, source: str) -> str:
+        try:
+            return check_name(source)
+        except Fault as fault:
+            raise ValueError(fault.message) from None
+
+
+class Microphone(AnyMicrophone):
+    enabled: bool = False
+    source: str = "microphone"
 
 
 class Health(Section):
@@ -175,6 +189,7 @@ class Settings(Section):
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
     microphone: Microphone = Microphone()
+    microphones: tuple[AnyMicrophone, ...] = _list()
     health: Health = Health()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
@@ -184,6 +199,18 @@ class Settings(Section):
         if self.escalate.when == "always" and not self.models.teacher:
             raise ValueError("escalate.when is always, but models.teacher is empty: name a teacher")
         return self
+
+    @model_validator(mode="after")
+    def _microphones_differ(self) -> Settings:
+        names = [each.source for each in self.all_microphones]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"microphones: {', '.join(twice)} names more than one: give each a source of its own")
+        return self
+
+    @property
+    def all_microphones(self) -> tuple[AnyMicrophone, ...]:
+        """Those that shall be listened to."""
+        return ((self.microphone,) if self.microphone.enabled else ()) + self.microphones
 
     @property
     def teacher(self) -> str | None:
@@ -306,6 +333,8 @@ def _sentence(error: Any) -> str:
             return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
         case "literal_error":
             return f"{path}: must be {error['ctx']['expected']}{got}"
+        case "missing":
+            return f"{path}: is missing"
         case "model_type":
             return f"{path}: must be a section with keys of its own{got}"
         case "string_type":
@@ -322,10 +351,19 @@ _PATTERNS = {
 }
 
 
+def _sections() -> dict[str, type[Section]]:
+    """Of a list of sections, what each of them is."""
+    types = {name: (field.annotation, *get_args(field.annotation)) for name, field in Settings.model_fields.items()}
+    return {
+        name: next(each for each in found if isinstance(each, type) and issubclass(each, Section))
+        for name, found in types.items()
+    }
+
+
 def _nearest(path: str) -> str:
     """What may have been meant: the key of this name in another place, the likest in the same one, or else all."""
     *above, key = path.split(".")
-    sections = {name: cast(type[Section], field.annotation) for name, field in Settings.model_fields.items()}
+    sections = _sections()
     namesakes = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
     known = list(sections[above[0]].model_fields if above else sections)
     likest = [".".join([*above, near]) for near in difflib.get_close_matches(key, known, n=1, cutoff=0.5)]
