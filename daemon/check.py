@@ -91,7 +91,7 @@ def models(models: Models, describe: Callable[[], str]) -> str:
     except Exception as error:
         hub = [name for name in (models.student, models.teacher) if name and _HUB_NAME.fullmatch(name)]
         missing = [name for name in dict.fromkeys(hub) if repr(name) in str(error)]
-        if not missing:
+        if not missing or "whisperd models" in str(error):
             raise
         raise ProbeError(f"{missing[0]} is not on this machine: whisperd models pull {missing[0]}") from None
 

@@ -289,6 +289,22 @@ def test_it_is_among_the_devices(sound_server: SoundServer) -> None:
     assert any("pulse" in line for line in done.stdout.splitlines())
 
 
+def test_its_program_ends_after_its_reader(sound_server: SoundServer) -> None:
+    """A stop reaches every process of the service at once; what was heard must come out all the same."""
+    program = [sys.executable, "-P", sound.__file__, json.dumps({"device": "desk", "buffer": 10})]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as popen:
+        assert popen.stdin is not None
+        assert popen.stdout is not None
+        header = json.loads(popen.stdout.readline())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            popen.send_signal(number)
+        frame = 4 + header["block"]
+        assert len(popen.stdout.read(50 * frame)) == 50 * frame  # it hears on
+        popen.stdin.close()
+        assert len(popen.stdout.read()) % frame == 0
+        assert popen.wait(PATIENCE) == 0
+
+
 # --- a device that misbehaves ----------------------------------------------------------------------------------------
 # No real device fails on request: the program that opens one is replaced, or the sound library in it.
 
