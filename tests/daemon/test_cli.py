@@ -276,11 +276,9 @@ def test_a_model_that_is_not_here_is_not_fetched_but_named(tmp_path: Path) -> No
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    told = answers(done.stdout)["models"]
-    assert told == (
-        "FAIL",
-        "whisperd-tests/nowhere is not on this machine: whisperd models pull whisperd-tests/nowhere",
-    )
+    verdict, detail = answers(done.stdout)["models"]
+    assert verdict == "FAIL"
+    assert "whisperd models pull whisperd-tests/nowhere" in detail
 
 
 def test_models_are_described_from_their_files(capsys: pytest.CaptureFixture[str], english: Any) -> None:
