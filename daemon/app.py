@@ -386,10 +386,17 @@ class Service:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _end_microphones(self) -> None:
+        ending = []
         for microphone in self._microphones:
+            task = self._tasks.get(f"microphone {microphone.source}")
+            if task is None:
+                continue
             microphone.stop()
-        if tasks := {task for name, task in self._tasks.items() if name.startswith("microphone ")}:
-            await asyncio.wait(tasks)
+            if microphone.trouble is not None:
+                task.cancel()  # it is opening its device, which may take long, and has nothing to finish
+            ending.append(task)
+        if ending:
+            await asyncio.wait(ending)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 

@@ -400,6 +400,16 @@ async def test_a_device_that_fails_is_opened_again(
     assert "whisperd_microphones_open 0.0" in metrics.text().decode()
 
 
+async def test_a_device_that_never_opens_does_not_delay_the_end(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microphone, "_PROGRAM", (sys.executable, "-c", "import sys; sys.stdin.read()"))
+    monkeypatch.setattr(microphone, "_OPENING", 1000)
+    # It would give up, with an error, after the drain's time.
+    async with service(scripted(tokenizer_file), {"microphone": {"enabled": True}}) as daemon:
+        assert "microphone microphone: not opened yet" in daemon._status()
+
+
 async def test_what_nobody_took_in_time_is_silence_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
