@@ -42,7 +42,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def _list() -> Any:
+def _texts() -> Any:
     # Strict mode takes no list for a tuple, and YAML knows only lists.
     return Field(default=(), strict=False)
 
@@ -50,8 +50,8 @@ def _list() -> Any:
 class Server(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8765, ge=0, le=65535)
-    tokens: tuple[str, ...] = _list()
-    origins: tuple[str, ...] = _list()
+    tokens: tuple[str, ...] = _texts()
+    origins: tuple[str, ...] = _texts()
     certificate: str | None = None
     key: str | None = None
     max_streams: int = Field(default=32, ge=1)
@@ -189,7 +189,7 @@ class Settings(Section):
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
     microphone: Microphone = Microphone()
-    microphones: tuple[AnyMicrophone, ...] = _list()
+    microphones: tuple[AnyMicrophone, ...] = Field(default=(), strict=False)
     health: Health = Health()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
