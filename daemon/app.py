@@ -3,7 +3,9 @@
 Owns the wiring, the signals and the drain. Everything else is made here and handed its neighbours; nothing reaches
 back.
 
-    start: listen (health pages answer, streams wait) -> load and warm the engine -> ready -> microphone, MQTT
+    start: listen (health pages answer, streams wait) -> load and warm the engine -> a first decode -> ready
+           -> microphone, MQTT
+    SIGHUP: the settings are read again; what may change does, all else is named and waits for a restart
     end:   stop accepting -> streams end, finals out -> subscribers and broker told -> connections closed
 """
 
@@ -13,20 +15,27 @@ import asyncio
 import logging
 import os
 import signal
+import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from daemon import status
 from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
+from daemon.logs import set_level
 from daemon.metrics import Metrics
-from daemon.microphone import Microphone, MicrophoneError
+from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
+from daemon.reload import plan
 from daemon.scheduler import EngineThread, Scheduler, Worker
 from daemon.server import Server
+from daemon.sound import MicrophoneError
 from daemon.sources import Sources, check_name
 from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
@@ -35,6 +44,8 @@ from streaming.job import Job, Result
 from streaming.text import Text
 
 _log = logging.getLogger(__name__)
+
+_STATUS_INTERVAL = 2.0
 
 _LOADING_PATIENCE = 60.0
 """Seconds more that the service manager is asked for, each time, while the engine loads."""
@@ -131,12 +142,10 @@ class Pipeline:
         ServiceError: see `load_engine`.
         """
         engine = await self._thread.call(self._load, self.settings)
-        longest, settings = engine.contexts[-1], self.settings.session_settings()
-        if settings.segment.longest > longest:
-            raise ServiceError(
-                f"segment.longest is {settings.segment.longest:g} s, but the models hear at most {longest:g} s: "
-                "shorten it"
-            )
+        try:
+            _check_longest(self.settings, engine)
+        except ConfigurationError as error:
+            raise ServiceError(str(error)) from None
         await self._thread.call(engine.warm)
         self._engine = engine
         model = Model(
@@ -144,7 +153,7 @@ class Pipeline:
         )
         self._shared = Neighbours(
             model=model,
-            session=settings,
+            session=self.settings.session_settings(),
             vad=self.settings.vad_settings(),
             backlog=self.settings.scheduler.backlog,
             scheduler=self.scheduler,
@@ -154,6 +163,23 @@ class Pipeline:
         )
         self._warm.set()
         return model
+
+    def reload(self, settings: Settings) -> None:
+        """For streams to come.
+
+        Raises:
+            ConfigurationError: they do not go with the models; nothing has changed then.
+        """
+        assert self._shared is not None, "warm up first"
+        assert self._engine is not None, "warm up first"
+        _check_longest(settings, self._engine)
+        self.settings = settings
+        self._shared = replace(
+            self._shared,
+            session=settings.session_settings(),
+            vad=settings.vad_settings(),
+            backlog=settings.scheduler.backlog,
+        )
 
     async def wait_warm(self) -> None:
         await self._warm.wait()
@@ -175,6 +201,14 @@ class Pipeline:
     def _run(self, jobs: Sequence[Job]) -> list[Result]:
         assert self._engine is not None, "nothing is scheduled before the engine is warm"
         return self._engine.run(jobs)
+
+
+def _check_longest(settings: Settings, engine: Engine) -> None:
+    longest, wanted = engine.contexts[-1], settings.session_settings().segment.longest
+    if wanted > longest:
+        raise ConfigurationError(
+            f"segment.longest is {wanted:g} s, but the models hear at most {longest:g} s: shorten it"
+        )
 
 
 @asynccontextmanager
@@ -202,6 +236,7 @@ class Service:
 
     def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
+        self._teacher_loaded = settings.teacher is not None
         self.pipeline = Pipeline(settings, load)
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
@@ -209,10 +244,15 @@ class Service:
         self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
-        self._microphone = Microphone(settings.microphone, metrics) if settings.microphone.enabled else None
+        self._inherited = around.sockets
+        self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt(around)
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._read_again: Callable[[], Settings] | None = None
+        self._notes: tuple[str, ...] = ()
+        self._models = ""
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     # --- the server's gateway --------------------------------------------------------------------------------------
@@ -248,35 +288,62 @@ class Service:
     def stop(self) -> None:
         self._stop.set()
 
+    def reload(self, read: Callable[[], Settings]) -> None:
+        """Ask `read` for the settings and take over what may change; as soon as the service is ready."""
+        self._read_again = read
+        self._hangup.set()
+
     async def wait_ready(self) -> None:
         await self._ready.wait()
 
     async def _listen(self) -> None:
         try:
-            await self.server.listen()
+            await self.server.listen([_inherit(each) for each in self._inherited])
         except OSError as error:
             address = f"{self.settings.server.host}:{self.settings.server.port}"
+            if self._inherited:
+                address = "the socket that the service manager handed over"
             raise ServiceError(f"cannot listen on {address}: {error.strerror or error}") from None
+        if self._inherited:
+            _log.info("the service manager listens for us: server.host and server.port do not count")
         _log.info("listening on %s", self.server.url)
 
     async def _load(self) -> None:
         patience = asyncio.create_task(self._ask_for_patience())
         try:
             model = await self.pipeline.warm_up()
+            self._begin("canary", self.health.run())
+            await self._wait_first_decode()
         finally:
             patience.cancel()
-        text = f"ready: student {model.student}, teacher {model.teacher or 'none'}, on {model.device}"
+        self._models = f"student {model.student}, teacher {model.teacher or 'none'}, on {model.device}"
         self.health.warm = True
-        self._begin("canary", self.health.run())
         if self._mqtt is not None:
             self._begin("mqtt", self._mqtt.run())
-        if self._microphone is not None:
-            self._begin("microphone", self._microphone.run(self.pipeline.open_stream))
+        for microphone in self._microphones:
+            self._begin(f"microphone {microphone.source}", microphone.run(self.pipeline.open_stream))
         if self._watchdog is not None:
             self._begin("watchdog", self._feed_watchdog(self._watchdog / 2))
-        self._notifier.ready(text)
+        self._begin("reload", self._reload_when_asked())
+        _log.info("ready: %s", self._models)
+        self._notifier.ready(self._status())
+        self._begin("status", self._tell_status())
         self._ready.set()
-        _log.info(text)
+
+    async def _wait_first_decode(self) -> None:
+        """Raises:
+        ServiceError: nothing came of it: whoever would speak here would get nothing either.
+        """
+        stall = self.settings.health.stall
+        try:
+            async with asyncio.timeout(stall):
+                await self.health.first.wait()
+        except TimeoutError:
+            raise ServiceError(
+                f"the first decode takes longer than {stall:g} s (health.stall): the engine hangs"
+            ) from None
+        if self.health.trouble is not None:
+            raise ServiceError(f"the first decode failed: {self.health.trouble}")
 
     async def _until_stopped(self, work: Coroutine[Any, Any, Any]) -> None:
         """`work`, or the stop, or the first part of the service that fails."""
@@ -305,7 +372,7 @@ class Service:
         self.server.stop_accepting()
         try:
             async with asyncio.timeout(self.settings.shutdown.drain):
-                await self._end_microphone()
+                await self._end_microphones()
                 await self.server.wait_streams()
                 self.pipeline.hub.close()
                 if "mqtt" in self._tasks:
@@ -318,11 +385,18 @@ class Service:
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _end_microphone(self) -> None:
-        task = self._tasks.get("microphone")
-        if self._microphone is not None and task is not None:
-            self._microphone.stop()
-            await asyncio.wait({task})
+    async def _end_microphones(self) -> None:
+        ending = []
+        for microphone in self._microphones:
+            task = self._tasks.get(f"microphone {microphone.source}")
+            if task is None:
+                continue
+            microphone.stop()
+            if microphone.trouble is not None:
+                task.cancel()  # it is opening its device, which may take long, and has nothing to finish
+            ending.append(task)
+        if ending:
+            await asyncio.wait(ending)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -350,10 +424,93 @@ class Service:
 
     async def _feed_watchdog(self, interval: float) -> None:
         """By the progress of the decoding: that this loop turns proves little."""
+        fed = True
         while True:
             if self.health.getting_on:
                 self._notifier.alive()
+            elif fed:
+                _log.error("the engine hangs: no sign of life for the service manager until it decodes again")
+            fed = self.health.getting_on
             await asyncio.sleep(interval)
+
+    async def _tell_status(self) -> None:
+        told = self._status()
+        while True:
+            await asyncio.sleep(_STATUS_INTERVAL)
+            if (line := self._status()) != told:
+                self._notifier.status(line)
+                told = line
+
+    def _status(self) -> str:
+        sources, last = self.pipeline.sources, self.pipeline.hub.last_final_at
+        away = (f"microphone {each.source}: {each.trouble}" for each in self._microphones if each.trouble)
+        return status.line(
+            status.Facts(
+                models=self._models,
+                unready=self.health.unready(),
+                streams=sources.open_streams,
+                speaking=sum(state == "speech" for state in sources.states().values()),
+                last_final=None if last is None else time.monotonic() - last,
+                notes=(*away, *self._notes),
+            )
+        )
+
+    # --- settings that change --------------------------------------------------------------------------------------
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            self._notifier.reloading("reading the settings again")
+            outcome = "kept"
+            try:
+                self._reload()
+                outcome = "taken"
+            except (ConfigurationError, OSError) as error:
+                for sentence in str(error).splitlines():
+                    _log.error("reload: %s", sentence)
+                _log.error("reload: the old settings stay in force")
+                self._notes = ("the last reload failed: see the log",)
+            self.pipeline.metrics.reloads.labels(outcome).inc()
+            self._notifier.ready(self._status())
+
+    def _reload(self) -> None:
+        """Raises:
+        ConfigurationError, OSError: something in them will not do; nothing has changed then.
+        """
+        assert self._read_again is not None, "whoever asks says where from"
+        planned = plan(self.settings, self._read_again(), teacher_loaded=self._teacher_loaded)
+        # What may refuse comes first; of two that may, the later one refuses before it has changed anything.
+        before = self.settings
+        self.pipeline.reload(planned.settings)
+        try:
+            self.server.reload(planned.settings.server)
+        except OSError:
+            self.pipeline.reload(before)
+            raise
+        self.settings = planned.settings
+        if "log.level" in planned.changed:
+            set_level(planned.settings.log.level)
+        _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")
+        self._notes = ()
+        if planned.waiting:
+            keys = ", ".join(planned.waiting)
+            self._notes = (f"restart for {keys}",)
+            _log.warning("reload: %s cannot change while the service runs: restart it", keys)
+
+
+def _inherit(descriptor: int) -> socket.socket:
+    """Raises:
+    OSError: it is no socket that listens.
+    """
+    inherited = socket.socket(fileno=descriptor)
+    if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OSError(f"descriptor {descriptor} does not listen: Accept=no is needed in the socket unit")
+    return inherited
+
+
+def reload_on_signal(reload: Callable[[], None]) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:

@@ -6,17 +6,36 @@ raises; none changes anything. Knows nothing of the parts that it asks about but
 
 from __future__ import annotations
 
-import asyncio
+import errno
+import http.client
+import json
+import os
+import platform
+import re
 import socket
 import ssl
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import aiomqtt
+from paho.mqtt.client import Client as MqttClient
+from paho.mqtt.client import MQTTv5, MQTTv311
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
 from daemon.config import Models, Mqtt, Server
 
 _PATIENCE = 5.0
+"""Seconds that something on the network may take."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class ProbeError(Exception):
@@ -36,15 +55,19 @@ class Answer:
     detail: str
 
 
-def ask(probes: Sequence[Probe]) -> list[Answer]:
-    return [_ask(probe) for probe in probes]
+def ask(probes: Sequence[Probe]) -> Iterator[Answer]:
+    """One after the other, as they come: some take seconds."""
+    return (_ask(probe) for probe in probes)
 
 
-def table(answers: Sequence[Answer]) -> str:
-    width = max(len(answer.what) for answer in answers)
-    return "\n".join(
-        f"{'ok  ' if answer.fine else 'FAIL'}  {answer.what:{width}}  {answer.detail}" for answer in answers
-    )
+def row(answer: Answer, probes: Sequence[Probe]) -> str:
+    """A line of the table of `probes`."""
+    width = max(len(probe.what) for probe in probes)
+    return f"{'ok  ' if answer.fine else 'FAIL'}  {answer.what:{width}}  {answer.detail}"
+
+
+def as_json(answers: Sequence[Answer]) -> str:
+    return json.dumps([asdict(answer) for answer in answers], indent=2)
 
 
 def _ask(probe: Probe) -> Answer:
@@ -57,8 +80,24 @@ def _ask(probe: Probe) -> Answer:
 # --- probes ----------------------------------------------------------------------------------------------------------
 
 
+def python() -> str:
+    return f"{platform.python_version()} in {sys.prefix}"
+
+
+def models(models: Models, describe: Callable[[], str]) -> str:
+    """describe: as `app.describe_models`. Fetches nothing."""
+    try:
+        return describe()
+    except Exception as error:
+        hub = [name for name in (models.student, models.teacher) if name and _HUB_NAME.fullmatch(name)]
+        missing = [name for name in dict.fromkeys(hub) if repr(name) in str(error)]
+        if not missing or "whisperd models" in str(error):
+            raise
+        raise ProbeError(f"{missing[0]} is not on this machine: whisperd models pull {missing[0]}") from None
+
+
 def address(server: Server) -> str:
-    """That the port is free and the address ours."""
+    """That the port is free and the address ours, or that a whisperd is there already."""
     place = f"{server.host}:{server.port}"
     try:
         infos = socket.getaddrinfo(server.host or None, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -67,12 +106,84 @@ def address(server: Server) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        holder = _holder(server.port) if taken else ""
+        if taken and _is_whisperd(server):
+            return f"{place}: a whisperd runs there{holder}"
+        if error.errno == errno.EACCES:
+            raise ProbeError(f"{place}: only root may use ports below 1024: choose another server.port") from None
         raise ProbeError(
-            f"{place}: {error.strerror or error}: stop what listens there, or set server.host and server.port"
+            f"{place}: {error.strerror or error}{holder}: stop what listens there, or set server.host and server.port"
         ) from None
     guarded = "with tokens" if server.tokens else "without tokens"
     open_to_all = not server.tokens and not str(where[0]).startswith(("127.", "::1"))
     return f"{place}, {guarded}{': anybody who reaches it may listen; set server.tokens' if open_to_all else ''}"
+
+
+def secrets(files: Mapping[str, str | None], config: Path | None, plain: Sequence[str]) -> str:
+    """That files with secrets can be read, and not by everybody. files: by their keys. plain: keys of secrets that
+    `config` holds itself."""
+    named = {key: path for key, path in files.items() if path is not None}
+    for key, path in named.items():
+        try:
+            mode = Path(path).stat().st_mode
+        except OSError as error:
+            raise ProbeError(f"{key}: {path}: {error.strerror}: create it, or mend the path") from None
+        if mode & stat.S_IROTH:
+            raise ProbeError(f"{key}: everybody may read {path}: chmod o= {path}")
+        if not os.access(path, os.R_OK):
+            raise ProbeError(f"{key}: this user may not read {path}: chown it, or ask as the service's user")
+    remark = ""
+    if config is not None and plain and config.stat().st_mode & stat.S_IROTH:
+        remark = f"; everybody may read {', '.join(plain)} in {config}"
+    return f"{', '.join(named.values()) or 'no files'}{remark}"
+
+
+def state(folder: Path | None) -> str:
+    """That what outlives the process can be written."""
+    if folder is None:
+        return "nowhere: nothing outlives the process"
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ProbeError(
+            f"{folder}: {error.strerror}: make it writable (chown, or StateDirectory= in the unit)"
+        ) from None
+    return str(folder)
+
+
+def _holder(port: int) -> str:
+    """` (name, process N)` of whoever listens on `port`, as far as this user may see it (proc(5))."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: listening
+                    inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(os.readlink(each) in inodes for each in (process / "fd").iterdir()):
+                return f" ({(process / 'comm').read_text().strip()}, process {process.name})"
+    return ""
+
+
+def _is_whisperd(server: Server) -> bool:
+    host = server.host if server.host not in ("", "0.0.0.0", "::") else "localhost"
+    connection = http.client.HTTPConnection(host, server.port, timeout=1)
+    if server.certificate is not None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is asked for its name, not trusted
+        connection = http.client.HTTPSConnection(host, server.port, timeout=1, context=context)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().read(100) == b"alive\n"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def tls(server: Server) -> str:
@@ -88,38 +199,127 @@ def tls(server: Server) -> str:
 
 
 def device(models: Models) -> str:
-    """That the device is there. Loads torch, which takes seconds."""
-    import torch
+    """That the device is there, and its memory. Loads torch, which takes seconds."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ProbeError(f"torch cannot be imported ({error}): pip install torch") from None
 
-    if models.device.startswith("cuda"):
-        index = int(models.device.partition(":")[2] or 0)
-        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            raise ProbeError(
-                f"{models.device} is not there: set models.device to auto or cpu, or install a CUDA build of torch "
-                f"and the driver (this is torch {torch.__version__}, {torch.cuda.device_count()} GPUs seen)"
-            )
-    cuda = torch.cuda.is_available() and models.device != "cpu"
-    name = torch.cuda.get_device_name() if cuda else f"cpu, {models.threads or torch.get_num_threads()} threads"
-    return f"{name} (torch {torch.__version__})"
+    known = f"torch {torch.__version__}, {torch.cuda.device_count()} GPUs seen"
+    index = int(models.device.partition(":")[2] or 0)
+    if models.device.startswith("cuda") and index >= torch.cuda.device_count():
+        raise ProbeError(
+            f"{models.device} is not there: set models.device to auto or cpu, or install a CUDA build of torch "
+            f"and the driver (this is {known})"
+        )
+    if models.device != "cpu" and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        return f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free ({known})"
+    idle = Path("/dev/nvidiactl").exists() and models.device == "auto"
+    remark = "; a GPU is here, but this torch cannot use it: install its CUDA build" if idle else ""
+    return f"cpu, {models.threads or torch.get_num_threads()} threads ({known}){remark}"
 
 
 def broker(mqtt: Mqtt, password: str | None) -> str:
+    """That it lets us in, and lets us publish: one message, not retained, to `check` below our topic."""
     if not mqtt.host:
         return "off"
+    place = f"{mqtt.host}:{mqtt.port}"
     try:
-        asyncio.run(_connect(mqtt, password))
-    except aiomqtt.MqttError as error:
+        remark = _within(_PATIENCE + 1, lambda: _publish(mqtt, password))
+    except (OSError, ValueError) as error:
         raise ProbeError(
-            f"{mqtt.host}:{mqtt.port}: {error}: start the broker, or mend the mqtt section; the service runs without "
-            "it and keeps trying"
+            f"{place}: {getattr(error, 'strerror', None) or error}: start the broker, or mend the mqtt section; the "
+            "service runs without it and keeps trying"
         ) from None
-    return f"{mqtt.host}:{mqtt.port}, topics {mqtt.topic}/..."
+    return f"{place}, may publish to {mqtt.topic}/...{remark}"
 
 
-async def _connect(mqtt: Mqtt, password: str | None) -> None:
+def _publish(mqtt: Mqtt, password: str | None) -> str:
+    """A remark, where the broker cannot say whether it took the message.
+
+    Raises:
+        ProbeError: it refused us or the message.
+        OSError: it is out of reach.
+    """
+    answer = _exchange(mqtt, password, MQTTv5)
+    if answer is not None:
+        return ""
+    _exchange(mqtt, password, MQTTv311)
+    return " (not certain: it knows only MQTT 3.1.1, which does not tell)"
+
+
+def _exchange(mqtt: Mqtt, password: str | None, version: MQTTProtocolVersion) -> ReasonCode | None:
+    """The broker's answer to a message; None if it does not speak `version`.
+
+    Raises:
+        ProbeError, OSError: as `_publish`.
+    """
+    place = f"{mqtt.host}:{mqtt.port}"
+    connected: list[ReasonCode] = []
+    published: list[ReasonCode] = []
     # Without the service's client id: a service that runs keeps its connection.
-    context = ssl.create_default_context(cafile=mqtt.ca_file) if mqtt.tls else None
-    async with aiomqtt.Client(
-        mqtt.host, mqtt.port, username=mqtt.username, password=password, tls_context=context, timeout=_PATIENCE
-    ):
-        pass
+    client = MqttClient(CallbackAPIVersion.VERSION2, protocol=version)
+    client.connect_timeout = _PATIENCE
+    client.on_connect = lambda _client, _data, _flags, reason, _properties: connected.append(reason)
+    client.on_publish = lambda _client, _data, _mid, reason, _properties: published.append(reason)
+    client.username_pw_set(mqtt.username, password)
+    if mqtt.tls:
+        client.tls_set_context(ssl.create_default_context(cafile=mqtt.ca_file))
+    client.connect(mqtt.host, mqtt.port)
+    try:
+        still_there = _until(client, connected)
+        if not connected or connected[0] == "Unsupported protocol version":
+            if version is MQTTv5 and not still_there:
+                return None
+            raise TimeoutError(f"something listens, but did not answer as a broker within {_PATIENCE:g} s")
+        if connected[0].is_failure:
+            raise ProbeError(f"{place}: it refused us ({connected[0]}): mend mqtt.username and the password")
+        topic = f"{mqtt.topic}/check"
+        client.publish(topic, "whisperd check", qos=1)
+        _until(client, published)
+        if not published:
+            raise TimeoutError(f"the broker did not take a message within {_PATIENCE:g} s")
+        if published[0].is_failure:
+            raise ProbeError(
+                f"{place}: we may not publish to {topic} ({published[0]}): allow {mqtt.topic}/# in the broker's "
+                "access list, or set mqtt.topic"
+            )
+        return published[0]
+    finally:
+        client.disconnect()
+
+
+def _until(client: MqttClient, answers: list[ReasonCode]) -> bool:
+    """Until there is an answer, or no hope of one; whether the connection still stands."""
+    deadline = time.monotonic() + _PATIENCE
+    while not answers and time.monotonic() < deadline:
+        if client.loop(0.1) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return False
+    return True
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What `work` gives. It may hang in a resolver, which nothing interrupts.
+
+    Raises:
+        TimeoutError: it took longer. And whatever `work` raises.
+    """
+    outcome: list[Any] = []
+    failure: list[Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return outcome[0]

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from daemon.app import Pipeline
     from daemon.config import Settings
     from daemon.files import AudioFile
+    from daemon.install import Layout
     from daemon.terminal import Lines
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
@@ -47,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _obey(options: argparse.Namespace) -> int:
-    if options.command == "devices":
-        return devices()
+    if options.command in _WITHOUT_SETTINGS:
+        return _WITHOUT_SETTINGS[options.command](options)
     from daemon.config import ConfigurationError, load
 
     try:
@@ -89,7 +91,19 @@ def _parser() -> argparse.ArgumentParser:
     microphone.add_argument("--device", help="a device's number or part of its name; see `whisperd devices`")
 
     commands.add_parser("devices", help="the devices that can record")
-    commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    check = commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    check.add_argument("--json", action="store_true", help="the answers as a list of objects")
+    for name, text in (
+        ("install-service", "units and settings for systemd on this machine, and what to do next"),
+        ("uninstall-service", "remove the units again; settings stay"),
+    ):
+        service = commands.add_parser(name, help=text)
+        service.add_argument(
+            "--user", action="store_true", help="for your own manager (systemctl --user), without root"
+        )
+        service.add_argument("--dry-run", action="store_true", help="only show what would be done")
+        service.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="below DIR: for packagers")
+
     commands.add_parser(
         "bench", help="how fast is this machine? (`whisperd bench` lists what can be measured)", add_help=False
     )
@@ -100,18 +114,21 @@ def _parser() -> argparse.ArgumentParser:
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, _: argparse.Namespace) -> int:
-    from daemon.app import Service, ServiceError, stop_on_signals
-    from daemon.config import surroundings
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    from daemon.app import Service, ServiceError, reload_on_signal, stop_on_signals
+    from daemon.config import load, surroundings
+    from daemon.logs import to_stderr
 
-    _log_to_stderr(settings.log.level)
+    around = surroundings()
+    to_stderr(settings.log.level, around.journal)
     log = logging.getLogger("whisperd")
     service: Service | None = None
 
     async def serve() -> None:
         nonlocal service
-        service = Service(settings, surroundings())
+        service = Service(settings, around)
         stop_on_signals(service.stop)
+        reload_on_signal(partial(service.reload, lambda: load(options.config)))
         await service.run()
 
     code = OK
@@ -127,7 +144,9 @@ def run(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def transcribe(settings: Settings, options: argparse.Namespace) -> int:
-    _log_to_stderr("warning")
+    from daemon.logs import to_stderr
+
+    to_stderr("warning")
     return asyncio.run(_transcribe(settings, options))
 
 
@@ -182,13 +201,16 @@ async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, op
 
 
 def listen(settings: Settings, options: argparse.Namespace) -> int:
-    _log_to_stderr("warning")
+    from daemon.logs import to_stderr
+
+    to_stderr("warning")
     return asyncio.run(_listen(settings, options))
 
 
 async def _listen(settings: Settings, options: argparse.Namespace) -> int:
     from daemon.app import Pipeline, ServiceError, running, stop_on_signals
-    from daemon.microphone import Microphone, MicrophoneError, sound_library
+    from daemon.microphone import Microphone
+    from daemon.sound import MicrophoneError, find_device
     from daemon.terminal import Live, show_all
 
     chosen = settings.microphone
@@ -197,7 +219,7 @@ async def _listen(settings: Settings, options: argparse.Namespace) -> int:
         chosen = chosen.model_copy(update={"device": device})
     pipeline = Pipeline(settings)
     try:
-        sound_library()
+        find_device(chosen.device)  # before the models are loaded, which takes seconds
         async with running(pipeline) as model:
             microphone = Microphone(chosen, pipeline.metrics)
             stop_on_signals(microphone.stop)
@@ -214,8 +236,8 @@ async def _listen(settings: Settings, options: argparse.Namespace) -> int:
     return OK
 
 
-def devices() -> int:
-    from daemon.microphone import MicrophoneError, input_devices
+def devices(_: argparse.Namespace) -> int:
+    from daemon.sound import MicrophoneError, input_devices
 
     try:
         found = input_devices()
@@ -232,26 +254,78 @@ def devices() -> int:
 
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's library when it is imported: this only looks
     from daemon import check as checks
     from daemon.app import describe_models
     from daemon.config import find, mqtt_password, surroundings
-    from daemon.microphone import find_device
+    from daemon.sound import find_device
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
-    chosen = settings.microphone
-    answers = checks.ask(
-        [
-            checks.Probe("configuration", lambda: str(options.config or find() or "the defaults")),
-            checks.Probe("models", lambda: describe_models(settings)),
-            checks.Probe("device", lambda: checks.device(settings.models)),
-            checks.Probe("address", lambda: checks.address(settings.server)),
-            checks.Probe("TLS", lambda: checks.tls(settings.server)),
-            checks.Probe("MQTT", lambda: checks.broker(settings.mqtt, mqtt_password(settings.mqtt, surroundings()))),
-            checks.Probe("microphone", lambda: find_device(chosen.device) if chosen.enabled else "off"),
-        ]
-    )
-    print(checks.table(answers))
+    around, path = surroundings(), options.config or find()
+    server, mqtt = settings.server, settings.mqtt
+    secret_files = {"server.key": server.key, "mqtt.password_file": mqtt.password_file}
+    plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
+    probes = [
+        checks.Probe("Python", checks.python),
+        checks.Probe("configuration", lambda: str(path or "the defaults")),
+        checks.Probe("secrets", lambda: checks.secrets(secret_files, path, plain)),
+        checks.Probe("state", lambda: checks.state(around.state)),
+        checks.Probe("address", lambda: checks.address(server)),
+        checks.Probe("TLS", lambda: checks.tls(server)),
+        checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
+        *(
+            checks.Probe(" ".join(dict.fromkeys(("microphone", each.source))), partial(find_device, each.device))
+            for each in settings.all_microphones
+        ),
+        checks.Probe("device", lambda: checks.device(settings.models)),
+        checks.Probe("models", lambda: checks.models(settings.models, lambda: describe_models(settings))),
+    ]
+    answers = []
+    for answer in checks.ask(probes):
+        answers.append(answer)
+        if not options.json:
+            print(checks.row(answer, probes), flush=True)
+    if options.json:
+        print(checks.as_json(answers))
     return OK if all(answer.fine for answer in answers) else FAILED
+
+
+def install_service(options: argparse.Namespace) -> int:
+    from daemon import install
+
+    layout = _layout(options)
+    try:
+        wanted = install.files(layout, install.program(), install.groups())
+        # A packager's tree is for another machine.
+        trouble = install.unseen() if options.root == Path("/") and not options.user else None
+        if trouble is not None and not options.dry_run:
+            raise install.InstallError(trouble)
+        install.write(wanted, options.root, dry=options.dry_run, say=print)
+        print(install.next_steps(layout, install.program()))
+        if trouble is not None:
+            raise install.InstallError(trouble)
+    except install.InstallError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def uninstall_service(options: argparse.Namespace) -> int:
+    from daemon import install
+
+    try:
+        install.remove(_layout(options), options.root, dry=options.dry_run, say=print)
+    except install.InstallError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _layout(options: argparse.Namespace) -> Layout:
+    from daemon.config import user_folder
+    from daemon.install import Layout
+
+    return Layout.of(user_folder() if options.user else None)
 
 
 def distill(arguments: Sequence[str]) -> int:
@@ -266,13 +340,12 @@ def bench(arguments: Sequence[str]) -> int:
     return bench_main(arguments)
 
 
+_WITHOUT_SETTINGS = {
+    "devices": devices,
+    "install-service": install_service,
+    "uninstall-service": uninstall_service,
+}
 _COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check}
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
+from daemon.faults import Fault
+from daemon.sources import check_name
 from streaming.confidence import ConfidenceSettings
 from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
@@ -117,12 +119,24 @@ class Mqtt(Section):
     queue: int = Field(default=1000, ge=1)
 
 
-class Microphone(Section):
-    enabled: bool = False
+class AnyMicrophone(Section):
     device: str | int | None = None
-    source: str = Field(default="microphone", min_length=1)
+    source: str
     language: str | None = None
     buffer: float = Field(default=10.0, gt=0)
+
+    @field_validator("source")
+    @classmethod
+    def _is_a_name(cls, source: str) -> str:
+        try:
+            return check_name(source)
+        except Fault as fault:
+            raise ValueError(fault.message) from None
+
+
+class Microphone(AnyMicrophone):
+    enabled: bool = False
+    source: str = "microphone"
 
 
 class Health(Section):
@@ -175,6 +189,7 @@ class Settings(Section):
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
     microphone: Microphone = Microphone()
+    microphones: tuple[AnyMicrophone, ...] = Field(default=(), strict=False)
     health: Health = Health()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
@@ -184,6 +199,18 @@ class Settings(Section):
         if self.escalate.when == "always" and not self.models.teacher:
             raise ValueError("escalate.when is always, but models.teacher is empty: name a teacher")
         return self
+
+    @model_validator(mode="after")
+    def _microphones_differ(self) -> Settings:
+        names = [each.source for each in self.all_microphones]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"microphones: {', '.join(twice)} names more than one: give each a source of its own")
+        return self
+
+    @property
+    def all_microphones(self) -> tuple[AnyMicrophone, ...]:
+        """Those that shall be listened to."""
+        return ((self.microphone,) if self.microphone.enabled else ()) + self.microphones
 
     @property
     def teacher(self) -> str | None:
@@ -306,6 +333,8 @@ def _sentence(error: Any) -> str:
             return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
         case "literal_error":
             return f"{path}: must be {error['ctx']['expected']}{got}"
+        case "missing":
+            return f"{path}: is missing"
         case "model_type":
             return f"{path}: must be a section with keys of its own{got}"
         case "string_type":
@@ -322,10 +351,19 @@ _PATTERNS = {
 }
 
 
+def _sections() -> dict[str, type[Section]]:
+    """Of a list of sections, what each of them is."""
+    types = {name: (field.annotation, *get_args(field.annotation)) for name, field in Settings.model_fields.items()}
+    return {
+        name: next(each for each in found if isinstance(each, type) and issubclass(each, Section))
+        for name, found in types.items()
+    }
+
+
 def _nearest(path: str) -> str:
     """What may have been meant: the key of this name in another place, the likest in the same one, or else all."""
     *above, key = path.split(".")
-    sections = {name: cast(type[Section], field.annotation) for name, field in Settings.model_fields.items()}
+    sections = _sections()
     namesakes = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
     known = list(sections[above[0]].model_fields if above else sections)
     likest = [".".join([*above, near]) for near in difflib.get_close_matches(key, known, n=1, cutoff=0.5)]
@@ -342,12 +380,21 @@ class Surroundings:
     """What a service manager tells through the environment.
 
     notify_socket: where sd_notify's messages go. watchdog: seconds within which it wants a sign of life.
-    credentials: the directory with the service's secrets.
+    credentials: the directory with the service's secrets. state: the directory for what outlives the process; it may
+    not be there yet. sockets: descriptors of ports that it listens on for us. journal: device and inode of the stream
+    that leads into the journal.
     """
 
     notify_socket: str | None = None
     watchdog: float | None = None
     credentials: Path | None = None
+    state: Path | None = None
+    sockets: tuple[int, ...] = ()
+    journal: str | None = None
+
+
+_FIRST_SOCKET = 3
+"""The first descriptor that a service manager hands over (sd_listen_fds(3))."""
 
 
 def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
@@ -355,11 +402,31 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
     period = environ.get("WATCHDOG_USEC", "")
     # Set for another process: a wrapper's, not ours.
     ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    number = environ.get("LISTEN_FDS", "")
+    handed = int(number) if environ.get("LISTEN_PID") == str(os.getpid()) and number.isdigit() else 0
     return Surroundings(
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog=int(period) / 1e6 if ours and period.isdigit() and int(period) > 0 else None,
         credentials=Path(directory) if directory else None,
+        state=_state_directory(environ),
+        sockets=tuple(range(_FIRST_SOCKET, _FIRST_SOCKET + handed)),
+        journal=environ.get("JOURNAL_STREAM") or None,
     )
+
+
+def _state_directory(environ: Mapping[str, str]) -> Path | None:
+    """The service manager's, of which there may be several, or else the user's own."""
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.partition(":")[0])
+    if base := environ.get("XDG_STATE_HOME"):
+        return Path(base) / "whisperd"
+    home = environ.get("HOME")
+    return Path(home) / ".local" / "state" / "whisperd" if home else None
+
+
+def user_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where this user keeps settings, as systemd's user manager has it too."""
+    return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
 def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:

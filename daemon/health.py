@@ -23,10 +23,15 @@ class Health:
     """interval: seconds without a decode after which the canary sings. stall: seconds that a batch may take.
 
     A client of the scheduler, like any stream, with jobs of partials' urgency.
+
+    Attributes:
+        first: set when the first canary came back. trouble: what is wrong with the latest one; None when it sang.
     """
 
     def __init__(self, scheduler: Scheduler, interval: float, stall: float, metrics: Metrics) -> None:
         self.warm = False
+        self.first = asyncio.Event()
+        self.trouble: str | None = None
         self.stopping = False
         self._scheduler = scheduler
         self._interval = interval
@@ -83,6 +88,8 @@ class Health:
         return Job(audio=self._audio)
 
     def receive_result(self, result: Result) -> None:
+        self.first.set()
+        self.trouble = result.error
         if result.error is not None:
             self._metrics.canary_failures.inc()
             _log.error("the canary's decode failed: %s", result.error)

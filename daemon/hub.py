@@ -9,6 +9,7 @@ behind, and its queue ends. Knows nothing of sockets, topics or audio.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -116,11 +117,16 @@ class _Subscription:
 
 @dataclass(slots=True, eq=False)
 class Hub:
-    """queue: events that a subscriber may be behind. keep: finals kept of each source."""
+    """queue: events that a subscriber may be behind. keep: finals kept of each source.
+
+    Attributes:
+        last_final_at: when one was last published (`time.monotonic`); None before the first.
+    """
 
     queue: int
     keep: int
     metrics: Metrics
+    last_final_at: float | None = None
     _subscriptions: dict[Outbox, _Subscription] = field(default_factory=dict)
     _past: OrderedDict[str, _Past] = field(default_factory=OrderedDict)
 
@@ -158,6 +164,7 @@ class Hub:
         elif isinstance(event, Final):
             event = self._numbered(event)
             self._keep(event)
+            self.last_final_at = time.monotonic()
             self.metrics.finals.labels(event.model).inc()
             self.metrics.final_latency.observe(event.latency_ms / 1000)
         for subscription in list(self._subscriptions.values()):

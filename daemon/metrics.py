@@ -42,7 +42,10 @@ class Metrics:
         self.microphone_lost_seconds = counter(
             "microphone_lost_seconds", "Microphone audio lost: nobody took it in time"
         )
+        self.microphones_open = gauge("microphones_open", "Microphones that are open")
         self.microphone_reopened = counter("microphone_reopened", "Times that the microphone had to be opened again")
+
+        self.reloads = counter("reloads", "Times that the settings were read again", "outcome")
 
         self.jobs = counter("jobs", "Jobs run", "kind")
         self.jobs_waiting = gauge("jobs_waiting", "Streams that wait for the engine", "kind")

@@ -1,38 +1,42 @@
-"""A microphone as a source like any other.
+"""Microphones as sources like any other.
 
-Owns the sound device: finding it, opening it, and opening it again when it fails. The device's own thread puts blocks
-into a bounded ring; the event loop takes them out. Blocks that nobody took in time are lost, counted, and heard as
-silence, so that the stream's clock goes on. Knows nothing of what becomes of the audio.
+Owns the life of a device as a source: a process of `sound.py` that opens it, the stream that its audio goes into, and
+opening it again after growing pauses when it fails or is unplugged. Blocks that nobody took in time are lost, counted,
+and heard as silence, so that the stream's clock goes on. Knows nothing of what becomes of the audio.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
-from daemon.config import Microphone as MicrophoneSettings
+from daemon import sound
+from daemon.config import AnyMicrophone
 from daemon.metrics import Metrics
+from daemon.sound import BLOCK_SECONDS, MicrophoneError
 from streaming.events import Audio, Inbound, Start
 
 _log = logging.getLogger(__name__)
 
-_RATE = Start().sample_rate
-"""What is asked of the device first: anything else has to be resampled."""
+# -P: it must not take the modules beside it for those of the same name elsewhere.
+_PROGRAM = (sys.executable, "-P", sound.__file__)
 
-_BLOCK_SECONDS = 0.02
+_OPENING = 15.0
+"""Seconds that opening a device may take: a sound server that has to start first takes some."""
+
+_ENDING = 1.0
+"""Seconds that its process has to end by itself. A driver that hangs does not let it."""
+
 _SILENT_DEVICE = 3.0
 """Seconds without a block after which the device is taken for dead. One that works sends fifty a second."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-
-
-class MicrophoneError(Exception):
-    """The device cannot be used; the message says why and what to do."""
 
 
 class Stream(Protocol):
@@ -43,61 +47,26 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-def sound_library() -> Any:
-    """The module `sounddevice`.
-
-    Raises:
-        MicrophoneError: it, or PortAudio beneath it, is not installed.
-    """
-    try:
-        import sounddevice
-    except ImportError:
-        raise MicrophoneError("sounddevice is not installed: pip install 'whisperd[mic]'") from None
-    except OSError:
-        raise MicrophoneError("PortAudio is not installed: apt-get install libportaudio2") from None
-    return sounddevice
-
-
-def input_devices() -> list[str]:
-    """A line for each device that can record: its number, name, channels and rate.
-
-    Raises:
-        MicrophoneError: as `sound_library`.
-    """
-    library = sound_library()
-    default = library.default.device[0]
-    return [
-        f"{'*' if number == default else ' '} {number:3d}  {device['name']}  "
-        f"({device['max_input_channels']} channels, {device['default_samplerate']:.0f} Hz)"
-        for number, device in enumerate(library.query_devices())
-        if device["max_input_channels"] > 0
-    ]
-
-
-def find_device(wanted: str | int | None) -> str:
-    """The name of the input device `wanted`, or of the default one.
-
-    Raises:
-        MicrophoneError: as `sound_library`, or there is no such device.
-    """
-    library = sound_library()
-    try:
-        return str(library.query_devices(wanted, "input")["name"])
-    except (library.PortAudioError, ValueError) as error:
-        raise MicrophoneError(f"{error}: see `whisperd devices`, and set microphone.device") from None
-
-
 class Microphone:
-    """One device, as the source that its settings name."""
+    """One device, as the source that its settings name.
 
-    def __init__(self, settings: MicrophoneSettings, metrics: Metrics) -> None:
+    Attributes:
+        source: its name in events. trouble: why it does not hear now; None while it does.
+    """
+
+    def __init__(self, settings: AnyMicrophone, metrics: Metrics) -> None:
+        self.source = settings.source
+        self.trouble: str | None = "not opened yet"
         self._settings = settings
         self._metrics = metrics
         self._stopped = asyncio.Event()
+        self._device: _Device | None = None
 
     def stop(self) -> None:
         """Hear no more; `run` then finishes its stream and returns."""
         self._stopped.set()
+        if self._device is not None:
+            self._device.finish()
 
     async def run(self, open_stream: Callable[[Start], Stream]) -> None:
         """`listen`, and again after growing pauses when the device fails, until stopped.
@@ -105,16 +74,18 @@ class Microphone:
         Raises:
             MicrophoneError: there is no sound library: no pause would mend that.
         """
-        sound_library()
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
             began = time.monotonic()
             try:
                 await self.listen(open_stream)
             except MicrophoneError as error:
+                if error.hopeless:
+                    raise
                 if time.monotonic() - began > _LONGEST_PAUSE:
                     pause = _FIRST_PAUSE
-                _log.warning("microphone: %s; trying again in %.0f s", error, pause)
+                self.trouble = str(error)
+                _log.warning("microphone %s: %s; trying again in %g s", self.source, error, pause)
                 self._metrics.microphone_reopened.inc()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), pause)
@@ -124,16 +95,22 @@ class Microphone:
         """Open the device and pump it into a stream of its own, until stopped.
 
         Raises:
-            MicrophoneError: the device cannot be opened, or went silent. What was heard has become final.
+            MicrophoneError: the device cannot be opened, or went away. What was heard has become final.
         """
-        async with self._device() as device:
+        async with self._opened() as device:
             await self._pump(device, open_stream)
 
     async def _pump(self, device: _Device, open_stream: Callable[[Start], Stream]) -> None:
-        start = Start(source=self._settings.source, sample_rate=device.sample_rate, language=self._settings.language)
-        stream = open_stream(start)
+        stream = open_stream(
+            Start(
+                source=self.source,
+                sample_rate=device.sample_rate,
+                channels=device.channels,
+                language=self._settings.language,
+            )
+        )
         try:
-            while (block := await device.read(self._stopped)) is not None:
+            while (block := await device.read()) is not None:
                 await stream.receive(Audio(block))
         finally:
             # Whatever ended it: what was heard becomes final.
@@ -141,106 +118,115 @@ class Microphone:
             stream.close()
 
     @contextlib.asynccontextmanager
-    async def _device(self) -> AsyncIterator[_Device]:
-        device = _Device(self._settings, self._metrics)
-        await asyncio.to_thread(device.open)
-        _log.info("microphone: listening to %s at %d Hz", device.name, device.sample_rate)
-        try:
-            yield device
-        finally:
-            await asyncio.to_thread(device.close)
+    async def _opened(self) -> AsyncIterator[_Device]:
+        async with _open(self._settings, self._metrics) as device:
+            _log.info(
+                "microphone %s: listening to %s at %d Hz, %d channel(s)",
+                self.source, device.name, device.sample_rate, device.channels,
+            )  # fmt: skip
+            self._device, self.trouble = device, None
+            self._metrics.microphones_open.inc()
+            if self._stopped.is_set():
+                device.finish()
+            try:
+                yield device
+            finally:
+                self._device = None
+                self._metrics.microphones_open.dec()
+
+
+@contextlib.asynccontextmanager
+async def _open(settings: AnyMicrophone, metrics: Metrics) -> AsyncIterator[_Device]:
+    """A process that has opened the device; gone at the end.
+
+    Raises:
+        MicrophoneError: the device cannot be opened.
+    """
+    wanted = json.dumps({"device": settings.device, "buffer": settings.buffer})
+    process = await asyncio.create_subprocess_exec(
+        *_PROGRAM, wanted,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,  # ALSA's library complains there of every device that it does not find
+    )  # fmt: skip
+    try:
+        header = await _header(process, "the default device" if settings.device is None else str(settings.device))
+        yield _Device(process, header, metrics)
+    finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    assert process.stdin is not None, "it was asked for"
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(_ENDING):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _header(process: asyncio.subprocess.Process, name: str) -> dict[str, Any]:
+    assert process.stdout is not None, "it was asked for"
+    try:
+        async with asyncio.timeout(_OPENING):
+            line = await process.stdout.readline()
+    except TimeoutError:
+        raise MicrophoneError(
+            f"{name} could not be opened within {_OPENING:.0f} s: does its sound server run?"
+        ) from None
+    if not line:
+        code = await process.wait()
+        raise MicrophoneError(f"{name} cannot be opened: its driver ended the process that tried (code {code})")
+    header: dict[str, Any] = json.loads(line)
+    if "error" in header:
+        raise MicrophoneError(header["error"], hopeless=header["hopeless"])
+    return header
 
 
 class _Device:
-    """An open device and its ring. Made in the event loop."""
+    """An open device, at the other end of a pipe."""
 
-    def __init__(self, settings: MicrophoneSettings, metrics: Metrics) -> None:
-        self.name = "the default device" if settings.device is None else str(settings.device)
-        self.sample_rate = _RATE
-        self._wanted = settings.device
-        self._most = max(1, round(settings.buffer / _BLOCK_SECONDS))
+    def __init__(self, process: asyncio.subprocess.Process, header: dict[str, Any], metrics: Metrics) -> None:
+        self.name: str = header["name"]
+        self.sample_rate: int = header["sample_rate"]
+        self.channels: int = header["channels"]
+        self._block: int = header["block"]
+        self._process = process
         self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
-        self._filled = asyncio.Event()
-        # Between the two threads: append and popleft of a deque are atomic, and each side uses only one of them.
-        self._ring: deque[tuple[int, bytes]] = deque()  # (blocks lost before it, block)
-        self._lost = 0
-        self._stream: Any = None
+        self._finishing = False
 
-    def open(self) -> None:
-        """Blocks for as long as the sound system takes."""
-        library = sound_library()
-        # PortAudio lists the devices once; one that was plugged in later is found only by beginning anew, for which
-        # sounddevice has no public name.
-        library._terminate()
-        library._initialize()
-        try:
-            self.sample_rate = self._find_rate(library)
-            self._stream = library.RawInputStream(
-                samplerate=self.sample_rate,
-                blocksize=round(self.sample_rate * _BLOCK_SECONDS),
-                device=self._wanted,
-                channels=1,
-                dtype="int16",
-                latency="low",
-                callback=self._keep,
-            )
-            self._stream.start()
-        except (library.PortAudioError, ValueError) as error:
-            self.close()
-            raise MicrophoneError(f"{self.name} cannot be opened ({error}): see `whisperd devices`") from None
+    def finish(self) -> None:
+        """Hear no more; what was heard can still be read."""
+        assert self._process.stdin is not None, "it was asked for"
+        self._finishing = True
+        self._process.stdin.close()
 
-    def close(self) -> None:
-        if self._stream is not None:
-            # Not stop(): it waits for the device, for ever when that is stalled.
-            self._stream.abort()
-            self._stream.close()
-            self._stream = None
-
-    async def read(self, stopped: asyncio.Event) -> bytes | None:
-        """The next block; None once stopped and empty.
+    async def read(self) -> bytes | None:
+        """The next block; None once finished and empty.
 
         Raises:
-            MicrophoneError: the device went silent.
+            MicrophoneError: the device went silent, or away.
         """
-        while not self._ring:
-            if stopped.is_set():
+        assert self._process.stdout is not None, "it was asked for"
+        try:
+            async with asyncio.timeout(_SILENT_DEVICE):
+                frame = await self._process.stdout.readexactly(4 + self._block)
+        except TimeoutError:
+            if self._finishing:
                 return None
-            self._filled.clear()
-            if not await _first_of(self._filled, stopped, _SILENT_DEVICE):
-                raise MicrophoneError(f"{self.name} has sent nothing for {_SILENT_DEVICE:.0f} s")
-        lost, block = self._ring.popleft()
+            raise MicrophoneError(
+                f"{self.name} has sent nothing for {_SILENT_DEVICE:.0f} s: is it unplugged?"
+            ) from None
+        except asyncio.IncompleteReadError:
+            if self._finishing:
+                return None
+            raise MicrophoneError(f"{self.name} went away: is it unplugged?") from None
+        lost, block = int.from_bytes(frame[:4], "little"), frame[4:]
         if lost:
-            seconds = lost * _BLOCK_SECONDS
+            seconds = lost * BLOCK_SECONDS
             self._metrics.microphone_lost_seconds.inc(seconds)
             _log.warning("microphone: %.2f s were lost: nobody took them in time", seconds)
         return bytes(lost * len(block)) + block
-
-    def _find_rate(self, library: Any) -> int:
-        try:
-            library.check_input_settings(device=self._wanted, channels=1, dtype="int16", samplerate=_RATE)
-        except library.PortAudioError:
-            # Hardware without a converter in between has rates of its own.
-            return int(library.query_devices(self._wanted, "input")["default_samplerate"])
-        return _RATE
-
-    def _keep(self, data: Any, _frames: int, _time: Any, _status: Any) -> None:
-        """PortAudio's callback, in its thread."""
-        if len(self._ring) >= self._most:
-            self._lost += 1
-            return
-        self._ring.append((self._lost, bytes(data)))
-        self._lost = 0
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and so will the device
-            self._loop.call_soon_threadsafe(self._filled.set)
-
-
-async def _first_of(one: asyncio.Event, other: asyncio.Event, seconds: float) -> bool:
-    """Whether one of the two was set in time."""
-    tasks = {asyncio.create_task(one.wait()), asyncio.create_task(other.wait())}
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    return bool(done)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 
 
 class Notifier:
@@ -26,6 +27,11 @@ class Notifier:
 
     def ready(self, text: str) -> None:
         self._send("READY=1", f"STATUS={text}")
+
+    def reloading(self, text: str) -> None:
+        """`ready` must follow. The time is for managers newer than 252, which tell by it which reload was meant."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={now}", f"STATUS={text}")
 
     def alive(self) -> None:
         self._send("WATCHDOG=1")

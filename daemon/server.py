@@ -14,10 +14,10 @@ import hmac
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from websockets.asyncio.server import Server as WebsocketServer
@@ -104,7 +104,8 @@ class Server:
         self.gateway = gateway
         self._pages = pages
         self._metrics = metrics
-        self._listener: WebsocketServer | None = None
+        self._listeners: list[WebsocketServer] = []
+        self._tls: ssl.SSLContext | None = None
         self._streams = _Seats(settings.max_streams, "streams")
         self._subscribers = _Seats(settings.max_subscribers, "subscribers")
         self._stop_at: float | None = None  # the loop's time from which on no stream is read
@@ -112,16 +113,26 @@ class Server:
 
     # --- life ------------------------------------------------------------------------------------------------------
 
-    async def listen(self) -> None:
-        """Raises:
-        OSError: the address is taken or not ours, or the certificate cannot be read.
+    async def listen(self, inherited: Sequence[socket.socket] = ()) -> None:
+        """On `inherited`, sockets that listen already, or else where the settings say.
+
+        Raises:
+            OSError: the address is taken or not ours, or the certificate cannot be read.
         """
         settings = self._settings
-        self._listener = await serve(
+        self._tls = _tls(settings.certificate, settings.key)
+        places: list[dict[str, Any]] = [{"sock": each} for each in inherited]
+        for place in places or [{"host": settings.host, "port": settings.port}]:
+            self._listeners.append(await self._serve_at(place))
+        self.url = _url(next(iter(self._listeners[0].sockets)), tls=self._tls is not None)
+        self.listening.set()
+
+    async def _serve_at(self, place: dict[str, Any]) -> WebsocketServer:
+        settings = self._settings
+        return await serve(
             self._handle,
-            settings.host,
-            settings.port,
-            ssl=_tls(settings.certificate, settings.key),
+            **place,
+            ssl=self._tls,
             process_request=self._respond,
             compression=None,
             max_size=4 * settings.max_message,  # what is a little too big is read, and answered
@@ -131,15 +142,24 @@ class Server:
             server_header=None,
             logger=_quiet_logger(),
         )
-        host, port = next(iter(self._listener.sockets)).getsockname()[:2]
-        scheme = "wss" if settings.certificate else "ws"
-        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        self.listening.set()
+
+    def reload(self, settings: ServerSettings) -> None:
+        """For connections to come: tokens, origins, numbers, and the certificate, read again even under its old name.
+
+        Raises:
+            OSError: the certificate cannot be used; nothing has changed then.
+        """
+        if self._tls is not None and settings.certificate is not None:
+            _tls(settings.certificate, settings.key)
+            self._tls.load_cert_chain(settings.certificate, settings.key)
+        self._settings = settings
+        self._streams.number = settings.max_streams
+        self._subscribers.number = settings.max_subscribers
 
     def stop_accepting(self) -> None:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
-        if self._listener is not None:
-            self._listener.close(close_connections=False)
+        for listener in self._listeners:
+            listener.close(close_connections=False)
         self._stop_at = asyncio.get_running_loop().time() + _LAST_WORDS
         for reader in self._readers:
             reader.reschedule(self._stop_at)
@@ -150,8 +170,8 @@ class Server:
 
     async def wait_closed(self) -> None:
         """Until every connection has ended."""
-        if self._listener is not None:
-            await self._listener.wait_closed()
+        for listener in self._listeners:
+            await listener.wait_closed()
 
     # --- plain HTTP ------------------------------------------------------------------------------------------------
 
@@ -386,19 +406,20 @@ class _Seats:
     """So many at once, and no more.
 
     Attributes:
+        number: how many; it may change, and nobody who sits has to leave.
         free: set while none is taken.
     """
 
     def __init__(self, number: int, what: str) -> None:
         self.free = asyncio.Event()
         self.free.set()
-        self._number = number
+        self.number = number
         self._what = what
         self._taken = 0
 
     def __enter__(self) -> None:
-        if self._taken >= self._number:
-            raise Fault("full", f"all {self._number} {self._what} are taken: try again later")
+        if self._taken >= self.number:
+            raise Fault("full", f"all {self.number} {self._what} are taken: try again later")
         self._taken += 1
         self.free.clear()
 
@@ -513,6 +534,13 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
             f"the certificate {certificate} and key {key} cannot be used: {error.strerror or error}"
         ) from None
     return context
+
+
+def _url(sock: socket.socket, *, tls: bool) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _quiet_logger() -> logging.Logger:

@@ -67,6 +67,10 @@ class Sources:
     def states(self) -> dict[str, State]:
         return {name: source.state for name, source in self._sources.items()}
 
+    @property
+    def open_streams(self) -> int:
+        return sum(source.open for source in self._sources.values())
+
     def is_on(self, name: str) -> bool:
         source = self._sources.get(name)
         return source is None or source.on

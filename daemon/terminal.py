@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+import unicodedata
 from collections.abc import AsyncIterable, Callable
 from typing import TextIO
 
-from streaming.events import Error, Event, Final, Partial, to_json
+from streaming.events import Error, Event, Final, Partial, SpeechStarted, to_json
 
 Show = Callable[[Event], None]
 
@@ -58,16 +59,32 @@ class Live:
             case Final(text=text):
                 self._print(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
             case Partial(stable=stable, tail=tail) if self._terminal:
-                # One line: what does not fit loses its beginning.
-                room = shutil.get_terminal_size().columns - 1
-                stable = (stable + tail)[-room:][: max(0, min(len(stable) + len(tail), room) - len(tail))]
-                self._print(f"\r\x1b[K{stable}\x1b[2m{tail[-room:]}\x1b[0m")
+                stable, tail = _fit(stable, tail, shutil.get_terminal_size().columns - 1)
+                self._print(f"\r\x1b[K{stable}\x1b[2m{tail}\x1b[0m")
+            case SpeechStarted() if self._terminal:
+                self._print("\r\x1b[K")  # what was taken for speech and came to nothing may still stand there
             case Error(message=message):
                 print(f"whisperd: {message}", file=sys.stderr)
 
     def _print(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+def _fit(stable: str, tail: str, columns: int) -> tuple[str, str]:
+    """Both in one line: what does not fit loses its beginning."""
+    text = stable + tail
+    begin = len(text)
+    while begin and (columns := columns - _columns(text[begin - 1])) >= 0:
+        begin -= 1
+    settled = max(begin, len(stable))
+    return text[begin:settled], text[settled:]
+
+
+def _columns(letter: str) -> int:
+    if unicodedata.combining(letter):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 async def show_all(events: AsyncIterable[Event], show: Show) -> None:

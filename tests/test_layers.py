@@ -47,6 +47,7 @@ ALSO_KNOWS = {
     },
     "daemon.scheduler": {"streaming.job"},  # what it carries
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
+    "daemon.microphone": {"daemon.sound"},  # the program that it starts, and its errors
     "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
 }
 """Exceptions, each with its reason: importer -> what else it may import."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from harness import DATA, broker, scripted
+from harness import DATA, broker, scripted, service
 
 from daemon import app, cli
+from daemon import check as checks
 
 KITCHEN = str(DATA / "turn_on_the_kitchen_light.flac")
 Whisperd = Callable[..., tuple[int, str, str]]
@@ -141,12 +143,14 @@ def answers(out: str) -> dict[str, tuple[str, str]]:
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Whisperd:
     monkeypatch.setattr(app, "describe_models", lambda settings: "student scripted")
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the command sets it: it shall not outlive the test
     monkeypatch.setattr("logging.disable", lambda level: None)  # it would silence the tests after this one
 
-    def run(**sections: Any) -> tuple[int, str, str]:
+    def run(*options: str, **sections: Any) -> tuple[int, str, str]:
         config = tmp_path / "whisperd.yaml"
         config.write_text(json.dumps(sections))
-        code = cli.main(["check", "-c", str(config)])
+        code = cli.main(["check", "-c", str(config), *options])
         told = capsys.readouterr()
         return code, told.out, told.err
 
@@ -176,8 +180,10 @@ def test_each_failure_names_its_mend(check: Whisperd, tmp_path: Path) -> None:
     found = answers(out)
     assert code == 1
     assert {what for what, (verdict, _) in found.items() if verdict == "FAIL"} == {
-        "address", "device", "TLS", "MQTT", "microphone",
+        "address", "device", "TLS", "MQTT", "microphone", "secrets",
     }  # fmt: skip
+    assert f"process {os.getpid()})" in found["address"][1]
+    assert found["secrets"][1] == "server.key: /nowhere.key: No such file or directory: create it, or mend the path"
     assert "stop what listens there, or set server.host and server.port" in found["address"][1]
     assert "set models.device to auto or cpu" in found["device"][1]
     assert "give readable PEM files" in found["TLS"][1]
@@ -190,6 +196,89 @@ def test_a_port_open_to_all_is_remarked_on(check: Whisperd) -> None:
     assert "set server.tokens" in answers(out)["address"][1]
     _, out, _ = check(server={"host": "0.0.0.0", "port": 0, "tokens": ["t"]})
     assert "set server.tokens" not in answers(out)["address"][1]
+
+
+def test_a_whisperd_that_runs_is_no_fault(check: Whisperd, tokenizer_file: Path) -> None:
+    async def ask() -> tuple[int, str, str]:
+        async with service(scripted(tokenizer_file)) as daemon:
+            port = int(daemon.server.url.rpartition(":")[2])
+            return await asyncio.to_thread(check, server={"port": port})
+
+    code, out, _ = asyncio.run(ask())
+    assert code == 0
+    assert "a whisperd runs there" in answers(out)["address"][1]
+
+
+def test_the_answers_as_json(check: Whisperd, tmp_path: Path) -> None:
+    code, out, _ = check("--json", server={"port": 0})
+    found = {answer["what"]: answer for answer in json.loads(out)}
+    assert code == 0
+    assert found["state"] == {"what": "state", "fine": True, "detail": str(tmp_path / "state")}
+
+
+def test_a_broker_that_does_not_let_us_in(check: Whisperd, tmp_path: Path) -> None:
+    with broker(tmp_path, started=False) as mosquitto:
+        mosquitto.options = "allow_anonymous false\n"
+        mosquitto.start()
+        code, out, _ = check(server={"port": 0}, mqtt={"host": "127.0.0.1", "port": mosquitto.port})
+    assert code == 1
+    assert "it refused us (Not authorized): mend mqtt.username and the password" in answers(out)["MQTT"][1]
+
+
+def test_a_broker_that_lets_us_in_but_not_publish(check: Whisperd, tmp_path: Path) -> None:
+    (tmp_path / "acl").write_text("topic readwrite other/#\n")
+    (tmp_path / "acl").chmod(0o644)
+    with broker(tmp_path, started=False) as mosquitto:
+        mosquitto.options = f"allow_anonymous true\nacl_file {tmp_path}/acl\nuser root\n"
+        mosquitto.start()
+        mqtt = {"host": "127.0.0.1", "port": mosquitto.port}
+        code, out, _ = check(server={"port": 0}, mqtt=mqtt)
+        assert check(server={"port": 0}, mqtt={**mqtt, "topic": "other"})[0] == 0
+    assert code == 1
+    assert "we may not publish to whisperd/check (Not authorized): allow whisperd/#" in answers(out)["MQTT"][1]
+
+
+def test_what_listens_but_is_no_broker(check: Whisperd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_PATIENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code, out, _ = check(server={"port": 0}, mqtt={"host": "127.0.0.1", "port": silent.getsockname()[1]})
+    assert code == 1
+    assert "did not answer as a broker within 0.3 s" in answers(out)["MQTT"][1]
+
+
+def test_secrets_that_everybody_may_read(check: Whisperd, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("secret")
+    file.chmod(0o644)
+    code, out, _ = check(server={"port": 0}, mqtt={"password_file": str(file)})
+    assert code == 1
+    assert f"mqtt.password_file: everybody may read {file}: chmod o= {file}" in answers(out)["secrets"][1]
+    file.chmod(0o640)
+    code, out, _ = check(server={"port": 0, "tokens": ["t"]}, mqtt={"password_file": str(file)})
+    assert code == 0
+    assert "everybody may read server.tokens in " in answers(out)["secrets"][1]
+
+
+def test_a_state_that_cannot_be_written(check: Whisperd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/proc/whisperd")
+    code, out, _ = check(server={"port": 0})
+    assert code == 1
+    assert "/proc/whisperd: " in answers(out)["state"][1]
+    assert "StateDirectory=" in answers(out)["state"][1]
+
+
+def test_a_model_that_is_not_here_is_not_fetched_but_named(tmp_path: Path) -> None:
+    path = tmp_path / "whisperd.yaml"
+    path.write_text("server: {port: 0}\nmodels: {student: whisperd-tests/nowhere}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "daemon.cli", "check", "-c", str(path)],
+        env={**os.environ, "HF_HOME": str(tmp_path)}, cwd=DATA.parent.parent,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    verdict, detail = answers(done.stdout)["models"]
+    assert verdict == "FAIL"
+    assert "whisperd models pull whisperd-tests/nowhere" in detail
 
 
 def test_models_are_described_from_their_files(capsys: pytest.CaptureFixture[str], english: Any) -> None:

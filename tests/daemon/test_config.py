@@ -38,7 +38,10 @@ def complaint(text: str, tmp_path: Path, **environ: str) -> str:
 
 def leaves(model: BaseModel) -> list[tuple[str, str]]:
     return [
-        (section, key) for section in type(model).model_fields for key in type(getattr(model, section)).model_fields
+        (section, key)
+        for section in type(model).model_fields
+        if isinstance(getattr(model, section), BaseModel)  # a list of sections has no keys
+        for key in type(getattr(model, section)).model_fields
     ]
 
 
@@ -120,6 +123,21 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
         ("server: {certificate: a.pem}", "server: certificate and key go together"),
         ("subscribers: {replay: 300}", "subscribers: replay must be smaller than queue"),
         ("segment: {longest: 99}", "segment: longest must be at least"),
+        (
+            "microphones: [{source: a, devcie: 1}]",
+            "microphones.0.devcie: unknown key; did you mean microphones.0.device?",
+        ),
+        ("microphones: [{device: 1}]", "microphones.0.source: is missing"),
+        ("microphones: [{source: a/b}]", "microphones.0.source: source must be 1..64 printable characters without"),
+        ("microphone: {source: ''}", "microphone.source: source must be 1..64 printable characters"),
+        (
+            "microphones: [{source: a}, {source: a}]",
+            "microphones: a names more than one: give each a source of its own",
+        ),
+        (
+            "microphone: {enabled: true}\nmicrophones: [{source: microphone}]",
+            "microphones: microphone names more than one",
+        ),
         ("vad: {aggressiveness: 7}", "vad: aggressiveness must be 0..3, got 7"),
     ],
 )
@@ -177,6 +195,15 @@ def test_when_the_teacher_is_asked(
     settings = Settings.model_validate({"escalate": escalate, "models": {"teacher": teacher}})
     assert settings.teacher == loaded
     assert settings.session_settings().ask_teacher_below == below
+
+
+def test_which_microphones_are_listened_to() -> None:
+    more = {"microphones": [{"source": "kitchen", "device": "USB"}, {"source": "desk", "device": 3}]}
+    assert Settings().all_microphones == ()
+    assert [each.source for each in Settings.model_validate(more).all_microphones] == ["kitchen", "desk"]
+    both = Settings.model_validate({**more, "microphone": {"enabled": True}})
+    assert [each.source for each in both.all_microphones] == ["microphone", "kitchen", "desk"]
+    assert [each.device for each in both.all_microphones] == [None, "USB", 3]
 
 
 def test_the_brokers_password_and_where_it_may_come_from(tmp_path: Path) -> None:

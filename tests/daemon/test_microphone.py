@@ -1,15 +1,19 @@
-"""The microphone, with a real sound server whose input is a pipe; no hardware is needed."""
+"""Microphones, with a real sound server whose inputs are pipes; no hardware is needed."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,75 +22,138 @@ from typing import Any
 import pytest
 from harness import PATIENCE, client, scripted, service, speech, wait_until
 
-from daemon import app, cli, microphone
-from daemon.config import Microphone as MicrophoneSettings
-from daemon.config import Settings
+from daemon import app, cli, microphone, sound
+from daemon.config import AnyMicrophone, Settings
 from daemon.metrics import Metrics
-from daemon.microphone import Microphone, MicrophoneError
+from daemon.microphone import Microphone
+from daemon.sound import MicrophoneError
 from streaming.events import Audio, Inbound, Start
 
 BLOCK = 640  # bytes in 20 ms
 
 
-class SoundServer:
-    """PulseAudio with one source, a FIFO. What is written into it is heard, at real-time pace."""
+class Voice:
+    """What comes into a FIFO at the pace of speech: what it is given to say, and else silence, as of a microphone."""
 
-    def __init__(self, folder: Path) -> None:
-        program = shutil.which("pulseaudio")
-        assert program, "these tests need a sound server: apt-get install pulseaudio libasound2-plugins libportaudio2"
-        self.fifo = folder / "mic.fifo"
-        (folder / "pulse").mkdir(mode=0o700)
+    def __init__(self, fifo: Path) -> None:
+        self._pipe = os.open(fifo, os.O_RDWR)  # a pipe without a reader would end us
+        self._blocks: queue.SimpleQueue[bytes | asyncio.Future[None]] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    async def say(self, audio: bytes) -> None:
+        """Returns when all of it is said."""
+        said = asyncio.get_running_loop().create_future()
+        for at in range(0, len(audio), BLOCK):
+            self._blocks.put(audio[at : at + BLOCK])
+        self._blocks.put(said)
+        await asyncio.wait_for(said, PATIENCE)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        os.close(self._pipe)
+
+    def _run(self) -> None:
+        os.set_blocking(self._pipe, False)
+        due = time.monotonic()
+        while not self._stopped.wait(max(0.0, due - time.monotonic())):
+            due += 0.02
+            with contextlib.suppress(BlockingIOError):  # nobody listens now
+                os.write(self._pipe, self._next())
+
+    def _next(self) -> bytes:
+        try:
+            block = self._blocks.get_nowait()
+        except queue.Empty:
+            return bytes(BLOCK)
+        if isinstance(block, bytes):
+            return block
+        block.get_loop().call_soon_threadsafe(block.set_result, None)
+        return self._next()
+
+
+class SoundServer:
+    """PulseAudio with one source, a FIFO. It is the ALSA device `name` as well, as PortAudio sees it."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        folder = self.folder = home / name
+        folder.mkdir()
+        self.fifo = folder / "fifo"
         # PulseAudio will not run as root's session without all of these being its own.
         self.environment = {
             "XDG_RUNTIME_DIR": str(folder),
             "PULSE_RUNTIME_PATH": str(folder / "pulse"),
             "PULSE_SERVER": f"unix:{folder}/pulse/native",
-            "HOME": str(folder),
+            "HOME": str(home),
         }
-        source = f"module-pipe-source source_name=pipemic file={self.fifo} format=s16le rate=16000 channels=1"
-        with open(folder / "pulse.log", "w") as log:
+        with open(home / ".asoundrc", "a") as config:
+            config.write(f'pcm.{name} {{ type pulse server "unix:{folder}/pulse/native" }}\n')
+        self.start()
+
+    def start(self) -> None:
+        program = shutil.which("pulseaudio")
+        assert program, "these tests need a sound server: apt-get install pulseaudio libasound2-plugins libportaudio2"
+        (self.folder / "pulse").mkdir(mode=0o700)
+        with open(self.folder / "log", "w") as log:
             self.popen = subprocess.Popen(
                 [program, "-n", "--daemonize=no", "--exit-idle-time=-1", "--disallow-exit", "--use-pid-file=no",
-                 "-L", f"module-native-protocol-unix socket={folder}/pulse/native", "-L", source],
+                 "-L", f"module-native-protocol-unix socket={self.folder}/pulse/native"],
                 env={**os.environ, **self.environment}, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + PATIENCE
-        while self._control("set-default-source", "pipemic") != 0:
-            assert self.popen.poll() is None, (folder / "pulse.log").read_text()
-            assert time.monotonic() < deadline, (folder / "pulse.log").read_text()
+        while self._control("info").returncode != 0:
+            assert self.popen.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.02)  # a server that starts has no event to wait for
+        self.plug()
 
-    def _control(self, *arguments: str) -> int:
-        environment = {**os.environ, **self.environment}
-        return subprocess.run(["pactl", *arguments], env=environment, capture_output=True, check=False).returncode
+    def plug(self) -> None:
+        source = ["source_name=pipe", f"file={self.fifo}", "format=s16le", "rate=16000", "channels=1"]
+        done = self._control("load-module", "module-pipe-source", *source)
+        assert done.returncode == 0, done.stderr
+        self._control("set-default-source", "pipe")
+        self.voice = Voice(self.fifo)
+
+    def unplug(self) -> None:
+        """The source alone goes."""
+        self.voice.stop()
+        done = self._control("unload-module", "module-pipe-source")
+        assert done.returncode == 0, done.stderr
 
     def stop(self) -> None:
+        """All of it goes, without a word."""
         self.popen.kill()
         self.popen.wait()
+        self.voice.stop()
+        shutil.rmtree(self.folder / "pulse")
+        self.fifo.unlink()
 
     async def play(self, audio: bytes) -> None:
-        """At the pace of speech: the pipe would take more, and the server would hear it in a rush."""
-        began = time.monotonic()
-        pipe = os.open(self.fifo, os.O_RDWR)
-        try:
-            for number, at in enumerate(range(0, len(audio), BLOCK)):
-                os.write(pipe, audio[at : at + BLOCK])
-                await asyncio.sleep(began + (number + 1) * 0.02 - time.monotonic())
-        finally:
-            os.close(pipe)
+        await self.voice.say(audio)
+
+    def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(["pactl", *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
-def sound_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundServer]:
+def home() -> Iterator[Path]:
     # Not tmp_path: the path of a unix socket may have 107 characters.
     with tempfile.TemporaryDirectory() as folder:
-        server = SoundServer(Path(folder))
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        try:
-            yield server
-        finally:
-            server.stop()
+        yield Path(folder)
+
+
+@pytest.fixture
+def sound_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundServer]:
+    server = SoundServer(home, "desk")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 async def test_the_service_hears_the_microphone(tokenizer_file: Path, sound_server: SoundServer) -> None:
@@ -108,6 +175,75 @@ async def test_the_service_hears_the_microphone(tokenizer_file: Path, sound_serv
         daemon.stop()
         assert await other.rest() == 1001
     assert [event["utterance"] for event in other.of("final")] == [1, 2]
+
+
+async def test_a_microphone_that_is_unplugged_and_comes_back(
+    tokenizer_file: Path, sound_server: SoundServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microphone, "_FIRST_PAUSE", 0.1)
+    sections = {"microphone": {"enabled": True, "device": "desk", "source": "desk"}}
+    async with (
+        service(scripted(tokenizer_file), sections) as daemon,
+        client(daemon.server.url, "/v1/events?source=desk") as other,
+    ):
+
+        def state() -> str | None:
+            return daemon.pipeline.sources.states().get("desk")
+
+        await wait_until(lambda: state() == "listening")
+        await sound_server.play(bytes(16000) + speech())
+        await other.until("final")
+        # In the middle of a sentence: what was heard of it becomes final.
+        await sound_server.play(speech()[: len(speech()) // 4 * 2])
+        await other.until("speech_started")
+        sound_server.unplug()
+        await other.until("final")
+        await wait_until(lambda: state() == "idle")
+        await wait_until(lambda: "microphone desk: " in daemon._status())
+        sound_server.plug()
+        await wait_until(lambda: state() == "listening")
+        assert "microphone desk: " not in daemon._status()
+        await sound_server.play(bytes(16000) + speech())
+        assert (await other.until("final"))["text"].startswith("turn on the")
+        assert b"whisperd_microphones_open 1.0" in daemon.pipeline.metrics.text()
+
+
+async def test_two_microphones_at_once(
+    tokenizer_file: Path, home: Path, sound_server: SoundServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microphone, "_FIRST_PAUSE", 0.1)
+    other_server = SoundServer(home, "usb")
+    sections = {
+        "microphone": {"enabled": True, "device": "desk", "source": "desk"},
+        "microphones": [{"device": "usb", "source": "kitchen"}],
+    }
+    async with (
+        service(scripted(tokenizer_file), sections) as daemon,
+        client(daemon.server.url, "/v1/events?source=desk") as desk,
+        client(daemon.server.url, "/v1/events?source=kitchen") as kitchen,
+    ):
+        states = daemon.pipeline.sources.states
+        try:
+            await wait_until(lambda: states() == {"desk": "listening", "kitchen": "listening"})
+            await asyncio.gather(sound_server.play(bytes(16000) + speech()), other_server.play(bytes(32000) + speech()))
+            assert (await desk.until("final"))["text"].startswith("turn on the")
+            assert (await kitchen.until("final"))["text"].startswith("turn on the")
+        finally:
+            other_server.stop()
+        # One goes and comes back, and the other hears every word meanwhile.
+        await wait_until(lambda: states()["kitchen"] == "idle")
+        for _ in range(2):
+            await sound_server.play(bytes(16000) + speech())
+            final = await desk.until("final")
+            assert 0.5 < final["end"] - final["start"] < 2.5
+        other_server.start()
+        try:
+            await wait_until(lambda: states()["kitchen"] == "listening")
+            await other_server.play(bytes(16000) + speech())
+            assert (await kitchen.until("final"))["utterance"] == 1
+            assert [final["utterance"] for final in desk.of("final")] == [1, 2, 3]
+        finally:
+            other_server.stop()
 
 
 async def test_listening_in_a_terminal(
@@ -141,7 +277,7 @@ async def test_listening_to_a_device_that_is_not_there(
 ) -> None:
     monkeypatch.setattr(app.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
     assert await cli._listen(Settings(), argparse.Namespace(device="nowhere")) == 1
-    assert "nowhere cannot be opened" in capsys.readouterr().err
+    assert "No input device matching 'nowhere': see `whisperd devices`" in capsys.readouterr().err
 
 
 def test_it_is_among_the_devices(sound_server: SoundServer) -> None:
@@ -153,51 +289,48 @@ def test_it_is_among_the_devices(sound_server: SoundServer) -> None:
     assert any("pulse" in line for line in done.stdout.splitlines())
 
 
+def test_its_program_ends_after_its_reader(sound_server: SoundServer) -> None:
+    """A stop reaches every process of the service at once; what was heard must come out all the same."""
+    program = [sys.executable, "-P", sound.__file__, json.dumps({"device": "desk", "buffer": 10})]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as popen:
+        assert popen.stdin is not None
+        assert popen.stdout is not None
+        header = json.loads(popen.stdout.readline())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            popen.send_signal(number)
+        frame = 4 + header["block"]
+        assert len(popen.stdout.read(50 * frame)) == 50 * frame  # it hears on
+        popen.stdin.close()
+        assert len(popen.stdout.read()) % frame == 0
+        assert popen.wait(PATIENCE) == 0
+
+
 # --- a device that misbehaves ----------------------------------------------------------------------------------------
-# The sound library is replaced: no real device fails on request.
+# No real device fails on request: the program that opens one is replaced, or the sound library in it.
+
+PROGRAM = """
+import json, sys, time
+from pathlib import Path
+
+lives = Path(sys.argv[1])
+life, *rest = json.loads(lives.read_text())
+lives.write_text(json.dumps(rest))
+out = sys.stdout.buffer
+if "error" in life or life.get("crash"):
+    out.write(b"" if life.get("crash") else json.dumps(life).encode() + b"\\n")
+    sys.exit(1)
+out.write(json.dumps({"name": "fake", "sample_rate": 16000, "channels": 1, "block": 640}).encode() + b"\\n")
+for lost, letter in life["blocks"]:
+    out.write(lost.to_bytes(4, "little") + letter.encode() * 640)
+out.flush()
+if life["then"] == "silent":
+    sys.stdin.read()
+"""
+"""Opens nothing; each time it is started it lives the next of the lives in a file."""
 
 
-class FakeLibrary:
-    """What is used of `sounddevice`. Each stream that is opened gets the next life: blocks to send, or an error."""
-
-    class PortAudioError(Exception):
-        pass
-
-    def __init__(self, lives: list[list[bytes] | str], rates: tuple[int, ...] = (16000,)) -> None:
-        self.lives = lives
-        self.rates = rates
-        self.opened: list[int] = []
-        self.aborted = 0
-
-    def _terminate(self) -> None: ...
-
-    def _initialize(self) -> None: ...
-
-    def check_input_settings(self, *, samplerate: int, **_: Any) -> None:
-        if samplerate not in self.rates:
-            raise self.PortAudioError("Invalid sample rate")
-
-    def query_devices(self, *_: Any) -> dict[str, Any]:
-        return {"name": "fake", "default_samplerate": float(self.rates[0]), "max_input_channels": 1}
-
-    def RawInputStream(self, *, samplerate: int, callback: Any, **_: Any) -> Any:  # noqa: N802 - the library's name
-        life = self.lives.pop(0)
-        if isinstance(life, str):
-            raise self.PortAudioError(life)
-        self.opened.append(samplerate)
-        library = self
-
-        class Stream:
-            def start(self) -> None:
-                for block in life:
-                    callback(block, len(block) // 2, None, None)
-
-            def abort(self) -> None:
-                library.aborted += 1
-
-            def close(self) -> None: ...
-
-        return Stream()
+def blocks(*letters: str, lost: int = 0, then: str = "silent") -> dict[str, Any]:
+    return {"blocks": [(lost, letter) for letter in letters], "then": then}
 
 
 class Sink:
@@ -224,21 +357,24 @@ class Sink:
 
 
 async def run(
-    library: FakeLibrary, monkeypatch: pytest.MonkeyPatch, *, until: int, buffer: float = 10.0
+    folder: Path, lives: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, *, until: int
 ) -> tuple[list[Sink], Metrics]:
     """Run a microphone until one of its streams has heard `until` bytes."""
-    monkeypatch.setattr(microphone, "sound_library", lambda: library)
+    (folder / "lives").write_text(json.dumps(lives))
+    monkeypatch.setattr(microphone, "_PROGRAM", (sys.executable, "-c", PROGRAM, str(folder / "lives")))
     monkeypatch.setattr(microphone, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(microphone, "_SILENT_DEVICE", 0.05)
+    monkeypatch.setattr(microphone, "_SILENT_DEVICE", 1.0)
     enough, sinks, metrics = asyncio.Event(), [], Metrics()
-    ears = Microphone(MicrophoneSettings(buffer=buffer), metrics)
+    ears = Microphone(AnyMicrophone(source="desk"), metrics)
 
     def open_stream(start: Start) -> Sink:
         sinks.append(Sink(start, enough, until))
         return sinks[-1]
 
     task = asyncio.create_task(ears.run(open_stream))
-    await asyncio.wait_for(enough.wait(), PATIENCE)
+    waiting = asyncio.create_task(enough.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
+    waiting.cancel()
     ears.stop()
     await asyncio.wait_for(task, PATIENCE)
     assert all(sink.finished and sink.closed for sink in sinks)
@@ -246,50 +382,126 @@ async def run(
 
 
 async def test_a_device_that_fails_is_opened_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    library = FakeLibrary(["it is busy", [b"\1" * BLOCK] * 2, "it is gone", [b"\2" * BLOCK] * 5])
-    sinks, metrics = await run(library, monkeypatch, until=5 * BLOCK)
-    assert [sink.heard for sink in sinks] == [b"\1" * 2 * BLOCK, b"\2" * 5 * BLOCK]
-    assert library.aborted == 2
-    assert "cannot be opened (it is busy)" in caplog.text
-    assert "has sent nothing for" in caplog.text
-    assert "whisperd_microphone_reopened_total 3.0" in metrics.text().decode()
+    lives = [
+        {"error": "it is busy", "hopeless": False},
+        blocks("a", "a"),
+        {"crash": True},
+        blocks("b", then="end"),
+        blocks("c", "c", "c"),
+    ]
+    sinks, metrics = await run(tmp_path, lives, monkeypatch, until=3 * BLOCK)
+    assert [sink.heard for sink in sinks] == [b"a" * 2 * BLOCK, b"b" * BLOCK, b"c" * 3 * BLOCK]
+    assert sinks[0].start == Start(source="desk")
+    for reason in ("it is busy", "has sent nothing for", "its driver ended the process", "went away: is it unplugged?"):
+        assert reason in caplog.text
+    assert "whisperd_microphone_reopened_total 4.0" in metrics.text().decode()
+    assert "whisperd_microphones_open 0.0" in metrics.text().decode()
+
+
+async def test_a_device_that_never_opens_does_not_delay_the_end(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microphone, "_PROGRAM", (sys.executable, "-c", "import sys; sys.stdin.read()"))
+    monkeypatch.setattr(microphone, "_OPENING", 1000)
+    # It would give up, with an error, after the drain's time.
+    async with service(scripted(tokenizer_file), {"microphone": {"enabled": True}}) as daemon:
+        assert "microphone microphone: not opened yet" in daemon._status()
 
 
 async def test_what_nobody_took_in_time_is_silence_and_counted(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # All blocks come before the loop turns; the ring holds three. Then one more comes, when there is room.
-    library = FakeLibrary([[b"\1" * BLOCK] * 5])
-    sinks, metrics = await run(library, monkeypatch, until=3 * BLOCK, buffer=0.06)
-    assert sinks[0].heard == b"\1" * 3 * BLOCK
-
-    device = microphone._Device(MicrophoneSettings(buffer=0.06), metrics)
-    for number in range(5):
-        device._keep(bytes([number]) * BLOCK, BLOCK // 2, None, None)
-    never = asyncio.Event()
-    heard = [await device.read(never) for _ in range(3)]
-    device._keep(b"\x09" * BLOCK, BLOCK // 2, None, None)
-    heard.append(await device.read(never))
-    assert heard == [b"\0" * BLOCK, b"\1" * BLOCK, b"\2" * BLOCK, bytes(2 * BLOCK) + b"\x09" * BLOCK]
+    sinks, metrics = await run(tmp_path, [blocks("a", lost=2)], monkeypatch, until=3 * BLOCK)
+    assert sinks[0].heard == bytes(2 * BLOCK) + b"a" * BLOCK
     assert "0.04 s were lost" in caplog.text
     assert "whisperd_microphone_lost_seconds_total 0.04" in metrics.text().decode()
 
 
-async def test_hardware_with_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = FakeLibrary([[bytes(1920)] * 3], rates=(48000, 44100))
-    sinks, _ = await run(library, monkeypatch, until=1920)
-    assert library.opened == [48000]
-    assert sinks[0].start == Start(source="microphone", sample_rate=48000)
+async def test_no_pause_mends_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MicrophoneError, match="it is not installed"):
+        await run(tmp_path, [{"error": "it is not installed", "hopeless": True}], monkeypatch, until=1)
 
 
-async def test_without_the_library_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tokenizer_file: Path) -> None:
+def test_a_ring_keeps_the_oldest_and_counts_the_rest() -> None:
+    ring = sound.Ring(3 * sound.BLOCK_SECONDS)
+    for number in range(5):
+        ring.put(bytes([number]))
+    taken = iter(ring)
+    assert [next(taken) for _ in range(3)] == [(0, b"\0"), (0, b"\1"), (0, b"\2")]
+    ring.put(b"\x09")
+    ring.end()
+    assert list(taken) == [(2, b"\x09")]
+
+
+class FakeLibrary:
+    """What is used of `sounddevice`, for a device that takes some rates and numbers of channels and no other."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, rates: tuple[int, ...], channels: tuple[int, ...]) -> None:
+        self.rates = rates
+        self.channels = channels
+        self.opened: dict[str, Any] = {}
+
+    def check_input_settings(self, *, samplerate: int, channels: int, **_: Any) -> None:
+        if samplerate not in self.rates:
+            raise self.PortAudioError("Invalid sample rate")
+        if channels not in self.channels:
+            raise self.PortAudioError("Invalid number of channels")
+
+    def query_devices(self, *_: Any) -> dict[str, Any]:
+        rate, channels = self.rates[0], max(self.channels)
+        return {"name": "fake", "default_samplerate": float(rate), "max_input_channels": channels}
+
+    def RawInputStream(self, **options: Any) -> Any:  # noqa: N802 - the library's name
+        self.opened = options
+
+        class Stream:
+            def start(self) -> None: ...
+
+        return Stream()
+
+
+@pytest.mark.parametrize(
+    ("rates", "channels", "rate", "count"),
+    [
+        ((48000, 16000), (1, 2), 16000, 1),
+        ((48000, 44100), (1,), 48000, 1),
+        ((48000, 16000), (2,), 16000, 2),
+        ((44100,), (2,), 44100, 2),
+        ((16000,), (6,), 16000, 6),
+    ],
+)
+def test_hardware_with_a_format_of_its_own(
+    rates: tuple[int, ...], channels: tuple[int, ...], rate: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = FakeLibrary(rates, channels)
+    monkeypatch.setattr(sound, "sound_library", lambda: library)
+    device = sound.Device("fake", sound.Ring(1.0))
+    assert (library.opened["samplerate"], library.opened["channels"]) == (rate, count)
+    assert device.header() == {"name": "fake", "sample_rate": rate, "channels": count, "block": rate // 50 * count * 2}
+
+
+def test_hardware_with_a_format_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sound, "sound_library", lambda: FakeLibrary((16000,), (32,)))
+    with pytest.raises(MicrophoneError, match=r"fake cannot be opened \(Invalid number of channels\)"):
+        sound.Device("fake", sound.Ring(1.0))
+
+
+async def test_without_the_library_there_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tokenizer_file: Path, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(MicrophoneError, match=r"pip install 'whisperd\[mic\]'"):
-        microphone.input_devices()
+        sound.input_devices()
     from daemon.app import ServiceError
 
+    # The process that would open the device finds none either.
+    (tmp_path / "sounddevice.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(ServiceError, match=r"microphone: .*pip install"):
         async with service(scripted(tokenizer_file), {"microphone": {"enabled": True}}) as daemon:
             await daemon.server.wait_closed()

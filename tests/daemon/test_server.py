@@ -158,23 +158,28 @@ async def test_dead_peers_are_noticed_by_the_kernel(tokenizer_file: Path) -> Non
     async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
         await mine.say(type="start")
         await mine.next()
-        assert daemon.server._listener is not None
-        (connection,) = daemon.server._listener.connections
+        (listener,) = daemon.server._listeners
+        (connection,) = listener.connections
         sock = connection.transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 60
         assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) < 60_000
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
+def make_certificate(path: Path) -> None:
     """One for 127.0.0.1 that signs itself; its key is beside it."""
-    path = tmp_path / "cert.pem"
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(tmp_path / "key.pem")]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    key += ["-keyout", str(path.with_name("key.pem"))]
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(
         ["openssl", "req", "-x509", "-days", "2", *key, *name, "-out", str(path)], check=True, capture_output=True
     )
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    path = tmp_path / "cert.pem"
+    make_certificate(path)
     return path
 
 
@@ -189,6 +194,28 @@ async def test_tls(tokenizer_file: Path, certificate: Path) -> None:
             await mine.say(type="stop")
             assert await mine.rest() == 1000
             assert len(mine.of("final")) == 1
+
+
+async def test_a_certificate_that_was_renewed(tokenizer_file: Path, certificate: Path) -> None:
+    key = certificate.with_name("key.pem")
+    sections = {"server": {"certificate": str(certificate), "key": str(key)}}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        host, port = daemon.server.url.removeprefix("wss://").split(":")
+
+        async def is_shown() -> bool:
+            shown = await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
+            return shown.split() == (await asyncio.to_thread(certificate.read_text)).split()
+
+        assert await is_shown()
+        await asyncio.to_thread(make_certificate, certificate)
+        assert not await is_shown()
+        daemon.server.reload(daemon.settings.server)
+        assert await is_shown()
+        # A key that is not this certificate's: the old pair goes on.
+        key.rename(key.with_name("other.pem"))
+        with pytest.raises(OSError, match="cannot be used"):
+            daemon.server.reload(daemon.settings.server)
+        assert await is_shown()
 
 
 async def test_a_certificate_that_cannot_be_read(tokenizer_file: Path, tmp_path: Path) -> None:
@@ -245,12 +272,25 @@ async def test_the_canary_sings_when_all_is_silent(tokenizer_file: Path) -> None
         assert daemon.pipeline.scheduler.decoded_at is not None
 
 
-async def test_a_canary_that_dies_is_told(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_first_decode_that_fails_is_no_start(tokenizer_file: Path) -> None:
     def fail(jobs: Sequence[Job]) -> None:
-        raise RuntimeError("no GPU any more")
+        raise RuntimeError("no such kernel")
 
-    sections = {"health": {"canary": 0.02, "stall": 0.05}}
+    with pytest.raises(ServiceError, match="the first decode failed: RuntimeError: no such kernel"):
+        async with service(scripted(tokenizer_file, before=fail)):
+            pass
+
+
+async def test_a_canary_that_dies_is_told(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failing = False
+
+    def fail(jobs: Sequence[Job]) -> None:
+        if failing:
+            raise RuntimeError("no GPU any more")
+
+    sections = {"health": {"canary": 0.02, "stall": 1.0}}
     async with service(scripted(tokenizer_file, before=fail), sections) as daemon:
+        failing = True
         await wait_until(lambda: not daemon.health.getting_on)
         assert "nothing was decoded for" in str(daemon.health.unready())
     assert "the canary's decode failed: RuntimeError: no GPU any more" in caplog.text

@@ -13,6 +13,7 @@ import pytest
 from daemon.config import Settings
 
 UNIT = Path(__file__).parent.parent.parent / "systemd" / "whisperd.service"
+SOCKET = UNIT.with_suffix(".socket")
 EXPLAINED = (UNIT.parent / "README.md").read_text()
 
 
@@ -31,18 +32,40 @@ def installed(tmp_path: Path) -> Path:
     return copy
 
 
-def keys() -> dict[str, str]:
+def keys(unit: Path = UNIT, section: str = "Service") -> dict[str, str]:
     # Keys may come more than once; the checks below look only at those that do not.
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     parser.optionxform = str  # type: ignore[assignment,method-assign] # the documented way to keep upper case
-    parser.read(UNIT)
-    return dict(parser["Service"])
+    parser.read(unit)
+    return dict(parser[section])
 
 
 def test_systemd_finds_nothing_to_say(installed: Path) -> None:
     # It exits 0 for a key that it does not know: only silence is approval.
     done = analyze("verify", "--man=no", str(installed))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_systemd_finds_nothing_to_say_about_the_socket(installed: Path) -> None:
+    copy = installed.with_suffix(".socket")
+    copy.write_text(SOCKET.read_text())
+    done = analyze("verify", "--man=no", str(copy), str(installed))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_socket_is_the_port_of_the_defaults() -> None:
+    server = Settings().server
+    assert keys(SOCKET, "Socket")["ListenStream"] == f"{server.host}:{server.port}"
+    for key in keys(SOCKET, "Socket"):
+        assert f"`{key}" in EXPLAINED, f"{key} is not in the README"
+
+
+def test_what_may_change_is_explained() -> None:
+    from daemon.reload import _KEYS, _SECTIONS
+
+    table = EXPLAINED.partition("## Settings that change")[2].partition("## The socket")[0]
+    for key in (_KEYS | _SECTIONS) - {"log", "shutdown", "escalate.below"}:  # named by their one key, or with theirs
+        assert f"`{key}`" in table, f"{key} is not in the table"
 
 
 def test_systemd_would_say_something_about_a_mistake(installed: Path) -> None:
@@ -62,6 +85,12 @@ def test_every_line_is_explained() -> None:
     for key in keys():
         if key not in ("ExecStart", "Environment"):
             assert f"`{key}" in EXPLAINED, f"{key} is not in the README"
+
+
+def test_a_users_unit_has_the_same_life_and_no_other_walls() -> None:
+    user, system = keys(UNIT.parent / "user" / UNIT.name), keys()
+    places = {"ExecStart", "WorkingDirectory", "SystemCallFilter"}  # another place; and a key that comes twice
+    assert {key: user[key] for key in user.keys() - places} == {key: system[key] for key in user.keys() - places}
 
 
 def test_stopping_leaves_time_for_the_drain() -> None:
