@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import aiomqtt
 
-from daemon.config import Models, Mqtt, Server
+from daemon import announce
+from daemon.config import Models, Mqtt, Server, Wyoming
 
 _PATIENCE = 5.0
 
@@ -59,20 +60,37 @@ def _ask(probe: Probe) -> Answer:
 
 def address(server: Server) -> str:
     """That the port is free and the address ours."""
-    place = f"{server.host}:{server.port}"
+    where = _bind(server.host, server.port, "server")
+    guarded = "with tokens" if server.tokens else "without tokens"
+    open_to_all = not server.tokens and not where.startswith(("127.", "::1"))
+    warning = ": anybody who reaches it may listen; set server.tokens" if open_to_all else ""
+    return f"{server.host}:{server.port}, {guarded}{warning}"
+
+
+def _bind(host: str, port: int, section: str) -> str:
+    """The address that `host` is, if one can listen there."""
     try:
-        infos = socket.getaddrinfo(server.host or None, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, where = infos[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
         raise ProbeError(
-            f"{place}: {error.strerror or error}: stop what listens there, or set server.host and server.port"
+            f"{host}:{port}: {error.strerror or error}: stop what listens there, or set {section}.host and "
+            f"{section}.port"
         ) from None
-    guarded = "with tokens" if server.tokens else "without tokens"
-    open_to_all = not server.tokens and not str(where[0]).startswith(("127.", "::1"))
-    return f"{place}, {guarded}{': anybody who reaches it may listen; set server.tokens' if open_to_all else ''}"
+    return str(where[0])
+
+
+def wyoming(settings: Wyoming) -> str:
+    """That the port is free and the address ours, and that it can be announced if it shall be."""
+    if not settings.host:
+        return "off"
+    if settings.zeroconf and (mend := announce.missing()):
+        raise ProbeError(f"wyoming.zeroconf {mend}")
+    _bind(settings.host, settings.port, "wyoming")
+    return f"{settings.host}:{settings.port}{', announced by zeroconf' if settings.zeroconf else ''}"
 
 
 def tls(server: Server) -> str:

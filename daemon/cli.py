@@ -240,6 +240,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
             checks.Probe("models", lambda: describe_models(settings)),
             checks.Probe("device", lambda: checks.device(settings.models)),
             checks.Probe("address", lambda: checks.address(settings.server)),
+            checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
             checks.Probe("TLS", lambda: checks.tls(settings.server)),
             checks.Probe("MQTT", lambda: checks.broker(settings.mqtt, mqtt_password(settings.mqtt, surroundings()))),
             checks.Probe("microphone", lambda: find_device(chosen.device) if chosen.enabled else "off"),
