@@ -50,6 +50,9 @@ ALSO_KNOWS = {
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
     "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
+    # Commands about checkpoints: where they lie, and what is in them.
+    "daemon.pull": {"streaming.whisper.locate"},
+    "daemon.models": {"streaming.whisper.locate", "streaming.whisper.checkpoint", "daemon.pull"},
     "daemon.check": {"daemon.announce"},  # asks whether its library is there
 }
 """Exceptions, each with its reason: importer -> what else it may import."""

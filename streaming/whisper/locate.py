@@ -78,16 +78,17 @@ def cached(name: str) -> Path:
     Raises CheckpointError.
     """
     # Imported here: only a hub name needs it, and it takes long.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         directory = Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=True))
-    except IncompleteSnapshotError:
-        raise CheckpointError(_in_part(name)) from None
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
+        if hasattr(error, "snapshot_path"):  # a subclass that not every release has: files are missing
+            raise CheckpointError(_in_part(name)) from None
         raise CheckpointError(
-            f"{name!r} is not on this machine: fetch it with `whisperd models pull {name}`, or give a directory"
+            f"{name!r} is not on this machine (not in {constants.HF_HUB_CACHE}): fetch it with "
+            f"`whisperd models pull {name}`, or give a directory"
         ) from None
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} is neither a directory nor a name of the model hub: {error}") from None
