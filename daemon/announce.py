@@ -33,9 +33,8 @@ async def announce(kind: str, address: str, port: int) -> None:
     everywhere = ipaddress.ip_address(address).is_unspecified
     addresses = _own_addresses() if everywhere else [address]
     host = socket.gethostname().partition(".")[0][:40]
-    service = AsyncServiceInfo(
-        f"{kind}.local.", f"whisperd-{host}.{kind}.local.", port, parsed_addresses=addresses, server=f"{host}.local."
-    )
+    # Under the service's own name: the machine's belongs to whoever announces the machine.
+    service = AsyncServiceInfo(f"{kind}.local.", f"whisperd-{host}.{kind}.local.", port, parsed_addresses=addresses)
     try:
         speaker = AsyncZeroconf(interfaces=zeroconf.InterfaceChoice.All if everywhere else [address])
     except OSError as error:

@@ -124,7 +124,9 @@ def _in_cache(name: str) -> Here | None:
         return None
     except CheckpointError as error:
         begun = pull.broken_off(name)
-        return Here(name, "hub cache", begun, state=str(error)) if begun else None
+        configs = pull.folder(name).glob("snapshots/*/config.json")
+        known = any(_json(config).get("model_type") == "whisper" for config in configs)
+        return Here(name, "hub cache", begun, state=str(error)) if begun or known else None
 
 
 def _in_directory(directory: Path) -> list[Here]:

@@ -394,6 +394,28 @@ def test_directories_and_what_is_wrong_with_them(english: Pair, tmp_path: Path) 
     assert {"home-en (student)", "home-en (teacher)"} <= found.keys()
 
 
+def test_what_others_left_in_the_cache(
+    english: Pair, multilingual: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, only in part, and no Whisper at all."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, source in (("a--whole", english.student), ("a--part", multilingual.student), ("a--bert", None)):
+        repository = tmp_path / f"models--{name}"
+        snapshot = repository / "snapshots" / COMMIT
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(COMMIT)
+        if source is None:
+            snapshot.mkdir(parents=True)
+            (snapshot / "config.json").write_text('{"model_type": "bert"}')
+        else:
+            shutil.copytree(source, snapshot)
+    (tmp_path / "models--a--part" / "snapshots" / COMMIT / "model.safetensors").unlink()
+    found = {each.name: each.state for each in models.here([]) if each.where == "hub cache"}
+    assert found.keys() == {"a/whole", "a/part"}
+    assert found["a/whole"] == ""
+    assert "`whisperd models pull a/part` fetches the rest" in found["a/part"]
+
+
 @pytest.mark.parametrize(
     ("machine", "best"),
     [

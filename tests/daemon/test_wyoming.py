@@ -168,6 +168,23 @@ async def test_an_early_answer_waits_for_a_client_that_reads_later(tokenizer_fil
         assert sum(Transcript.is_type(each.type) for each in again) == 1
 
 
+async def test_text_while_somebody_still_speaks(tokenizer_file: Path) -> None:
+    async with (
+        listening(scripted(tokenizer_file), requires_external_vad=True) as daemon,
+        client(daemon.server.url, "/v1/events") as other,
+        connect(daemon) as mine,
+    ):
+        await begin(mine)
+        await play(mine, unfinished_speech())
+        settled = False
+        while not settled:  # a word is settled once two partials agree on it, and each needs new audio
+            settled = bool((await other.until("partial"))["stable"])
+            await play(mine, unfinished_speech()[-16000:])
+        events = await until(mine, TranscriptChunk)
+        assert [each.type for each in events] == ["transcript-start", "transcript-chunk"]
+        assert "turn on the kitchen".startswith(chunks(events))
+
+
 async def test_their_endpointing_joins_all_utterances_of_a_turn(tokenizer_file: Path) -> None:
     """A client takes the first transcript for the whole answer: it must be the whole answer."""
     async with (
@@ -354,6 +371,23 @@ async def test_a_client_that_leaves_in_mid_word_is_still_heard(tokenizer_file: P
             await play(mine, unfinished_speech())
         assert (await other.until("final"))["text"].startswith("turn on")
         await wait_until(lambda: daemon.pipeline.metrics.wyoming_clients._value.get() == 0)
+
+
+async def test_a_client_that_does_not_read_is_let_go(tokenizer_file: Path) -> None:
+    sections = {"wyoming": {"host": "127.0.0.1", "port": 0}, "subscribers": {"send_timeout": 0.2}}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        _reader, writer = await raw(daemon)  # takes in no more than its limit
+
+        async def ping_for_ever() -> None:
+            while True:
+                writer.write(wire(Ping("x" * 1000)) * 1000)
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(ping_for_ever(), PATIENCE)
+        writer.close()
+        assert daemon.pipeline.metrics.subscribers_dropped._value.get() == 1
+        assert (await spoken(daemon, speech())).startswith("turn on")
 
 
 async def test_no_more_than_so_many(tokenizer_file: Path) -> None:
