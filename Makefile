@@ -39,7 +39,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) -e '.[mic,distill,voices,test]'
+	$(PIP) -e '.[mic,zeroconf,distill,voices,test]'
 	touch $@
 
 .PHONY: system-packages

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streaming.whisper.checkpoint import Checkpoint, Dimensions, Grammar, Role
+from streaming.whisper.checkpoint import Checkpoint, Dimensions, Grammar
 from streaming.whisper.engine import Engine, Model, assemble
+from streaming.whisper.locate import Role
 from streaming.whisper.model import Decoder, Encoder
 
 _ENGLISH, _MULTILINGUAL, _WITH_CANTONESE = 51864, 51865, 51866

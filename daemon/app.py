@@ -23,8 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon import status
+from daemon import announce, status
 from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password
+from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
 from daemon.logs import set_level
@@ -39,6 +40,7 @@ from daemon.sound import MicrophoneError
 from daemon.sources import Sources, check_name
 from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
+from daemon.wyoming import Wyoming
 from streaming.events import Start
 from streaming.job import Job, Result
 from streaming.text import Text
@@ -181,8 +183,11 @@ class Pipeline:
             backlog=settings.scheduler.backlog,
         )
 
-    async def wait_warm(self) -> None:
+    async def wait_model(self) -> Model:
+        """What was loaded, once it is warm."""
         await self._warm.wait()
+        assert self._shared is not None, "it is warm"
+        return self._shared.model
 
     def open_stream(self, start: Start) -> Stream:
         """Raises:
@@ -247,6 +252,7 @@ class Service:
         self._inherited = around.sockets
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt(around)
+        self.wyoming = self._make_wyoming()
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -260,8 +266,11 @@ class Service:
     async def open_stream(self, start: Start) -> Stream:
         if start.source is not None:
             check_name(start.source)
-        await self.pipeline.wait_warm()
+        await self.pipeline.wait_model()
         return self.pipeline.open_stream(start)
+
+    async def wait_model(self) -> Model:
+        return await self.pipeline.wait_model()
 
     def subscribe(self, source: str | None, since: int | None) -> Outbox:
         return self.pipeline.hub.subscribe(source, since)
@@ -307,6 +316,16 @@ class Service:
         if self._inherited:
             _log.info("the service manager listens for us: server.host and server.port do not count")
         _log.info("listening on %s", self.server.url)
+        if self.wyoming is not None:
+            await self._listen_wyoming(self.wyoming)
+
+    async def _listen_wyoming(self, wyoming: Wyoming) -> None:
+        try:
+            await wyoming.listen()
+        except OSError as error:
+            address = f"{wyoming.settings.host}:{wyoming.settings.port}"
+            raise ServiceError(f"wyoming: cannot listen on {address}: {error.strerror or error}") from None
+        _log.info("wyoming: listening on tcp://%s:%d", *wyoming.address)
 
     async def _load(self) -> None:
         patience = asyncio.create_task(self._ask_for_patience())
@@ -322,6 +341,8 @@ class Service:
             self._begin("mqtt", self._mqtt.run())
         for microphone in self._microphones:
             self._begin(f"microphone {microphone.source}", microphone.run(self.pipeline.open_stream))
+        if self.wyoming is not None and self.settings.wyoming.zeroconf:
+            self._begin("zeroconf", announce.announce("_wyoming._tcp", *self.wyoming.address))
         if self._watchdog is not None:
             self._begin("watchdog", self._feed_watchdog(self._watchdog / 2))
         self._begin("reload", self._reload_when_asked())
@@ -370,10 +391,14 @@ class Service:
         """
         self.health.stopping = True
         self.server.stop_accepting()
+        if self.wyoming is not None:
+            self.wyoming.stop_accepting()
         try:
             async with asyncio.timeout(self.settings.shutdown.drain):
                 await self._end_microphones()
                 await self.server.wait_streams()
+                if self.wyoming is not None:
+                    await self.wyoming.wait_closed()
                 self.pipeline.hub.close()
                 if "mqtt" in self._tasks:
                     await self._tasks["mqtt"]
@@ -416,6 +441,18 @@ class Service:
             return Mqtt(settings, password, pipeline.hub.subscribe(), pipeline.sources, pipeline.metrics)
         except OSError as error:
             raise ConfigurationError(f"mqtt.ca_file: {settings.ca_file}: {error.strerror or error}") from None
+
+    def _make_wyoming(self) -> Wyoming | None:
+        settings = self.settings.wyoming
+        if not settings.host:
+            return None
+        if settings.zeroconf and (mend := announce.missing()):
+            raise ConfigurationError(f"wyoming.zeroconf: {mend}")
+        try:
+            check_name(settings.source)
+        except Fault as fault:
+            raise ConfigurationError(f"wyoming.source: {fault.message}") from None
+        return Wyoming(settings, self.settings.subscribers.send_timeout, self, self.pipeline.metrics)
 
     async def _ask_for_patience(self) -> None:
         while True:

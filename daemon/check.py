@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import platform
-import re
 import socket
 import ssl
 import stat
@@ -30,12 +29,11 @@ from paho.mqtt.client import MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from daemon.config import Models, Mqtt, Server
+from daemon import announce
+from daemon.config import Models, Mqtt, Server, Wyoming
 
 _PATIENCE = 5.0
 """Seconds that something on the network may take."""
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class ProbeError(Exception):
@@ -84,40 +82,63 @@ def python() -> str:
     return f"{platform.python_version()} in {sys.prefix}"
 
 
-def models(models: Models, describe: Callable[[], str]) -> str:
-    """describe: as `app.describe_models`. Fetches nothing."""
-    try:
-        return describe()
-    except Exception as error:
-        hub = [name for name in (models.student, models.teacher) if name and _HUB_NAME.fullmatch(name)]
-        missing = [name for name in dict.fromkeys(hub) if repr(name) in str(error)]
-        if not missing or "whisperd models" in str(error):
-            raise
-        raise ProbeError(f"{missing[0]} is not on this machine: whisperd models pull {missing[0]}") from None
-
-
 def address(server: Server) -> str:
     """That the port is free and the address ours, or that a whisperd is there already."""
     place = f"{server.host}:{server.port}"
+    where = _bind(server.host, server.port, "server", lambda: _is_whisperd(server))
+    if where is None:
+        return f"{place}: a whisperd runs there{_holder(server.port)}"
+    guarded = "with tokens" if server.tokens else "without tokens"
+    open_to_all = not server.tokens and not where.startswith(("127.", "::1"))
+    return f"{place}, {guarded}{': anybody who reaches it may listen; set server.tokens' if open_to_all else ''}"
+
+
+def wyoming(settings: Wyoming) -> str:
+    """Likewise, and that it can be announced if it shall be."""
+    if not settings.host:
+        return "off"
+    if settings.zeroconf and (mend := announce.missing()):
+        raise ProbeError(f"wyoming.zeroconf {mend}")
+    place = f"{settings.host}:{settings.port}"
+    if _bind(settings.host, settings.port, "wyoming", lambda: _speaks_wyoming(settings)) is None:
+        return f"{place}: a whisperd runs there{_holder(settings.port)}"
+    return f"{place}{', announced by zeroconf' if settings.zeroconf else ''}"
+
+
+def _bind(host: str, port: int, section: str, is_ours: Callable[[], bool]) -> str | None:
+    """The address that `host` is, if one can listen there; None if what listens there already is ours.
+
+    Raises:
+        ProbeError: neither.
+    """
     try:
-        infos = socket.getaddrinfo(server.host or None, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, where = infos[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        holder = _holder(server.port) if taken else ""
-        if taken and _is_whisperd(server):
-            return f"{place}: a whisperd runs there{holder}"
+        if taken and is_ours():
+            return None
+        place, holder = f"{host}:{port}", _holder(port) if taken else ""
         if error.errno == errno.EACCES:
-            raise ProbeError(f"{place}: only root may use ports below 1024: choose another server.port") from None
+            raise ProbeError(f"{place}: only root may use ports below 1024: choose another {section}.port") from None
         raise ProbeError(
-            f"{place}: {error.strerror or error}{holder}: stop what listens there, or set server.host and server.port"
+            f"{place}: {error.strerror or error}{holder}: stop what listens there, or set {section}.host and "
+            f"{section}.port"
         ) from None
-    guarded = "with tokens" if server.tokens else "without tokens"
-    open_to_all = not server.tokens and not str(where[0]).startswith(("127.", "::1"))
-    return f"{place}, {guarded}{': anybody who reaches it may listen; set server.tokens' if open_to_all else ''}"
+    return str(where[0])
+
+
+def _speaks_wyoming(settings: Wyoming) -> bool:
+    host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"
+    try:
+        with socket.create_connection((host, settings.port), timeout=1) as connection:
+            connection.sendall(b'{"type": "describe"}\n')
+            return b"whisperd" in connection.makefile("rb").readline(65536) + connection.recv(65536)
+    except OSError:
+        return False
 
 
 def secrets(files: Mapping[str, str | None], config: Path | None, plain: Sequence[str]) -> str:

@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     microphone = commands.add_parser("listen", parents=[config], help="the microphone, live in this terminal")
     microphone.add_argument("--device", help="a device's number or part of its name; see `whisperd devices`")
 
+    _add_models(commands.add_parser("models", parents=[config], help="checkpoints: which are here, fetch one"))
     commands.add_parser("devices", help="the devices that can record")
     check = commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
     check.add_argument("--json", action="store_true", help="the answers as a list of objects")
@@ -109,6 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("distill", help="make a student of your own (`whisperd distill --help`)", add_help=False)
     return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    listing = verbs.add_parser("list", help="what is here, and what is recommended for this machine (the default)")
+    listing.add_argument("directories", nargs="*", metavar="DIRECTORY", help="where else checkpoints lie")
+    fetch = verbs.add_parser("pull", help="fetch one from the model hub; one broken off goes on where it was")
+    fetch.add_argument("name", metavar="NAME", help="its name there, such as distil-whisper/distil-large-v3")
+    show = verbs.add_parser("show", help="what is in one")
+    show.add_argument("name", metavar="NAME", help="a shipped name, a directory, or a hub name")
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -254,7 +265,6 @@ def devices(_: argparse.Namespace) -> int:
 
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's library when it is imported: this only looks
     from daemon import check as checks
     from daemon.app import describe_models
     from daemon.config import find, mqtt_password, surroundings
@@ -271,6 +281,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("secrets", lambda: checks.secrets(secret_files, path, plain)),
         checks.Probe("state", lambda: checks.state(around.state)),
         checks.Probe("address", lambda: checks.address(server)),
+        checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
         checks.Probe("TLS", lambda: checks.tls(server)),
         checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
         *(
@@ -278,7 +289,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
             for each in settings.all_microphones
         ),
         checks.Probe("device", lambda: checks.device(settings.models)),
-        checks.Probe("models", lambda: checks.models(settings.models, lambda: describe_models(settings))),
+        checks.Probe("models", lambda: describe_models(settings)),
     ]
     answers = []
     for answer in checks.ask(probes):
@@ -328,6 +339,64 @@ def _layout(options: argparse.Namespace) -> Layout:
     return Layout.of(user_folder() if options.user else None)
 
 
+def models(settings: Settings, options: argparse.Namespace) -> int:
+    match options.verb:
+        case "pull":
+            return _pull(options.name)
+        case "show":
+            return _show(settings, options.name)
+    from daemon import models as checkpoints
+
+    directories = [*_configured(settings), *getattr(options, "directories", [])]
+    print(checkpoints.listing(checkpoints.here(directories), checkpoints.this_machine()))
+    return OK
+
+
+def _configured(settings: Settings) -> list[str]:
+    """The directories among the models that the settings name."""
+    names = dict.fromkeys(name for name in (settings.models.student, settings.models.teacher) if name)
+    return [name for name in names if Path(name).expanduser().is_dir()]
+
+
+def _pull(name: str) -> int:
+    from tqdm import tqdm
+
+    from daemon import pull
+    from streaming.whisper.locate import is_hub_name, is_shipped
+
+    if is_shipped(name) or (name and Path(name).expanduser().is_dir()):
+        print(f"{name} is on this machine: there is nothing to fetch")
+        return OK
+    if not is_hub_name(name):
+        print(f"whisperd: {name!r} is no name of the model hub: those look like openai/whisper-small", file=sys.stderr)
+        return BAD_USAGE
+    try:
+        listing = pull.look_up(name)
+        with tqdm(
+            total=listing.size, unit="B", unit_scale=True, desc=name, leave=False, disable=not sys.stderr.isatty()
+        ) as bar:
+            directory = pull.pull(listing, bar.update)
+    except pull.PullError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    print(f"{name}: {len(listing.files)} files, {pull.megabytes(listing.size)}, each checked, in {directory}")
+    return OK
+
+
+def _show(settings: Settings, name: str) -> int:
+    from daemon import models as checkpoints
+    from streaming.whisper.locate import CheckpointError
+
+    found = checkpoints.here(_configured(settings))
+    others = [each.name.partition(" (")[0] for each in found if not each.state]
+    try:
+        print(checkpoints.description(name, list(dict.fromkeys(others))))
+    except CheckpointError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
 def distill(arguments: Sequence[str]) -> int:
     from distillation.cli import main as distill_main
 
@@ -345,7 +414,7 @@ _WITHOUT_SETTINGS = {
     "install-service": install_service,
     "uninstall-service": uninstall_service,
 }
-_COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check}
+_COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check, "models": models}
 
 
 if __name__ == "__main__":

@@ -119,6 +119,18 @@ class Mqtt(Section):
     queue: int = Field(default=1000, ge=1)
 
 
+class Wyoming(Section):
+    host: str = ""
+    port: int = Field(default=10300, ge=0, le=65535)
+    source: str = Field(default="wyoming", min_length=1)
+    requires_external_vad: bool = False
+    no_speech: float = Field(default=15.0, gt=0)
+    longest: float = Field(default=60.0, gt=0)
+    timeout: float = Field(default=30.0, gt=0)
+    max_clients: int = Field(default=32, ge=1)
+    zeroconf: bool = False
+
+
 class AnyMicrophone(Section):
     device: str | int | None = None
     source: str
@@ -188,6 +200,7 @@ class Settings(Section):
     scheduler: Scheduler = Scheduler()
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
+    wyoming: Wyoming = Wyoming()
     microphone: Microphone = Microphone()
     microphones: tuple[AnyMicrophone, ...] = Field(default=(), strict=False)
     health: Health = Health()

@@ -14,7 +14,7 @@ import hmac
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from websockets.http11 import Request, Response
 
 from daemon.config import Server as ServerSettings
 from daemon.dialects import native
+from daemon.edges import Outbox, Readers, Seats, Stream
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.sources import check_name
@@ -41,40 +42,12 @@ STREAM, EVENTS = "/v1/stream", "/v1/events"
 _START_GRACE = 1.0
 """Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
 
-_LAST_WORDS = 0.3
-"""Seconds for which audio that is on its way is still read when the service stops."""
-
 _CLOSE_TIMEOUT = 10.0
 _PING_INTERVAL = 20.0
 # A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
 # here, and the kernel's keepalive (below) for peers that are really gone.
 _PING_TIMEOUT = 120.0
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
-
-
-class Outbox(Protocol):
-    overflowed: bool
-
-    def put(self, event: Event) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __aiter__(self) -> AsyncIterator[Event]: ...
-
-
-class Stream(Protocol):
-    @property
-    def outbox(self) -> Outbox: ...
-
-    def ready(self) -> None: ...
-
-    async def receive(self, message: Inbound) -> None: ...
-
-    async def finish(self) -> None: ...
-
-    def broke(self, error: Exception) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Gateway(Protocol):
@@ -106,10 +79,9 @@ class Server:
         self._metrics = metrics
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
-        self._streams = _Seats(settings.max_streams, "streams")
-        self._subscribers = _Seats(settings.max_subscribers, "subscribers")
-        self._stop_at: float | None = None  # the loop's time from which on no stream is read
-        self._readers: set[asyncio.Timeout] = set()  # of those who still listen to a stream's client
+        self._streams = Seats(settings.max_streams, "streams")
+        self._subscribers = Seats(settings.max_subscribers, "subscribers")
+        self.readers = Readers()
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -160,9 +132,7 @@ class Server:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
         for listener in self._listeners:
             listener.close(close_connections=False)
-        self._stop_at = asyncio.get_running_loop().time() + _LAST_WORDS
-        for reader in self._readers:
-            reader.reschedule(self._stop_at)
+        self.readers.stop()
 
     async def wait_streams(self) -> None:
         """Until the last final of every stream is on its way to its client."""
@@ -262,16 +232,6 @@ class Server:
 
     # --- what conversations ask for --------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[None]:
-        """Within, the service's end raises TimeoutError a moment after it was announced."""
-        async with asyncio.timeout_at(self._stop_at) as reader:
-            self._readers.add(reader)
-            try:
-                yield
-            finally:
-                self._readers.discard(reader)
-
     async def send(self, ws: ServerConnection, event: Event) -> None:
         async with asyncio.timeout(self._send_timeout):
             await ws.send(native.encode(event))
@@ -323,7 +283,7 @@ class _Conversation:
 
     async def _listen(self) -> int | None:
         try:
-            async with self._server.reading():
+            async with self._server.readers.reading():
                 await self._read()
         except TimeoutError:
             return native.CLOSE_SHUTTING_DOWN
@@ -400,33 +360,6 @@ class _Conversation:
         self._server.note(self._ws, fault, logging.DEBUG if self._blamed else logging.INFO)
         self._blamed = True
         self._stream.outbox.put(fault.event(fatal=fatal))
-
-
-class _Seats:
-    """So many at once, and no more.
-
-    Attributes:
-        number: how many; it may change, and nobody who sits has to leave.
-        free: set while none is taken.
-    """
-
-    def __init__(self, number: int, what: str) -> None:
-        self.free = asyncio.Event()
-        self.free.set()
-        self.number = number
-        self._what = what
-        self._taken = 0
-
-    def __enter__(self) -> None:
-        if self._taken >= self.number:
-            raise Fault("full", f"all {self.number} {self._what} are taken: try again later")
-        self._taken += 1
-        self.free.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._taken -= 1
-        if not self._taken:
-            self.free.set()
 
 
 async def _hear_nothing(ws: ServerConnection) -> Fault | None:

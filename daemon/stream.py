@@ -109,6 +109,11 @@ class Stream:
         shared.metrics.streams.inc()
         shared.metrics.streams_open.inc()
 
+    @property
+    def settled(self) -> bool:
+        """Whether all that was said so far has its final."""
+        return self._session.settled
+
     def ready(self) -> None:
         """Tell the client what it talks to."""
         model = self._shared.model

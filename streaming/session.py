@@ -215,6 +215,11 @@ class Session:
         return self._utterance is not None
 
     @property
+    def settled(self) -> bool:
+        """Whether all that was said has its final: no utterance is open, and none waits."""
+        return self._utterance is None and not self._outbox
+
+    @property
     def finished(self) -> bool:
         """Whether `Stopped` is out: nothing more will come."""
         return self._stopping and not self._outbox

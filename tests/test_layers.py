@@ -29,13 +29,14 @@ CONCURRENCY_AND_SOCKETS = {
 }  # fmt: skip
 CONFIGURATION = {"yaml", "tomllib", "configparser", "argparse", "dotenv", "pydantic", "pydantic_settings"}
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "torchaudio", "accelerate"}
-LATE_IN_THE_DAEMON = {"torch", "transformers", "sounddevice"}
+LATE_IN_THE_DAEMON = {"torch", "transformers", "sounddevice", "zeroconf"}
 """Slow to import, or absent on some machines: the daemon imports them inside the functions that need them."""
 
 ENTRY_POINTS = {"daemon.cli", "daemon.__main__"}
 KNOW_SEVERAL = {"daemon.app", "daemon.stream"}
-VOCABULARIES = {"daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources"}
-"""Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states."""
+VOCABULARIES = {"daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources", "daemon.edges"}
+"""Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states, and
+what listening edges have in common."""
 
 ALSO_KNOWS = {
     "daemon.config": {  # the defaults are those of the library's own settings
@@ -49,6 +50,11 @@ ALSO_KNOWS = {
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
     "daemon.microphone": {"daemon.sound"},  # the program that it starts, and its errors
     "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
+    "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
+    # Commands about checkpoints: where they lie, and what is in them.
+    "daemon.pull": {"streaming.whisper.locate"},
+    "daemon.models": {"streaming.whisper.locate", "streaming.whisper.checkpoint", "daemon.pull"},
+    "daemon.check": {"daemon.announce"},  # asks whether its library is there
 }
 """Exceptions, each with its reason: importer -> what else it may import."""
 
@@ -280,6 +286,8 @@ BREACHES = [
     ("daemon.server", "from streaming import session"),
     ("daemon.hub", "import streaming"),
     ("daemon.dialects.native", "from daemon.server import Server"),
+    ("daemon.wyoming", "from daemon.server import Server"),
+    ("daemon.announce", "import zeroconf"),
     ("daemon.dialects.native", "from ..hub import Hub"),
     ("daemon.faults", "from daemon.hub import Hub"),
     ("daemon.scheduler", "from streaming.session import Session"),

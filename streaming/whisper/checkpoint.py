@@ -1,7 +1,7 @@
-"""Checkpoints: a name becomes a directory in the Hugging Face Whisper layout, read into plain values and weights.
+"""Checkpoints: a directory in the Hugging Face Whisper layout, which `locate.py` finds, as plain values and weights.
 
-Owns finding a checkpoint (shipped, directory or hub name), reading its JSON files, and every error that tells a
-person what is wrong with it. Knows nothing of how a model computes, of jobs, or of devices.
+Owns reading its JSON files and weights, and every error that tells a person what is wrong with them. Knows nothing of
+how a model computes, of jobs, or of devices.
 
 The layout: `config.json`, `generation_config.json`, `model.safetensors` (or its shards), `tokenizer.json` (or files
 that transformers can convert), and optionally our own `whisperd.json`, whose `contexts` lists the encoder contexts,
@@ -13,45 +13,25 @@ from __future__ import annotations
 
 import atexit
 import json
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-Role = Literal["student", "teacher"]
+from streaming.whisper.locate import CheckpointError as CheckpointError  # whoever reads checkpoints catches it
+from streaming.whisper.locate import Role, locate, weight_files
 
-SHIPPED = Path(__file__).parent.parent / "pretrained"
 POSITIONS_PER_SECOND = 50
 """Encoder positions in a second of audio: mel frames of 10 ms, halved by the second convolution."""
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_FILES = (
-    "config.json",
-    "generation_config.json",
-    "whisperd.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "normalizer.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
-)
-
-
-class CheckpointError(Exception):
-    """A checkpoint cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +100,7 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
 
     Raises CheckpointError.
     """
-    title, directory = _locate(name, role)
+    title, directory = locate(name, role)
     config = _read_json(directory / "config.json")
     if config.get("model_type", "whisper") != "whisper":
         raise CheckpointError(f"{directory} holds a {config['model_type']} model; a Whisper model is needed")
@@ -147,7 +127,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.
     Raises CheckpointError.
     """
     weights: dict[str, torch.Tensor] = {}
-    for file in _weight_files(checkpoint.directory):
+    for file in weight_files(checkpoint.directory):
         try:
             tensors = load_file(file)
         except (SafetensorError, OSError) as error:
@@ -171,37 +151,54 @@ def require_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
         )
 
 
-def _locate(name: str, role: Role) -> tuple[str, Path]:
-    shipped = SHIPPED / name / role
-    if _HUB_NAME.fullmatch(name) and (SHIPPED / name).is_dir() and "/" not in name and name not in (".", ".."):
-        if not (shipped / "config.json").exists():
-            raise CheckpointError(f"{shipped} is incomplete: install the package again")
-        return (name if role == "student" else f"{name}-{role}"), shipped
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return directory.resolve().name, directory
-    if not _HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"there is no directory {name!r}: give a Whisper checkpoint's directory or hub name")
-    return name, _fetch(name)
+def same_encoder(ours: Checkpoint, theirs: Checkpoint) -> bool:
+    """Whether both hear alike: their encoders' weights are the same, to the last bit of the coarser of the two.
+
+    Raises CheckpointError.
+    """
+    if ours.dimensions.d_model != theirs.dimensions.d_model or ours.dimensions.mels != theirs.dimensions.mels:
+        return False
+    mine, other = _encoder_places(ours), _encoder_places(theirs)
+    return mine.keys() == other.keys() and all(
+        _equal(_read_tensor(mine[name], name), _read_tensor(other[name], name)) for name in mine
+    )
 
 
-def _fetch(name: str) -> Path:
-    # Imported here: only a hub name needs it, and it takes long.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """From the weights' headers. Raises CheckpointError."""
+    shapes: dict[str, list[int]] = {}
+    for file in weight_files(checkpoint.directory):
+        with _opened(file) as weights:
+            shapes.update((name, weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 - no dict
+    return sum(prod(shape) for name, shape in shapes.items() if not name.startswith("proj_out."))
 
+
+def _encoder_places(checkpoint: Checkpoint) -> dict[str, Path]:
+    places: dict[str, Path] = {}
+    for file in weight_files(checkpoint.directory):
+        with _opened(file) as weights:
+            places.update((name, file) for name in weights.keys() if name.startswith("model.encoder."))  # noqa: SIM118
+    return places
+
+
+def _read_tensor(file: Path, name: str) -> torch.Tensor:
+    with _opened(file) as weights:
+        tensor: torch.Tensor = weights.get_tensor(name)
+    return tensor
+
+
+def _equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    coarser = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+    return ours.shape == theirs.shape and torch.equal(ours.to(coarser), theirs.to(coarser))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{name!r} is neither a directory nor in the local cache of the model hub, and the hub is out of reach: "
-            "check the name and the network (HF_HUB_OFFLINE forbids downloads), or give a directory"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"{name!r} is neither a directory nor a readable model on the hub: check the name, and HF_TOKEN if the "
-            f"model is private ({type(error).__name__})"
-        ) from error
+        with safe_open(file, "pt") as weights:
+            yield weights
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); fetch or export it again") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -357,17 +354,3 @@ def _same_tokens(ours: Path, theirs: Path) -> bool:
     if ours.read_bytes() == theirs.read_bytes():
         return True
     return bool(_load_tokenizer(ours).get_vocab() == _load_tokenizer(theirs).get_vocab())
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    whole = directory / "model.safetensors"
-    if whole.exists():
-        return [whole]
-    index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        raise CheckpointError(
-            f"{directory} has no model.safetensors: convert its weights "
-            "(transformers: from_pretrained, then save_pretrained)"
-        )
-    shards = sorted(set(_read_json(index)["weight_map"].values()))
-    return [directory / Path(shard).name for shard in shards]

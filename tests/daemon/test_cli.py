@@ -281,6 +281,16 @@ def test_a_model_that_is_not_here_is_not_fetched_but_named(tmp_path: Path) -> No
     assert "whisperd models pull whisperd-tests/nowhere" in detail
 
 
+def test_the_wyoming_port_is_looked_at(check: Whisperd) -> None:
+    _, out, _ = check(server={"port": 0})
+    assert answers(out)["Wyoming"] == ("ok", "off")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, _ = check(server={"port": 0}, wyoming={"host": "127.0.0.1", "port": port})
+    assert code == 1
+    assert "stop what listens there, or set wyoming.host and wyoming.port" in answers(out)["Wyoming"][1]
+
+
 def test_models_are_described_from_their_files(capsys: pytest.CaptureFixture[str], english: Any) -> None:
     from daemon.app import ServiceError, describe_models
     from daemon.config import Settings

@@ -18,9 +18,11 @@ from transformers import WhisperForConditionalGeneration
 
 from streaming.whisper.checkpoint import (
     CheckpointError,
+    count_parameters,
     open_checkpoint,
     read_weights,
     require_same_vocabulary,
+    same_encoder,
 )
 from streaming.whisper.model import build_decoder, build_encoder
 
@@ -196,7 +198,7 @@ def test_a_hub_name_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """The library reads its environment when it is imported: its constants are what can still be set."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"neither a directory nor in the local cache .*HF_HUB_OFFLINE"):
+    with pytest.raises(CheckpointError, match=r"not on this machine .*`whisperd models pull nobody/no-such-whisper`"):
         open_checkpoint("nobody/no-such-whisper", "student")
 
 
@@ -212,11 +214,14 @@ def test_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     checkpoint = open_checkpoint("somebody/whisper-small", "teacher")
     assert checkpoint.name == "somebody/whisper-small"
     assert checkpoint.grammar.eot == 600
+    (repository / "snapshots" / commit / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"only in part: `whisperd models pull somebody/whisper-small` fetches"):
+        open_checkpoint("somebody/whisper-small", "teacher")
 
 
 def test_a_shipped_name_has_both_roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, english: Pair) -> None:
     shutil.copytree(english.teacher, tmp_path / "own" / "teacher")
-    monkeypatch.setattr("streaming.whisper.checkpoint.SHIPPED", tmp_path)
+    monkeypatch.setattr("streaming.whisper.locate.SHIPPED", tmp_path)
     assert open_checkpoint("own", "teacher").name == "own-teacher"
     with pytest.raises(CheckpointError, match="incomplete"):
         open_checkpoint("own", "student")
@@ -245,3 +250,18 @@ def rewrite_words(tokenizer: Path) -> None:
         words["a"], words["e"] = words["e"], words["a"]
 
     rewrite(tokenizer, swap)
+
+
+def test_whether_two_hear_alike(english: Pair, multilingual: Pair) -> None:
+    student, teacher = (
+        open_checkpoint(str(english.student), "student"),
+        open_checkpoint(str(english.teacher), "teacher"),
+    )
+    assert same_encoder(student, teacher)
+    own = open_checkpoint(str(multilingual.student), "student")
+    assert not same_encoder(own, open_checkpoint(str(multilingual.teacher), "teacher"))
+
+
+def test_parameters_are_counted_as_the_reference_counts_them(english: Pair) -> None:
+    reference = WhisperForConditionalGeneration.from_pretrained(english.student)
+    assert count_parameters(open_checkpoint(str(english.student), "student")) == reference.num_parameters()

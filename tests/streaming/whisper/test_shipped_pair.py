@@ -13,8 +13,8 @@ from waveforms import murmur
 
 from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
 from streaming.text import Text
-from streaming.whisper.checkpoint import SHIPPED
 from streaming.whisper.engine import Engine
+from streaming.whisper.locate import SHIPPED
 
 RECORDINGS = ("on", "stop", "turn_on_the_kitchen_light", "two_sentences")
 

@@ -1,0 +1,351 @@
+"""Wyoming, the protocol of Home Assistant's voice parts: bytes of a connection <-> events, without I/O.
+
+Owns the framing (a line of JSON, the JSON data and the payload that it announces), the limits on each of the three, and
+what a turn (`audio-start` to `transcript`) looks like on the wire. Knows nothing of sockets, of streams, or of when a
+turn is over.
+
+The stock library serves in the tests, as the client; it does not read for us: it takes in whatever length a header
+names, and answers what it cannot read with silence. What we need of it is one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.faults import Fault
+from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
+
+VERSION = "1.10.2"
+"""The release of the protocol whose words we use."""
+
+MAX_HEADER = 64 * 1024
+MAX_DATA = 1024 * 1024  # clients may list names to listen for, of a whole house
+MAX_PAYLOAD = 1024 * 1024  # half a minute at 16 kHz; stock clients send 20 to 100 ms at once
+
+_MAX_PING = 1024
+_WIDTHS = range(1, 5)
+
+
+# --- what comes in ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """What is offered here? Answered by `info`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transcribe:
+    """A turn is to come. model: by its name; None for any. Its language is in the turn's `Start`."""
+
+    model: str | None
+
+
+Message = Describe | Ping | Transcribe | Start | Audio | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    kind: str
+    data: dict[str, Any]
+    data_length: int
+    payload_length: int
+
+
+class Decoder:
+    """One client's bytes, in order, split anywhere.
+
+    A chunk of audio without an `audio-start` before it begins a turn itself: it says all that a start says.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._header: _Header | None = None
+        self._ready: deque[Message] = deque()
+        self._language: str | None = None
+        self._audio: _Samples | None = None  # of the turn that is on
+
+    @property
+    def halfway(self) -> bool:
+        """Whether a message has begun that is not complete."""
+        return bool(self._buffer) or self._header is not None
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next(self) -> Message | None:
+        """The next message; None until more bytes come. What we do not know is passed over, as the protocol wants.
+
+        Raises:
+            Fault: `message_too_big`, `bad_json`, `bad_field`, `bad_format`, `bad_order`. Fatal: where the next message
+                begins, or what it would mean, is not known any more.
+        """
+        while not self._ready:
+            header = self._header = self._header or self._read_header()
+            if header is None or len(self._buffer) < header.data_length + header.payload_length:
+                return None
+            self._header = None
+            data = {**header.data, **self._read_data(header.data_length)}
+            self._ready.extend(self._messages(header.kind, data, self._take(header.payload_length)))
+        return self._ready.popleft()
+
+    # --- framing ---------------------------------------------------------------------------------------------------
+
+    def _read_header(self) -> _Header | None:
+        end = self._buffer.find(b"\n")
+        if end > MAX_HEADER or (end < 0 and len(self._buffer) > MAX_HEADER):
+            raise _fault("message_too_big", f"a header line may have {MAX_HEADER} bytes")
+        if end < 0:
+            return None
+        header = _object(self._take(end + 1), "a header")
+        kind, data = header.get("type"), header.get("data") or {}
+        if not isinstance(kind, str):
+            raise _fault("bad_field", 'a header needs a "type", such as {"type":"describe"}')
+        if not isinstance(data, dict):
+            raise _fault("bad_field", "data must be a JSON object")
+        return _Header(
+            kind, data, _length(header, "data_length", MAX_DATA), _length(header, "payload_length", MAX_PAYLOAD)
+        )
+
+    def _read_data(self, length: int) -> dict[str, Any]:
+        return _object(self._take(length), "the data") if length else {}
+
+    def _take(self, length: int) -> bytes:
+        taken = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        return taken
+
+    # --- messages --------------------------------------------------------------------------------------------------
+
+    def _messages(self, kind: str, data: dict[str, Any], payload: bytes) -> Sequence[Message]:
+        match kind:
+            case "describe":
+                return [Describe()]
+            case "ping":
+                return [Ping(_text(data, "text", _MAX_PING))]
+            case "transcribe":
+                self._language = _language(_text(data, "language"))
+                return [Transcribe(_text(data, "name"))]
+            case "audio-start":
+                return [self._start(_Samples.of(data, None))]
+            case "audio-chunk":
+                return self._chunk(data, payload)
+            case "audio-stop":
+                return [self._stop()]
+        return []
+
+    def _start(self, audio: _Samples) -> Start:
+        self._audio = audio
+        return Start(sample_rate=audio.rate, channels=audio.channels, language=self._language)
+
+    def _chunk(self, data: dict[str, Any], payload: bytes) -> Sequence[Message]:
+        begun = self._audio
+        audio = _Samples.of(data, begun)
+        if begun is None:
+            return [self._start(audio), Audio(audio.narrow(payload))]
+        if (audio.rate, audio.width, audio.channels) != (begun.rate, begun.width, begun.channels):
+            raise _fault(
+                "bad_format",
+                f"the audio began as {begun}, and a chunk says {audio}: audio-stop and audio-start change it",
+            )
+        return [Audio(begun.narrow(payload))]
+
+    def _stop(self) -> Stop:
+        if self._audio is None:
+            raise _fault("bad_order", "audio-stop came without audio: send audio-start and audio-chunk before it")
+        self._audio = None
+        return Stop()
+
+
+@dataclass(slots=True, eq=False)
+class _Samples:
+    """The format of a turn's audio. Whatever the width, 16 bits of each sample are heard."""
+
+    rate: Any  # this and the channels are judged by whoever decodes the audio
+    width: int
+    channels: Any
+    rest: bytes = b""  # of a sample that is not complete yet
+
+    @classmethod
+    def of(cls, data: dict[str, Any], default: _Samples | None) -> _Samples:
+        """Raises:
+        Fault: `bad_format`.
+        """
+        values = [data.get(name, getattr(default, name, None)) for name in ("rate", "width", "channels")]
+        if None in values:
+            raise _fault("bad_format", "audio needs rate, width (bytes of a sample) and channels")
+        width = values[1]
+        if type(width) is not int or width not in _WIDTHS:
+            raise _fault("bad_format", f"width must be 1..4 bytes, got {_shown(width)}")
+        return cls(values[0], width, values[2])
+
+    def __str__(self) -> str:
+        return f"{_shown(self.rate)} Hz, {self.width} bytes, {_shown(self.channels)} channel(s)"
+
+    def narrow(self, data: bytes) -> bytes:
+        """Signed little-endian samples of any width as such of 16 bits: the upper two bytes of each."""
+        width = self.width
+        if width == 2:
+            return data
+        data = self.rest + data
+        whole = len(data) - len(data) % width
+        self.rest, data = data[whole:], data[:whole]
+        narrowed = bytearray(2 * (whole // width))
+        narrowed[1::2] = data[width - 1 :: width]
+        if width > 2:
+            narrowed[0::2] = data[width - 2 :: width]
+        return bytes(narrowed)
+
+
+def _fault(code: str, message: str) -> Fault:
+    return Fault(code, message, fatal=True)
+
+
+def _object(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise _fault("bad_json", f"{what} must be a JSON object: {reason}") from None
+    if not isinstance(body, dict):
+        raise _fault("bad_json", f"{what} must be a JSON object, got {_shown(body)}")
+    return body
+
+
+def _length(header: dict[str, Any], name: str, most: int) -> int:
+    value = header.get(name)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise _fault("bad_field", f"{name} must be a number of bytes, got {_shown(value)}")
+    if value > most:
+        raise _fault("message_too_big", f"{name} may be {most}, got {_shown(value)}: send smaller messages")
+    return value
+
+
+def _text(data: dict[str, Any], name: str, most: int = 256) -> str | None:
+    value = data.get(name)
+    if value is not None and not (isinstance(value, str) and len(value) <= most):
+        raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {_shown(value)}")
+    return value or None
+
+
+def _language(tag: str | None) -> str | None:
+    """The code of a tag: "en" of "en-US"."""
+    return tag.replace("_", "-").partition("-")[0].lower() if tag else None
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- what goes out ---------------------------------------------------------------------------------------------------
+
+
+def encode(kind: str, data: dict[str, Any] | None = None) -> bytes:
+    header: dict[str, Any] = {"type": kind, "version": VERSION}
+    body = json.dumps(data, ensure_ascii=False).encode() if data else b""
+    if body:
+        header["data_length"] = len(body)
+    return json.dumps(header).encode() + b"\n" + body
+
+
+def info(
+    version: str | None, model: str, description: str, languages: Sequence[str], *, requires_external_vad: bool
+) -> bytes:
+    """The answer to `describe`. model: a hub name tells whose it is; any other is this machine's own."""
+    owner, slash, _ = model.partition("/")
+    whose = {"name": owner, "url": f"https://huggingface.co/{model}"} if slash else {"name": "whisperd", "url": ""}
+    program = {
+        "name": "whisperd",
+        "attribution": {"name": "whisperd", "url": ""},
+        "installed": True,
+        "description": "Streaming Whisper, a student checked by its teacher",
+        "version": version,
+        "models": [
+            {
+                "name": model,
+                "attribution": whose,
+                "installed": True,
+                "description": description,
+                "version": None,
+                "languages": list(languages),
+            }
+        ],
+        "supports_transcript_streaming": True,
+        "requires_external_vad": requires_external_vad,
+    }
+    return encode("info", {"asr": [program]})
+
+
+def pong(text: str | None) -> bytes:
+    return encode("pong", {"text": text})
+
+
+def error(code: str, message: str) -> bytes:
+    return encode("error", {"text": message, "code": code})
+
+
+class Answer:
+    """What one turn's client reads: chunks while somebody speaks, then the one transcript.
+
+    A client takes the first transcript for the whole answer, so all utterances of a turn are joined in it. Chunks can
+    only be added to, so they carry what will not change any more; where a final does change it, they end, and the
+    transcript alone is right.
+
+    Attributes:
+        text: the finals so far.
+        failed: an error was the answer. There is no transcript then: half a command must not be obeyed.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.failed = False
+        self._streamed = ""
+        self._language: str | None = None
+        self._begun = False
+
+    def encode(self, event: Event) -> bytes:
+        """What the client is told of `event`: often nothing."""
+        if self.failed:
+            return b""
+        match event:
+            case Partial(stable=stable):
+                return self._stream(self._joined(stable))
+            case Final(text=text, language=language):
+                self.text, self._language = self._joined(text), language
+                return self._stream(self.text)
+            case Stopped():
+                return self._begin() + self._transcript() + encode("transcript-stop")
+            case Error(code=code, message=message, fatal=fatal) if fatal or code == "transcription_failed":
+                self.failed = True
+                return error(code, message)
+        return b""
+
+    def _joined(self, text: str) -> str:
+        return " ".join(part for part in (self.text, text.strip()) if part)
+
+    def _stream(self, text: str) -> bytes:
+        if len(text) <= len(self._streamed) or not text.startswith(self._streamed):
+            return b""
+        more, self._streamed = text[len(self._streamed) :], text
+        return self._begin() + encode("transcript-chunk", {"text": more})
+
+    def _begin(self) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        return encode("transcript-start")
+
+    def _transcript(self) -> bytes:
+        return encode("transcript", {"text": self.text, **({"language": self._language} if self._language else {})})

@@ -1,0 +1,97 @@
+"""What the listening edges have in common.
+
+Owns the shape of what lies behind an edge (`Stream`, `Outbox`), how many clients may sit at one at once, and the last
+moment that they are given when the service stops. Knows no protocol, no socket, and nothing that has these shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from daemon.faults import Fault
+from streaming.events import Event, Inbound
+
+_LAST_WORDS = 0.3
+"""Seconds for which audio that is on its way is still read when the service stops."""
+
+
+class Outbox(Protocol):
+    overflowed: bool
+
+    def put(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+
+class Stream(Protocol):
+    @property
+    def outbox(self) -> Outbox: ...
+
+    @property
+    def settled(self) -> bool: ...
+
+    def ready(self) -> None: ...
+
+    async def receive(self, message: Inbound) -> None: ...
+
+    async def finish(self) -> None: ...
+
+    def broke(self, error: Exception) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Seats:
+    """So many at once, and no more.
+
+    Attributes:
+        number: how many; it may change, and nobody who sits has to leave.
+        free: set while none is taken.
+    """
+
+    def __init__(self, number: int, what: str) -> None:
+        self.free = asyncio.Event()
+        self.free.set()
+        self.number = number
+        self._what = what
+        self._taken = 0
+
+    def __enter__(self) -> None:
+        if self._taken >= self.number:
+            raise Fault("full", f"all {self.number} {self._what} are taken: try again later")
+        self._taken += 1
+        self.free.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._taken -= 1
+        if not self._taken:
+            self.free.set()
+
+
+class Readers:
+    """Those who listen to a client until the service stops."""
+
+    def __init__(self) -> None:
+        self._stop_at: float | None = None  # the loop's time from which on nobody is read
+        self._reading: set[asyncio.Timeout] = set()
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Within, the service's end raises TimeoutError a moment after it was announced."""
+        async with asyncio.timeout_at(self._stop_at) as reader:
+            self._reading.add(reader)
+            try:
+                yield
+            finally:
+                self._reading.discard(reader)
+
+    def stop(self) -> None:
+        """The service stops: what is on its way is heard, and then nothing more."""
+        self._stop_at = asyncio.get_running_loop().time() + _LAST_WORDS
+        for reader in self._reading:
+            reader.reschedule(self._stop_at)

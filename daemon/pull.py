@@ -1,0 +1,286 @@
+"""Fetching a checkpoint from the model hub into its cache: `whisperd models pull`.
+
+Owns the download, the room it needs, going on where it was broken off, and the check of every byte. Names, addresses,
+tokens and the cache's layout are the library's: what is fetched here lies where it keeps contents (`blobs`, each under
+its own digest), and the library makes the rest. It would begin a broken file of gigabytes anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from streaming.whisper.locate import HUB_FILES, cached, wanted
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+PARTIAL = ".whisperd.incomplete"
+"""The end of the name of a file that is not all here yet."""
+
+_ATTEMPTS = 5  # in a row, without a byte
+_PAUSE = 1.0
+_PIECE = 1 << 20
+
+Advance = Callable[[int], object]
+"""Called with the bytes that were done since."""
+
+
+class PullError(Exception):
+    """A model cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """digest: SHA-256 of the large ones, git's own of the others: by that the cache calls them."""
+
+    path: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the hub has under a name, of what a checkpoint needs. folder: the model's in the cache."""
+
+    name: str
+    commit: str
+    files: tuple[File, ...]
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def blob(self, file: File) -> Path:
+        return self.folder / "blobs" / file.digest
+
+
+def look_up(name: str) -> Listing:
+    """Raises PullError."""
+    from huggingface_hub import HfApi
+
+    with _explained(name):
+        found = HfApi().model_info(name, files_metadata=True)
+    files = tuple(_file(each) for each in found.siblings or () if wanted(each.rfilename))
+    paths = [file.path for file in files]
+    if "config.json" not in paths or not any(path.endswith((".safetensors", ".index.json")) for path in paths):
+        raise PullError(
+            f"{name} has no config.json with model.safetensors: it is no checkpoint that whisperd can read (other "
+            "weights can be converted: transformers' from_pretrained, then save_pretrained)"
+        )
+    assert found.sha is not None, "a model that was found has a commit"
+    return Listing(name, found.sha, files, folder(name))
+
+
+def _file(sibling: RepoSibling) -> File:
+    if sibling.lfs is not None:
+        return File(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)
+    assert sibling.blob_id is not None, "files_metadata was asked for"
+    return File(sibling.rfilename, sibling.size or 0, sibling.blob_id)
+
+
+def pull(listing: Listing, advance: Advance) -> Path:
+    """All files of `listing`, each checked; the directory of the checkpoint. `advance` is told of `listing.size` bytes
+    in all, those that were here already included.
+
+    Raises PullError. What came until then is kept, and is where the next call goes on.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    with _explained(listing.name):
+        missing = [file for file in listing.files if not _is_here(listing.blob(file), file, advance)]
+        _require_room(listing, missing)
+        for file in missing:
+            _fetch(listing, file, advance)
+        quiet = are_progress_bars_disabled()
+        disable_progress_bars()
+        try:
+            # Finds every content in its place, and makes the names that point there.
+            snapshot_download(listing.name, allow_patterns=list(HUB_FILES))
+        finally:
+            if not quiet:
+                enable_progress_bars()
+        return cached(listing.name)
+
+
+def folder(name: str) -> Path:
+    """Where the cache keeps a model."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
+def broken_off(name: str) -> int:
+    """Bytes here of files that are not all here yet."""
+    return sum(file.stat().st_size for file in (folder(name) / "blobs").glob(f"*{PARTIAL}"))
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def _is_here(blob: Path, file: File, advance: Advance) -> bool:
+    """Whether it is, unharmed; a harmed one is taken away."""
+    if not blob.exists():
+        return False
+    if blob.stat().st_size == file.size and _digest(blob, file) == file.digest:
+        advance(file.size)
+        return True
+    blob.unlink()
+    return False
+
+
+def _require_room(listing: Listing, missing: Sequence[File]) -> None:
+    listing.folder.joinpath("blobs").mkdir(parents=True, exist_ok=True)
+    needed = sum(file.size for file in missing) - broken_off(listing.name)
+    free = shutil.disk_usage(listing.folder).free
+    if needed > free:
+        raise PullError(_no_room(listing, f"needs {megabytes(needed)} more, and {megabytes(free)} are free"))
+
+
+def _fetch(listing: Listing, file: File, advance: Advance) -> None:
+    blob = listing.blob(file)
+    partial = blob.with_name(blob.name + PARTIAL)
+    with open(partial, "ab") as out:
+        try:
+            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PullError(f"another `whisperd models pull` fetches {listing.name}: let it finish") from None
+        _fill(listing, file, out, advance)
+        out.flush()
+        if _digest(partial, file) != file.digest:
+            partial.unlink()
+            raise PullError(f"{file.path} of {listing.name} came damaged, and was thrown away: pull it again")
+        os.replace(partial, blob)
+
+
+def _fill(listing: Listing, file: File, out: IO[bytes], advance: Advance) -> None:
+    """Until `out` has all bytes: from its end on, over as many connections as it takes."""
+    have = out.seek(0, os.SEEK_END)
+    if have > file.size:
+        have = _empty(out)
+    advance(have)
+    idle = 0
+    while have < file.size:
+        failure: Exception | None = None
+        try:
+            _receive(listing, file, out, have, advance)
+        except _network_error() as error:
+            if getattr(error, "response", None) is not None:
+                raise  # an answer, if not the one we want
+            failure = error
+        before, have = have, out.seek(0, os.SEEK_END)
+        idle = 0 if have > before else idle + 1
+        if idle == _ATTEMPTS:
+            raise failure or PullError(f"{file.path} of {listing.name} came short: pull it again")
+        if failure is not None:
+            time.sleep(_PAUSE)
+
+
+def _empty(out: IO[bytes]) -> int:
+    out.seek(0)
+    out.truncate()
+    return 0
+
+
+def _receive(listing: Listing, file: File, out: IO[bytes], have: int, advance: Advance) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    # Not compressed: what we count and ask for are the file's own bytes.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    url = hf_hub_url(listing.name, file.path, revision=listing.commit)
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
+        hf_raise_for_status(answer)
+        if have and answer.status_code != 206:
+            _empty(out)  # the whole comes, though only the rest was asked for
+            advance(-have)
+        for piece in answer.iter_bytes():
+            out.write(piece)
+            advance(len(piece))
+            if out.tell() > file.size:
+                return  # the check says what to do
+
+
+def _digest(path: Path, file: File) -> str:
+    if len(file.digest) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)  # as git names contents
+    with open(path, "rb") as content:
+        while piece := content.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def _network_error() -> type[Exception]:
+    # The library's client for HTTP has changed its name, and may again; its errors are this one's base.
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base: type[Exception] = HfHubHTTPError.__mro__[1]
+    return base
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What the library and the system raise, as PullError."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise PullError("HF_HUB_OFFLINE is set, which forbids downloads: unset it") from None
+    except HFValidationError as error:
+        raise PullError(f"{name} is no name of the model hub: {error}") from None
+    except GatedRepoError:
+        raise PullError(
+            f"{name} is gated: accept its terms at {hub}/{name}, then log in (`hf auth login`) or set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise PullError(f"{hub} has no model {name}: check the name, and HF_TOKEN if the model is private") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "nothing"
+        raise PullError(f"{hub} answered {status} when asked for {name}: try again later") from None
+    except (_network_error(), LocalEntryNotFoundError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PullError(
+            f"{hub} is out of reach ({reason[:120]}): check the network; what came so far is kept"
+        ) from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PullError(
+                f"{name}: the disk of {constants.HF_HUB_CACHE} is full: make room, then pull again"
+            ) from None
+        raise PullError(f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror or error}") from None
+
+
+def _no_room(listing: Listing, why: str) -> str:
+    return f"{listing.name} {why} in {listing.folder.parent}: make room, or set HF_HOME to a folder on another disk"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
