@@ -124,18 +124,44 @@ def load_engine(settings: Settings) -> Engine:
         raise ServiceError(str(error)) from None
 
 
+class _Host:
+    """An engine in the thread that owns it."""
+
+    def __init__(self, settings: Settings, load: LoadEngine) -> None:
+        self.thread = EngineThread()
+        self._settings = settings
+        self._load = load
+        self._engine: Engine | None = None
+
+    async def load(self) -> Engine:
+        """Raises:
+        ServiceError: see `load_engine`.
+        """
+        self._engine = await self.thread.call(self._load, self._settings)
+        return self._engine
+
+    async def warm(self) -> None:
+        assert self._engine is not None, "load it first"
+        await self.thread.call(self._engine.warm)
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        """In the thread."""
+        assert self._engine is not None, "nothing is scheduled before the engine is warm"
+        return self._engine.run(jobs)
+
+
 class Pipeline:
-    """An engine and all that streams share: what the service, `transcribe` and `listen` have in common."""
+    """Engines, one a device, and all that streams share: what the service, `transcribe` and `listen` have in common."""
 
     def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.sources = Sources()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
-        self._load = load
-        self._engine: Engine | None = None
-        self._thread = EngineThread()
-        self.scheduler = Scheduler([Worker(self._thread, self._run)], settings.scheduler.batch, self.metrics)
+        self._hosts = [_Host(each, load) for each in settings.for_each_device()]
+        workers = [Worker(host.thread, host.run) for host in self._hosts]
+        self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
+        self._engine: Engine | None = None  # one of them: all hold the same models
         self._shared: Neighbours | None = None
         self._warm = asyncio.Event()
 
@@ -143,15 +169,16 @@ class Pipeline:
         """Raises:
         ServiceError: see `load_engine`.
         """
-        engine = await self._thread.call(self._load, self.settings)
+        engines = await asyncio.gather(*(host.load() for host in self._hosts))
+        engine = self._engine = engines[0]
         try:
             _check_longest(self.settings, engine)
         except ConfigurationError as error:
             raise ServiceError(str(error)) from None
-        await self._thread.call(engine.warm)
-        self._engine = engine
+        await asyncio.gather(*(host.warm() for host in self._hosts))
+        devices = ", ".join(each.device for each in engines)
         model = Model(
-            engine.student, engine.teacher, engine.device, engine.languages, Text(engine.tokenizer_file, engine.eot)
+            engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
         )
         self._shared = Neighbours(
             model=model,
@@ -197,15 +224,12 @@ class Pipeline:
         return Stream(start, self._shared)
 
     def close(self) -> None:
-        self._thread.close()
+        for host in self._hosts:
+            host.thread.close()
 
     def ended(self) -> bool:
-        """Whether the engine's thread has ended. One that is busy with torch must not meet the interpreter's end."""
-        return self._thread.ended(1.0)
-
-    def _run(self, jobs: Sequence[Job]) -> list[Result]:
-        assert self._engine is not None, "nothing is scheduled before the engine is warm"
-        return self._engine.run(jobs)
+        """Whether the engines' threads have ended. One that is busy with torch must not meet the interpreter's end."""
+        return all(host.thread.ended(1.0) for host in self._hosts)
 
 
 def _check_longest(settings: Settings, engine: Engine) -> None:

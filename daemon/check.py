@@ -219,27 +219,31 @@ def tls(server: Server) -> str:
     return server.certificate
 
 
-def device(models: Models) -> str:
-    """That the device is there, and its memory. Loads torch, which takes seconds."""
+def devices(models: Models) -> str:
+    """That the devices are there, and their memory. Loads torch, which takes seconds."""
+    return "; ".join(_device(name, models.threads) for name in models.devices)
+
+
+def _device(wanted: str, threads: int | None) -> str:
     try:
         import torch
     except ImportError as error:
         raise ProbeError(f"torch cannot be imported ({error}): pip install torch") from None
 
     known = f"torch {torch.__version__}, {torch.cuda.device_count()} GPUs seen"
-    index = int(models.device.partition(":")[2] or 0)
-    if models.device.startswith("cuda") and index >= torch.cuda.device_count():
+    index = int(wanted.partition(":")[2] or 0)
+    if wanted.startswith("cuda") and index >= torch.cuda.device_count():
         raise ProbeError(
-            f"{models.device} is not there: set models.device to auto or cpu, or install a CUDA build of torch "
+            f"{wanted} is not there: set models.device to auto or cpu, or install a CUDA build of torch "
             f"and the driver (this is {known})"
         )
-    if models.device != "cpu" and torch.cuda.is_available():
+    if wanted != "cpu" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         return f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free ({known})"
-    idle = Path("/dev/nvidiactl").exists() and models.device == "auto"
+    idle = Path("/dev/nvidiactl").exists() and wanted == "auto"
     remark = "; a GPU is here, but this torch cannot use it: install its CUDA build" if idle else ""
-    return f"cpu, {models.threads or torch.get_num_threads()} threads ({known}){remark}"
+    return f"cpu, {threads or torch.get_num_threads()} threads ({known}){remark}"
 
 
 def broker(mqtt: Mqtt, password: str | None) -> str:

@@ -288,7 +288,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
             checks.Probe(" ".join(dict.fromkeys(("microphone", each.source))), partial(find_device, each.device))
             for each in settings.all_microphones
         ),
-        checks.Probe("device", lambda: checks.device(settings.models)),
+        checks.Probe("device", lambda: checks.devices(settings.models)),
         checks.Probe("models", lambda: describe_models(settings)),
     ]
     answers = []

@@ -68,9 +68,14 @@ class Server(Section):
 class Models(Section):
     student: str = Field(default="home-en", min_length=1)
     teacher: str | None = "home-en"
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")
     dtype: Literal["auto", "mixed", "float32", "float16", "bfloat16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Each has a copy of the models; streams are shared among them."""
+        return tuple(self.device.split(","))
 
 
 class Escalate(Section):
@@ -230,6 +235,13 @@ class Settings(Section):
         """The teacher to load: none where it would never be asked."""
         return self.models.teacher or None if self.escalate.when != "never" else None
 
+    def for_each_device(self) -> list[Settings]:
+        """These settings for an engine on each of `models.device`."""
+        return [
+            self.model_copy(update={"models": self.models.model_copy(update={"device": device})})
+            for device in self.models.devices
+        ]
+
     def vad_settings(self) -> VadSettings:
         return VadSettings(**self.vad.model_dump())
 
@@ -359,7 +371,7 @@ def _sentence(error: Any) -> str:
 
 
 _PATTERNS = {
-    "models.device": "must be auto, cpu, cuda or cuda:N",
+    "models.device": "must be auto, cpu, cuda, cuda:N, or several as cuda:0,cuda:1",
     "mqtt.topic": "must be a topic without + and #, and must not begin with /",
 }
 

@@ -114,7 +114,10 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
         ("server: 3", "server: must be a section with keys of its own, got 3"),
         ("mqtt: {password: 12}", "mqtt.password: must be a text, got 12: put it in quotes"),
         ("mqtt: {topic: 'a/#'}", "mqtt.topic: must be a topic without + and #, and must not begin with /, got 'a/#'"),
-        ("models: {device: gpu}", "models.device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (
+            "models: {device: gpu}",
+            "models.device: must be auto, cpu, cuda, cuda:N, or several as cuda:0,cuda:1, got 'gpu'",
+        ),
         (
             "escalate: {when: sometimes}",
             "escalate.when: must be 'low-confidence', 'always' or 'never', got 'sometimes'",

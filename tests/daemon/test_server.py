@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from harness import SECOND, client, free_port, scripted, service, speech, wait_until
 
-from daemon.app import Service, ServiceError
+from daemon.app import Engine, Service, ServiceError
 from daemon.config import Settings, Surroundings
 from streaming.job import Job
 
@@ -254,6 +254,45 @@ async def test_an_engine_that_hangs_is_noticed(tokenizer_file: Path) -> None:
         gate.set()
         await mine.until("final")
         assert daemon.health.getting_on
+
+
+async def test_an_engine_on_each_device_serves_all_streams(tokenizer_file: Path) -> None:
+    gate, entered, first = threading.Event(), asyncio.Event(), threading.Lock()
+    loop = asyncio.get_running_loop()
+    asked: list[str] = []
+
+    def hang(jobs: Sequence[Job]) -> None:
+        """Whichever engine has the first utterance keeps it."""
+        if any(job.audio.size > 16000 for job in jobs) and first.acquire(blocking=False):
+            loop.call_soon_threadsafe(entered.set)
+            assert gate.wait(60)
+
+    def load(settings: Settings) -> Engine:
+        asked.append(settings.models.device)
+        return scripted(tokenizer_file, before=hang)(settings)
+
+    sections = {"models": {"device": "cpu,cpu"}, "partials": {"first": 30.0}}
+    async with service(load, sections) as daemon, client(daemon.server.url) as held:
+        assert asked == ["cpu", "cpu"]
+        await held.play(speech())
+        await asyncio.wait_for(entered.wait(), 30)
+        assert len(await _finals(daemon.server.url, 3)) == 3
+        assert not held.of("final")
+        gate.set()
+        await held.until("final")
+        await held.say(type="stop")
+        assert await held.rest() == 1000
+
+
+async def _finals(url: str, count: int) -> list[str]:
+    texts = []
+    for _ in range(count):
+        async with client(url) as mine:
+            await mine.play(speech())
+            texts.append((await mine.until("final"))["text"])
+            await mine.say(type="stop")
+            await mine.rest()
+    return texts
 
 
 async def test_the_canary_sings_when_all_is_silent(tokenizer_file: Path) -> None:
