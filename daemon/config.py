@@ -371,7 +371,7 @@ def _sentence(error: Any) -> str:
 
 
 _PATTERNS = {
-    "models.device": "must be auto, cpu, cuda, cuda:N, or several as cuda:0,cuda:1",
+    "models.device": "must be auto, cpu, cuda:N, or several: cuda:0,cuda:1",
     "mqtt.topic": "must be a topic without + and #, and must not begin with /",
 }
 

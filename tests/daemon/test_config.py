@@ -116,7 +116,7 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
         ("mqtt: {topic: 'a/#'}", "mqtt.topic: must be a topic without + and #, and must not begin with /, got 'a/#'"),
         (
             "models: {device: gpu}",
-            "models.device: must be auto, cpu, cuda, cuda:N, or several as cuda:0,cuda:1, got 'gpu'",
+            "models.device: must be auto, cpu, cuda:N, or several: cuda:0,cuda:1, got 'gpu'",
         ),
         (
             "escalate: {when: sometimes}",
