@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import aiomqtt
 
+from daemon.broker import make_client, older_version_wanted, sentence, tls_context
 from daemon.config import Models, Mqtt, Server
 
 _PATIENCE = 5.0
@@ -110,16 +111,20 @@ def broker(mqtt: Mqtt, password: str | None) -> str:
         asyncio.run(_connect(mqtt, password))
     except aiomqtt.MqttError as error:
         raise ProbeError(
-            f"{mqtt.host}:{mqtt.port}: {error}: start the broker, or mend the mqtt section; the service runs without "
-            "it and keeps trying"
+            f"{mqtt.host}:{mqtt.port}: {sentence(error)}: start the broker, or mend the mqtt section; the service runs "
+            "without it and keeps trying"
         ) from None
     return f"{mqtt.host}:{mqtt.port}, topics {mqtt.topic}/..."
 
 
 async def _connect(mqtt: Mqtt, password: str | None) -> None:
     # Without the service's client id: a service that runs keeps its connection.
-    context = ssl.create_default_context(cafile=mqtt.ca_file) if mqtt.tls else None
-    async with aiomqtt.Client(
-        mqtt.host, mqtt.port, username=mqtt.username, password=password, tls_context=context, timeout=_PATIENCE
-    ):
-        pass
+    context = tls_context(mqtt)
+    try:
+        async with make_client(mqtt, password, context, "3.1.1" if mqtt.version == "3.1.1" else "5"):
+            pass
+    except aiomqtt.MqttError as error:
+        if mqtt.version != "auto" or not older_version_wanted(error):
+            raise
+        async with make_client(mqtt, password, context, "3.1.1"):
+            pass

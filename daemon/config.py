@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from streaming.confidence import ConfidenceSettings
 from streaming.job import ALWAYS, NEVER
@@ -38,6 +39,9 @@ class ConfigurationError(Exception):
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+_TOPIC = r"^[^/+#\x00][^+#\x00]*$"
 
 
 def _texts() -> Any:
@@ -103,18 +107,43 @@ class Subscribers(Section):
         return self
 
 
+def _unquoted(value: object) -> object:
+    """YAML reads `off` as a truth value and `5` as a number."""
+    words = {False: "off", True: "auto"}
+    return words[value] if isinstance(value, bool) else str(value) if isinstance(value, int) else value
+
+
 class Mqtt(Section):
     host: str = ""
     port: int = Field(default=1883, ge=1, le=65535)
-    topic: str = Field(default="whisperd", pattern=r"^[^/+#\x00][^+#\x00]*$")
+    topic: str = Field(default="whisperd", pattern=_TOPIC)
     client_id: str | None = None
     username: str | None = None
     password: str | None = None
     password_file: str | None = None
     tls: bool = False
     ca_file: str | None = None
-    keepalive: int = Field(default=15, ge=5)
-    queue: int = Field(default=1000, ge=1)
+    certificate: str | None = None
+    key: str | None = None
+    tls_insecure: bool = False
+    version: Annotated[Literal["auto", "5", "3.1.1"], BeforeValidator(_unquoted)] = "auto"
+    keepalive: int = Field(default=15, ge=2)  # the client looks at its clock once a second
+    queue: int = Field(default=1000, ge=1, le=100_000)  # all of them are in memory as well
+    max_age: float = Field(default=86400.0, gt=0)
+    spool: Annotated[str, BeforeValidator(_unquoted), Field(min_length=1)] = "auto"
+    discovery: bool = True
+    discovery_prefix: str = Field(default="homeassistant", pattern=_TOPIC)
+    node_id: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    name: str = Field(default="whisperd", min_length=1)
+    sources: tuple[str, ...] = _texts()
+
+    @model_validator(mode="after")
+    def _tls(self) -> Mqtt:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("key is that of a certificate: give both, or neither")
+        if not self.tls and (self.ca_file or self.certificate or self.tls_insecure):
+            raise ValueError("ca_file, certificate and tls_insecure need tls: true; without it all goes in the clear")
+        return self
 
 
 class Microphone(Section):
@@ -316,9 +345,12 @@ def _sentence(error: Any) -> str:
     return f"{path}: {error['msg'].replace('Input should be', 'must be')}{got}"
 
 
+_TOPIC_RULE = "must be a topic without + and #, and must not begin with /"
 _PATTERNS = {
     "models.device": "must be auto, cpu, cuda or cuda:N",
-    "mqtt.topic": "must be a topic without + and #, and must not begin with /",
+    "mqtt.topic": _TOPIC_RULE,
+    "mqtt.discovery_prefix": _TOPIC_RULE,
+    "mqtt.node_id": "must be 1..64 of the letters a-z and A-Z, digits, _ and -",
 }
 
 
@@ -342,12 +374,14 @@ class Surroundings:
     """What a service manager tells through the environment.
 
     notify_socket: where sd_notify's messages go. watchdog: seconds within which it wants a sign of life.
-    credentials: the directory with the service's secrets.
+    credentials: the directory with the service's secrets. state: the directory for what outlives the process; it may
+    not be there yet.
     """
 
     notify_socket: str | None = None
     watchdog: float | None = None
     credentials: Path | None = None
+    state: Path | None = None
 
 
 def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
@@ -359,7 +393,32 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog=int(period) / 1e6 if ours and period.isdigit() and int(period) > 0 else None,
         credentials=Path(directory) if directory else None,
+        state=_state_directory(environ),
     )
+
+
+def _state_directory(environ: Mapping[str, str]) -> Path | None:
+    """The service manager's, of which there may be several, or else the user's own."""
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.partition(":")[0])
+    if base := environ.get("XDG_STATE_HOME"):
+        return Path(base) / "whisperd"
+    home = environ.get("HOME")
+    return Path(home) / ".local" / "state" / "whisperd" if home else None
+
+
+def mqtt_spool(mqtt: Mqtt, around: Surroundings) -> Path | None:
+    """The file in which what waits for the broker outlives the process; None: nowhere.
+
+    A file for each broker and topic: what was meant for one house is not told to another, and two daemons of one user
+    do not share one.
+    """
+    if mqtt.spool == "off":
+        return None
+    if mqtt.spool != "auto":
+        return Path(mqtt.spool)
+    name = hashlib.sha256(f"{mqtt.host}:{mqtt.port}/{mqtt.topic}".encode()).hexdigest()[:12]
+    return around.state / f"mqtt-{name}.sqlite" if around.state else None
 
 
 def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:

@@ -47,6 +47,8 @@ ALSO_KNOWS = {
     },
     "daemon.scheduler": {"streaming.job"},  # what it carries
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
+    "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
+    "daemon.check": {"daemon.broker"},  # it connects as the service does
     "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
 }
 """Exceptions, each with its reason: importer -> what else it may import."""

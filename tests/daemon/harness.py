@@ -177,7 +177,7 @@ def process(tmp_path: Path, sections: dict[str, Any], **environment: str) -> Ite
             [sys.executable, "-m", "daemon.cli", "run", "-c", str(config)],
             stderr=log,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "STATE_DIRECTORY": str(tmp_path / "state"), **environment},
             text=True,
         )
     try:
