@@ -38,7 +38,11 @@ class RefusedError(Exception):
 
 
 class Client(aiomqtt.Client):
-    """A client that also hears the reason with which an acknowledgement refuses a message (MQTT 5)."""
+    """A client that also hears the reason with which an acknowledgement refuses a message (MQTT 5).
+
+    It overrides two callbacks of the library that have no public name; the tests of outages and refusals hold them to
+    what they are called by.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -49,6 +53,22 @@ class Client(aiomqtt.Client):
         if reason_code.is_failure:
             self._refused = reason_code
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
+        # The library's own watches the socket a turn of the loop later, when a broker that was killed may have cost us
+        # it already: that would be an error with a traceback in the log.
+        def watch() -> None:
+            if sock.fileno() >= 0:
+                self._loop.add_writer(sock.fileno(), write)
+
+        def write() -> None:
+            try:
+                client.loop_write()
+            except Exception as error:
+                if not self._disconnected.done():
+                    self._disconnected.set_exception(error)
+
+        self._loop.call_soon_threadsafe(watch)
 
     async def deliver(self, topic: str, payload: str, *, qos: int = 1, retain: bool = False) -> None:
         """Publish, one at a time, and return when the broker has acknowledged it.
