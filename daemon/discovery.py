@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -47,7 +48,7 @@ class Device:
 
 def payload(device: Device, shown: Iterable[str], hidden: Iterable[str] = ()) -> str:
     """The device with the sources `shown`, as JSON. Entities of `hidden` are removed where they were shown before."""
-    version = metadata.version("whisperd")
+    version = _version()
     entities = _of_daemon(device)
     for source in shown:
         entities |= _of_source(device, source)
@@ -65,6 +66,11 @@ def payload(device: Device, shown: Iterable[str], hidden: Iterable[str] = ()) ->
         ensure_ascii=False,
         separators=(",", ":"),
     )
+
+
+@cache
+def _version() -> str:
+    return metadata.version("whisperd")
 
 
 def slug(source: str) -> str:
