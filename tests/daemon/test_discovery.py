@@ -190,8 +190,8 @@ def test_the_schema_is_part_of_the_package() -> None:
     distribution.parse_config_files([str(Path(__file__).parent.parent.parent / "pyproject.toml")])
     build = distribution.get_command_obj("build_py")
     build.ensure_finalized()
-    build.manifest_files = {}  # type: ignore[attr-defined] # none but those that the settings name
-    found = build.find_data_files("daemon", str(Path(mqtt.__file__).parent))  # type: ignore[attr-defined]
+    build.manifest_files = {}  # none but those that the settings name
+    found = build.find_data_files("daemon", str(Path(mqtt.__file__).parent))
     assert [Path(each).name for each in found].count("mqtt.schema.json") == 1
 
 
