@@ -107,10 +107,14 @@ class Subscribers(Section):
         return self
 
 
-def _unquoted(value: object) -> object:
-    """YAML reads `off` as a truth value and `5` as a number."""
-    words = {False: "off", True: "auto"}
-    return words[value] if isinstance(value, bool) else str(value) if isinstance(value, int) else value
+def _on_or_off(value: object) -> object:
+    """YAML reads `off` as a truth value."""
+    return {False: "off", True: "auto", "on": "auto"}.get(value, value) if isinstance(value, bool | str) else value
+
+
+def _version(value: object) -> object:
+    """YAML reads `5` as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Mqtt(Section):
@@ -126,11 +130,11 @@ class Mqtt(Section):
     certificate: str | None = None
     key: str | None = None
     tls_insecure: bool = False
-    version: Annotated[Literal["auto", "5", "3.1.1"], BeforeValidator(_unquoted)] = "auto"
+    version: Annotated[Literal["auto", "5", "3.1.1"], BeforeValidator(_version)] = "auto"
     keepalive: int = Field(default=15, ge=2)  # the client looks at its clock once a second
     queue: int = Field(default=1000, ge=1, le=100_000)  # all of them are in memory as well
     max_age: float = Field(default=86400.0, gt=0)
-    spool: Annotated[str, BeforeValidator(_unquoted), Field(min_length=1)] = "auto"
+    spool: Annotated[str, BeforeValidator(_on_or_off), Field(min_length=1)] = "auto"
     discovery: bool = True
     discovery_prefix: str = Field(default="homeassistant", pattern=_TOPIC)
     node_id: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9_-]{1,64}$")

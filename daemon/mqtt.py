@@ -92,6 +92,7 @@ class Mqtt:
         self._spool = Spool(spool, settings.queue, settings.max_age, metrics)
         self._partials: dict[tuple[str, int], Partial] = {}
         self._retained: dict[str, str] = {}  # what the broker was not told yet: topic -> payload
+        self._switches: dict[str, bool] = {}  # as they were told last
         self._diagnosed = ""  # the diagnostics that were told last
         self._connected = False
         self._ending = False  # no more events will come
@@ -152,8 +153,11 @@ class Mqtt:
         self._news.set()
 
     def _note_source(self, source: str, state: State) -> None:
-        new = self._spool.remember(source, self._sources.is_on(source))
-        self._retain_source(source, state)
+        on = self._sources.is_on(source)
+        new = self._spool.remember(source, on)
+        self._retain(self._topic(source, "state"), state)
+        if self._switches.get(source) is not on:
+            self._retain_switch(source)
         if new and self._settings.discovery:
             self._retain(self._device.config_topic, self._config())
 
@@ -254,7 +258,11 @@ class Mqtt:
 
     def _retain_source(self, source: str, state: State) -> None:
         self._retain(self._topic(source, "state"), state)
-        self._retain(self._topic(source, "switch"), "ON" if self._sources.is_on(source) else "OFF")
+        self._retain_switch(source)
+
+    def _retain_switch(self, source: str) -> None:
+        self._switches[source] = on = self._sources.is_on(source)
+        self._retain(self._topic(source, "switch"), "ON" if on else "OFF")
 
     def _retain_all(self) -> None:
         states: dict[str, State] = {**dict.fromkeys(self._shown(), "idle"), **self._sources.states()}
@@ -324,6 +332,7 @@ class Mqtt:
             return
         _log.info("mqtt: %s is switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
+        self._retain_switch(source)  # whoever turned it waits for that, even if nothing changed
 
     # --- what the log is told --------------------------------------------------------------------------------------
 

@@ -289,7 +289,7 @@ class _Writer:
         if not self._read:
             self._found(*await self._in_thread(_read, file))
             self._read = True
-            _log.info("mqtt: what waits for the broker is kept in %s", self._path)
+            _log.info("mqtt: finals that wait for the broker are kept in %s", self._path)
         # What came before the file was there is not in it; and the limits may have dropped some of what it held.
         await self._rewrite(file)
 

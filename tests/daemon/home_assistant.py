@@ -6,6 +6,7 @@ Knows discovery payloads, MQTT messages and Jinja; nothing of our code.
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -16,9 +17,12 @@ LONGEST_STATE = 255
 
 
 def render(template: str, **names: Any) -> str:
-    """A template as Home Assistant renders it: sandboxed, with its own filter `to_json`."""
+    """A template as Home Assistant renders it: sandboxed, with its own filter `to_json` and test `search`."""
     environment = ImmutableSandboxedEnvironment()
     environment.filters["to_json"] = json.dumps
+    environment.tests["search"] = lambda value, find, ignorecase=False: bool(
+        re.search(find, value, re.IGNORECASE if ignorecase else 0)
+    )
     return environment.from_string(template).render(**names)
 
 

@@ -110,6 +110,10 @@ async def test_switching_a_source_off_and_on(tokenizer_file: Path, mosquitto: Br
         await mine.until("speech_started")
         await publish(mosquitto.port, "whisperd/kitchen/set", "OFF")
         await broker_says.until(STATE, "idle")
+        await broker_says.until(SWITCH, "OFF")
+        # An answer to each command, even to one that changes nothing.
+        await publish(mosquitto.port, "whisperd/kitchen/set", "OFF")
+        await broker_says.until(SWITCH, "OFF")
         await mine.play(speech())
         # What was said before becomes final, without what was said after.
         final = await mine.until("final")
@@ -146,6 +150,7 @@ async def test_commands_that_do_not_count(
         await broker_says.until("whisperd/hall/state", "idle")
         events = await say_a_sentence(daemon)
         assert [event["type"] for event in events].count("final") == 1
+        assert "whisperd_mqtt_bad_commands_total 2.0" in daemon.pipeline.metrics.text().decode()
     ignored = [record.getMessage() for record in caplog.records if "was ignored" in record.getMessage()]
     assert len(ignored) == 2
     assert "must be ON or OFF" in ignored[0]
