@@ -18,7 +18,9 @@ from daemon.config import Mqtt as MqttSettings
 
 Version = Literal["5", "3.1.1"]
 
-_LONGEST_TIMEOUT = 10.0
+_LONGEST_TIMEOUT = 6.0
+"""Seconds for an answer of the broker. At the end of the service a frozen broker costs this twice: for the last final,
+and for the goodbye. `shutdown.drain` must have room for both."""
 
 # Reason codes of MQTT 5. A 3.1.1 broker's few are translated into them by the library.
 _UNSUPPORTED_VERSION, _BAD_CLIENT_ID, _BAD_PASSWORD, _NOT_AUTHORISED, _BANNED, _BAD_TOPIC = 132, 133, 134, 135, 138, 144

@@ -351,8 +351,8 @@ class Mqtt:
     def _say_refused(self, what: str, said: str) -> None:
         if what not in self._refused:
             self._refused.add(what)
-            user = self._settings.username or "without a name"
-            _log.warning("mqtt: the broker's access rules: user %s %s; the rest goes on", user, said)
+            who = f"user {self._settings.username}" if self._settings.username else "a client without a user name"
+            _log.warning("mqtt: refused by the broker's access rules: %s %s; the rest goes on", who, said)
 
     def _tell_what_is_left(self) -> None:
         if self._spool and self._spool.on_disk:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -181,10 +182,16 @@ def tls(made: Broker, papers: Path, **more: Any) -> dict[str, Any]:
     return {"mqtt": {"host": "localhost", "port": made.port, "tls": True, "ca_file": f"{papers}/house.pem", **more}}
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 async def test_a_broker_with_a_certificate(tokenizer_file: Path, guarded: Broker, papers: Path) -> None:
     plain = free_port()
     guarded.options += f"listener {plain} 127.0.0.1\n"
     guarded.start()
+    await wait_until(lambda: is_open(plain))
     async with (
         listener(plain) as says,
         service(scripted(tokenizer_file), tls(guarded, papers)) as daemon,

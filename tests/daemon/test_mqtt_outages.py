@@ -120,6 +120,20 @@ async def test_a_broker_that_freezes_for_longer_than_the_keepalive(tokenizer_fil
     assert len(found) <= len(sent) + 1
 
 
+async def test_a_broker_that_freezes_while_nobody_speaks(tokenizer_file: Path, lasting: Broker) -> None:
+    lasting.start()
+    section = {"mqtt": {"host": "127.0.0.1", "port": lasting.port, "keepalive": 2}}
+    async with recorder(lasting) as says, service(scripted(tokenizer_file), section) as daemon:
+        await wait_until(lambda: connected(daemon))
+        lasting.signal(signal.SIGSTOP)
+        try:
+            await wait_until(lambda: not connected(daemon))
+        finally:
+            lasting.signal(signal.SIGCONT)
+        sent = await say(daemon.server.url)
+        assert await arrived(says, sent) == sent
+
+
 async def test_a_broker_that_is_killed_again_and_again(
     tokenizer_file: Path, lasting: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,6 +302,29 @@ def in_file(folder: Path) -> list[str]:
 
 async def saved(folder: Path, finals: list[str]) -> None:
     await wait_until(lambda: in_file(folder) == finals)
+
+
+async def test_a_broker_that_is_frozen_when_the_daemon_ends(
+    tokenizer_file: Path, tmp_path: Path, lasting: Broker
+) -> None:
+    lasting.start()
+    async with recorder(lasting) as says:
+        async with running(tokenizer_file, tmp_path, lasting.port) as (popen, url):
+            await says.until("whisperd/status", "online")
+            lasting.signal(signal.SIGSTOP)
+            try:
+                sent = await say(url, "a") + await say(url, "b")
+                popen.terminate()
+                async with asyncio.timeout(PATIENCE):
+                    assert await popen.wait() == 0
+                assert in_file(tmp_path) == sent
+            finally:
+                lasting.signal(signal.SIGCONT)
+        async with running(tokenizer_file, tmp_path, lasting.port) as (_, url):
+            sent += await say(url, "c")
+            found = await arrived(says, sent)
+    assert once(found) == sent
+    assert len(found) <= len(sent) + 1  # the first was under way
 
 
 async def test_a_daemon_that_is_killed_while_the_broker_takes_what_waited(
