@@ -253,6 +253,7 @@ class Mqtt:
     # --- what is retained ------------------------------------------------------------------------------------------
 
     def _retain(self, topic: str, body: str) -> None:
+        self._retained.pop(topic, None)  # told in the order of the last changes
         self._retained[topic] = body
         self._news.set()
 
