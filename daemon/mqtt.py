@@ -209,10 +209,13 @@ class Mqtt:
             self._say_refused(topic, f"may not read {topic}: {otherwise}")
 
     async def _introduce(self, client: Client) -> None:
-        """Who we are, then that we are there. How everything is comes after the finals, as it came to be after them."""
+        """Who we are, how we are, then that we are there. How the sources are comes after the finals that wait: it came
+        to be after them."""
         self._retained.clear()
-        self._retain_all()
+        self._retain_sources()
+        self._diagnosed = self._diagnostics()
         await self._publish(client, self._device.config_topic, self._config(), retain=True)
+        await self._publish(client, self._topic("diagnostics"), self._diagnosed, retain=True)
         await self._publish(client, self._topic("status"), "online", retain=True)
 
     async def _send(self, client: Client) -> None:
@@ -257,18 +260,17 @@ class Mqtt:
         self._retained[topic] = body
         self._news.set()
 
-    def _retain_source(self, source: str, state: State) -> None:
-        self._retain(self._topic(source, "state"), state)
-        self._retain_switch(source)
-
     def _retain_switch(self, source: str) -> None:
         self._switches[source] = on = self._sources.is_on(source)
         self._retain(self._topic(source, "switch"), "ON" if on else "OFF")
 
-    def _retain_all(self) -> None:
+    def _retain_sources(self) -> None:
         states: dict[str, State] = {**dict.fromkeys(self._shown(), "idle"), **self._sources.states()}
         for source, state in states.items():
-            self._retain_source(source, state)
+            self._retain(self._topic(source, "state"), state)
+            self._retain_switch(source)
+
+    def _retain_diagnostics(self) -> None:
         self._diagnosed = self._diagnostics()
         self._retain(self._topic("diagnostics"), self._diagnosed)
 
@@ -293,9 +295,8 @@ class Mqtt:
     async def _diagnose(self) -> None:
         while True:
             await asyncio.sleep(_DIAGNOSTICS_INTERVAL)
-            if (now := self._diagnostics()) != self._diagnosed:
-                self._diagnosed = now
-                self._retain(self._topic("diagnostics"), now)
+            if self._diagnostics() != self._diagnosed:
+                self._retain_diagnostics()
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -319,7 +320,8 @@ class Mqtt:
     def _tell_again(self) -> None:
         _log.info("mqtt: Home Assistant has started: telling it all again")
         self._retain(self._device.config_topic, self._config())
-        self._retain_all()
+        self._retain_sources()
+        self._retain_diagnostics()
 
     def _switch(self, source: str, body: object) -> None:
         command = body.decode("ascii", "replace").strip().upper() if isinstance(body, bytes) else ""
