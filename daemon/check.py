@@ -17,8 +17,6 @@ import aiomqtt
 from daemon.broker import make_client, older_version_wanted, sentence, tls_context
 from daemon.config import Models, Mqtt, Server
 
-_PATIENCE = 5.0
-
 
 class ProbeError(Exception):
     """Something is not there; the message says what, and what to do."""
