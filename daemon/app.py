@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from daemon import announce, status
-from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password
+from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password, mqtt_spool
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
@@ -354,6 +354,8 @@ class Service:
     async def _load(self) -> None:
         patience = asyncio.create_task(self._ask_for_patience())
         try:
+            if self._mqtt is not None:
+                await self._mqtt.open()  # before anything is heard: a source may have been switched off
             model = await self.pipeline.warm_up()
             self._begin("canary", self.health.run())
             await self._wait_first_decode()
@@ -459,12 +461,16 @@ class Service:
         settings = self.settings.mqtt
         if not settings.host:
             return None
-        password = mqtt_password(settings, around)
-        pipeline = self.pipeline
-        try:
-            return Mqtt(settings, password, pipeline.hub.subscribe(), pipeline.sources, pipeline.metrics)
-        except OSError as error:
-            raise ConfigurationError(f"mqtt.ca_file: {settings.ca_file}: {error.strerror or error}") from None
+        pipeline, microphone = self.pipeline, self.settings.microphone
+        return Mqtt(
+            settings,
+            mqtt_password(settings, around),
+            pipeline.hub.subscribe(),
+            pipeline.sources,
+            pipeline.metrics,
+            mqtt_spool(settings, around),
+            [microphone.source] if microphone.enabled else [],
+        )
 
     def _make_wyoming(self) -> Wyoming | None:
         settings = self.settings.wyoming

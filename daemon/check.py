@@ -6,6 +6,7 @@ raises; none changes anything. Knows nothing of the parts that it asks about but
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
 import json
@@ -17,22 +18,19 @@ import stat
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paho.mqtt.client import Client as MqttClient
-from paho.mqtt.client import MQTTv5, MQTTv311
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.reasoncodes import ReasonCode
+import aiomqtt
 
 from daemon import announce
+from daemon.broker import RefusedError, Version, make_client, older_version_wanted, sentence, tls_context
 from daemon.config import Models, Mqtt, Server, Wyoming
 
-_PATIENCE = 5.0
+_PATIENCE = 10.0
 """Seconds that something on the network may take."""
 
 
@@ -252,77 +250,40 @@ def broker(mqtt: Mqtt, password: str | None) -> str:
         return "off"
     place = f"{mqtt.host}:{mqtt.port}"
     try:
-        remark = _within(_PATIENCE + 1, lambda: _publish(mqtt, password))
-    except (OSError, ValueError) as error:
+        remark = _within(_PATIENCE, lambda: asyncio.run(_publish(mqtt, password)))
+    except RefusedError as error:
         raise ProbeError(
-            f"{place}: {getattr(error, 'strerror', None) or error}: start the broker, or mend the mqtt section; the "
-            "service runs without it and keeps trying"
+            f"{place}: we may not publish to {mqtt.topic}/check ({error}): allow {mqtt.topic}/# in the broker's access "
+            "list, or set mqtt.topic"
+        ) from None
+    except (aiomqtt.MqttError, OSError, ValueError) as error:
+        raise ProbeError(
+            f"{place}: {sentence(error)}: start the broker, or mend the mqtt section; the service runs without it and "
+            "keeps trying"
         ) from None
     return f"{place}, may publish to {mqtt.topic}/...{remark}"
 
 
-def _publish(mqtt: Mqtt, password: str | None) -> str:
+async def _publish(mqtt: Mqtt, password: str | None) -> str:
     """A remark, where the broker cannot say whether it took the message.
 
     Raises:
-        ProbeError: it refused us or the message.
-        OSError: it is out of reach.
+        RefusedError: it does not take it.
+        aiomqtt.MqttError: it is out of reach, or does not let us in.
     """
-    answer = _exchange(mqtt, password, MQTTv5)
-    if answer is not None:
-        return ""
-    _exchange(mqtt, password, MQTTv311)
-    return " (not certain: it knows only MQTT 3.1.1, which does not tell)"
-
-
-def _exchange(mqtt: Mqtt, password: str | None, version: MQTTProtocolVersion) -> ReasonCode | None:
-    """The broker's answer to a message; None if it does not speak `version`.
-
-    Raises:
-        ProbeError, OSError: as `_publish`.
-    """
-    place = f"{mqtt.host}:{mqtt.port}"
-    connected: list[ReasonCode] = []
-    published: list[ReasonCode] = []
     # Without the service's client id: a service that runs keeps its connection.
-    client = MqttClient(CallbackAPIVersion.VERSION2, protocol=version)
-    client.connect_timeout = _PATIENCE
-    client.on_connect = lambda _client, _data, _flags, reason, _properties: connected.append(reason)
-    client.on_publish = lambda _client, _data, _mid, reason, _properties: published.append(reason)
-    client.username_pw_set(mqtt.username, password)
-    if mqtt.tls:
-        client.tls_set_context(ssl.create_default_context(cafile=mqtt.ca_file))
-    client.connect(mqtt.host, mqtt.port)
+    context = tls_context(mqtt)
+    version: Version = "3.1.1" if mqtt.version == "3.1.1" else "5"
     try:
-        still_there = _until(client, connected)
-        if not connected or connected[0] == "Unsupported protocol version":
-            if version is MQTTv5 and not still_there:
-                return None
-            raise TimeoutError(f"something listens, but did not answer as a broker within {_PATIENCE:g} s")
-        if connected[0].is_failure:
-            raise ProbeError(f"{place}: it refused us ({connected[0]}): mend mqtt.username and the password")
-        topic = f"{mqtt.topic}/check"
-        client.publish(topic, "whisperd check", qos=1)
-        _until(client, published)
-        if not published:
-            raise TimeoutError(f"the broker did not take a message within {_PATIENCE:g} s")
-        if published[0].is_failure:
-            raise ProbeError(
-                f"{place}: we may not publish to {topic} ({published[0]}): allow {mqtt.topic}/# in the broker's "
-                "access list, or set mqtt.topic"
-            )
-        return published[0]
-    finally:
-        client.disconnect()
-
-
-def _until(client: MqttClient, answers: list[ReasonCode]) -> bool:
-    """Until there is an answer, or no hope of one; whether the connection still stands."""
-    deadline = time.monotonic() + _PATIENCE
-    while not answers and time.monotonic() < deadline:
-        if client.loop(0.1) != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            return False
-    return True
+        async with make_client(mqtt, password, context, version) as client:
+            await client.deliver(f"{mqtt.topic}/check", "whisperd check")
+    except aiomqtt.MqttError as error:
+        if mqtt.version != "auto" or not older_version_wanted(error):
+            raise
+        version = "3.1.1"
+        async with make_client(mqtt, password, context, version) as client:
+            await client.deliver(f"{mqtt.topic}/check", "whisperd check")
+    return "" if version == "5" else " (not certain: MQTT 3.1.1 does not tell)"
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:

@@ -273,7 +273,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     logging.disable(logging.CRITICAL)  # each answer is in the table
     around, path = surroundings(), options.config or find()
     server, mqtt = settings.server, settings.mqtt
-    secret_files = {"server.key": server.key, "mqtt.password_file": mqtt.password_file}
+    secret_files = {"server.key": server.key, "mqtt.key": mqtt.key, "mqtt.password_file": mqtt.password_file}
     plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
     probes = [
         checks.Probe("Python", checks.python),

@@ -10,13 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from daemon.faults import Fault
 from daemon.sources import check_name
@@ -40,6 +50,9 @@ class ConfigurationError(Exception):
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+_TOPIC = r"^[^/+#\x00][^+#\x00]*$"
 
 
 def _texts() -> Any:
@@ -110,18 +123,47 @@ class Subscribers(Section):
         return self
 
 
+def _on_or_off(value: object) -> object:
+    """YAML reads `off` as a truth value."""
+    return {False: "off", True: "auto", "on": "auto"}.get(value, value) if isinstance(value, bool | str) else value
+
+
+def _version(value: object) -> object:
+    """YAML reads `5` as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Mqtt(Section):
     host: str = ""
     port: int = Field(default=1883, ge=1, le=65535)
-    topic: str = Field(default="whisperd", pattern=r"^[^/+#\x00][^+#\x00]*$")
+    topic: str = Field(default="whisperd", pattern=_TOPIC)
     client_id: str | None = None
     username: str | None = None
     password: str | None = None
     password_file: str | None = None
     tls: bool = False
     ca_file: str | None = None
-    keepalive: int = Field(default=15, ge=5)
-    queue: int = Field(default=1000, ge=1)
+    certificate: str | None = None
+    key: str | None = None
+    tls_insecure: bool = False
+    version: Annotated[Literal["auto", "5", "3.1.1"], BeforeValidator(_version)] = "auto"
+    keepalive: int = Field(default=15, ge=2)  # the client looks at its clock once a second
+    queue: int = Field(default=1000, ge=1, le=100_000)  # all of them are in memory as well
+    max_age: float = Field(default=86400.0, gt=0)
+    spool: Annotated[str, BeforeValidator(_on_or_off), Field(min_length=1)] = "auto"
+    discovery: bool = True
+    discovery_prefix: str = Field(default="homeassistant", pattern=_TOPIC)
+    node_id: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    name: str = Field(default="whisperd", min_length=1)
+    sources: tuple[str, ...] = _texts()
+
+    @model_validator(mode="after")
+    def _tls(self) -> Mqtt:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("key is that of a certificate: give both, or neither")
+        if not self.tls and (self.ca_file or self.certificate or self.tls_insecure):
+            raise ValueError("ca_file, certificate and tls_insecure need tls: true; without it all goes in the clear")
+        return self
 
 
 class Wyoming(Section):
@@ -370,9 +412,12 @@ def _sentence(error: Any) -> str:
     return f"{path}: {error['msg'].replace('Input should be', 'must be')}{got}"
 
 
+_TOPIC_RULE = "must be a topic without + and #, and must not begin with /"
 _PATTERNS = {
     "models.device": "must be auto, cpu, cuda:N, or several: cuda:0,cuda:1",
-    "mqtt.topic": "must be a topic without + and #, and must not begin with /",
+    "mqtt.topic": _TOPIC_RULE,
+    "mqtt.discovery_prefix": _TOPIC_RULE,
+    "mqtt.node_id": "must be 1..64 of the letters a-z and A-Z, digits, _ and -",
 }
 
 
@@ -452,6 +497,20 @@ def _state_directory(environ: Mapping[str, str]) -> Path | None:
 def user_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where this user keeps settings, as systemd's user manager has it too."""
     return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
+def mqtt_spool(mqtt: Mqtt, around: Surroundings) -> Path | None:
+    """The file in which what waits for the broker outlives the process; None: nowhere.
+
+    A file for each broker and topic: what was meant for one house is not told to another, and two daemons of one user
+    do not share one.
+    """
+    if mqtt.spool == "off":
+        return None
+    if mqtt.spool != "auto":
+        return Path(mqtt.spool)
+    name = hashlib.sha256(f"{mqtt.host}:{mqtt.port}/{mqtt.topic}".encode()).hexdigest()[:12]
+    return around.state / f"mqtt-{name}.sqlite" if around.state else None
 
 
 def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:

@@ -1,9 +1,9 @@
 """Fan-out: what streams say, to whoever listens.
 
-Owns the numbering of a source's partials and finals, the finals kept for a reconnect, and the policy for those who
-are slow: every subscriber has a bounded queue of its own; a newer partial of an utterance replaces the older, and its
-final replaces both; nothing else is ever dropped; a subscriber whose queue is full regardless has fallen too far
-behind, and its queue ends. Knows nothing of sockets, topics or audio.
+Owns the numbering of a source's partials and finals, the ids of finals, the finals kept for a reconnect, and the policy
+for those who are slow: every subscriber has a bounded queue of its own; a newer partial of an utterance replaces the
+older, and its final replaces both; nothing else is ever dropped; a subscriber whose queue is full regardless has fallen
+too far behind, and its queue ends. Knows nothing of sockets, topics or audio.
 """
 
 from __future__ import annotations
@@ -155,14 +155,14 @@ class Hub:
             outbox.close()
 
     def publish(self, event: Event, stream: str) -> None:
-        """To all who want it. A partial or final gets its seq here."""
+        """To all who want it. A partial or final gets its seq here, a final its id and its time as well."""
         source: str | None = getattr(event, "source", None)
         if isinstance(event, Partial):
             event = self._numbered(event)
             self.metrics.partials.inc()
             self.metrics.partial_lag.observe(event.lag_ms / 1000)
         elif isinstance(event, Final):
-            event = self._numbered(event)
+            event = replace(self._numbered(event), id=f"{stream}-{event.utterance}", at=round(time.time(), 3))
             self._keep(event)
             self.last_final_at = time.monotonic()
             self.metrics.finals.labels(event.model).inc()

@@ -75,6 +75,17 @@ class Metrics:
         self.mqtt_connected = gauge("mqtt_connected", "1 while connected to the broker")
         self.mqtt_waiting = gauge("mqtt_waiting_finals", "Finals that wait for the broker")
         self.mqtt_dropped = counter("mqtt_dropped_finals", "Finals dropped: the broker was away for too long")
+        self.mqtt_expired = counter("mqtt_expired_finals", "Finals dropped: they had waited for too long")
+        self.mqtt_refused = counter("mqtt_refused", "Messages that the broker refused: its access rules, mostly")
+        self.mqtt_bad_commands = counter(
+            "mqtt_bad_commands", "Commands that were ignored: neither ON nor OFF, or for no source"
+        )
+        self.mqtt_spool_on_disk = gauge(
+            "mqtt_spool_on_disk", "1 while what waits for the broker would outlive a restart"
+        )
+        self.mqtt_spool_errors = counter(
+            "mqtt_spool_errors", "Times that the spool's file could not be read or written"
+        )
         self.mqtt_connections = counter("mqtt_connections", "Connections made to the broker")
 
     def text(self) -> bytes:

@@ -1,31 +1,47 @@
 """A hub subscriber that speaks MQTT.
 
-Owns the topics, the connection to the broker and what waits for it. A broker that is down stops nothing: finals wait
-in a bounded queue and go out in order once it is back; partials do not wait. Knows events and the states of sources,
-and nothing of where either comes from.
+Owns the topics, the connection to the broker, and what is said on it in which order. A broker that is down stops
+nothing: finals wait in the spool and go out in order once it is back; partials do not wait. Knows events and the states
+of sources, and nothing of where either comes from.
 
-Each connection is a new client with a clean session, and the queue here is the only truth: a final leaves it when the
-broker has acknowledged it. One whose acknowledgement was lost is therefore sent twice, never not at all.
+Each connection is a new client with a clean session, and the spool is the only truth: a final leaves it when the broker
+has acknowledged it. One whose acknowledgement was lost is therefore sent twice, with the same id, never not at all.
+
+What is retained (states, switches, diagnostics, the device for Home Assistant) is told anew at each connection; of
+several changes that wait only the last is told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
+import re
 import socket
-import ssl
 import time
-from collections import deque
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
+from pathlib import Path
 
 import aiomqtt
 
+from daemon.broker import (
+    Client,
+    RefusedError,
+    Version,
+    make_client,
+    older_version_wanted,
+    sentence,
+    subscription_refused,
+    tls_context,
+)
 from daemon.config import Mqtt as MqttSettings
+from daemon.discovery import Device, payload
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.sources import Sources, State, check_name
+from daemon.spool import Entry, Spool
 from streaming.events import Event, Final, Partial, to_json
 
 _log = logging.getLogger(__name__)
@@ -35,14 +51,22 @@ _STEADY = 10.0
 """Seconds that a connection must last before the next pause is a short one again. A broker that lets us in and throws
 us out (a second daemon with the same client id) must not be called on every second."""
 
+_BIRTH_PAUSE = (5.0, 15.0)
+"""Seconds, at random, that Home Assistant has after its start before all is told again: not by everybody at once."""
+
+_DIAGNOSTICS_INTERVAL = 10.0
+
 _MOST_COMMANDS = 100
+_MOST_SHOWN = 64
+"""Sources that Home Assistant is shown: clients choose their names, and each becomes five entities."""
 
 
 class Mqtt:
-    """events: all that is published. password: found by whoever reads the configuration.
+    """events: all that is published. password: found by whoever reads the configuration. spool: the file for what
+    waits, or None. microphones: the sources that are known before they are heard.
 
     Raises:
-        OSError: `ca_file` cannot be used.
+        ConfigurationError: a certificate cannot be used.
     """
 
     def __init__(
@@ -52,106 +76,120 @@ class Mqtt:
         events: AsyncIterable[Event],
         sources: Sources,
         metrics: Metrics,
+        spool: Path | None = None,
+        microphones: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._password = password
-        self._tls = ssl.create_default_context(cafile=settings.ca_file) if settings.tls else None
+        self._tls = tls_context(settings)
+        self._version: Version = "3.1.1" if settings.version == "3.1.1" else "5"
         self._events = events
         self._sources = sources
         self._metrics = metrics
-        self._finals: deque[list[tuple[str, str]]] = deque()  # of each, the messages that are still to be sent
+        self._microphones = microphones
+        self._device = Device(settings.discovery_prefix, settings.topic, settings.node_id or _host(), settings.name)
+        self._spooled = spool is not None
+        self._spool = Spool(spool, settings.queue, settings.max_age, metrics)
         self._partials: dict[tuple[str, int], Partial] = {}
-        self._states: dict[str, State] = {}  # changes that the broker was not told
+        self._retained: dict[str, str] = {}  # what the broker was not told yet: topic -> payload
+        self._switches: dict[str, bool] = {}  # as they were told last
+        self._diagnosed = ""  # the diagnostics that were told last
         self._connected = False
         self._ending = False  # no more events will come
-        self._dropped = 0
+        self._complaint = ""
+        self._refused: set[str] = set()  # what was said of refusals
         self._news = asyncio.Event()
-        sources.watch(self._note_state)
+        sources.watch(self._note_source)
+
+    async def open(self) -> None:
+        """Before anything is heard: what an earlier process left, and which sources were switched off."""
+        await self._spool.open()
+        for source, listen in self._spool.sources().items():
+            self._sources.switch(source, listen)
 
     async def run(self) -> None:
         """Until the events end and what waits is delivered, or it turns out that the broker is away."""
+        saving = asyncio.create_task(self._spool.run())
         collector = asyncio.create_task(self._collect())
-        pause = _FIRST_PAUSE
         try:
-            while True:
-                began = time.monotonic()
-                try:
-                    async with self._client() as client:
-                        await self._talk(client)
-                    return
-                except (aiomqtt.MqttError, ValueError) as error:  # a name that cannot be looked up is a ValueError
-                    self._lost(error)
-                if self._ending:
-                    return
-                if time.monotonic() - began > _STEADY:
-                    pause = _FIRST_PAUSE
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(collector), pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, _LONGEST_PAUSE)
+            await self._keep_connected(collector)
         finally:
             collector.cancel()
-            if self._finals:
-                _log.error("mqtt: %d finals were not delivered", len(self._finals))
+            saving.cancel()
+            await self._spool.close()
+            self._tell_what_is_left()
 
-    # --- what comes from the hub -----------------------------------------------------------------------------------
+    async def _keep_connected(self, collector: asyncio.Task[None]) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            try:
+                async with self._client() as client:
+                    await self._talk(client)
+                return
+            except (aiomqtt.MqttError, ValueError) as error:  # a name that cannot be looked up is a ValueError
+                if self._try_older_version(error):
+                    continue
+                self._lost(error)
+            if self._ending:
+                return
+            if time.monotonic() - began > _STEADY:
+                pause = _FIRST_PAUSE
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(collector), pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    # --- what comes from the hub and the sources -------------------------------------------------------------------
 
     async def _collect(self) -> None:
         async for event in self._events:
             if isinstance(event, Final):
                 self._partials.pop((event.source, event.utterance), None)
-                self._queue(event)
+                self._spool.add(_entry(event))
             elif isinstance(event, Partial) and self._connected:
                 self._partials[(event.source, event.utterance)] = event
             self._news.set()
         self._ending = True
         self._news.set()
 
-    def _queue(self, final: Final) -> None:
-        self._finals.append(
-            [(self._topic(final.source, "final"), to_json(final)), (self._topic(final.source, "text"), final.text)]
-        )
-        if len(self._finals) > self._settings.queue:
-            self._finals.popleft()
-            self._metrics.mqtt_dropped.inc()
-            self._dropped += 1
-            if self._dropped == 1:
-                _log.warning("mqtt: more than %d finals wait for the broker: dropping the oldest", self._settings.queue)
-        self._metrics.mqtt_waiting.set(len(self._finals))
-
-    def _note_state(self, source: str, state: State) -> None:
-        self._states[source] = state
-        self._news.set()
+    def _note_source(self, source: str, state: State) -> None:
+        on = self._sources.is_on(source)
+        new = self._spool.remember(source, on)
+        self._retain(self._topic(source, "state"), state)
+        if self._switches.get(source) is not on:
+            self._retain_switch(source)
+        if new and self._settings.discovery:
+            self._retain(self._device.config_topic, self._config())
 
     # --- a connection ----------------------------------------------------------------------------------------------
 
-    def _client(self) -> aiomqtt.Client:
+    def _client(self) -> Client:
         settings = self._settings
-        return aiomqtt.Client(
-            settings.host,
-            settings.port,
-            username=settings.username,
-            password=self._password,
+        return make_client(
+            settings,
+            self._password,
+            self._tls,
+            self._version,
             # The same at each connection: the broker then ends an old one, and its will, before it lets us in.
             identifier=settings.client_id or f"whisperd-{socket.gethostname()}",
             will=aiomqtt.Will(self._topic("status"), "offline", qos=1, retain=True),
-            clean_session=True,
-            keepalive=settings.keepalive,
             max_queued_incoming_messages=_MOST_COMMANDS,
-            tls_context=self._tls,
             logger=logging.getLogger("daemon.mqtt.aiomqtt"),
         )
 
-    async def _talk(self, client: aiomqtt.Client) -> None:
+    async def _talk(self, client: Client) -> None:
         """Until the events end; then the broker is told that we are."""
-        _log.info("mqtt: connected to %s:%d", self._settings.host, self._settings.port)
+        _log.info("mqtt: connected to %s:%d, MQTT %s", self._settings.host, self._settings.port, self._version)
+        self._complaint = ""
         self._metrics.mqtt_connections.inc()
-        await client.subscribe(self._topic("+", "set"), qos=1)
-        await client.publish(self._topic("status"), "online", qos=1, retain=True)
-        self._states = self._sources.states()
+        await self._subscribe(client, self._topic("+", "set"), "sources cannot be switched")
+        if self._settings.discovery:
+            await self._subscribe(client, self._device.birth_topic, "restarts of Home Assistant go unnoticed")
+        await self._introduce(client)
         self._connected = True
         self._metrics.mqtt_connected.set(1)
         self._news.set()
-        tasks = {asyncio.create_task(self._send(client)), asyncio.create_task(self._obey(client))}
+        tasks = {asyncio.create_task(work) for work in (self._send(client), self._obey(client), self._diagnose())}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -164,16 +202,30 @@ class Mqtt:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         # A clean end sends no will.
-        await client.publish(self._topic("status"), "offline", qos=1, retain=True)
+        await self._publish(client, self._topic("status"), "offline", retain=True)
 
-    async def _send(self, client: aiomqtt.Client) -> None:
-        """Whatever waits, one by one: finals first, then states, then partials. Until the events have ended."""
+    async def _subscribe(self, client: Client, topic: str, otherwise: str) -> None:
+        if subscription_refused(await client.subscribe(topic, qos=1)):
+            self._say_refused(topic, f"may not read {topic}: {otherwise}")
+
+    async def _introduce(self, client: Client) -> None:
+        """Who we are, how we are, then that we are there. How the sources are comes after the finals that wait: it came
+        to be after them."""
+        self._retained.clear()
+        self._retain_sources()
+        self._diagnosed = self._diagnostics()
+        await self._publish(client, self._device.config_topic, self._config(), retain=True)
+        await self._publish(client, self._topic("diagnostics"), self._diagnosed, retain=True)
+        await self._publish(client, self._topic("status"), "online", retain=True)
+
+    async def _send(self, client: Client) -> None:
+        """Whatever waits, one by one: finals first, then what is retained, then partials. Until the events end."""
         while True:
             self._news.clear()
-            if self._finals:
-                await self._send_final(client)
-            elif self._states:
-                await self._send_state(client)
+            if (entry := self._spool.first()) is not None:
+                await self._send_final(client, entry)
+            elif self._retained:
+                await self._send_retained(client)
             elif self._partials:
                 partial = self._partials.pop(next(iter(self._partials)))
                 await client.publish(self._topic(partial.source, "partial"), to_json(partial), qos=0)
@@ -182,44 +234,145 @@ class Mqtt:
             else:
                 await self._news.wait()
 
-    async def _send_final(self, client: aiomqtt.Client) -> None:
-        final = self._finals[0]
-        while final:
-            topic, payload = final[0]
-            await client.publish(topic, payload, qos=1)
-            del final[0]
-        # The queue may have overflowed meanwhile, and dropped this very one.
-        if self._finals and self._finals[0] is final:
-            self._finals.popleft()
-        self._metrics.mqtt_waiting.set(len(self._finals))
+    async def _send_final(self, client: Client, entry: Entry) -> None:
+        kind, body = [("final", entry.final), ("text", entry.text)][entry.sent]
+        await self._publish(client, self._topic(entry.source, kind), body)
+        self._spool.delivered(entry)
 
-    async def _send_state(self, client: aiomqtt.Client) -> None:
-        source, state = next(iter(self._states.items()))
-        await client.publish(self._topic(source, "state"), state, qos=1, retain=True)
-        if self._states.get(source) == state:  # it may have changed meanwhile
-            del self._states[source]
+    async def _send_retained(self, client: Client) -> None:
+        topic, body = next(iter(self._retained.items()))
+        await self._publish(client, topic, body, retain=True)
+        if self._retained.get(topic) == body:  # it may have changed meanwhile
+            del self._retained[topic]
 
-    async def _obey(self, client: aiomqtt.Client) -> None:
-        async for message in client.messages:
-            source = str(message.topic).removesuffix("/set").rpartition("/")[2]
-            # A retained command was given once, to whoever listened then.
-            if not message.retain:
-                self._switch(source, message.payload)
+    async def _publish(self, client: Client, topic: str, body: str, *, retain: bool = False) -> None:
+        """One that is refused for good is counted and given up: those behind it may be welcome."""
+        try:
+            await client.deliver(topic, body, retain=retain)
+        except RefusedError as error:
+            self._metrics.mqtt_refused.inc()
+            self._say_refused(topic.rpartition("/")[2], f"may not write {topic} ({error})")
 
-    def _switch(self, source: str, payload: object) -> None:
-        command = payload.decode("ascii", "replace").strip().upper() if isinstance(payload, bytes) else ""
+    # --- what is retained ------------------------------------------------------------------------------------------
+
+    def _retain(self, topic: str, body: str) -> None:
+        self._retained.pop(topic, None)  # told in the order of the last changes
+        self._retained[topic] = body
+        self._news.set()
+
+    def _retain_switch(self, source: str) -> None:
+        self._switches[source] = on = self._sources.is_on(source)
+        self._retain(self._topic(source, "switch"), "ON" if on else "OFF")
+
+    def _retain_sources(self) -> None:
+        states: dict[str, State] = {**dict.fromkeys(self._shown(), "idle"), **self._sources.states()}
+        for source, state in states.items():
+            self._retain(self._topic(source, "state"), state)
+            self._retain_switch(source)
+
+    def _retain_diagnostics(self) -> None:
+        self._diagnosed = self._diagnostics()
+        self._retain(self._topic("diagnostics"), self._diagnosed)
+
+    def _config(self) -> str:
+        """The device for Home Assistant, or nothing, which removes it."""
+        if not self._settings.discovery:
+            return ""
+        shown = self._shown()
+        # Those that are named now may be fewer than those that were shown before.
+        known = self._spool.sources() if self._settings.sources else ()
+        return payload(self._device, shown, [source for source in known if source not in shown])
+
+    def _shown(self) -> list[str]:
+        """The sources that Home Assistant is shown: those that the settings name, or else all that were ever heard."""
+        known = self._settings.sources or (*self._microphones, *self._spool.sources())
+        return list(dict.fromkeys(known))[:_MOST_SHOWN]
+
+    def _diagnostics(self) -> str:
+        kept = "disk" if self._spool.on_disk else "failed" if self._spooled else "memory"
+        return json.dumps({"waiting": len(self._spool), "dropped": self._spool.dropped, "spool": kept})
+
+    async def _diagnose(self) -> None:
+        while True:
+            await asyncio.sleep(_DIAGNOSTICS_INTERVAL)
+            if self._diagnostics() != self._diagnosed:
+                self._retain_diagnostics()
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    async def _obey(self, client: Client) -> None:
+        birth: asyncio.TimerHandle | None = None
+        try:
+            async for message in client.messages:
+                # A retained message was meant for whoever listened then; and a retained birth is over.
+                if message.retain:
+                    continue
+                if str(message.topic) != self._device.birth_topic:
+                    self._switch(str(message.topic).removesuffix("/set").rpartition("/")[2], message.payload)
+                elif message.payload == b"online":
+                    if birth is not None:
+                        birth.cancel()
+                    birth = asyncio.get_running_loop().call_later(random.uniform(*_BIRTH_PAUSE), self._tell_again)
+        finally:
+            if birth is not None:
+                birth.cancel()
+
+    def _tell_again(self) -> None:
+        _log.info("mqtt: Home Assistant has started: telling it all again")
+        self._retain(self._device.config_topic, self._config())
+        self._retain_sources()
+        self._retain_diagnostics()
+
+    def _switch(self, source: str, body: object) -> None:
+        command = body.decode("ascii", "replace").strip().upper() if isinstance(body, bytes) else ""
         try:
             check_name(source)
             if command not in ("ON", "OFF"):
                 raise Fault("bad_command", "must be ON or OFF")
         except Fault as fault:
+            self._metrics.mqtt_bad_commands.inc()
             _log.warning("mqtt: a command for %.60a was ignored: %s", source, fault.message)
             return
         _log.info("mqtt: %s is switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
+        self._retain_switch(source)  # whoever turned it waits for that, even if nothing changed
+
+    # --- what the log is told --------------------------------------------------------------------------------------
+
+    def _try_older_version(self, error: Exception) -> bool:
+        if self._settings.version != "auto" or self._version != "5" or not older_version_wanted(error):
+            return False
+        self._version = "3.1.1"
+        return True
 
     def _lost(self, error: Exception) -> None:
-        _log.warning("mqtt: %s:%d: %s; trying again", self._settings.host, self._settings.port, error)
+        said = sentence(error)
+        level = logging.WARNING if said != self._complaint else logging.DEBUG  # once, not at every attempt
+        _log.log(level, "mqtt: %s:%d: %s; trying again", self._settings.host, self._settings.port, said)
+        self._complaint = said
+
+    def _say_refused(self, what: str, said: str) -> None:
+        if what not in self._refused:
+            self._refused.add(what)
+            who = f"user {self._settings.username}" if self._settings.username else "a client without a user name"
+            _log.warning("mqtt: refused by the broker's access rules: %s %s; the rest goes on", who, said)
+
+    def _tell_what_is_left(self) -> None:
+        if self._spool and self._spool.on_disk:
+            _log.info("mqtt: %d finals wait on disk for the next start", len(self._spool))
+        elif self._spool:
+            _log.error("mqtt: %d finals were not delivered", len(self._spool))
 
     def _topic(self, *levels: str) -> str:
         return "/".join((self._settings.topic, *levels))
+
+
+def _entry(final: Final) -> Entry:
+    assert final.id is not None, "the hub names every final"
+    assert final.at is not None, "and says when it was"
+    return Entry(final.id, final.source, final.at, to_json(final), final.text)
+
+
+def _host() -> str:
+    """The host's name as part of a topic and of ids."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", socket.gethostname()) or "whisperd"

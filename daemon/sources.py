@@ -61,7 +61,7 @@ class Sources:
         self._watchers: list[Callable[[str, State], None]] = []
 
     def watch(self, tell: Callable[[str, State], None]) -> None:
-        """Call `tell(source, state)` at every change from now on."""
+        """Call `tell(source, state)` at every change of a state, and whenever a switch is turned, from now on."""
         self._watchers.append(tell)
 
     def states(self) -> dict[str, State]:
@@ -78,7 +78,7 @@ class Sources:
     def switch(self, name: str, on: bool) -> None:
         """Listen to `name`, or do not; for streams to come as well."""
         self._source(name).on = on
-        self._tell(name)
+        self._tell(name, anyway=True)
 
     def opened(self, name: str) -> None:
         self._source(name).open += 1
@@ -108,9 +108,9 @@ class Sources:
         for name in sorted(unused, key=lambda name: not self._sources[name].on)[:1]:
             del self._sources[name]
 
-    def _tell(self, name: str) -> None:
+    def _tell(self, name: str, *, anyway: bool = False) -> None:
         source = self._sources[name]
-        if source.state == source.told:
+        if source.state == source.told and not anyway:
             return
         source.told = source.state
         for tell in self._watchers:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 PROTOCOL_VERSION = 1
+
+_IF_KNOWN = {"left out when None": True}
+"""Marks a field that its JSON has only where there is a value; of the others it has null."""
 
 Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
 
@@ -121,7 +124,11 @@ class SpeechStopped(Event):
 
 @dataclass(frozen=True, slots=True)
 class Final(Event):
-    """The authoritative text of an utterance. `words` is present only when asked for."""
+    """The authoritative text of an utterance. `words` is present only when asked for.
+
+    id: names this final among all of all sources and restarts: who reads the same id twice was told twice.
+    at: when it was published, in seconds since 1970: who acts on it can tell that it comes late.
+    """
 
     source: str
     utterance: int
@@ -132,8 +139,10 @@ class Final(Event):
     model: Literal["student", "teacher"]
     language: str | None
     latency_ms: int
-    words: tuple[Word, ...] | None = None
+    words: tuple[Word, ...] | None = field(default=None, metadata=_IF_KNOWN)
     seq: int = 0
+    id: str | None = field(default=None, metadata=_IF_KNOWN)  # given by the hub, like `at`
+    at: float | None = field(default=None, metadata=_IF_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +162,19 @@ class Error(Event):
     code: str
     message: str
     fatal: bool
-    source: str | None = None
+    source: str | None = field(default=None, metadata=_IF_KNOWN)
 
 
 def to_dict(event: Event) -> dict[str, Any]:
     """The JSON object of an event. `words` is left out when it was not asked for, `source` of an error when unknown."""
     body: dict[str, Any] = {"type": event.type}
-    for field in fields(event):
-        value = getattr(event, field.name)
-        if value is None and field.name in ("words", "source"):
+    for each in fields(event):
+        value = getattr(event, each.name)
+        if value is None and _IF_KNOWN.items() <= each.metadata.items():
             continue
-        if field.name == "words":
+        if each.name == "words":
             value = [{name.name: getattr(word, name.name) for name in fields(word)} for word in value]
-        body[field.name] = value
+        body[each.name] = value
     return body
 
 

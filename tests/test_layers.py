@@ -49,12 +49,14 @@ ALSO_KNOWS = {
     "daemon.scheduler": {"streaming.job"},  # what it carries
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
     "daemon.microphone": {"daemon.sound"},  # the program that it starts, and its errors
+    "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
+    # It connects as the service does, and asks whether zeroconf's library is there.
+    "daemon.check": {"daemon.announce", "daemon.broker"},
     "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},
     "daemon.models": {"streaming.whisper.locate", "streaming.whisper.checkpoint", "daemon.pull"},
-    "daemon.check": {"daemon.announce"},  # asks whether its library is there
 }
 """Exceptions, each with its reason: importer -> what else it may import."""
 

@@ -177,7 +177,7 @@ def process(tmp_path: Path, sections: dict[str, Any], **environment: str) -> Ite
             [sys.executable, "-m", "daemon.cli", "run", "-c", str(config)],
             stderr=log,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "STATE_DIRECTORY": str(tmp_path / "state"), **environment},
             text=True,
         )
     try:
@@ -210,11 +210,12 @@ def free_port() -> int:
 
 
 class Broker:
-    """A real mosquitto. It can go away and come back, with nothing remembered."""
+    """A real mosquitto. It can go away and come back, with nothing remembered unless `options` say so."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.options = "allow_anonymous true\n"
+        self.persistence = "persistence false\n"
         self._folder = folder
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -222,7 +223,7 @@ class Broker:
         program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
         assert program, "these tests need mosquitto: apt-get install mosquitto"
         config = self._folder / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\npersistence false\n{self.options}")
+        config.write_text(f"listener {self.port} 127.0.0.1\n{self.persistence}{self.options}")
         with open(self._folder / "mosquitto.log", "a") as log:
             self._popen = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
@@ -233,6 +234,10 @@ class Broker:
             except OSError:
                 assert time.monotonic() < deadline, (self._folder / "mosquitto.log").read_text()
                 time.sleep(0.01)  # a port has no event to wait for
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._popen is not None
+        self._popen.send_signal(number)
 
     def stop(self) -> None:
         if self._popen is not None:
@@ -287,10 +292,10 @@ class Listener:
 
 
 @asynccontextmanager
-async def listener(port: int, topics: Sequence[str] = ("whisperd/#",)) -> AsyncIterator[Listener]:
-    """Subscribed: the broker has said so, by way of a retained message of our own."""
+async def listener(port: int, topics: Sequence[str] = ("whisperd/#",), *options: str) -> AsyncIterator[Listener]:
+    """Subscribed: the broker has said so, by way of a retained message of our own. options: of `mosquitto_sub`."""
     popen = await asyncio.create_subprocess_exec(
-        "mosquitto_sub", "-p", str(port), "-F", "%r %t %p", "-q", "1",
+        "mosquitto_sub", "-p", str(port), "-F", "%r %t %p", "-q", "1", *options,
         *[word for topic in (*topics, "test/mark") for word in ("-t", topic)],
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip

@@ -222,7 +222,7 @@ def test_a_broker_that_does_not_let_us_in(check: Whisperd, tmp_path: Path) -> No
         mosquitto.start()
         code, out, _ = check(server={"port": 0}, mqtt={"host": "127.0.0.1", "port": mosquitto.port})
     assert code == 1
-    assert "it refused us (Not authorized): mend mqtt.username and the password" in answers(out)["MQTT"][1]
+    assert "the broker refused us: not authorised: mend mqtt.username and mqtt.password" in answers(out)["MQTT"][1]
 
 
 def test_a_broker_that_lets_us_in_but_not_publish(check: Whisperd, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_broker_that_lets_us_in_but_not_publish(check: Whisperd, tmp_path: Pat
         code, out, _ = check(server={"port": 0}, mqtt=mqtt)
         assert check(server={"port": 0}, mqtt={**mqtt, "topic": "other"})[0] == 0
     assert code == 1
-    assert "we may not publish to whisperd/check (Not authorized): allow whisperd/#" in answers(out)["MQTT"][1]
+    assert "we may not publish to whisperd/check (not authorized): allow whisperd/#" in answers(out)["MQTT"][1]
 
 
 def test_what_listens_but_is_no_broker(check: Whisperd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_what_listens_but_is_no_broker(check: Whisperd, monkeypatch: pytest.Monk
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code, out, _ = check(server={"port": 0}, mqtt={"host": "127.0.0.1", "port": silent.getsockname()[1]})
     assert code == 1
-    assert "did not answer as a broker within 0.3 s" in answers(out)["MQTT"][1]
+    assert "no answer within 0.3 s" in answers(out)["MQTT"][1]
 
 
 def test_secrets_that_everybody_may_read(check: Whisperd, tmp_path: Path) -> None:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from daemon import config
-from daemon.config import ConfigurationError, Mqtt, Settings, Surroundings, load, mqtt_password, surroundings
+from daemon.config import (
+    ConfigurationError,
+    Mqtt,
+    Settings,
+    Surroundings,
+    load,
+    mqtt_password,
+    mqtt_spool,
+    surroundings,
+)
 from streaming.job import ALWAYS, NEVER
 from streaming.session import SessionSettings
 from streaming.vad import VadSettings
@@ -118,6 +127,11 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
             "models: {device: gpu}",
             "models.device: must be auto, cpu, cuda:N, or several: cuda:0,cuda:1, got 'gpu'",
         ),
+        ("mqtt: {discovery_prefix: '#'}", "mqtt.discovery_prefix: must be a topic without + and #"),
+        ("mqtt: {node_id: a b}", "mqtt.node_id: must be 1..64 of the letters a-z and A-Z, digits, _ and -, got 'a b'"),
+        ("mqtt: {version: 4}", "mqtt.version: must be 'auto', '5' or '3.1.1', got '4'"),
+        ("mqtt: {ca_file: a.pem}", "mqtt: ca_file, certificate and tls_insecure need tls: true"),
+        ("mqtt: {tls: true, key: a.pem}", "mqtt: key is that of a certificate"),
         (
             "escalate: {when: sometimes}",
             "escalate.when: must be 'low-confidence', 'always' or 'never', got 'sometimes'",
@@ -219,6 +233,49 @@ def test_the_brokers_password_and_where_it_may_come_from(tmp_path: Path) -> None
     assert mqtt_password(Mqtt(password="written"), around) == "written"
     with pytest.raises(ConfigurationError, match=r"mqtt\.password_file: .*nowhere: No such file"):
         mqtt_password(Mqtt(password_file=str(tmp_path / "nowhere")), around)
+
+
+@pytest.mark.parametrize(
+    ("environ", "state"),
+    [
+        ({}, None),
+        ({"HOME": "/home/a"}, "/home/a/.local/state/whisperd"),
+        ({"HOME": "/home/a", "XDG_STATE_HOME": "/s"}, "/s/whisperd"),
+        ({"HOME": "/home/a", "XDG_STATE_HOME": "/s", "STATE_DIRECTORY": "/var/lib/w:/var/lib/x"}, "/var/lib/w"),
+    ],
+)
+def test_the_state_directory(environ: dict[str, str], state: str | None) -> None:
+    assert surroundings(environ).state == (Path(state) if state else None)
+
+
+def test_where_finals_wait_for_the_broker(tmp_path: Path) -> None:
+    around = Surroundings(state=tmp_path)
+    assert mqtt_spool(Mqtt(spool="off"), around) is None
+    assert mqtt_spool(Mqtt(), Surroundings()) is None
+    assert mqtt_spool(Mqtt(spool="/s/q.sqlite"), Surroundings()) == Path("/s/q.sqlite")
+    one, other = (mqtt_spool(Mqtt(host=host), around) for host in ("a", "b"))
+    assert one is not None
+    assert other is not None
+    assert one.parent == tmp_path
+    assert one != other  # what was meant for one house is not told to another
+    assert mqtt_spool(Mqtt(host="a", keepalive=5), around) == one
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("spool: off", "spool", "off"),
+        ("spool: on", "spool", "auto"),
+        ("version: 5", "version", "5"),
+        ("version: 3.1.1", "version", "3.1.1"),
+    ],
+)
+def test_words_that_yaml_reads_as_something_else(text: str, key: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "whisperd.yaml"
+    path.write_text(f"mqtt: {{{text}}}")
+    assert getattr(load(path, {}).mqtt, key) == value
+    name, _, word = text.partition(": ")
+    assert getattr(load(path, {f"WHISPERD_MQTT__{name.upper()}": word}).mqtt, key) == value
 
 
 def test_what_a_service_manager_tells() -> None:

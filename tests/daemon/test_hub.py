@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -79,7 +80,7 @@ async def play(steps: list[tuple[str, object]]) -> None:
     got += [event async for event in reader]
     everything.close()
 
-    finals = [replace(event, seq=0) for event in got if isinstance(event, Final)]
+    finals = [replace(event, seq=0, id=None, at=None) for event in got if isinstance(event, Final)]
     expected = [event for event in published if isinstance(event, Final)]
     if outbox.overflowed:
         assert finals == expected[: len(finals)]
@@ -191,6 +192,18 @@ async def test_each_source_counts_for_itself() -> None:
     found = await taken(outbox)
     assert [(e.source, e.seq) for e in found if isinstance(e, Final)] == [("kitchen", 2), ("hall", 1)]
     assert numbers(found)[-1] == 3
+
+
+async def test_each_final_has_an_id_of_its_own_and_a_time() -> None:
+    house = hub()
+    one, other = house.subscribe(), house.subscribe("kitchen")
+    before = time.time()
+    for stream, utterance in (("a", 1), ("a", 2), ("b", 1)):
+        house.publish(final(utterance=utterance), stream)
+    found = [event for event in await taken(one) if isinstance(event, Final)]
+    assert len({event.id for event in found}) == 3
+    assert all(event.at is not None and before - 0.001 <= event.at <= time.time() + 0.001 for event in found)
+    assert await taken(other) == found
 
 
 async def test_a_reader_waits_for_what_comes() -> None:

@@ -15,7 +15,9 @@ from harness import Broker, broker, client, listener, publish, scripted, service
 from daemon import mqtt
 from daemon.app import Service
 
-FINAL, PARTIAL, TEXT, STATE = (f"whisperd/kitchen/{name}" for name in ("final", "partial", "text", "state"))
+NAMES = ("final", "partial", "text", "state", "switch")
+FINAL, PARTIAL, TEXT, STATE, SWITCH = (f"whisperd/kitchen/{name}" for name in NAMES)
+DIAGNOSTICS = "whisperd/diagnostics"
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ async def test_every_topic(tokenizer_file: Path, mosquitto: Broker) -> None:
     assert states[-1] == "idle"
     assert "speech" in states
     topics = {message.topic for message in broker_says.messages} - {"test/mark"}
-    assert topics == {"whisperd/status", STATE, PARTIAL, FINAL, TEXT}
+    assert topics == {"whisperd/status", DIAGNOSTICS, STATE, SWITCH, PARTIAL, FINAL, TEXT}
 
 
 async def test_what_is_retained_and_what_is_not(tokenizer_file: Path, mosquitto: Broker) -> None:
@@ -83,7 +85,8 @@ async def test_what_is_retained_and_what_is_not(tokenizer_file: Path, mosquitto:
             await publish(mosquitto.port, "test/mark", "end")
             await late.until("test/mark", "end")
     kept = {message.topic: message.payload for message in late.messages if message.retain}
-    assert kept == {"whisperd/status": "online", STATE: "idle", "test/mark": "here"}
+    assert json.loads(kept.pop(DIAGNOSTICS)) == {"waiting": 0, "dropped": 0, "spool": "memory"}
+    assert kept == {"whisperd/status": "online", STATE: "idle", SWITCH: "ON", "test/mark": "here"}
 
 
 async def test_another_base_topic(tokenizer_file: Path, mosquitto: Broker) -> None:
@@ -107,6 +110,10 @@ async def test_switching_a_source_off_and_on(tokenizer_file: Path, mosquitto: Br
         await mine.until("speech_started")
         await publish(mosquitto.port, "whisperd/kitchen/set", "OFF")
         await broker_says.until(STATE, "idle")
+        await broker_says.until(SWITCH, "OFF")
+        # An answer to each command, even to one that changes nothing.
+        await publish(mosquitto.port, "whisperd/kitchen/set", "OFF")
+        await broker_says.until(SWITCH, "OFF")
         await mine.play(speech())
         # What was said before becomes final, without what was said after.
         final = await mine.until("final")
@@ -143,6 +150,7 @@ async def test_commands_that_do_not_count(
         await broker_says.until("whisperd/hall/state", "idle")
         events = await say_a_sentence(daemon)
         assert [event["type"] for event in events].count("final") == 1
+        assert "whisperd_mqtt_bad_commands_total 2.0" in daemon.pipeline.metrics.text().decode()
     ignored = [record.getMessage() for record in caplog.records if "was ignored" in record.getMessage()]
     assert len(ignored) == 2
     assert "must be ON or OFF" in ignored[0]

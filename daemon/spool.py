@@ -1,0 +1,404 @@
+"""What waits for the broker: a queue in memory, with a copy on disk that outlives the process.
+
+Owns the order of finals, the limits on how many wait and for how long, and the file. Knows nothing of brokers, topics
+or events: of a final it keeps the id, the source, two texts and how much of it was delivered. Beside the finals the
+file remembers the sources and their switches, so that one that was switched off stays so after a restart.
+
+The queue in memory is the truth; the file follows it, written by a thread of its own, so that a disk that is slow holds
+up nobody. A file that cannot be written (full, read-only, gone) is said once and counted, and written anew, whole, when
+that is possible again; meanwhile the queue goes on without it. A damaged file is put aside.
+
+The file is an SQLite database that one process holds for itself. Its log is not synced to the disk at every final: that
+is safe against the death of the process, spares a memory card, and may cost the last finals when the power fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from daemon.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_RETRY = 30.0
+"""Seconds between two attempts to use a file that failed."""
+
+_PATIENCE = 5.0
+"""Seconds that the start and the end of the service wait for the disk."""
+
+_MOST_CHANGES = 10_000
+"""Changes that may wait for a disk that hangs; beyond them the file is written anew, whole, once it answers."""
+
+_MOST_SOURCES = 256
+
+_VERSION = 1
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS finals (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, "
+    "source TEXT NOT NULL, at REAL NOT NULL, final TEXT NOT NULL, text TEXT NOT NULL, sent INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS sources (name TEXT PRIMARY KEY, listen INTEGER NOT NULL)",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One final. at: Unix time. final: its JSON. sent: how many of its two messages the broker has acknowledged."""
+
+    id: str
+    source: str
+    at: float
+    final: str
+    text: str
+    sent: int = 0
+
+
+Change = tuple[str, tuple[object, ...]]
+"""An SQL statement and its values."""
+
+
+class Spool:
+    """path: the file; None keeps all in memory. limit: finals that may wait. max_age: for how many seconds.
+
+    Attributes:
+        dropped: finals that a limit cost.
+    """
+
+    def __init__(
+        self, path: Path | None, limit: int, max_age: float, metrics: Metrics, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.dropped = 0
+        self._limit = limit
+        self._max_age = max_age
+        self._metrics = metrics
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}  # in order
+        self._sources: dict[str, bool] = {}
+        self._writer = _Writer(path, self._found, self._snapshot, metrics) if path is not None else None
+        self._full = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether what waits would outlive the process."""
+        return self._writer is not None and self._writer.on_disk
+
+    # --- the queue -------------------------------------------------------------------------------------------------
+
+    def add(self, entry: Entry) -> None:
+        self._entries[entry.id] = entry
+        self._note(_insert(entry))
+        self._limit_age()
+        self._limit_count()
+        self._count()
+
+    def first(self) -> Entry | None:
+        """The oldest that is not too old."""
+        self._limit_age()
+        return next(iter(self._entries.values()), None)
+
+    def delivered(self, entry: Entry) -> None:
+        """One message of it more; after the last one it is forgotten."""
+        entry.sent += 1
+        if entry.sent < 2:
+            self._note(("UPDATE finals SET sent = ? WHERE id = ?", (entry.sent, entry.id)))
+        else:
+            self._remove(entry)
+            self._count()
+        if not self._entries:
+            self._full = False
+
+    # --- the sources -----------------------------------------------------------------------------------------------
+
+    def sources(self) -> dict[str, bool]:
+        """Those remembered, and whether each shall be listened to."""
+        return dict(self._sources)
+
+    def remember(self, source: str, listen: bool) -> bool:
+        """Whether it was unknown. No more than 256 are remembered."""
+        known = self._sources.get(source)
+        if known is listen or (known is None and len(self._sources) >= _MOST_SOURCES):
+            return False
+        self._sources[source] = listen
+        self._note(_remember(source, listen))
+        return known is None
+
+    # --- the file --------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Read what an earlier process left. Whatever goes wrong is logged, and all stays in memory."""
+        if self._writer is None:
+            return
+        await self._writer.open()
+        if self._entries:
+            _log.info("mqtt: %d finals of before the start wait for the broker", len(self))
+
+    async def run(self) -> None:
+        """Keep the file up to date, for ever."""
+        if self._writer is not None:
+            await self._writer.run()
+
+    async def close(self) -> None:
+        """The last changes to the file."""
+        if self._writer is not None:
+            await self._writer.close()
+
+    def _found(self, entries: Sequence[Entry], sources: dict[str, bool]) -> None:
+        """What the file held goes in front of what came since."""
+        self._entries = {**{entry.id: entry for entry in entries}, **self._entries}
+        self._sources = {**sources, **self._sources}
+        self._limit_age()
+        self._limit_count()
+        self._count()
+
+    def _snapshot(self) -> list[Change]:
+        finals = [_insert(entry) for entry in self._entries.values()]
+        return finals + [_remember(source, listen) for source, listen in self._sources.items()]
+
+    # --- limits ----------------------------------------------------------------------------------------------------
+
+    def _limit_count(self) -> None:
+        while len(self._entries) > self._limit:
+            self._remove(next(iter(self._entries.values())))
+            self._metrics.mqtt_dropped.inc()
+            self.dropped += 1
+            if not self._full:
+                self._full = True
+                _log.warning("mqtt: more than %d finals wait for the broker: dropping the oldest", self._limit)
+
+    def _limit_age(self) -> None:
+        oldest = self._clock() - self._max_age
+        old = 0
+        while (entry := next(iter(self._entries.values()), None)) is not None and entry.at < oldest:
+            self._remove(entry)
+            old += 1
+        if old:
+            self._metrics.mqtt_expired.inc(old)
+            self.dropped += old
+            self._count()
+            _log.warning(
+                "mqtt: %d finals waited for more than %g s for the broker and were dropped", old, self._max_age
+            )
+
+    def _remove(self, entry: Entry) -> None:
+        # It may have been dropped by a limit while it was on its way.
+        if self._entries.pop(entry.id, None) is not None:
+            self._note(("DELETE FROM finals WHERE id = ?", (entry.id,)))
+
+    def _count(self) -> None:
+        self._metrics.mqtt_waiting.set(len(self._entries))
+
+    def _note(self, change: Change) -> None:
+        if self._writer is not None:
+            self._writer.note(change)
+
+
+class _Writer:
+    """Carries changes of the queue to the file, in order, in one thread.
+
+    found: called once with what the file held. snapshot: the changes that make an empty file a full one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        found: Callable[[Sequence[Entry], dict[str, bool]], None],
+        snapshot: Callable[[], list[Change]],
+        metrics: Metrics,
+    ) -> None:
+        self.on_disk = False
+        self._path = path
+        self._found = found
+        self._snapshot = snapshot
+        self._metrics = metrics
+        self._thread = ThreadPoolExecutor(1, "spool")
+        self._saving = asyncio.Lock()
+        self._file: sqlite3.Connection | None = None
+        self._read = False  # what it held is known
+        self._changes: list[Change] = []
+        self._stale = False  # the file lacks something: it has to be written anew
+        self._complained = False
+        self._news = asyncio.Event()
+
+    def note(self, change: Change) -> None:
+        if self._stale:
+            return
+        self._changes.append(change)
+        if len(self._changes) > _MOST_CHANGES:
+            self._stale = True
+            self._changes.clear()
+        self._news.set()
+
+    async def open(self) -> None:
+        await self._patiently(self._save())
+
+    async def run(self) -> None:
+        while True:
+            if self.on_disk:
+                await self._news.wait()
+            else:
+                await asyncio.sleep(_RETRY)
+            self._news.clear()
+            # Shielded: a connection that is being opened when the service ends must not be lost, with the file locked.
+            await asyncio.shield(self._save())
+
+    async def close(self) -> None:
+        await self._patiently(self._save_and_close())
+        self._thread.shutdown(wait=False)
+
+    async def _patiently(self, work: Coroutine[None, None, None]) -> None:
+        """A disk that hangs is not waited for; what was begun goes on, and is taken note of when it ends."""
+        task = asyncio.create_task(work)
+        _, hanging = await asyncio.wait({task}, timeout=_PATIENCE)
+        if hanging:
+            self._failed(TimeoutError(f"the disk has not answered for {_PATIENCE:g} s"))
+
+    async def _save(self) -> None:
+        async with self._saving:
+            try:
+                if self._file is None:
+                    await self._open()
+                elif self._stale:
+                    await self._rewrite(self._file)
+                elif self._changes:
+                    changes, self._changes = self._changes, []
+                    await self._in_thread(_apply, self._file, changes)
+            except (OSError, sqlite3.Error) as error:
+                self._failed(error)
+                await self._close()
+
+    async def _save_and_close(self) -> None:
+        await self._save()
+        async with self._saving:
+            await self._close()
+
+    async def _open(self) -> None:
+        file = self._file = await self._in_thread(_open, self._path)
+        if not self._read:
+            self._found(*await self._in_thread(_read, file))
+            self._read = True
+            _log.info("mqtt: finals that wait for the broker are kept in %s", self._path)
+        # What came before the file was there is not in it; and the limits may have dropped some of what it held.
+        await self._rewrite(file)
+
+    async def _rewrite(self, file: sqlite3.Connection) -> None:
+        self._changes.clear()
+        self._stale = False
+        await self._in_thread(_apply, file, [*_EMPTY, *self._snapshot()])
+        if self._complained:
+            _log.info("mqtt: %s is in use again", self._path)
+        self._complained = False
+        self._tell(True)
+
+    async def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(sqlite3.Error):
+                await self._in_thread(file.close)
+
+    def _failed(self, error: Exception) -> None:
+        self._stale = True
+        self._changes.clear()
+        self._metrics.mqtt_spool_errors.inc()
+        self._tell(False)
+        if not self._complained:
+            _log.error(
+                "mqtt: %s cannot be used (%s): what waits for the broker is kept in memory, and lost with the process; "
+                "make room there, or set mqtt.spool to a file that can be written",
+                self._path,
+                error,
+            )
+        self._complained = True
+
+    def _tell(self, on_disk: bool) -> None:
+        self.on_disk = on_disk
+        self._metrics.mqtt_spool_on_disk.set(on_disk)
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+
+# --- the database: called in the writer's thread ---------------------------------------------------------------------
+
+_EMPTY: tuple[Change, ...] = (("DELETE FROM finals", ()), ("DELETE FROM sources", ()))
+
+
+def _insert(entry: Entry) -> Change:
+    values = (entry.id, entry.source, entry.at, entry.final, entry.text, entry.sent)
+    return "INSERT OR IGNORE INTO finals (id, source, at, final, text, sent) VALUES (?, ?, ?, ?, ?, ?)", values
+
+
+def _remember(source: str, listen: bool) -> Change:
+    return "INSERT OR REPLACE INTO sources (name, listen) VALUES (?, ?)", (source, int(listen))
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """The database at `path`, made where there is none; one that is damaged is put aside.
+
+    Raises:
+        OSError, sqlite3.Error: it cannot be made, or another process has it.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return _connect(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(path.name + ".damaged")
+        _log.error("mqtt: %s is damaged (%s): it is put aside as %s", path, error, aside)
+        os.replace(path, aside)
+        for log in ("-wal", "-journal"):
+            path.with_name(path.name + log).unlink(missing_ok=True)
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # What was said at home is nobody else's business.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    file = sqlite3.connect(path, timeout=1.0, isolation_level=None)
+    try:
+        file.execute("PRAGMA locking_mode = EXCLUSIVE")
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = NORMAL")
+        (version,) = file.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise sqlite3.OperationalError("it was made by a later version of whisperd")
+        _apply(file, [(statement, ()) for statement in _TABLES])
+        if file.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("its pages do not fit together")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _read(file: sqlite3.Connection) -> tuple[list[Entry], dict[str, bool]]:
+    entries = [
+        Entry(*row) for row in file.execute("SELECT id, source, at, final, text, sent FROM finals ORDER BY number")
+    ]
+    return entries, {name: bool(listen) for name, listen in file.execute("SELECT name, listen FROM sources")}
+
+
+def _apply(file: sqlite3.Connection, changes: Sequence[Change]) -> None:
+    """All of them, or none."""
+    file.execute("BEGIN IMMEDIATE")
+    try:
+        for statement, values in changes:
+            file.execute(statement, values)
+        file.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            file.execute("ROLLBACK")
+        raise

@@ -1,0 +1,319 @@
+"""What waits for the broker: its order and limits, the file, and a disk that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import sqlite3
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from harness import ROOT, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon import spool
+from daemon.metrics import Metrics
+from daemon.spool import Entry, Spool
+
+
+def entry(number: int, at: float = 0.0) -> Entry:
+    return Entry(f"id{number}", "kitchen", at, f'{{"text":"{number}"}}', str(number))
+
+
+def spooled(path: Path | None, limit: int = 100, metrics: Metrics | None = None, now: float = 0.0) -> Spool:
+    return Spool(path, limit, 3600.0, metrics or Metrics(), lambda: now)
+
+
+@asynccontextmanager
+async def opened(
+    path: Path | None, limit: int = 100, metrics: Metrics | None = None, now: float = 0.0
+) -> AsyncIterator[Spool]:
+    made = spooled(path, limit, metrics, now)
+    await made.open()
+    saving = asyncio.create_task(made.run())
+    try:
+        yield made
+    finally:
+        saving.cancel()
+        await made.close()
+
+
+def waiting(which: Spool) -> list[tuple[str, int]]:
+    """Take all out: the ids in order, and how much of each had been delivered."""
+    found = []
+    while (first := which.first()) is not None:
+        found.append((first.id, first.sent))
+        while which.first() is first:
+            which.delivered(first)
+    return found
+
+
+def on_disk(path: Path) -> list[str]:
+    """What another program reads there once the spool is closed."""
+    with sqlite3.connect(path) as file:
+        found = [row[0] for row in file.execute("SELECT id FROM finals ORDER BY number")]
+    file.close()
+    return found
+
+
+# --- order and limits ------------------------------------------------------------------------------------------------
+
+STEPS = st.lists(st.sampled_from(["add", "deliver", "restart"]), max_size=40)
+
+
+async def play(steps: list[str], path: Path, limit: int) -> None:
+    expected: list[tuple[str, int]] = []
+    count = dropped = 0
+    metrics = Metrics()
+    made = spooled(path, limit, metrics)
+    await made.open()
+    for step in steps:
+        match step:
+            case "add":
+                made.add(entry(count))
+                expected.append((f"id{count}", 0))
+                count += 1
+                if len(expected) > limit:
+                    del expected[0]
+                    dropped += 1
+            case "deliver":
+                if (first := made.first()) is not None:
+                    made.delivered(first)
+                    id, sent = expected[0]
+                    expected[0:1] = [(id, 1)] if sent == 0 else []
+            case "restart":
+                await made.close()
+                made = spooled(path, limit, metrics)
+                await made.open()
+        assert len(made) == len(expected)
+    await made.close()
+    assert on_disk(path) == [id for id, _ in expected]
+    made = spooled(path, limit, metrics)
+    await made.open()
+    assert waiting(made) == expected
+    await made.close()
+    assert f"whisperd_mqtt_dropped_finals_total {float(dropped)}" in metrics.text().decode()
+
+
+@given(steps=STEPS, limit=st.integers(1, 5))
+def test_whatever_happens_the_newest_come_out_in_order_and_once(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], limit: int
+) -> None:
+    asyncio.run(play(steps, tmp_path_factory.mktemp("spool") / "deep" / "spool.sqlite", limit))
+
+
+async def test_what_is_too_old_is_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, metrics = tmp_path / "spool.sqlite", Metrics()
+    async with opened(path) as made:
+        for number, at in enumerate((0.0, 10.0, 5000.0)):
+            made.add(entry(number, at))
+    async with opened(path, metrics=metrics, now=5000.0) as made:
+        assert waiting(made) == [("id2", 0)]
+    assert "whisperd_mqtt_expired_finals_total 2.0" in metrics.text().decode()
+    assert "2 finals waited for more than 3600 s" in caplog.text
+
+
+async def test_an_entry_that_a_limit_drops_on_its_way_does_not_come_back() -> None:
+    made = spooled(None, limit=1)
+    made.add(entry(1))
+    first = made.first()
+    assert first is not None
+    made.delivered(first)
+    made.add(entry(2))
+    made.delivered(first)
+    assert waiting(made) == [("id2", 0)]
+
+
+async def test_sources_and_switches_are_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    async with opened(path) as made:
+        assert made.remember("kitchen", True)
+        assert made.remember("hall", True)
+        assert not made.remember("kitchen", False)
+    async with opened(path) as made:
+        assert made.sources() == {"kitchen": False, "hall": True}
+        for number in range(1000):
+            made.remember(f"s{number}", True)
+        assert len(made.sources()) == 256
+
+
+# --- the death of the process ----------------------------------------------------------------------------------------
+
+DYING = """
+import asyncio, sys
+from pathlib import Path
+from daemon.metrics import Metrics
+from daemon.spool import Entry, Spool
+
+async def main():
+    made = Spool(Path(sys.argv[1]), 10_000, 3600.0, Metrics(), lambda: 0.0)
+    await made.open()
+    saving = asyncio.create_task(made.run())
+    number = 0
+    while True:
+        made.add(Entry(f"id{number}", "kitchen", 0.0, "{}", "x"))
+        if number % 3 == 0:
+            first = made.first()
+            made.delivered(first)
+            made.delivered(first)
+        number += 1
+        await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_is_killed_leaves_a_queue_without_holes(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    log = tmp_path / "spool.sqlite-wal"
+    popen = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, str(path), cwd=ROOT)
+    await wait_until(lambda: log.exists() and log.stat().st_size > 200_000)
+    popen.kill()
+    await popen.wait()
+    async with opened(path, limit=10_000) as made:
+        found = [int(id.removeprefix("id")) for id, _ in waiting(made)]
+    assert len(found) > 1
+    assert found == list(range(found[0], found[0] + len(found)))
+
+
+# --- a disk that fails -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """No file of this process grows beyond `most` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_full_disk_stops_nothing_and_is_used_again_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spool, "_RETRY", 0.05)
+    caplog.set_level(logging.INFO)
+    path, metrics = tmp_path / "spool.sqlite", Metrics()
+    async with opened(path, metrics=metrics) as made:
+        made.add(entry(0))
+        with full_disk(path.stat().st_size):
+            made.add(Entry("big", "kitchen", 0.0, "x" * 300_000, "x"))
+            await wait_until(lambda: not made.on_disk)
+            made.add(entry(1))
+            gone = made.first()
+            assert gone is not None
+            assert gone.id == "id0"
+            made.delivered(gone)
+            made.delivered(gone)
+        await wait_until(lambda: made.on_disk)
+        made.add(entry(2))
+    assert on_disk(path) == ["big", "id1", "id2"]
+    assert caplog.text.count("cannot be used") == 1
+    assert "is in use again" in caplog.text
+    assert "whisperd_mqtt_spool_errors_total 0.0" not in metrics.text().decode()
+
+
+@pytest.mark.parametrize("where", ["/proc/nowhere/spool.sqlite", "/dev/full/spool.sqlite", "."])
+async def test_a_place_that_cannot_be_written_is_said_once(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spool, "_RETRY", 0.01)
+    monkeypatch.chdir(tmp_path)
+    metrics = Metrics()
+    async with opened(Path(where), metrics=metrics) as made:
+        made.add(entry(1))
+        await wait_until(lambda: "whisperd_mqtt_spool_errors_total 3.0" in metrics.text().decode())
+        assert waiting(made) == [("id1", 0)]
+    assert caplog.text.count("cannot be used") == 1
+
+
+async def test_what_a_place_held_that_was_away_comes_first_once_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_RETRY", 0.05)
+    path = tmp_path / "mount" / "spool.sqlite"
+    async with opened(path) as made:
+        made.add(entry(1))
+    away = tmp_path / "away"
+    path.parent.rename(away)
+    path.parent.write_text("not mounted")
+    async with opened(path) as made:
+        made.add(entry(2))
+        path.parent.unlink()
+        away.rename(path.parent)
+        await wait_until(lambda: made.on_disk)
+        made.add(entry(3))
+        assert [id for id, _ in waiting(made)] == ["id1", "id2", "id3"]
+    assert on_disk(path) == []
+
+
+async def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "spool.sqlite"
+    path.write_bytes(b"no database at all, " * 1000)
+    async with opened(path) as made:
+        made.add(entry(1))
+    assert on_disk(path) == ["id1"]
+    assert (tmp_path / "spool.sqlite.damaged").read_bytes().startswith(b"no database")
+    assert "is put aside" in caplog.text
+
+
+async def test_two_processes_do_not_share_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "spool.sqlite"
+    async with opened(path) as mine, opened(path) as other:
+        mine.add(entry(1))
+        other.add(entry(2))
+        assert (mine.on_disk, other.on_disk) == (True, False)
+        assert "database is locked" in caplog.text
+        # So that it is not written by the other when this one has ended.
+        assert waiting(other) == [("id2", 0)]
+    assert on_disk(path) == ["id1"]
+
+
+async def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "spool.sqlite"
+    with sqlite3.connect(path) as file:
+        file.execute("PRAGMA user_version = 99")
+    file.close()
+    async with opened(path) as made:
+        assert not made.on_disk
+    assert "made by a later version" in caplog.text
+
+
+async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = threading.Event()
+    real = spool._connect
+
+    def hang(path: Path) -> sqlite3.Connection:
+        answers.wait()
+        return real(path)
+
+    monkeypatch.setattr(spool, "_connect", hang)
+    monkeypatch.setattr(spool, "_PATIENCE", 0.05)
+    path = tmp_path / "spool.sqlite"
+    made = spooled(path)
+    await made.open()
+    made.add(entry(1))
+    assert not made.on_disk
+    answers.set()
+    await wait_until(lambda: made.on_disk)
+    monkeypatch.setattr(spool, "_PATIENCE", 30.0)
+    await made.close()
+    assert "the disk has not answered" in caplog.text
+    assert on_disk(path) == ["id1"]
+
+
+async def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "spool.sqlite"
+    async with opened(path):
+        assert path.stat().st_mode & 0o077 == 0
+        assert path.parent.stat().st_mode & 0o077 == 0
