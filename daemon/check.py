@@ -131,12 +131,15 @@ def _bind(host: str, port: int, section: str, is_ours: Callable[[], bool]) -> st
 
 def _speaks_wyoming(settings: Wyoming) -> bool:
     host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"
+    heard = b""
     try:
         with socket.create_connection((host, settings.port), timeout=1) as connection:
             connection.sendall(b'{"type": "describe"}\n')
-            return b"whisperd" in connection.makefile("rb").readline(65536) + connection.recv(65536)
+            while b"whisperd" not in heard and len(heard) < 65536 and (more := connection.recv(4096)):
+                heard += more
     except OSError:
-        return False
+        pass  # what it said until then counts
+    return b"whisperd" in heard
 
 
 def secrets(files: Mapping[str, str | None], config: Path | None, plain: Sequence[str]) -> str:

@@ -200,13 +200,16 @@ def test_a_port_open_to_all_is_remarked_on(check: Whisperd) -> None:
 
 def test_a_whisperd_that_runs_is_no_fault(check: Whisperd, tokenizer_file: Path) -> None:
     async def ask() -> tuple[int, str, str]:
-        async with service(scripted(tokenizer_file)) as daemon:
+        async with service(scripted(tokenizer_file), {"wyoming": {"host": "127.0.0.1", "port": 0}}) as daemon:
+            assert daemon.wyoming is not None
+            host, wyoming = daemon.wyoming.address
             port = int(daemon.server.url.rpartition(":")[2])
-            return await asyncio.to_thread(check, server={"port": port})
+            return await asyncio.to_thread(check, server={"port": port}, wyoming={"host": host, "port": wyoming})
 
     code, out, _ = asyncio.run(ask())
-    assert code == 0
-    assert "a whisperd runs there" in answers(out)["address"][1]
+    assert code == 0, out
+    for what in ("address", "Wyoming"):
+        assert "a whisperd runs there" in answers(out)[what][1]
 
 
 def test_the_answers_as_json(check: Whisperd, tmp_path: Path) -> None:
