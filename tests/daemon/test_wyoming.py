@@ -403,7 +403,8 @@ async def test_no_more_than_so_many(tokenizer_file: Path) -> None:
 
 async def test_an_engine_that_fails_is_no_silence(tokenizer_file: Path) -> None:
     def fail(jobs: Sequence[Job]) -> None:
-        raise RuntimeError("out of order")
+        if any(job.audio.size != 16000 for job in jobs):  # speech, not the canary
+            raise RuntimeError("out of order")
 
     async with listening(scripted(tokenizer_file, before=fail)) as daemon, connect(daemon) as mine:
         await begin(mine)
@@ -421,7 +422,8 @@ async def test_the_end_of_the_service_answers_what_is_in_work(tokenizer_file: Pa
     gate = threading.Event()
 
     def wait(jobs: Sequence[Job]) -> None:
-        assert gate.wait(PATIENCE)
+        if any(job.audio.size != 16000 for job in jobs):  # speech, not the canary
+            assert gate.wait(PATIENCE)
 
     load = scripted(tokenizer_file, before=wait)
     async with listening(load, requires_external_vad=True) as daemon:
