@@ -9,6 +9,7 @@ behind, and its queue ends. Knows nothing of sockets, topics or audio.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -116,11 +117,16 @@ class _Subscription:
 
 @dataclass(slots=True, eq=False)
 class Hub:
-    """queue: events that a subscriber may be behind. keep: finals kept of each source."""
+    """queue: events that a subscriber may be behind. keep: finals kept of each source.
+
+    Attributes:
+        run: tells this numbering from that of another run of the service.
+    """
 
     queue: int
     keep: int
     metrics: Metrics
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
     _subscriptions: dict[Outbox, _Subscription] = field(default_factory=dict)
     _past: OrderedDict[str, _Past] = field(default_factory=OrderedDict)
 
@@ -142,6 +148,10 @@ class Hub:
         outbox = self._outbox()
         self._attach(_Subscription(outbox, stream=stream))
         return outbox
+
+    def newest_finals(self) -> dict[str, int]:
+        """Source -> seq of its newest final that is kept, 0 for none."""
+        return {source: past.finals[-1].seq if past.finals else 0 for source, past in self._past.items()}
 
     def close(self) -> None:
         """Nobody gets anything more."""
