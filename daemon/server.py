@@ -32,7 +32,7 @@ from daemon.dialects import native
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.sources import check_name
-from daemon.web import SOURCES, Page, Pages, refusal
+from daemon.web import NOTHING, SOURCES, Page, Pages, refusal
 from streaming.events import Event, Inbound, Start, Stop
 
 _log = logging.getLogger(__name__)
@@ -164,8 +164,8 @@ class Server:
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
         path = urlsplit(request.path).path
         upgrade = request.headers.get("Upgrade", "").lower()
-        if upgrade == "websocket" and path in (STREAM, EVENTS):
-            return None
+        if upgrade == "websocket":
+            return None if path in (STREAM, EVENTS) else _response(NOTHING)
         if path == SOURCES and (fault := self._refused(request)) is not None:
             status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
             return _response(refusal(status, native.encode(fault.event(fatal=True))))

@@ -57,6 +57,12 @@ class Page:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+NOTHING = Page(
+    HTTPStatus.NOT_FOUND,
+    b"Nothing is here. Websockets: /v1/stream, /v1/events. Pages: /, /v1/sources, /healthz, /readyz, /metrics.\n",
+)
+
+
 class Pages:
     """unready: why the service is not ready, or None. metrics: the exposition, and its content type. sources: JSON."""
 
@@ -91,10 +97,7 @@ class Pages:
                 return Page(HTTPStatus.OK, self._metrics(), self._metrics_type)
             case "/v1/stream" | "/v1/events":
                 return Page(HTTPStatus.UPGRADE_REQUIRED, f"{path} is a websocket: connect with ws://\n".encode())
-        return Page(
-            HTTPStatus.NOT_FOUND,
-            b"Nothing is here. Websockets: /v1/stream, /v1/events. Pages: /, /v1/sources, /healthz, /readyz, /metrics.\n",
-        )
+        return NOTHING
 
 
 def refusal(status: HTTPStatus, error: str) -> Page:

@@ -5,6 +5,7 @@
  */
 
 const MOST_FINALS = 2000; // of a source; the oldest go first, and `dropped` counts them
+const OPEN = 15000; // ms that an utterance without news stays open: one in which nothing was said gets no final
 const MOST_SOURCES = 200; // the one that has been silent for the longest goes first
 
 /** One source. finals: in order, each with `arrived` (ms, null for a replayed one) and `part` (which run it is of). */
@@ -13,7 +14,7 @@ class Transcript {
     this.name = name;
     this.state = "idle"; // idle, listening, speech
     this.finals = [];
-    this.live = new Map(); // utterance -> {stable, tail}
+    this.live = new Map(); // utterance -> {stable, tail, seq, arrived}
     this.dropped = 0;
     this.newest = 0; // seq of the newest final
     this.heard = 0; // seq of the newest partial or final
@@ -40,7 +41,7 @@ class Transcript {
         this.state = "listening";
         return true;
       case "partial":
-        return this.#partial(event);
+        return this.#partial(event, arrived);
       case "final":
         return this.#final(event, arrived);
     }
@@ -52,21 +53,33 @@ class Transcript {
     this.dropped = 0;
   }
 
-  #partial(event) {
-    if (event.seq <= this.heard) return false;
-    this.heard = event.seq;
-    this.live.set(event.utterance, { stable: event.stable, tail: event.tail });
+  /** Close what has had no news for long; whether there was any. */
+  tidy(now) {
+    const before = this.live.size;
+    this.#close(({ arrived }) => now - arrived > OPEN);
+    return this.live.size < before;
+  }
+
+  #partial({ utterance, stable, tail, seq }, arrived) {
+    if (seq <= this.heard) return false;
+    this.heard = seq;
+    this.live.set(utterance, { stable, tail, seq, arrived });
     return true;
   }
 
   #final(event, arrived) {
     if (this.seen.has(event.seq)) return false;
     this.seen.add(event.seq);
-    if (event.seq > this.heard || arrived !== null) this.live.delete(event.utterance);
+    // Finals come in order: an earlier utterance that is still open has none.
+    this.#close((open, utterance) => open.seq < event.seq && utterance <= event.utterance);
     this.heard = Math.max(this.heard, event.seq);
     this.newest = Math.max(this.newest, event.seq);
     this.#insert({ ...event, arrived, part: this.part });
     return true;
+  }
+
+  #close(over) {
+    for (const [utterance, open] of this.live) if (over(open, utterance)) this.live.delete(utterance);
   }
 
   /** Mostly at the end; a replayed one may belong before those that came live. */
@@ -117,6 +130,16 @@ export class Transcripts {
     return listed
       .map(({ source, final }) => ({ source, since: this.of(source).newest, until: final }))
       .filter(({ since, until }) => until > since);
+  }
+
+  /** `name` is not ours any more, and nothing was ever heard of it. */
+  forgetUnheard(name) {
+    if (!this.#sources.get(name)?.finals.length) this.#sources.delete(name);
+  }
+
+  /** Whether anything that had no news for long was closed. */
+  tidy(now) {
+    return [...this.#sources.values()].filter((each) => each.tidy(now)).length > 0;
   }
 
   #forget() {

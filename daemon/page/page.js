@@ -47,6 +47,7 @@ async function greet() {
   return answer;
 }
 
+/** `arrived`: null for what was said some time ago. */
 function received(event, arrived = Date.now()) {
   if (event.type === "ready") {
     say("models", `${event.student}${event.teacher ? ` + ${event.teacher}` : ""}, ${event.device}`);
@@ -79,7 +80,7 @@ const events = new Link(() => address("v1/events", {}, token), greet, {
     catchUp(transcripts.missing(sources));
     showStates(sources);
   },
-  message: (event) => received(event),
+  message: received,
   state: showConnection,
 });
 
@@ -116,6 +117,7 @@ async function beat() {
 }
 
 setInterval(() => {
+  if (transcripts.tidy(Date.now())) draw();
   if (get("connection").dataset.kind === "open" && !document.hidden) beat();
 }, HEARTBEAT);
 
@@ -154,7 +156,7 @@ async function start() {
   describe();
   try {
     const rate = await capture.start(hear, () => stop("The microphone went away."));
-    stream = new Stream(() => address("v1/stream", {}, token), greet, { source: mine, rate, frame: FRAME }, speaking());
+    stream = join(rate);
     stream.open();
   } catch (error) {
     capture = null;
@@ -180,30 +182,31 @@ function hear(frame, level) {
   stream?.push(frame);
 }
 
-/** What a stream tells; of an abandoned one nothing is heard any more. */
-function speaking() {
-  const current = (act) => (...told) => {
-    if (self === stream) act(...told);
-  };
-  let self = null;
-  queueMicrotask(() => (self = stream));
-  return {
-    opened: () => {},
-    message: (event) => received(event),
-    lost: current((seconds) => {
-      lost = seconds;
-      describe();
-    }),
-    state: current((state) => {
-      streamState = state;
-      if (state.kind === "closed") stream = null;
-      if (state.kind === "refused") {
-        if (state.code !== "unauthorised") stop();
-        refused(state);
-      }
-      describe();
-    }),
-  };
+function join(rate) {
+  // Of a stream that was abandoned nothing more is told.
+  const current = (act) => (told) => made === stream && act(told);
+  const made = new Stream(
+    () => address("v1/stream", {}, token),
+    greet,
+    { source: mine, rate, frame: FRAME },
+    { opened: () => {}, message: received, lost: current(missed), state: current(showStream) },
+  );
+  return made;
+}
+
+function missed(seconds) {
+  lost = seconds;
+  describe();
+}
+
+function showStream(state) {
+  streamState = state;
+  if (state.kind === "closed") stream = null;
+  if (state.kind === "refused") {
+    if (state.code !== "unauthorised") stop();
+    refused(state);
+  }
+  describe();
 }
 
 /** What the microphone does, in words; and what the button would do. */
@@ -232,6 +235,7 @@ get("name").addEventListener("change", () => {
   const name = get("name").value.trim();
   if (name) {
     if (selected === mine) selected = name;
+    transcripts.forgetUnheard(mine);
     mine = name;
     remember("name", mine);
   }

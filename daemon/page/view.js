@@ -46,7 +46,7 @@ function makeEntry(name, select) {
   button.type = "button";
   button.addEventListener("click", () => select(name));
   const title = make("span", "title");
-  title.append(make("span", "dot"), make("span", "label", name), make("span", "state"));
+  title.append(make("span", "dot"), make("span", "label", name), make("span", "own", "this page"), make("span", "state"));
   button.append(title, make("span", "last"));
   entry.append(button);
   return entry;
@@ -56,7 +56,8 @@ function showEntry(entry, transcript, selected, mine) {
   const button = entry.firstElementChild;
   button.setAttribute("aria-current", selected ? "true" : "false");
   button.dataset.state = transcript.state;
-  button.querySelector(".state").textContent = mine ? `${STATES[transcript.state]}, this page` : STATES[transcript.state];
+  button.querySelector(".own").hidden = !mine;
+  button.querySelector(".state").textContent = STATES[transcript.state];
   const last = button.querySelector(".last");
   const live = [...transcript.live.values()].at(-1);
   last.replaceChildren();

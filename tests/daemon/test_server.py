@@ -47,7 +47,7 @@ async def test_the_pages(tokenizer_file: Path) -> None:
         assert 'whisperd_finals_total{model="student"} 1.0' in text.splitlines()
         heard = next(line for line in text.splitlines() if line.startswith("whisperd_audio_seconds_total"))
         assert float(heard.split()[1]) == pytest.approx(len(speech()) / 32000)
-        status, text, _ = await page("/")
+        status, text, _ = await page("/nothing")
         assert (status, "/v1/stream" in text) == (404, True)
         assert (await page("/v1/stream"))[0] == 426
         status, _, headers = await page("/healthz", "POST")
