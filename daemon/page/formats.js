@@ -3,8 +3,8 @@
  * Owns the formats and how a transcript's times are laid on one line. Pure: knows nothing of the page.
  */
 
-const LINE = 42; // characters of a subtitle's line, and two lines at once: what broadcasters keep to
-const CUE = 2 * LINE;
+const LINE = 42; // characters of a subtitle's line,
+const LINES = 2; // and how many at once: what broadcasters keep to
 
 export const FORMATS = {
   txt: { type: "text/plain", write: txt },
@@ -42,9 +42,7 @@ export function clock(seconds, point) {
 export function cues(finals) {
   const made = [];
   for (const { final, offset } of timeline(finals)) {
-    for (const { start, end, text } of split(final)) {
-      made.push({ start: start + offset, end: end + offset, lines: lines(text) });
-    }
+    for (const { start, end, lines } of split(final)) made.push({ start: start + offset, end: end + offset, lines });
   }
   return made;
 }
@@ -71,32 +69,28 @@ export function timeline(finals) {
   return laid;
 }
 
-/** A final too long to be shown at once -> several, at its words where their times are known. */
+/** A final -> what is shown at once, {start, end, lines}: long ones are cut at words, where their times are known. */
 function split(final) {
-  if (final.text.length <= CUE) return [final];
   const words = final.words?.length ? final.words : evenly(final);
+  const rows = [];
+  for (const { start, end, text } of words.filter((each) => each.text.trim())) {
+    const word = text.trim();
+    const row = rows.at(-1);
+    if (!row || row.text.length + 1 + word.length > LINE) rows.push({ start, end, text: word });
+    else Object.assign(row, { text: `${row.text} ${word}`, end });
+  }
+  if (rows.length <= LINES) return [{ start: final.start, end: final.end, lines: rows.map((row) => row.text) }];
   const parts = [];
-  for (const word of words) {
-    const text = word.text.trim();
-    const part = parts.at(-1);
-    if (!part || part.text.length + 1 + text.length > CUE) parts.push({ start: word.start, end: word.end, text });
-    else Object.assign(part, { text: `${part.text} ${text}`, end: word.end });
+  for (let at = 0; at < rows.length; at += LINES) {
+    const part = rows.slice(at, at + LINES);
+    parts.push({ start: part[0].start, end: part.at(-1).end, lines: part.map((row) => row.text) });
   }
   return parts;
 }
 
-function evenly(final) {
-  const texts = final.text.split(/\s+/);
-  const step = (final.end - final.start) / texts.length;
-  return texts.map((text, at) => ({ text, start: final.start + at * step, end: final.start + (at + 1) * step }));
-}
-
-function lines(text) {
-  const made = [];
-  for (const word of text.split(/\s+/).filter(Boolean)) {
-    const line = made.at(-1);
-    if (line === undefined || line.length + 1 + word.length > LINE) made.push(word);
-    else made[made.length - 1] = `${line} ${word}`;
-  }
-  return made;
+/** The text's words when nobody knows their times: each takes the same. */
+function evenly({ start, end, text }) {
+  const texts = text.split(/\s+/);
+  const step = (end - start) / texts.length;
+  return texts.map((word, at) => ({ text: word, start: start + at * step, end: start + (at + 1) * step }));
 }

@@ -63,6 +63,7 @@ export class Link {
   #on;
   #socket = null;
   #timer = 0;
+  #waiting = false;
   #failures = 0;
   #refusal = null;
   #ending = false;
@@ -89,6 +90,11 @@ export class Link {
     this.#connect();
   }
 
+  /** Somebody else got through: do not wait for the next try. */
+  hurry() {
+    if (this.#waiting) this.open();
+  }
+
   /** The service will close it, and that shall be the end. */
   finish() {
     this.#ending = true;
@@ -108,11 +114,13 @@ export class Link {
 
   #drop() {
     clearTimeout(this.#timer);
+    this.#waiting = false;
     this.#socket?.close();
     this.#socket = null;
   }
 
   #connect() {
+    this.#waiting = false;
     this.#on.state({ kind: "connecting" });
     this.#refusal = null;
     const socket = new WebSocket(this.#where());
@@ -134,7 +142,7 @@ export class Link {
       socket.close();
       return;
     }
-    if (socket !== this.#socket || socket.readyState !== WebSocket.OPEN) return;
+    if (socket !== this.#socket || socket.readyState !== WebSocket.OPEN || this.#refusal) return;
     socket.greeted = true;
     this.#on.state({ kind: "open" });
     this.#on.opened(greeting);
@@ -169,6 +177,7 @@ export class Link {
   #again(reason) {
     this.#failures += 1;
     const seconds = pause(this.#failures);
+    this.#waiting = true;
     this.#timer = setTimeout(() => this.#connect(), seconds * 1000);
     this.#on.state({ kind: "waiting", seconds, reason });
   }

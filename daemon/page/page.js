@@ -77,6 +77,7 @@ function showStates(listed) {
 
 const events = new Link(() => address("v1/events", {}, token), greet, {
   opened: ({ sources }) => {
+    stream?.hurry();
     catchUp(transcripts.missing(sources));
     showStates(sources);
   },
@@ -189,7 +190,7 @@ function join(rate) {
     () => address("v1/stream", {}, token),
     greet,
     { source: mine, rate, frame: FRAME },
-    { opened: () => {}, message: received, lost: current(missed), state: current(showStream) },
+    { opened: () => events.hurry(), message: received, lost: current(missed), state: current(showStream) },
   );
   return made;
 }

@@ -42,6 +42,11 @@ export class Stream {
     this.#link.open();
   }
 
+  /** See `Link`. */
+  hurry() {
+    this.#link.hurry();
+  }
+
   /** One frame, an ArrayBuffer. */
   push(frame) {
     this.#queue.push(frame);

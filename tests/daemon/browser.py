@@ -39,11 +39,13 @@ _FLAGS = [
 
 
 @contextmanager
-def chromium(folder: Path, *, hears: Path | None = None) -> Iterator[str]:
-    """The address of a running browser's DevTools. `hears`: a WAV file that is its microphone, played once."""
+def chromium(folder: Path, *more: str, hears: Path | None = None) -> Iterator[str]:
+    """The address of a running browser's DevTools. `hears`: a WAV file that is its microphone, from its beginning
+    whenever it is opened, and once; `more`: flags.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert program, "these tests need a browser: apt-get install chromium"
-    flags = [*_FLAGS, f"--user-data-dir={folder}"]
+    flags = [*_FLAGS, *more, f"--user-data-dir={folder}"]
     if hears is not None:
         flags.append(f"--use-file-for-fake-audio-capture={hears}%noloop")
     with open(folder / "log", "w") as log:
@@ -115,6 +117,12 @@ class Tab:
         async with asyncio.timeout(PATIENCE):
             return await answer
 
+    async def _browser(self, method: str, **parameters: Any) -> None:
+        """Of this tab's profile, and so of no tab."""
+        session, self._session = self._session, None
+        await self.call(method, **parameters, browserContextId=self.context)
+        self._session = session
+
     async def browse(self, url: str) -> None:
         self._loaded.clear()
         answer = await self.call("Page.navigate", url=url)
@@ -124,25 +132,17 @@ class Tab:
 
     async def microphone(self, url: str, setting: str) -> None:
         """`granted` or `denied`, for pages of `url`."""
-        session, self._session = self._session, None
-        await self.call(
-            "Browser.setPermission",
-            permission={"name": "microphone"},
-            setting=setting,
-            origin=url,
-            browserContextId=self.context,
-        )
-        self._session = session
+        await self.permit(url, "microphone", setting)
+
+    async def permit(self, url: str, what: str, setting: str) -> None:
+        await self._browser("Browser.setPermission", permission={"name": what}, setting=setting, origin=url)
 
     async def downloads(self, folder: Path) -> None:
-        session, self._session = self._session, None
-        await self.call(
-            "Browser.setDownloadBehavior",
-            behavior="allow",
-            downloadPath=str(folder),
-            browserContextId=self.context,
-        )
-        self._session = session
+        await self._browser("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    async def press(self, key: str, code: int, text: str = "") -> None:
+        for kind in ("keyDown", "keyUp"):
+            await self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, text=text)
 
     async def do(self, script: str) -> Any:
         """The value of an expression in the page, awaited if it is a promise."""
@@ -153,7 +153,7 @@ class Tab:
         return answer["result"].get("value")
 
     async def until(self, condition: str) -> Any:
-        """Until the expression is true; looked at with every picture that the page draws, and ten times a second."""
+        """Until the expression is true; looked at ten times a second."""
         script = f"""new Promise((resolve) => {{
             const look = () => {{
                 const value = {condition};
