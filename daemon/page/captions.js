@@ -17,6 +17,8 @@ class Transcript {
     this.live = new Map(); // utterance -> {stable, tail, seq, arrived}
     this.dropped = 0;
     this.newest = 0; // seq of the newest final
+    this.complete = 0; // seq up to which no final is missing
+    this.behind = false; // some are missing, and will be replayed
     this.heard = 0; // seq of the newest partial or final
     this.part = 0;
     this.seen = new Set(); // seqs of this run's finals
@@ -25,7 +27,8 @@ class Transcript {
   /** Another run of the service counts from one again, and will not end what the last one began. */
   restart() {
     this.live.clear();
-    this.newest = this.heard = 0;
+    this.newest = this.complete = this.heard = 0;
+    this.behind = false;
     this.part += 1;
     this.seen.clear();
     this.state = "idle";
@@ -74,6 +77,7 @@ class Transcript {
     this.#close((open, utterance) => open.seq < event.seq && utterance <= event.utterance);
     this.heard = Math.max(this.heard, event.seq);
     this.newest = Math.max(this.newest, event.seq);
+    if (!this.behind) this.complete = this.newest;
     this.#insert({ ...event, arrived, part: this.part });
     return true;
   }
@@ -125,11 +129,21 @@ export class Transcripts {
     return event.source !== undefined && this.of(event.source).receive(event, arrived);
   }
 
-  /** Of the listed sources those with finals that are not here: {source, since, until}. */
+  /** Of the listed sources those with finals that are not here: {source, since, until}; until `caughtUp`. */
   missing(listed) {
-    return listed
-      .map(({ source, final }) => ({ source, since: this.of(source).newest, until: final }))
-      .filter(({ since, until }) => until > since);
+    const missing = [];
+    for (const { source, final } of listed) {
+      const transcript = this.of(source);
+      transcript.behind = final > transcript.complete;
+      if (transcript.behind) missing.push({ source, since: transcript.complete, until: final });
+    }
+    return missing;
+  }
+
+  caughtUp(source) {
+    const transcript = this.of(source);
+    transcript.behind = false;
+    transcript.complete = transcript.newest;
   }
 
   /** `name` is not ours any more, and nothing was ever heard of it. */

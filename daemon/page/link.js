@@ -33,19 +33,23 @@ export async function listing(token) {
   return body;
 }
 
-/** The finals of `source` from behind `since` up to `until`, as far as they are kept. */
+/** The finals of `source` from behind `since` up to `until`, as far as they are kept; whether it got so far. */
 export function replay({ source, since, until }, token, receive) {
   return new Promise((resolve) => {
     const socket = new WebSocket(address("v1/events", { source, since }, token));
-    const timer = setTimeout(() => socket.close(), PATIENCE);
-    socket.onclose = () => {
+    const end = (done) => {
       clearTimeout(timer);
-      resolve();
+      socket.onclose = socket.onmessage = null;
+      socket.close();
+      resolve(done);
     };
+    const timer = setTimeout(() => end(false), PATIENCE);
+    socket.onclose = () => end(false);
     socket.onmessage = ({ data }) => {
       const event = JSON.parse(data);
-      if (event.type === "final" && event.seq <= until) receive(event);
-      if (event.type === "final" && event.seq >= until) socket.close();
+      if (event.type !== "final") return;
+      receive(event);
+      if (event.seq >= until) end(true);
     };
   });
 }

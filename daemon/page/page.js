@@ -65,9 +65,18 @@ function measured(event) {
   get("announcer").textContent = event.text;
 }
 
-/** What came while there was no connection, and before the first. */
+let catching = false;
+
+/** What came while there was no connection, and before the first. What cannot be had now is asked for with the next
+ *  heartbeat. */
 async function catchUp(missing) {
-  for (const each of missing) await replay(each, token, (event) => received(event, null));
+  if (catching) return;
+  catching = true;
+  for (const each of missing) {
+    if (!(await replay(each, token, (event) => received(event, null)))) break;
+    transcripts.caughtUp(each.source);
+  }
+  catching = false;
 }
 
 function showStates(listed) {
@@ -111,7 +120,10 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 /** Browsers do not say when the other end is gone for good; this asks. */
 async function beat() {
   try {
-    showStates((await listing(token)).sources);
+    const { run, sources } = await listing(token);
+    transcripts.begin(run);
+    catchUp(transcripts.missing(sources));
+    showStates(sources);
   } catch (error) {
     if (error.type !== "error") events.lost("the service does not answer");
   }

@@ -6,7 +6,6 @@ Owns the browser's process, one tab's connection and what went wrong in it. Know
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import json
 import os
@@ -115,7 +114,8 @@ class Tab:
             message["sessionId"] = self._session
         await self._ws.send(json.dumps(message))
         async with asyncio.timeout(PATIENCE):
-            return await answer
+            result: dict[str, Any] = await answer
+        return result
 
     async def _browser(self, method: str, **parameters: Any) -> None:
         """Of this tab's profile, and so of no tab."""
@@ -183,9 +183,6 @@ class Tab:
         """`light` or `dark`."""
         features = [{"name": "prefers-color-scheme", "value": name}]
         await self.call("Emulation.setEmulatedMedia", features=features)
-
-    async def picture(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"]))
 
     async def _read(self) -> None:
         async for text in self._ws:
