@@ -44,17 +44,17 @@ export function explain(error) {
 export class Capture {
   #media = null;
   #context = null;
+  #source = null;
   #node = null;
 
-  /** Returns the sample rate. frame(ArrayBuffer, level): each 20 ms, level is the loudest sample, 0..1.
-   *  ended(): the device went away. */
-  async start(frame, ended) {
+  /** Ask for the microphone; the sample rate. ended(): the device went away. Throws what `explain` explains. */
+  async open(ended) {
     this.#media = await navigator.mediaDevices.getUserMedia({
       // The echo of a loudspeaker is nobody's speech. Noise is left in: the models learnt to hear through it.
       audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: true },
     });
     try {
-      return await this.#listen(frame, ended);
+      return await this.#prepare(ended);
     } catch (error) {
       this.stop();
       throw error;
@@ -68,34 +68,39 @@ export class Capture {
     }
     if (this.#node) this.#node.port.onmessage = null;
     this.#context?.close();
-    this.#media = this.#context = this.#node = null;
+    this.#media = this.#context = this.#source = this.#node = null;
   }
 
-  async #listen(frame, ended) {
-    const [context, source] = this.#connect();
-    this.#context = context;
-    await context.audioWorklet.addModule(new URL("capture-worklet.js", document.baseURI));
-    const options = { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" };
-    this.#node = new AudioWorkletNode(context, "capture", {
-      ...options,
-      processorOptions: { frame: Math.round(context.sampleRate * FRAME) },
-    });
+  /** From now on frame(ArrayBuffer, level) every 20 ms; level is the loudest sample, 0..1. */
+  run(frame) {
     this.#node.port.onmessage = ({ data }) => frame(data.samples, data.level);
-    source.connect(this.#node);
+    this.#source.connect(this.#node);
+  }
+
+  async #prepare(ended) {
+    this.#connect();
+    const { sampleRate, audioWorklet } = this.#context;
+    await audioWorklet.addModule(new URL("capture-worklet.js", document.baseURI));
+    this.#node = new AudioWorkletNode(this.#context, "capture", {
+      numberOfOutputs: 0,
+      channelCount: 1,
+      channelCountMode: "explicit",
+      processorOptions: { frame: Math.round(sampleRate * FRAME) },
+    });
     this.#media.getAudioTracks()[0].onended = ended;
-    await context.resume();
-    return context.sampleRate;
+    await this.#context.resume();
+    return sampleRate;
   }
 
   #connect() {
-    const wanted = new AudioContext({ sampleRate: RATE });
+    this.#context = new AudioContext({ sampleRate: RATE });
     try {
-      return [wanted, wanted.createMediaStreamSource(this.#media)];
+      this.#source = this.#context.createMediaStreamSource(this.#media);
     } catch {
       // Some browsers do not join a context to a device of another rate.
-      wanted.close();
-      const own = new AudioContext();
-      return [own, own.createMediaStreamSource(this.#media)];
+      this.#context.close();
+      this.#context = new AudioContext();
+      this.#source = this.#context.createMediaStreamSource(this.#media);
     }
   }
 }

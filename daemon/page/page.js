@@ -8,7 +8,7 @@ import { Transcripts } from "./captions.js";
 import { FORMATS } from "./formats.js";
 import { Link, address, listing, replay } from "./link.js";
 import { Stream } from "./stream.js";
-import { Meter, notice, say, showLatest, showSources, showTranscript, toEnd } from "./view.js";
+import { Meter, notice, say, showSources, showTranscript, toEnd } from "./view.js";
 
 const HEARTBEAT = 10000; // ms
 const SILENT = 4; // seconds without a sound from a microphone that is on: it is muted
@@ -163,17 +163,20 @@ async function start() {
   const trouble = impossible();
   if (trouble) return notice(trouble);
   stream?.abandon();
-  capture = new Capture();
+  const opening = new Capture();
+  capture = opening;
   silence = lost = 0;
   select(mine);
   describe();
   try {
-    const rate = await capture.start(hear, () => stop("The microphone went away."));
+    const rate = await opening.open(() => stop("The microphone went away."));
+    if (capture !== opening) return opening.stop(); // stopped while the browser was still asking
     stream = join(rate);
     stream.open();
+    opening.run(hear);
   } catch (error) {
-    capture = null;
-    notice(explain(error));
+    opening.stop();
+    if (capture === opening) stop(explain(error));
   }
   describe();
 }
@@ -326,7 +329,6 @@ get("clear").addEventListener("click", () => {
   draw();
 });
 get("latest").addEventListener("click", toEnd);
-get("transcript").addEventListener("scroll", showLatest, { passive: true });
 
 // --- begin -----------------------------------------------------------------------------------------------------------
 

@@ -68,12 +68,14 @@ function showEntry(entry, transcript, selected, mine) {
 // --- one transcript --------------------------------------------------------------------------------------------------
 
 let shown = null; // the transcript whose finals the list holds
+let following = true; // its end is to be seen, whatever comes or changes its size
 const rows = new Map(); // final -> its <li>
 
 export function showTranscript(transcript, invitation) {
-  const area = get("transcript");
-  const follow = transcript !== shown || atEnd(area);
-  if (transcript !== shown) forgetRows();
+  if (transcript !== shown) {
+    forgetRows();
+    following = true;
+  }
   shown = transcript;
   get("heading").textContent = transcript.name;
   showFinals(transcript.finals);
@@ -84,22 +86,22 @@ export function showTranscript(transcript, invitation) {
   get("dropped").hidden = !transcript.dropped;
   get("dropped").textContent = `${transcript.dropped} earlier lines are not kept any more.`;
   for (const button of document.querySelectorAll(".tools button")) button.disabled = !transcript.finals.length;
-  if (follow) toEnd();
-  showLatest();
+  if (following) toEnd();
 }
 
 export function toEnd() {
   get("transcript").scrollTop = get("transcript").scrollHeight;
 }
 
-/** The way back, when somebody reads further up. */
-export function showLatest() {
-  get("latest").hidden = atEnd(get("transcript"));
-}
-
-function atEnd(area) {
-  return area.scrollHeight - area.scrollTop - area.clientHeight < 48;
-}
+get("transcript").addEventListener(
+  "scroll",
+  ({ target }) => {
+    following = target.scrollHeight - target.scrollTop - target.clientHeight < 48;
+    get("latest").hidden = following;
+  },
+  { passive: true },
+);
+new ResizeObserver(() => following && toEnd()).observe(get("transcript"));
 
 function forgetRows() {
   rows.clear();
@@ -139,7 +141,7 @@ function makeRow(final) {
     time.dateTime = new Date(final.arrived).toISOString();
     about.append(time);
   } else about.append(make("span", "", "earlier"));
-  const sure = make("span", "", percent(final.confidence));
+  const sure = make("span", "sure", percent(final.confidence));
   sure.title = "How sure the model is";
   about.append(sure);
   if (final.model === "teacher") {
