@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Protocol
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 STREAM, EVENTS = "/v1/stream", "/v1/events"
 
+# What the public name service gives to nobody.
 _PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
 
 _START_GRACE = 1.0
@@ -507,7 +508,7 @@ def _check_origin(request: Request, settings: ServerSettings) -> None:
     for origin in request.headers.get_all("Origin"):
         if origin in settings.origins or "*" in settings.origins:
             continue
-        if urlsplit(origin).netloc != host:
+        if _split(origin).netloc != host:
             raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
         _check_name(host, settings)
 
@@ -518,9 +519,9 @@ def _check_name(host: str, settings: ServerSettings) -> None:
     So without a token, which a stranger would need, only names are ours that no stranger can own. `host` is as in the
     header.
     """
-    if settings.tokens or _is_ours(urlsplit(f"//{host}").hostname or ""):
+    if settings.tokens or _is_ours(_split(f"//{host}").hostname or "."):
         return
-    if "*" not in settings.origins and host not in (urlsplit(origin).netloc for origin in settings.origins):
+    if "*" not in settings.origins and host not in (_split(origin).netloc for origin in settings.origins):
         raise Fault(
             "bad_origin",
             f"{host[:60]!a} is a public name that anybody might point here: add its https://... to server.origins, "
@@ -535,6 +536,14 @@ def _is_ours(name: str) -> bool:
     except ValueError:
         return "." not in name or name.endswith(_PRIVATE_NAMES)
     return True
+
+
+def _split(url: str) -> SplitResult:
+    """Its parts; none of what is no URL at all."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _response(page: Page, allow: str | None = None) -> Response:

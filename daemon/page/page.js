@@ -96,7 +96,7 @@ const events = new Link(() => address("v1/events", {}, token), greet, {
 
 function showConnection(state) {
   get("connection").dataset.kind = state.kind;
-  get("retry").hidden = state.kind !== "waiting";
+  get("retry").hidden = state.kind !== "waiting" && state.kind !== "refused";
   switch (state.kind) {
     case "connecting":
       return say("connection", "Connecting");
@@ -219,10 +219,17 @@ function showStream(state) {
   streamState = state;
   if (state.kind === "closed") stream = null;
   if (state.kind === "refused") {
-    if (state.code !== "unauthorised") stop();
+    if (state.code !== "unauthorised") giveUp();
     refused(state);
   }
   describe();
+}
+
+/** It would be refused again, so nothing that waits can be sent. */
+function giveUp() {
+  const hopeless = stream;
+  stop();
+  hopeless.abandon();
 }
 
 /** What the microphone does, in words; and what the button would do. */

@@ -261,6 +261,21 @@ async def test_a_microphone_that_is_refused(browser: str, tokenizer_file: Path) 
         assert page.complaints == []
 
 
+async def test_a_name_that_no_source_can_have(browser: str, tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, tab(browser) as page:
+        await open_page(page, daemon.server.url)
+        for name in ("up/down", "desk"):
+            await page.do(f"document.querySelector('#name').value = {name!r}")
+            await page.do("document.querySelector('#name').dispatchEvent(new Event('change'))")
+            await page.click("#talk")
+            if name != "desk":
+                await page.until(shows("#notice", "^Source must be 1..64 printable characters"))
+                await page.until(shows("#doing", "^The microphone is off$"))
+        await page.until(LISTENING)
+        assert await page.text("#notice") == ""
+        assert await page.text("#heading") == "desk"
+
+
 async def test_a_busy_service(browser: str, tokenizer_file: Path) -> None:
     async with (
         service(scripted(tokenizer_file), {"server": {"max_streams": 1}}) as daemon,
@@ -284,6 +299,10 @@ async def test_a_token_is_asked_for(browser: str, tokenizer_file: Path) -> None:
         for token, wrong in (("sesame", "false"), ("open sesame", "true")):
             told = f"document.querySelector('#wrong').checkVisibility() === {wrong}"
             await page.until(f"document.querySelector('#ask').open && {told}")
+            if wrong == "false":  # put away, it can be had again
+                await page.do("document.querySelector('#ask').close()")
+                await page.click("#retry")
+                await page.until("document.querySelector('#ask').open")
             await page.do(f"document.querySelector('#token').value = {token!r}")
             await page.click("#ask .main")
         await page.until(CONNECTED)

@@ -85,6 +85,8 @@ async def test_the_list_of_sources(tokenizer_file: Path) -> None:
         ("whisper:8765", {}, True),
         ("whisper.local", {}, True),
         ("whisper.example", {}, False),
+        ("[::1", {}, False),
+        ("", {}, False),
         ("127.0.0.1.evil.example:8765", {}, False),
         ("whisper.example", {"origins": ["https://whisper.example"]}, True),
         ("whisper.example", {"origins": ["*"]}, True),
