@@ -118,7 +118,7 @@ function showFinals(finals) {
     }
   }
   let next = null;
-  for (const final of finals.toReversed()) {
+  for (const final of [...finals].reverse()) {
     let row = rows.get(final);
     if (!row) {
       row = makeRow(final);

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import soundfile
 from browser import Tab, chromium, tab
-from harness import ROOT, client, free_port, process, scripted, service, speech, wait_until
+from harness import ROOT, certificate, client, free_port, process, scripted, service, speech, wait_until
 
 DEMO = ROOT / "bench" / "data" / "demo.flac"
 CONNECTED = "document.querySelector('#connection').dataset.kind === 'open'"
@@ -29,7 +30,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def http(url: str) -> str:
-    return url.replace("ws://", "http://")
+    return url.replace("ws", "http", 1)
 
 
 async def open_page(page: Tab, url: str, *, microphone: str = "granted") -> None:
@@ -317,7 +318,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A browser for which this machine is a computer in the house, and a stranger's too."""
     rules = "MAP whisper.lan 127.0.0.1,MAP evil.example 127.0.0.1"
     folder = tmp_path_factory.mktemp("elsewhere")
-    with chromium(folder, f"--host-resolver-rules={rules}") as address:
+    with chromium(folder, f"--host-resolver-rules={rules}", "--ignore-certificate-errors") as address:
         yield address
 
 
@@ -332,6 +333,19 @@ async def test_a_page_from_an_address_that_is_not_safe(elsewhere: str, tokenizer
         await page.click("#talk")
         assert "ssh -L 8765" in await page.text("#notice")
         assert await page.text("#talk") == "Start"
+
+
+async def test_a_page_from_an_address_that_was_made_safe(elsewhere: str, tokenizer_file: Path, tmp_path: Path) -> None:
+    path, key = certificate(tmp_path, "DNS:whisper.lan")
+    sections = {"server": {"certificate": str(path), "key": str(key)}}
+    async with service(scripted(tokenizer_file), sections) as daemon, tab(elsewhere) as page:
+        url = daemon.server.url.replace("127.0.0.1", "whisper.lan")
+        await open_page(page, url)
+        await page.until(CONNECTED)
+        await page.click("#talk")
+        await page.until(LISTENING)
+        assert {urlsplit(each).scheme for each in page.requests} == {"https", "wss"}
+        assert page.complaints == []
 
 
 async def test_a_stranger_under_our_address_hears_nothing(elsewhere: str, tokenizer_file: Path) -> None:

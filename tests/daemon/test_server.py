@@ -6,14 +6,13 @@ import asyncio
 import http.client
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import SECOND, client, free_port, scripted, service, speech, wait_until
+from harness import SECOND, certificate, client, free_port, scripted, service, speech, wait_until
 
 from daemon.app import Service, ServiceError
 from daemon.config import Settings, Surroundings
@@ -166,24 +165,12 @@ async def test_dead_peers_are_noticed_by_the_kernel(tokenizer_file: Path) -> Non
         assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) < 60_000
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """One for 127.0.0.1 that signs itself; its key is beside it."""
-    path = tmp_path / "cert.pem"
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(tmp_path / "key.pem")]
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-days", "2", *key, *name, "-out", str(path)], check=True, capture_output=True
-    )
-    return path
-
-
-async def test_tls(tokenizer_file: Path, certificate: Path) -> None:
-    key = certificate.with_name("key.pem")
-    sections = {"server": {"certificate": str(certificate), "key": str(key)}}
+async def test_tls(tokenizer_file: Path, tmp_path: Path) -> None:
+    path, key = certificate(tmp_path)
+    sections = {"server": {"certificate": str(path), "key": str(key)}}
     async with service(scripted(tokenizer_file), sections) as daemon:
         assert daemon.server.url.startswith("wss://")
-        trust = ssl.create_default_context(cafile=str(certificate))
+        trust = ssl.create_default_context(cafile=str(path))
         async with client(daemon.server.url, ssl=trust) as mine:
             await mine.play(speech())
             await mine.say(type="stop")

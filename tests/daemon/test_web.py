@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import client, scripted, service, speech
+from harness import ROOT, client, scripted, service, speech
 
 from daemon.app import Service
 from daemon.web import Pages
 
-FILES = Path(__file__).parent.parent.parent / "daemon" / "page"
+FILES = ROOT / "daemon" / "page"
 
 
 async def get(daemon: Service, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
@@ -41,6 +42,13 @@ async def test_the_files_of_the_page(tokenizer_file: Path) -> None:
             status, body, headers = await get(daemon, "/" if path.name == "index.html" else f"/{path.name}")
             assert (status, body) == (200, path.read_bytes()), path.name
             assert path.suffix[1:] in headers["Content-Type"].replace("javascript", "js")
+
+
+def test_the_files_of_the_page_are_installed() -> None:
+    """They are no modules: a package has them only if it is told so."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["daemon"]
+    for path in FILES.iterdir():
+        assert any(path.relative_to(ROOT / "daemon").match(pattern) for pattern in told), path.name
 
 
 async def test_a_file_that_did_not_change_is_not_sent_again(tokenizer_file: Path) -> None:
