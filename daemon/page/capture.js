@@ -11,9 +11,8 @@ export const FRAME = 0.02; // seconds
 export function impossible(place = window) {
   if (place.isSecureContext === false) {
     return (
-      "Browsers give a microphone only to pages from https:// or from localhost. Set server.certificate and " +
-      "server.key, put a proxy with https in front, or forward the port: ssh -L 8765:localhost:8765 HOST, " +
-      "then open http://localhost:8765/."
+      "Browsers give a microphone only to pages from https:// or from localhost: set server.certificate and " +
+      "server.key, or forward the port (ssh -L 8765:localhost:8765 HOST) and open http://localhost:8765/."
     );
   }
   if (!place.navigator.mediaDevices?.getUserMedia || !place.AudioWorkletNode) {

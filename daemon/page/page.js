@@ -336,6 +336,7 @@ get("clear").addEventListener("click", () => {
   draw();
 });
 get("latest").addEventListener("click", toEnd);
+get("dismiss").addEventListener("click", () => notice(""));
 
 // --- begin -----------------------------------------------------------------------------------------------------------
 

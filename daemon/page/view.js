@@ -46,7 +46,7 @@ function makeEntry(name, select) {
   button.type = "button";
   button.addEventListener("click", () => select(name));
   const title = make("span", "title");
-  title.append(make("span", "dot"), make("span", "label", name), make("span", "own", "this page"), make("span", "state"));
+  title.append(make("span", "dot"), make("span", "label", name), make("span", "own", "you"), make("span", "state"));
   button.append(title, make("span", "last"));
   entry.append(button);
   return entry;
@@ -238,6 +238,6 @@ export function say(id, text) {
 
 /** A sentence about what is wrong and what to do; "" for nothing. */
 export function notice(text) {
-  say("notice", text);
   get("notice").hidden = !text;
+  say("notice-text", text);
 }

@@ -253,12 +253,12 @@ async def test_a_microphone_that_is_refused(browser: str, tokenizer_file: Path) 
         await open_page(page, daemon.server.url, microphone="denied")
         await page.until(CONNECTED)
         await page.click("#talk")
-        await page.until(shows("#notice", "^The microphone was refused. Allow it for this page"))
+        await page.until(shows("#notice-text", "^The microphone was refused. Allow it for this page"))
         assert await page.text("#talk") == "Start"
         await page.microphone(http(daemon.server.url), "granted")
         await page.click("#talk")
         await page.until(LISTENING)
-        assert await page.text("#notice") == ""
+        assert await page.text("#notice-text") == ""
         assert page.complaints == []
 
 
@@ -270,10 +270,10 @@ async def test_a_name_that_no_source_can_have(browser: str, tokenizer_file: Path
             await page.do("document.querySelector('#name').dispatchEvent(new Event('change'))")
             await page.click("#talk")
             if name != "desk":
-                await page.until(shows("#notice", "^Source must be 1..64 printable characters"))
+                await page.until(shows("#notice-text", "^Source must be 1..64 printable characters"))
                 await page.until(shows("#doing", "^The microphone is off$"))
         await page.until(LISTENING)
-        assert await page.text("#notice") == ""
+        assert await page.text("#notice-text") == ""
         assert await page.text("#heading") == "desk"
 
 
@@ -327,12 +327,14 @@ async def test_a_page_from_an_address_that_is_not_safe(elsewhere: str, tokenizer
         url = daemon.server.url.replace("127.0.0.1", "whisper.lan")
         await page.browse(http(url) + "/")
         await page.until(CONNECTED)  # reading needs no microphone
-        await page.until(shows("#notice", "https:.* or from localhost"))
+        await page.until(shows("#notice-text", "https:.* or from localhost"))
         await say(daemon.server.url, "kitchen")
         await page.until(shows("#sources", "turn on the kitchen"))
         await page.click("#talk")
-        assert "ssh -L 8765" in await page.text("#notice")
+        assert "ssh -L 8765" in await page.text("#notice-text")
         assert await page.text("#talk") == "Start"
+        await page.click("#dismiss")
+        assert await page.text("#notice-text") == ""
 
 
 async def test_a_page_from_an_address_that_was_made_safe(elsewhere: str, tokenizer_file: Path, tmp_path: Path) -> None:
@@ -351,7 +353,7 @@ async def test_a_page_from_an_address_that_was_made_safe(elsewhere: str, tokeniz
 async def test_a_stranger_under_our_address_hears_nothing(elsewhere: str, tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, tab(elsewhere) as page:
         await page.browse(http(daemon.server.url).replace("127.0.0.1", "evil.example") + "/")
-        await page.until(shows("#notice", "public name that anybody might point here"))
+        await page.until(shows("#notice-text", "public name that anybody might point here"))
         assert await page.text("#connection") == "Refused"
 
 
