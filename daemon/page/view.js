@@ -86,7 +86,7 @@ export function showTranscript(transcript, invitation) {
   get("dropped").hidden = !transcript.dropped;
   get("dropped").textContent = `${transcript.dropped} earlier lines are not kept any more.`;
   for (const button of document.querySelectorAll(".tools button")) button.disabled = !transcript.finals.length;
-  if (following) toEnd();
+  if (following && !nothing) toEnd();
 }
 
 export function toEnd() {
@@ -101,7 +101,7 @@ get("transcript").addEventListener(
   },
   { passive: true },
 );
-new ResizeObserver(() => following && toEnd()).observe(get("transcript"));
+new ResizeObserver(() => following && get("empty").hidden && toEnd()).observe(get("transcript"));
 
 function forgetRows() {
   rows.clear();

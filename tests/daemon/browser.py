@@ -106,14 +106,14 @@ class Tab:
         await self.call("Target.disposeBrowserContext", browserContextId=self.context)
         self._reader.cancel()
 
-    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    async def call(self, method: str, *, patience: float = PATIENCE, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
         await self._ws.send(json.dumps(message))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             result: dict[str, Any] = await answer
         return result
 
@@ -144,15 +144,20 @@ class Tab:
         for kind in ("keyDown", "keyUp"):
             await self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, text=text)
 
-    async def do(self, script: str) -> Any:
+    async def do(self, script: str, patience: float = PATIENCE) -> Any:
         """The value of an expression in the page, awaited if it is a promise."""
         answer = await self.call(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+            "Runtime.evaluate",
+            patience=patience,
+            expression=script,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
         )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def until(self, condition: str) -> Any:
+    async def until(self, condition: str, patience: float = PATIENCE) -> Any:
         """Until the expression is true; looked at ten times a second."""
         script = f"""new Promise((resolve) => {{
             const look = () => {{
@@ -162,8 +167,7 @@ class Tab:
             look();
         }})"""
         try:
-            async with asyncio.timeout(PATIENCE):
-                return await self.do(script)
+            return await self.do(script, patience)
         except TimeoutError:
             text = await self.do("document.body.innerText")
             raise AssertionError(f"never {condition}; {self.complaints}; the page says:\n{text}") from None
