@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 # Pinned, pip takes a CPU build of torch; see constraints.txt.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # What the tests' real parts need: a broker, PortAudio with a sound server that needs no hardware, systemd's own checker,
-# and the speech programs of the recipe.
+# a browser, and the speech programs of the recipe.
 TEST_PACKAGES := mosquitto mosquitto-clients libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins systemd openssl \
-	espeak-ng flite festival festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k
+	chromium espeak-ng flite festival festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k
 
 .PHONY: help demo run test check format clean
 help:

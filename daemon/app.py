@@ -12,6 +12,7 @@ back.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -269,7 +270,7 @@ class Service:
         self.pipeline = Pipeline(settings, load)
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
-        pages = Pages(self.health.unready, metrics.text, metrics.content_type)
+        pages = Pages(self.health.unready, metrics.text, metrics.content_type, self._sources)
         self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
@@ -298,6 +299,13 @@ class Service:
 
     def subscribe(self, source: str | None, since: int | None) -> Outbox:
         return self.pipeline.hub.subscribe(source, since)
+
+    def _sources(self) -> bytes:
+        """The sources as JSON: what a subscriber must know to ask for the finals that it has not got."""
+        newest = self.pipeline.hub.newest_finals()
+        states = dict.fromkeys(newest, "idle") | self.pipeline.sources.states()
+        listed = [{"source": name, "state": state, "final": newest.get(name, 0)} for name, state in states.items()]
+        return json.dumps({"run": self.pipeline.hub.run, "sources": listed}).encode()
 
     # --- life ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -121,12 +122,14 @@ class Hub:
 
     Attributes:
         last_final_at: when one was last published (`time.monotonic`); None before the first.
+        run: tells this numbering from that of another run of the service.
     """
 
     queue: int
     keep: int
     metrics: Metrics
     last_final_at: float | None = None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
     _subscriptions: dict[Outbox, _Subscription] = field(default_factory=dict)
     _past: OrderedDict[str, _Past] = field(default_factory=OrderedDict)
 
@@ -148,6 +151,10 @@ class Hub:
         outbox = self._outbox()
         self._attach(_Subscription(outbox, stream=stream))
         return outbox
+
+    def newest_finals(self) -> dict[str, int]:
+        """Source -> seq of its newest final that is kept, 0 for none."""
+        return {source: past.finals[-1].seq if past.finals else 0 for source, past in self._past.items()}
 
     def close(self) -> None:
         """Nobody gets anything more."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import logging
 import socket
 import ssl
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
@@ -32,12 +33,15 @@ from daemon.edges import Outbox, Readers, Seats, Stream
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.sources import check_name
-from daemon.web import Page, Pages
+from daemon.web import NOTHING, SOURCES, Page, Pages, refusal
 from streaming.events import Event, Inbound, Start, Stop
 
 _log = logging.getLogger(__name__)
 
 STREAM, EVENTS = "/v1/stream", "/v1/events"
+
+# What the public name service gives to nobody.
+_PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
 
 _START_GRACE = 1.0
 """Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
@@ -151,9 +155,22 @@ class Server:
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
         path = urlsplit(request.path).path
         upgrade = request.headers.get("Upgrade", "").lower()
-        if upgrade == "websocket" and path in (STREAM, EVENTS):
-            return None
-        return _response(self._pages.get(path))
+        if upgrade == "websocket":
+            return None if path in (STREAM, EVENTS) else _response(NOTHING)
+        if path == SOURCES and (fault := self._refused(request)) is not None:
+            status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
+            return _response(refusal(status, native.encode(fault.event(fatal=True))))
+        return _response(self._pages.get(path, request.headers.get("If-None-Match", "")))
+
+    def _refused(self, request: Request) -> Fault | None:
+        try:
+            # A page asks its own origin without naming it.
+            _check_name(request.headers.get("Host", ""), self._settings)
+            self._authorise(request, None)
+        except Fault as fault:
+            self._metrics.client_errors.labels(fault.code).inc()
+            return fault
+        return None
 
     # --- websockets ------------------------------------------------------------------------------------------------
 
@@ -216,7 +233,7 @@ class Server:
                 await writer
 
     def _authorise(self, request: Request, token: str | None) -> None:
-        _check_origin(request, self._settings.origins)
+        _check_origin(request, self._settings)
         if not self._settings.tokens:
             return
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
@@ -439,18 +456,54 @@ def _since(query: dict[str, str]) -> int | None:
     return int(text)
 
 
-def _check_origin(request: Request, allowed: tuple[str, ...]) -> None:
+def _check_origin(request: Request, settings: ServerSettings) -> None:
     """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
-    origins = request.headers.get_all("Origin")
     host = request.headers.get("Host", "")
-    for origin in origins:
-        if urlsplit(origin).netloc != host and origin not in allowed and "*" not in allowed:
+    for origin in request.headers.get_all("Origin"):
+        if origin in settings.origins or "*" in settings.origins:
+            continue
+        if _split(origin).netloc != host:
             raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
+        _check_name(host, settings)
+
+
+def _check_name(host: str, settings: ServerSettings) -> None:
+    """Our own page has our own name, but so has a stranger's whose public name was made to point at this machine.
+
+    So without a token, which a stranger would need, only names are ours that no stranger can own. `host` is as in the
+    header.
+    """
+    if settings.tokens or _is_ours(_split(f"//{host}").hostname or "."):
+        return
+    if "*" not in settings.origins and host not in (_split(origin).netloc for origin in settings.origins):
+        raise Fault(
+            "bad_origin",
+            f"{host[:60]!a} is a public name that anybody might point here: add its https://... to server.origins, "
+            "or set server.tokens",
+        )
+
+
+def _is_ours(name: str) -> bool:
+    """Whether `name` is an address, or one that the public name service does not give away."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith(_PRIVATE_NAMES)
+    return True
+
+
+def _split(url: str) -> SplitResult:
+    """Its parts; none of what is no URL at all."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _response(page: Page, allow: str | None = None) -> Response:
-    headers = Headers({"Content-Type": page.content_type, "Content-Length": str(len(page.body)), "Connection": "close"})
-    headers["Cache-Control"] = "no-store"
+    headers = Headers({"Connection": "close", "Cache-Control": "no-store"} | page.headers)
+    if page.status is not HTTPStatus.NOT_MODIFIED:
+        headers.update({"Content-Type": page.content_type, "Content-Length": str(len(page.body))})
     if allow:
         headers["Allow"] = allow
     return Response(page.status.value, page.status.phrase, headers, page.body)

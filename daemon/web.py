@@ -1,33 +1,89 @@
 """The plain HTTP pages that share the port with the websockets.
 
-Owns their paths and their texts. Knows whom to ask, and nothing of sockets.
+Owns their paths and their texts, and the browser's page: the files of `daemon/page/`, each under a name that is written
+here, with what a browser may do with them. Knows whom to ask, and nothing of sockets or of who may come in.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from importlib.resources import files
 
 _TEXT = "text/plain; charset=utf-8"
+_JSON = "application/json; charset=utf-8"
+_HTML = "text/html; charset=utf-8"
+_SCRIPT = "text/javascript; charset=utf-8"
+
+SOURCES = "/v1/sources"
+"""The one page that tells what was heard of: whoever asks must be let in like a websocket client."""
+
+_FILES = {
+    "/": ("index.html", _HTML),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/page.js": ("page.js", _SCRIPT),
+    "/captions.js": ("captions.js", _SCRIPT),
+    "/formats.js": ("formats.js", _SCRIPT),
+    "/view.js": ("view.js", _SCRIPT),
+    "/link.js": ("link.js", _SCRIPT),
+    "/stream.js": ("stream.js", _SCRIPT),
+    "/capture.js": ("capture.js", _SCRIPT),
+    "/capture-worklet.js": ("capture-worklet.js", _SCRIPT),
+}
+
+_FENCE = {
+    # Nothing from elsewhere, nothing to elsewhere, nobody's frame around it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+# Asked for again each time, and sent again only when it changed: a new release shows at once.
+_KEEP = {"Cache-Control": "no-cache"}
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
+    """headers: beside those that every answer has."""
+
     status: HTTPStatus
     body: bytes
     content_type: str = _TEXT
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+NOTHING = Page(
+    HTTPStatus.NOT_FOUND,
+    b"Nothing is here. Websockets: /v1/stream, /v1/events. Pages: /, /v1/sources, /healthz, /readyz, /metrics.\n",
+)
 
 
 class Pages:
-    """unready: why the service is not ready, or None. metrics: the exposition, and its content type."""
+    """unready: why the service is not ready, or None. metrics: the exposition, and its content type. sources: JSON."""
 
-    def __init__(self, unready: Callable[[], str | None], metrics: Callable[[], bytes], metrics_type: str) -> None:
+    def __init__(
+        self,
+        unready: Callable[[], str | None],
+        metrics: Callable[[], bytes],
+        metrics_type: str,
+        sources: Callable[[], bytes],
+    ) -> None:
         self._unready = unready
         self._metrics = metrics
         self._metrics_type = metrics_type
+        self._sources = sources
+        self._files = {path: _read(*named) for path, named in _FILES.items()}
 
-    def get(self, path: str) -> Page:
+    def get(self, path: str, known: str = "") -> Page:
+        """`known`: the If-None-Match of the request."""
+        if (page := self._files.get(path)) is not None:
+            return _unchanged(page) if page.headers["ETag"] in known else page
+        if path == SOURCES:
+            return Page(HTTPStatus.OK, self._sources(), _JSON)
         match path:
             case "/healthz":
                 return Page(HTTPStatus.OK, b"alive\n")
@@ -40,7 +96,19 @@ class Pages:
                 return Page(HTTPStatus.OK, self._metrics(), self._metrics_type)
             case "/v1/stream" | "/v1/events":
                 return Page(HTTPStatus.UPGRADE_REQUIRED, f"{path} is a websocket: connect with ws://\n".encode())
-        return Page(
-            HTTPStatus.NOT_FOUND,
-            b"Nothing is here. Websockets: /v1/stream, /v1/events. Pages: /healthz, /readyz, /metrics.\n",
-        )
+        return NOTHING
+
+
+def refusal(status: HTTPStatus, error: str) -> Page:
+    """`error`: the event, as JSON."""
+    return Page(status, error.encode(), _JSON)
+
+
+def _read(name: str, content_type: str) -> Page:
+    body = files("daemon").joinpath("page", name).read_bytes()
+    tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+    return Page(HTTPStatus.OK, body, content_type, {"ETag": tag, **_KEEP, **_FENCE})
+
+
+def _unchanged(page: Page) -> Page:
+    return Page(HTTPStatus.NOT_MODIFIED, b"", page.content_type, page.headers)

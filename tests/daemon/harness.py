@@ -209,6 +209,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def certificate(folder: Path, name: str = "IP:127.0.0.1") -> tuple[Path, Path]:
+    """One for `name` that signs itself, and its key."""
+    path, key = folder / "cert.pem", folder / "key.pem"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(key)]
+    names = ["-subj", "/CN=localhost", "-addext", f"subjectAltName={name}"]
+    command = ["openssl", "req", "-x509", "-days", "2", *kind, *names, "-out", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return path, key
+
+
 class Broker:
     """A real mosquitto. It can go away and come back, with nothing remembered unless `options` say so."""
 

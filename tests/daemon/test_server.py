@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from harness import SECOND, client, free_port, scripted, service, speech, wait_until
+from harness import certificate as make_certificate
 
 from daemon.app import Engine, Service, ServiceError
 from daemon.config import Settings, Surroundings
@@ -47,7 +47,7 @@ async def test_the_pages(tokenizer_file: Path) -> None:
         assert 'whisperd_finals_total{model="student"} 1.0' in text.splitlines()
         heard = next(line for line in text.splitlines() if line.startswith("whisperd_audio_seconds_total"))
         assert float(heard.split()[1]) == pytest.approx(len(speech()) / 32000)
-        status, text, _ = await page("/")
+        status, text, _ = await page("/nothing")
         assert (status, "/v1/stream" in text) == (404, True)
         assert (await page("/v1/stream"))[0] == 426
         status, _, headers = await page("/healthz", "POST")
@@ -166,21 +166,9 @@ async def test_dead_peers_are_noticed_by_the_kernel(tokenizer_file: Path) -> Non
         assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) < 60_000
 
 
-def make_certificate(path: Path) -> None:
-    """One for 127.0.0.1 that signs itself; its key is beside it."""
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    key += ["-keyout", str(path.with_name("key.pem"))]
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-days", "2", *key, *name, "-out", str(path)], check=True, capture_output=True
-    )
-
-
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    path = tmp_path / "cert.pem"
-    make_certificate(path)
-    return path
+    return make_certificate(tmp_path)[0]
 
 
 async def test_tls(tokenizer_file: Path, certificate: Path) -> None:
@@ -207,7 +195,7 @@ async def test_a_certificate_that_was_renewed(tokenizer_file: Path, certificate:
             return shown.split() == (await asyncio.to_thread(certificate.read_text)).split()
 
         assert await is_shown()
-        await asyncio.to_thread(make_certificate, certificate)
+        await asyncio.to_thread(make_certificate, certificate.parent)
         assert not await is_shown()
         daemon.server.reload(daemon.settings.server)
         assert await is_shown()

@@ -1,0 +1,105 @@
+/* The microphone: permission, the audio graph, and frames of 16-bit samples.
+ *
+ * Owns what the browser is asked for and the sentences that say why it was refused. Knows nothing of sockets.
+ */
+
+const RATE = 16000; // what the models hear; a browser that cannot give it gives its own, and the service converts
+
+export const FRAME = 0.02; // seconds
+
+/** Why there can be no microphone here at all, or null. */
+export function impossible(place = window) {
+  if (place.isSecureContext === false) {
+    return (
+      "Browsers give a microphone only to pages from https:// or from localhost: set server.certificate and " +
+      "server.key, or forward the port (ssh -L 8765:localhost:8765 HOST) and open http://localhost:8765/."
+    );
+  }
+  if (!place.navigator.mediaDevices?.getUserMedia || !place.AudioWorkletNode) {
+    return "This browser cannot record: it lacks getUserMedia or AudioWorklet.";
+  }
+  return null;
+}
+
+/** What getUserMedia threw -> what to do about it. */
+export function explain(error) {
+  switch (error.name) {
+    case "NotAllowedError":
+    case "SecurityError":
+      return (
+        "The microphone was refused. Allow it for this page (the icon beside the address, or the system's privacy " +
+        "settings), then press Start again. Reading what others say needs no microphone."
+      );
+    case "NotFoundError":
+    case "OverconstrainedError":
+      return "No microphone was found. Plug one in, then press Start again.";
+    case "NotReadableError":
+    case "AbortError":
+      return "The microphone does not start: another program may be using it. Close that, then press Start again.";
+  }
+  return `The microphone does not start: ${error.message || error.name}.`;
+}
+
+export class Capture {
+  #media = null;
+  #context = null;
+  #source = null;
+  #node = null;
+
+  /** Ask for the microphone; the sample rate. ended(): the device went away. Throws what `explain` explains. */
+  async open(ended) {
+    this.#media = await navigator.mediaDevices.getUserMedia({
+      // The echo of a loudspeaker is nobody's speech. Noise is left in: the models learnt to hear through it.
+      audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: true },
+    });
+    try {
+      return await this.#prepare(ended);
+    } catch (error) {
+      this.stop();
+      throw error;
+    }
+  }
+
+  stop() {
+    for (const track of this.#media?.getTracks() ?? []) {
+      track.onended = null;
+      track.stop();
+    }
+    if (this.#node) this.#node.port.onmessage = null;
+    this.#context?.close();
+    this.#media = this.#context = this.#source = this.#node = null;
+  }
+
+  /** From now on frame(ArrayBuffer, level) every 20 ms; level is the loudest sample, 0..1. */
+  run(frame) {
+    this.#node.port.onmessage = ({ data }) => frame(data.samples, data.level);
+    this.#source.connect(this.#node);
+  }
+
+  async #prepare(ended) {
+    this.#connect();
+    const { sampleRate, audioWorklet } = this.#context;
+    await audioWorklet.addModule(new URL("capture-worklet.js", document.baseURI));
+    this.#node = new AudioWorkletNode(this.#context, "capture", {
+      numberOfOutputs: 0,
+      channelCount: 1,
+      channelCountMode: "explicit",
+      processorOptions: { frame: Math.round(sampleRate * FRAME) },
+    });
+    this.#media.getAudioTracks()[0].onended = ended;
+    await this.#context.resume();
+    return sampleRate;
+  }
+
+  #connect() {
+    this.#context = new AudioContext({ sampleRate: RATE });
+    try {
+      this.#source = this.#context.createMediaStreamSource(this.#media);
+    } catch {
+      // Some browsers do not join a context to a device of another rate.
+      this.#context.close();
+      this.#context = new AudioContext();
+      this.#source = this.#context.createMediaStreamSource(this.#media);
+    }
+  }
+}
