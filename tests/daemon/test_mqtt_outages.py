@@ -51,9 +51,7 @@ def lasting(tmp_path: Path) -> Iterator[Broker]:
     folder = tmp_path / "broker"
     folder.mkdir()
     with broker(folder, started=False) as made:
-        made.persistence = f"persistence true\npersistence_location {folder}/\nautosave_on_changes true\n"
-        # Started by root it would become another user, who may not write here; started by others it cannot.
-        made.persistence += "autosave_interval 1\nuser root\n"
+        made.keep_sessions()
         yield made
 
 
