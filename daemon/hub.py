@@ -3,8 +3,8 @@
 Owns the numbering of a source's partials and finals, the ids of finals, the finals kept for a reconnect, that a final
 is told only once it is kept for MQTT (`keep_first`), and the policy for those who are slow: every subscriber has a
 bounded queue of its own; a newer partial of an utterance replaces the older, and its final replaces both; nothing else
-is ever dropped; a subscriber whose queue is full regardless has fallen too far behind, and its queue ends. Knows nothing
-of sockets, topics or audio.
+is ever dropped; a subscriber whose queue is full regardless has fallen too far behind, and its queue ends. Knows
+nothing of sockets, topics or audio.
 """
 
 from __future__ import annotations
