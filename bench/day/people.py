@@ -27,6 +27,7 @@ from bench.sound_server import SoundServer
 
 _FRAME = RATE // 10 * 2  # bytes in 100 ms
 _PAUSE = 0.025  # seconds after each of them: four times the pace of speech
+_DONE = 1000  # the close code after a stop that was asked for
 _RETRY = 0.25
 _PATIENCE = 60.0
 _DAEMON = (Kind.DAEMON_STOPPED, Kind.DAEMON_KILLED, Kind.DAEMON_KILLED_TELLING)
@@ -86,6 +87,8 @@ class WebsocketClient:
         BrokenError, WebSocketException, OSError: it was cut off.
         """
         try:
+            if self._ws is not None and self._ws.close_code is not None:
+                await self.leave()  # it was closed while nobody spoke
             ws = self._ws or await self._open()
             sending = asyncio.create_task(self._send(ws, sentence))
             try:
@@ -114,8 +117,8 @@ class WebsocketClient:
         await ws.send(json.dumps({"type": "flush" if self._stays else "stop"}))
 
     async def _read(self, ws: ClientConnection) -> int:
-        """Until the turn is over."""
-        heard = 0
+        """Until the turn is over. A daemon that ends says `stopped` too, but closes with another code."""
+        heard, stopped = 0, False
         async with asyncio.timeout(_PATIENCE):
             async for message in ws:
                 event = json.loads(message)
@@ -125,9 +128,11 @@ class WebsocketClient:
                 elif event["type"] == "flushed":
                     return heard
                 elif event["type"] == "stopped":
-                    await self.leave()
-                    return heard
-        raise BrokenError
+                    stopped = True
+        if not stopped or ws.close_code != _DONE:
+            raise BrokenError
+        await self.leave()
+        return heard
 
 
 class Satellite:

@@ -84,8 +84,8 @@ def report(book: Book, ending: Ending, day: str) -> str:
         _sources(book),
         "*sent*: sentences of the day. *said*: times that somebody began one. *cut off*: of these, by a fault; it was "
         "said again. *told*: different finals that a reader of the source had read. *arrived*: different finals at the "
-        "MQTT subscriber; *told to nobody*: of these, those whose reader was cut off. *repeated*: came again, with the same "
-        "id; *unexplained*: of these, those without a fault around them.",
+        "MQTT subscriber; *told to nobody*: of these, those whose reader was cut off. *repeated*: came again, with the "
+        "same id; *unexplained*: of these, those without a fault around them.",
         "## Faults",
         _faults(book),
         _away(book),
