@@ -20,7 +20,7 @@ from streaming.whisper.locate import locate
 
 def _engine(settings: Settings) -> Engine:
     tokenizer_file = locate(settings.models.student, "student")[1] / "tokenizer.json"
-    return ScriptedEngine(tokenizer_file, Tokenizer.from_file(str(tokenizer_file)).token_to_id("<|endoftext|>"))
+    return ScriptedEngine(tokenizer_file, Tokenizer.from_file(str(tokenizer_file)).get_vocab()["<|endoftext|>"])
 
 
 def main(config: str) -> None:
