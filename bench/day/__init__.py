@@ -20,7 +20,8 @@ What is promised:
 
 What SIGKILL may take: audio that has no final yet, and a final that nobody was told. A client notices that it is cut
 off and says it again, as a person would. A final that was saved and told to nobody may arrive all the same; it is
-counted.
+counted. Told and saved are one moment as long as the disk answers within half a second: the daemon tells nobody of a
+final before it is in the spool's file, but lets no disk that hangs silence it for longer.
 
 The hour is shorter than an hour: pauses pass `--speed` times as fast; at the microphone people speak at their own pace,
 and elsewhere four times as fast.

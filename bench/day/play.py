@@ -144,6 +144,13 @@ async def _wait_for_the_last(book: Book) -> None:
         await asyncio.sleep(0.2)  # what is missed makes no event
 
 
+def _first(error: Exception) -> Exception:
+    """What went wrong in one of several tasks."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _missing(book: Book) -> bool:
     return any(verdict.lost for verdict in verdicts(book).values())
 
@@ -166,8 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         day = plan(options.minutes, options.seed, len(sentences()))
         began = time.monotonic()
         book, ending = play(day, options.speed, scripted=options.scripted)
-    except (MissingError, RuntimeError) as error:
-        print(f"whisperd bench day: {error}", file=sys.stderr)
+    except (MissingError, RuntimeError, ExceptionGroup) as error:
+        print(f"whisperd bench day: {_first(error)}", file=sys.stderr)
         return 1
     said = (
         f"{circumstances()}\n\nA day of {options.minutes:g} minutes, seed {options.seed}, {options.speed:g} times as "
