@@ -86,7 +86,7 @@ class Hands:
 
     async def _microphones_open(self, number: int) -> None:
         async with asyncio.timeout(3 * _PATIENCE):
-            while (await self._daemon.sample()).get("whisperd_microphones_open") != number:  # noqa: ASYNC110
+            while (await self._daemon.sample()).get("whisperd_microphones_open") != number:  # noqa: ASYNC110 - below
                 await asyncio.sleep(0.1)  # a gauge has no event to wait for
 
     # --- the daemon ------------------------------------------------------------------------------------------------
