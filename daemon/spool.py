@@ -6,8 +6,8 @@ file remembers the sources and their switches, so that one that was switched off
 
 The queue in memory is the truth; the file follows it, written by a thread of its own, so that a disk that is slow does
 not stop the service; `saved` is told what is in the file, for those who wait for that a little. A file that cannot be
-written (full, read-only, gone) is said once and counted, and written anew, whole, when that is possible again; meanwhile
-the queue goes on without it. A damaged file is put aside.
+written (full, read-only, gone) is said once and counted, and written anew, whole, when that is possible again;
+meanwhile the queue goes on without it. A damaged file is put aside.
 
 The file is an SQLite database that one process holds for itself. Its log is not synced to the disk at every final: that
 is safe against the death of the process, spares a memory card, and may cost the last finals when the power fails.

@@ -241,7 +241,7 @@ async def test_a_final_is_told_once_it_is_kept(monkeypatch: pytest.MonkeyPatch) 
     house.publish(partial(), "s")
     assert isinstance(await anext(other), Partial)  # it waits for nothing
     house.publish(final(), "s")
-    waiting = asyncio.create_task(anext(other))
+    waiting = asyncio.ensure_future(anext(other))
     kept = await anext(keeper)
     assert isinstance(kept, Final)
     assert kept.id == "s-1"
@@ -257,7 +257,7 @@ async def test_whoever_comes_back_waits_too(monkeypatch: pytest.MonkeyPatch) -> 
     house = hub()
     house.keep_first()
     house.publish(final(), "s")
-    waiting = asyncio.create_task(anext(aiter(house.subscribe("kitchen", since=0))))
+    waiting = asyncio.ensure_future(anext(aiter(house.subscribe("kitchen", since=0))))
     for _ in range(10):
         await asyncio.sleep(0)
     assert not waiting.done()
