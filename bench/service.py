@@ -5,7 +5,6 @@ Owns starting it, waiting until it is ready, and stopping it. Knows nothing of w
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
+
+from bench.broker import free_port
 
 PATIENCE = 120.0
 
@@ -44,7 +45,7 @@ def running(
         RuntimeError: it did not become ready, or did not end well; its log is in the message.
     """
     with TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
-        port = _free_port()
+        port = free_port()
         config = Path(folder) / "whisperd.yaml"
         config.write_text(
             yaml.safe_dump({**(settings or {}), "server": {"host": "127.0.0.1", "port": port, **(limits or {})}})
@@ -61,12 +62,6 @@ def running(
         finally:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _ready(process: subprocess.Popen[bytes], port: int, deadline: float) -> bool:

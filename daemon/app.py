@@ -473,11 +473,12 @@ class Service:
         return Mqtt(
             settings,
             mqtt_password(settings, around),
-            pipeline.hub.subscribe(),
+            pipeline.hub.keep_first(),
             pipeline.sources,
             pipeline.metrics,
             mqtt_spool(settings, around),
             [microphone.source] if microphone.enabled else [],
+            pipeline.hub.kept,
         )
 
     def _make_wyoming(self) -> Wyoming | None:

@@ -1,9 +1,10 @@
 """Fan-out: what streams say, to whoever listens.
 
-Owns the numbering of a source's partials and finals, the ids of finals, the finals kept for a reconnect, and the policy
-for those who are slow: every subscriber has a bounded queue of its own; a newer partial of an utterance replaces the
-older, and its final replaces both; nothing else is ever dropped; a subscriber whose queue is full regardless has fallen
-too far behind, and its queue ends. Knows nothing of sockets, topics or audio.
+Owns the numbering of a source's partials and finals, the ids of finals, the finals kept for a reconnect, that a final
+is told only once it is kept for MQTT (`keep_first`), and the policy for those who are slow: every subscriber has a
+bounded queue of its own; a newer partial of an utterance replaces the older, and its final replaces both; nothing else
+is ever dropped; a subscriber whose queue is full regardless has fallen too far behind, and its queue ends. Knows
+nothing of sockets, topics or audio.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -20,6 +21,12 @@ from daemon.metrics import Metrics
 from streaming.events import Error, Event, Final, Partial
 
 _E = TypeVar("_E", Partial, Final)
+
+_KEEPING = 0.5
+"""Seconds that a final waits to be kept before others are told of it. A disk takes a thousandth of that; one that hangs
+must not silence the house."""
+
+_MOST_UNKEPT = 1024
 
 _MOST_SOURCES = 1024
 """Sources whose finals are kept; beyond that the one that has been silent for the longest is forgotten."""
@@ -33,12 +40,20 @@ class Outbox:
         closed: nothing more will be put; what is in it is still given.
     """
 
-    def __init__(self, limit: int, metrics: Metrics, forget: Callable[[Outbox], None]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        metrics: Metrics,
+        forget: Callable[[Outbox], None],
+        before: Callable[[Event], Awaitable[None]] | None = None,
+    ) -> None:
+        """before: what is waited for before an event is given."""
         self.overflowed = False
         self.closed = False
         self._limit = limit
         self._metrics = metrics
         self._forget = forget
+        self._before = before
         self._items: OrderedDict[Hashable, Event] = (
             OrderedDict()
         )  # a partial under its utterance, others under a number
@@ -76,7 +91,10 @@ class Outbox:
         """What was put, in order, until it is closed and empty, or overflows."""
         while True:
             while self._items:
-                yield self._items.popitem(last=False)[1]
+                event = self._items.popitem(last=False)[1]
+                if self._before is not None:
+                    await self._before(event)
+                yield event
             if self.closed or self.overflowed:
                 return
             self._changed.clear()
@@ -132,6 +150,22 @@ class Hub:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     _subscriptions: dict[Outbox, _Subscription] = field(default_factory=dict)
     _past: OrderedDict[str, _Past] = field(default_factory=OrderedDict)
+    _keeps: bool = False
+    _unkept: OrderedDict[str, asyncio.Event] = field(default_factory=OrderedDict)
+
+    def keep_first(self) -> Outbox:
+        """For the one who keeps finals for later: all that is published. From now on the others are given a final only
+        once it is `kept`, so that what anybody was told outlives a kill; but none waits for longer than half a second.
+        """
+        self._keeps = True
+        outbox = Outbox(self.queue, self.metrics, self._forget)
+        self._attach(_Subscription(outbox))
+        return outbox
+
+    def kept(self, id: str) -> None:
+        """Of a final: it outlives this process, or cannot be made to."""
+        if (waiting := self._unkept.pop(id, None)) is not None:
+            waiting.set()
 
     def subscribe(self, source: str | None = None, since: int | None = None) -> Outbox:
         """All that is published from now on, of one source or of all; the finals after `since` first.
@@ -171,6 +205,7 @@ class Hub:
         elif isinstance(event, Final):
             event = replace(self._numbered(event), id=f"{stream}-{event.utterance}", at=round(time.time(), 3))
             self._keep(event)
+            self._await_keeping(event)
             self.last_final_at = time.monotonic()
             self.metrics.finals.labels(event.model).inc()
             self.metrics.final_latency.observe(event.latency_ms / 1000)
@@ -179,7 +214,22 @@ class Hub:
                 subscription.outbox.put(event, stream)
 
     def _outbox(self) -> Outbox:
-        return Outbox(self.queue, self.metrics, self._forget)
+        return Outbox(self.queue, self.metrics, self._forget, self._wait_kept)
+
+    def _await_keeping(self, final: Final) -> None:
+        if self._keeps and final.id is not None:
+            self._unkept[final.id] = asyncio.Event()
+            if len(self._unkept) > _MOST_UNKEPT:
+                self.kept(next(iter(self._unkept)))
+
+    async def _wait_kept(self, event: Event) -> None:
+        if not isinstance(event, Final) or event.id is None or (waiting := self._unkept.get(event.id)) is None:
+            return
+        try:
+            async with asyncio.timeout(_KEEPING):
+                await waiting.wait()
+        except TimeoutError:
+            self.kept(event.id)  # for the others too
 
     def _forget(self, outbox: Outbox) -> None:
         del self._subscriptions[outbox]

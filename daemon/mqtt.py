@@ -21,7 +21,7 @@ import random
 import re
 import socket
 import time
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 
 import aiomqtt
@@ -63,7 +63,7 @@ _MOST_SHOWN = 64
 
 class Mqtt:
     """events: all that is published. password: found by whoever reads the configuration. spool: the file for what
-    waits, or None. microphones: the sources that are known before they are heard.
+    waits, or None. microphones: the sources that are known before they are heard. saved: see `Spool`.
 
     Raises:
         ConfigurationError: a certificate cannot be used.
@@ -78,6 +78,7 @@ class Mqtt:
         metrics: Metrics,
         spool: Path | None = None,
         microphones: Sequence[str] = (),
+        saved: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._password = password
@@ -89,7 +90,7 @@ class Mqtt:
         self._microphones = microphones
         self._device = Device(settings.discovery_prefix, settings.topic, settings.node_id or _host(), settings.name)
         self._spooled = spool is not None
-        self._spool = Spool(spool, settings.queue, settings.max_age, metrics)
+        self._spool = Spool(spool, settings.queue, settings.max_age, metrics, saved=saved)
         self._partials: dict[tuple[str, int], Partial] = {}
         self._retained: dict[str, str] = {}  # what the broker was not told yet: topic -> payload
         self._switches: dict[str, bool] = {}  # as they were told last

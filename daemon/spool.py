@@ -4,9 +4,10 @@ Owns the order of finals, the limits on how many wait and for how long, and the 
 or events: of a final it keeps the id, the source, two texts and how much of it was delivered. Beside the finals the
 file remembers the sources and their switches, so that one that was switched off stays so after a restart.
 
-The queue in memory is the truth; the file follows it, written by a thread of its own, so that a disk that is slow holds
-up nobody. A file that cannot be written (full, read-only, gone) is said once and counted, and written anew, whole, when
-that is possible again; meanwhile the queue goes on without it. A damaged file is put aside.
+The queue in memory is the truth; the file follows it, written by a thread of its own, so that a disk that is slow does
+not stop the service; `saved` is told what is in the file, for those who wait for that a little. A file that cannot be
+written (full, read-only, gone) is said once and counted, and written anew, whole, when that is possible again;
+meanwhile the queue goes on without it. A damaged file is put aside.
 
 The file is an SQLite database that one process holds for itself. Its log is not synced to the disk at every final: that
 is safe against the death of the process, spares a memory card, and may cost the last finals when the power fails.
@@ -68,14 +69,21 @@ Change = tuple[str, tuple[object, ...]]
 
 
 class Spool:
-    """path: the file; None keeps all in memory. limit: finals that may wait. max_age: for how many seconds.
+    """path: the file; None keeps all in memory. limit: finals that may wait. max_age: for how many seconds. saved: told
+    the id of each final once it is in the file; or at once, where there is no file to use.
 
     Attributes:
         dropped: finals that a limit cost.
     """
 
     def __init__(
-        self, path: Path | None, limit: int, max_age: float, metrics: Metrics, clock: Callable[[], float] = time.time
+        self,
+        path: Path | None,
+        limit: int,
+        max_age: float,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+        saved: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.dropped = 0
         self._limit = limit
@@ -84,7 +92,8 @@ class Spool:
         self._clock = clock
         self._entries: dict[str, Entry] = {}  # in order
         self._sources: dict[str, bool] = {}
-        self._writer = _Writer(path, self._found, self._snapshot, metrics) if path is not None else None
+        self._saved = saved
+        self._writer = _Writer(path, self._found, self._snapshot, metrics, saved) if path is not None else None
         self._full = False
 
     def __len__(self) -> int:
@@ -100,6 +109,8 @@ class Spool:
     def add(self, entry: Entry) -> None:
         self._entries[entry.id] = entry
         self._note(_insert(entry))
+        if not self.on_disk:
+            self._saved(entry.id)
         self._limit_age()
         self._limit_count()
         self._count()
@@ -208,7 +219,8 @@ class Spool:
 class _Writer:
     """Carries changes of the queue to the file, in order, in one thread.
 
-    found: called once with what the file held. snapshot: the changes that make an empty file a full one.
+    found: called once with what the file held. snapshot: the changes that make an empty file a full one. saved: called
+    with the id of each final that the file holds now.
     """
 
     def __init__(
@@ -217,8 +229,10 @@ class _Writer:
         found: Callable[[Sequence[Entry], dict[str, bool]], None],
         snapshot: Callable[[], list[Change]],
         metrics: Metrics,
+        saved: Callable[[str], None],
     ) -> None:
         self.on_disk = False
+        self._saved = saved
         self._path = path
         self._found = found
         self._snapshot = snapshot
@@ -274,7 +288,7 @@ class _Writer:
                     await self._rewrite(self._file)
                 elif self._changes:
                     changes, self._changes = self._changes, []
-                    await self._in_thread(_apply, self._file, changes)
+                    await self._write(self._file, changes)
             except (OSError, sqlite3.Error) as error:
                 self._failed(error)
                 await self._close()
@@ -296,11 +310,17 @@ class _Writer:
     async def _rewrite(self, file: sqlite3.Connection) -> None:
         self._changes.clear()
         self._stale = False
-        await self._in_thread(_apply, file, [*_EMPTY, *self._snapshot()])
+        await self._write(file, [*_EMPTY, *self._snapshot()])
         if self._complained:
             _log.info("mqtt: %s is in use again", self._path)
         self._complained = False
         self._tell(True)
+
+    async def _write(self, file: sqlite3.Connection, changes: Sequence[Change]) -> None:
+        await self._in_thread(_apply, file, changes)
+        for statement, values in changes:
+            if statement == _INSERT:
+                self._saved(str(values[0]))
 
     async def _close(self) -> None:
         file, self._file = self._file, None
@@ -334,10 +354,12 @@ class _Writer:
 
 _EMPTY: tuple[Change, ...] = (("DELETE FROM finals", ()), ("DELETE FROM sources", ()))
 
+_INSERT = "INSERT OR IGNORE INTO finals (id, source, at, final, text, sent) VALUES (?, ?, ?, ?, ?, ?)"
+
 
 def _insert(entry: Entry) -> Change:
     values = (entry.id, entry.source, entry.at, entry.final, entry.text, entry.sent)
-    return "INSERT OR IGNORE INTO finals (id, source, at, final, text, sent) VALUES (?, ?, ?, ?, ?, ?)", values
+    return _INSERT, values
 
 
 def _remember(source: str, listen: bool) -> Change:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +25,8 @@ from tokenizers import Tokenizer
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from bench.broker import Broker as Broker
+from bench.broker import free_port as free_port
 from daemon.app import LoadEngine, Service
 from daemon.config import Settings, Surroundings
 from streaming.fake import ScriptedEngine
@@ -203,12 +203,6 @@ def _wait_for_line(popen: subprocess.Popen[str], log_file: Path, mark: str) -> s
 # --- a broker --------------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def certificate(folder: Path, name: str = "IP:127.0.0.1") -> tuple[Path, Path]:
     """One for `name` that signs itself, and its key."""
     path, key = folder / "cert.pem", folder / "key.pem"
@@ -217,43 +211,6 @@ def certificate(folder: Path, name: str = "IP:127.0.0.1") -> tuple[Path, Path]:
     command = ["openssl", "req", "-x509", "-days", "2", *kind, *names, "-out", str(path)]
     subprocess.run(command, check=True, capture_output=True)
     return path, key
-
-
-class Broker:
-    """A real mosquitto. It can go away and come back, with nothing remembered unless `options` say so."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.options = "allow_anonymous true\n"
-        self.persistence = "persistence false\n"
-        self._folder = folder
-        self._popen: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-        assert program, "these tests need mosquitto: apt-get install mosquitto"
-        config = self._folder / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\n{self.persistence}{self.options}")
-        with open(self._folder / "mosquitto.log", "a") as log:
-            self._popen = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, (self._folder / "mosquitto.log").read_text()
-                time.sleep(0.01)  # a port has no event to wait for
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._popen is not None
-        self._popen.send_signal(number)
-
-    def stop(self) -> None:
-        if self._popen is not None:
-            self._popen.kill()
-            self._popen.wait()
-            self._popen = None
 
 
 @contextmanager

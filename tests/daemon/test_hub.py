@@ -229,3 +229,50 @@ async def test_who_left_gets_nothing_more() -> None:
     house.publish(final(text="after"), "s")
     assert [getattr(event, "text", "") for event in await taken(outbox)] == ["before"]
     assert "whisperd_subscribers 0.0" in house.metrics.text().decode()
+
+
+# --- one keeps finals before the others are told ---------------------------------------------------------------------
+
+
+async def test_a_final_is_told_once_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.hub._KEEPING", 30.0)
+    house = hub()
+    keeper, other = aiter(house.keep_first()), aiter(house.subscribe())
+    house.publish(partial(), "s")
+    assert isinstance(await anext(other), Partial)  # it waits for nothing
+    house.publish(final(), "s")
+    waiting = asyncio.ensure_future(anext(other))
+    kept = await anext(keeper)
+    assert isinstance(kept, Final)
+    assert kept.id == "s-1"
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    house.kept(kept.id)
+    assert await waiting == kept
+
+
+async def test_whoever_comes_back_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.hub._KEEPING", 30.0)
+    house = hub()
+    house.keep_first()
+    house.publish(final(), "s")
+    waiting = asyncio.ensure_future(anext(aiter(house.subscribe("kitchen", since=0))))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    house.kept("s-1")
+    assert isinstance(await waiting, Final)
+
+
+async def test_a_keeper_that_hangs_holds_up_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.hub._KEEPING", 0.01)
+    monkeypatch.setattr("daemon.hub._MOST_UNKEPT", 3)
+    house = hub()
+    house.keep_first()
+    other = house.subscribe()
+    for utterance in range(6):
+        house.publish(final(utterance=utterance), "s")
+    assert len(house._unkept) == 3
+    assert [event.utterance for event in await taken(other) if isinstance(event, Final)] == list(range(6))
+    assert not house._unkept

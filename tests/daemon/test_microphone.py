@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import queue
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,120 +17,13 @@ from typing import Any
 import pytest
 from harness import PATIENCE, client, scripted, service, speech, wait_until
 
+from bench.sound_server import BLOCK, SoundServer
 from daemon import app, cli, microphone, sound
 from daemon.config import AnyMicrophone, Settings
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
 from daemon.sound import MicrophoneError
 from streaming.events import Audio, Inbound, Start
-
-BLOCK = 640  # bytes in 20 ms
-
-
-class Voice:
-    """What comes into a FIFO at the pace of speech: what it is given to say, and else silence, as of a microphone."""
-
-    def __init__(self, fifo: Path) -> None:
-        self._pipe = os.open(fifo, os.O_RDWR)  # a pipe without a reader would end us
-        self._blocks: queue.SimpleQueue[bytes | asyncio.Future[None]] = queue.SimpleQueue()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    async def say(self, audio: bytes) -> None:
-        """Returns when all of it is said."""
-        said = asyncio.get_running_loop().create_future()
-        for at in range(0, len(audio), BLOCK):
-            self._blocks.put(audio[at : at + BLOCK])
-        self._blocks.put(said)
-        await asyncio.wait_for(said, PATIENCE)
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-        os.close(self._pipe)
-
-    def _run(self) -> None:
-        os.set_blocking(self._pipe, False)
-        due = time.monotonic()
-        while not self._stopped.wait(max(0.0, due - time.monotonic())):
-            due += 0.02
-            with contextlib.suppress(BlockingIOError):  # nobody listens now
-                os.write(self._pipe, self._next())
-
-    def _next(self) -> bytes:
-        try:
-            block = self._blocks.get_nowait()
-        except queue.Empty:
-            return bytes(BLOCK)
-        if isinstance(block, bytes):
-            return block
-        block.get_loop().call_soon_threadsafe(block.set_result, None)
-        return self._next()
-
-
-class SoundServer:
-    """PulseAudio with one source, a FIFO. It is the ALSA device `name` as well, as PortAudio sees it."""
-
-    def __init__(self, home: Path, name: str) -> None:
-        folder = self.folder = home / name
-        folder.mkdir()
-        self.fifo = folder / "fifo"
-        # PulseAudio will not run as root's session without all of these being its own.
-        self.environment = {
-            "XDG_RUNTIME_DIR": str(folder),
-            "PULSE_RUNTIME_PATH": str(folder / "pulse"),
-            "PULSE_SERVER": f"unix:{folder}/pulse/native",
-            "HOME": str(home),
-        }
-        with open(home / ".asoundrc", "a") as config:
-            config.write(f'pcm.{name} {{ type pulse server "unix:{folder}/pulse/native" }}\n')
-        self.start()
-
-    def start(self) -> None:
-        program = shutil.which("pulseaudio")
-        assert program, "these tests need a sound server: apt-get install pulseaudio libasound2-plugins libportaudio2"
-        (self.folder / "pulse").mkdir(mode=0o700)
-        with open(self.folder / "log", "w") as log:
-            self.popen = subprocess.Popen(
-                [program, "-n", "--daemonize=no", "--exit-idle-time=-1", "--disallow-exit", "--use-pid-file=no",
-                 "-L", f"module-native-protocol-unix socket={self.folder}/pulse/native"],
-                env={**os.environ, **self.environment}, stdout=log, stderr=log,
-            )  # fmt: skip
-        deadline = time.monotonic() + PATIENCE
-        while self._control("info").returncode != 0:
-            assert self.popen.poll() is None, (self.folder / "log").read_text()
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            time.sleep(0.02)  # a server that starts has no event to wait for
-        self.plug()
-
-    def plug(self) -> None:
-        source = ["source_name=pipe", f"file={self.fifo}", "format=s16le", "rate=16000", "channels=1"]
-        done = self._control("load-module", "module-pipe-source", *source)
-        assert done.returncode == 0, done.stderr
-        self._control("set-default-source", "pipe")
-        self.voice = Voice(self.fifo)
-
-    def unplug(self) -> None:
-        """The source alone goes."""
-        self.voice.stop()
-        done = self._control("unload-module", "module-pipe-source")
-        assert done.returncode == 0, done.stderr
-
-    def stop(self) -> None:
-        """All of it goes, without a word."""
-        self.popen.kill()
-        self.popen.wait()
-        self.voice.stop()
-        shutil.rmtree(self.folder / "pulse")
-        self.fifo.unlink()
-
-    async def play(self, audio: bytes) -> None:
-        await self.voice.say(audio)
-
-    def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **self.environment}
-        return subprocess.run(["pactl", *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import signal
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from harness import (
     wait_until,
 )
 
-from daemon import mqtt
+from daemon import hub, mqtt, spool
 from daemon.app import Service
 from daemon.config import Surroundings
 
@@ -51,9 +53,7 @@ def lasting(tmp_path: Path) -> Iterator[Broker]:
     folder = tmp_path / "broker"
     folder.mkdir()
     with broker(folder, started=False) as made:
-        made.persistence = f"persistence true\npersistence_location {folder}/\nautosave_on_changes true\n"
-        # Started by root it would become another user, who may not write here; started by others it cannot.
-        made.persistence += "autosave_interval 1\nuser root\n"
+        made.keep_sessions()
         yield made
 
 
@@ -264,10 +264,7 @@ async def test_finals_that_wait_outlive_the_daemon(
         async with running(tokenizer_file, tmp_path, lasting.port) as (popen, url):
             for source in "ab":
                 sent += await say(url, f"{source}{turn}")
-            if end == signal.SIGKILL:
-                # What was said a moment ago may die with it; what was said before that may not.
-                await saved(tmp_path, sent)
-            popen.send_signal(end)
+            popen.send_signal(end)  # what the client was told is on disk already
             async with asyncio.timeout(PATIENCE):
                 assert await popen.wait() == (0 if end == signal.SIGTERM else -end)
     lasting.start()
@@ -302,6 +299,53 @@ def in_file(folder: Path) -> list[str]:
 
 async def saved(folder: Path, finals: list[str]) -> None:
     await wait_until(lambda: in_file(folder) == finals)
+
+
+async def test_what_a_client_was_told_is_on_disk_already(
+    tokenizer_file: Path, tmp_path: Path, lasting: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill at that moment would leave somebody who knows what MQTT never hears."""
+    happened: list[str] = []
+    apply = spool._apply
+
+    def slow_apply(file: sqlite3.Connection, changes: Sequence[spool.Change]) -> None:
+        time.sleep(0.2)  # enough for a client that does not wait to be told first
+        apply(file, changes)
+        happened.extend(str(values[0]) for statement, values in changes if statement.startswith("INSERT OR IGNORE"))
+
+    monkeypatch.setattr(spool, "_apply", slow_apply)
+    monkeypatch.setattr(hub, "_KEEPING", PATIENCE)
+    section = {"mqtt": {"host": "127.0.0.1", "port": lasting.port}, "wyoming": {"host": "127.0.0.1", "port": 0}}
+    async with service(scripted(tokenizer_file), section, Surroundings(state=tmp_path / "state")) as daemon:
+        async with client(daemon.server.url, "/v1/events") as other, client(daemon.server.url) as mine:
+            await mine.say(type="start")
+            await mine.play(speech())
+            await mine.say(type="stop")
+            final = await mine.until("final")
+            assert happened == [final["id"]]
+            assert (await other.until("final"))["id"] == final["id"]
+        assert "whisperd_mqtt_waiting_finals 1.0" in counters(daemon)
+
+
+async def test_a_disk_that_hangs_silences_nobody(
+    tokenizer_file: Path, tmp_path: Path, lasting: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    section = {"mqtt": {"host": "127.0.0.1", "port": lasting.port}}
+    async with service(scripted(tokenizer_file), section, Surroundings(state=tmp_path / "state")) as daemon:
+        apply = spool._apply
+
+        def hanging_apply(file: sqlite3.Connection, changes: Sequence[spool.Change]) -> None:
+            answers.wait(PATIENCE)
+            apply(file, changes)
+
+        monkeypatch.setattr(spool, "_apply", hanging_apply)
+        try:
+            sent = await say(daemon.server.url, "a") + await say(daemon.server.url, "b")
+            assert not answers.is_set()
+        finally:
+            answers.set()
+        await saved(tmp_path, sent)
 
 
 async def test_a_broker_that_is_frozen_when_the_daemon_ends(

@@ -1,0 +1,7 @@
+"""`python -m bench.day`."""
+
+import sys
+
+from bench.day.play import main
+
+sys.exit(main())
