@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from daemon import announce, status
-from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password, mqtt_spool
+from daemon.access import exposed, wyoming_remark
+from daemon.config import (
+    ConfigurationError,
+    Settings,
+    Surroundings,
+    mqtt_password,
+    mqtt_spool,
+    secret_files,
+    secret_trouble,
+    with_tokens,
+)
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
@@ -260,11 +270,15 @@ class Service:
     """`whisperd run`.
 
     Raises:
-        ConfigurationError: a file that the settings name cannot be read.
+        ConfigurationError: a file that the settings name cannot be read, or a port would be open to anybody.
     """
 
     def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
-        self.settings = settings
+        self.settings = settings = with_tokens(settings, around)
+        self._around = around
+        self._sockets: list[socket.socket] = []  # those that the service manager hands over
+        if not around.sockets:
+            self._check_guarded(settings)
         self._teacher_loaded = settings.teacher is not None
         self.pipeline = Pipeline(settings, load)
         metrics = self.pipeline.metrics
@@ -273,7 +287,6 @@ class Service:
         self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
-        self._inherited = around.sockets
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt(around)
         self.wyoming = self._make_wyoming()
@@ -296,8 +309,8 @@ class Service:
     async def wait_model(self) -> Model:
         return await self.pipeline.wait_model()
 
-    def subscribe(self, source: str | None, since: int | None) -> Outbox:
-        return self.pipeline.hub.subscribe(source, since)
+    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool] | None = None) -> Outbox:
+        return self.pipeline.hub.subscribe(source, since, may_read)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -331,15 +344,18 @@ class Service:
 
     async def _listen(self) -> None:
         try:
-            await self.server.listen([_inherit(each) for each in self._inherited])
+            self._sockets = [_inherit(each) for each in self._around.sockets]
+            self._check_guarded(self.settings)
+            await self.server.listen(self._sockets)
         except OSError as error:
             address = f"{self.settings.server.host}:{self.settings.server.port}"
-            if self._inherited:
+            if self._around.sockets:
                 address = "the socket that the service manager handed over"
             raise ServiceError(f"cannot listen on {address}: {error.strerror or error}") from None
-        if self._inherited:
+        if self._sockets:
             _log.info("the service manager listens for us: server.host and server.port do not count")
         _log.info("listening on %s", self.server.url)
+        self._note_secrets()
         if self.wyoming is not None:
             await self._listen_wyoming(self.wyoming)
 
@@ -350,6 +366,8 @@ class Service:
             address = f"{wyoming.settings.host}:{wyoming.settings.port}"
             raise ServiceError(f"wyoming: cannot listen on {address}: {error.strerror or error}") from None
         _log.info("wyoming: listening on tcp://%s:%d", *wyoming.address)
+        if remark := wyoming_remark(wyoming.settings.host):
+            _log.warning("wyoming: %s", remark)
 
     async def _load(self) -> None:
         patience = asyncio.create_task(self._ask_for_patience())
@@ -522,6 +540,24 @@ class Service:
             )
         )
 
+    # --- who may come in -------------------------------------------------------------------------------------------
+
+    def _check_guarded(self, settings: Settings) -> None:
+        """Raises:
+        ConfigurationError: anybody could come in, and nobody said that this is meant.
+        """
+        server = settings.server
+        # A path of the file system is guarded by its permissions.
+        inherited = [each.getsockname()[0] for each in self._sockets if each.family != socket.AF_UNIX]
+        hosts = inherited if self._sockets else [server.host]
+        if trouble := exposed(hosts, server.tokens, open_to_all=server.open):
+            raise ConfigurationError(trouble)
+
+    def _note_secrets(self) -> None:
+        for key, path in secret_files(self.settings).items():
+            if trouble := secret_trouble(key, path):
+                _log.warning("%s", trouble)
+
     # --- settings that change --------------------------------------------------------------------------------------
 
     async def _reload_when_asked(self) -> None:
@@ -546,7 +582,9 @@ class Service:
         ConfigurationError, OSError: something in them will not do; nothing has changed then.
         """
         assert self._read_again is not None, "whoever asks says where from"
-        planned = plan(self.settings, self._read_again(), teacher_loaded=self._teacher_loaded)
+        wanted = with_tokens(self._read_again(), self._around)
+        planned = plan(self.settings, wanted, teacher_loaded=self._teacher_loaded)
+        self._check_guarded(planned.settings)
         # What may refuse comes first; of two that may, the later one refuses before it has changed anything.
         before = self.settings
         self.pipeline.reload(planned.settings)

@@ -108,10 +108,13 @@ class _Subscription:
     outbox: Outbox
     source: str | None = None
     stream: str | None = None
+    may_read: Callable[[str], bool] | None = None
 
     def wants(self, source: str | None, stream: str) -> bool:
         if self.stream is not None:
             return stream == self.stream
+        if self.may_read is not None and not (source is not None and self.may_read(source)):
+            return False
         return self.source is None or source == self.source
 
 
@@ -130,8 +133,11 @@ class Hub:
     _subscriptions: dict[Outbox, _Subscription] = field(default_factory=dict)
     _past: OrderedDict[str, _Past] = field(default_factory=OrderedDict)
 
-    def subscribe(self, source: str | None = None, since: int | None = None) -> Outbox:
-        """All that is published from now on, of one source or of all; the finals after `since` first.
+    def subscribe(
+        self, source: str | None = None, since: int | None = None, may_read: Callable[[str], bool] | None = None
+    ) -> Outbox:
+        """All that is published from now on, of one source or of all (that `may_read` allows); the finals after
+        `since` first.
 
         Of a reconnecting subscriber that gives the last seq it saw, nothing is lost and nothing repeated, as long as
         its finals are kept. If some are not, an error event says so first. A `since` that the source has not
@@ -140,7 +146,7 @@ class Hub:
         outbox = self._outbox()
         if source is not None and since is not None:
             self._replay(outbox, source, since)
-        self._attach(_Subscription(outbox, source=source))
+        self._attach(_Subscription(outbox, source=source, may_read=may_read))
         return outbox
 
     def follow(self, stream: str) -> Outbox:

@@ -18,6 +18,8 @@ _SECTIONS = frozenset({"vad", "segment", "confidence", "partials", "log", "shutd
 _KEYS = frozenset(
     {
         "server.tokens",
+        "server.tokens_file",
+        "server.open",
         "server.origins",
         "server.max_streams",
         "server.max_subscribers",

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -26,18 +25,21 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConcurrencyError, ConnectionClosed
 from websockets.http11 import Request, Response
 
+from daemon.access import Rights, rights_of
 from daemon.config import Server as ServerSettings
 from daemon.dialects import native
 from daemon.edges import Outbox, Readers, Seats, Stream
 from daemon.faults import Fault
 from daemon.metrics import Metrics
-from daemon.sources import check_name
+from daemon.sources import DEFAULT_SOURCE, check_name
 from daemon.web import Page, Pages
 from streaming.events import Event, Inbound, Start, Stop
 
 _log = logging.getLogger(__name__)
 
 STREAM, EVENTS = "/v1/stream", "/v1/events"
+METRICS = "/metrics"
+"""How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
 
 _START_GRACE = 1.0
 """Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
@@ -56,7 +58,7 @@ class Gateway(Protocol):
     async def open_stream(self, start: Start) -> Stream:
         """Waits until the engine is warm. Raises: Fault."""
 
-    def subscribe(self, source: str | None, since: int | None) -> Outbox: ...
+    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool]) -> Outbox: ...
 
 
 class Server:
@@ -150,10 +152,22 @@ class Server:
         if request.method != "GET":
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
         path = urlsplit(request.path).path
-        upgrade = request.headers.get("Upgrade", "").lower()
+        upgrade = ",".join(request.headers.get_all("Upgrade")).lower()
         if upgrade == "websocket" and path in (STREAM, EVENTS):
             return None
+        if path == METRICS and (fault := self._refused(request)) is not None:
+            status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
+            return _response(Page(status, f"{fault.message}\n".encode()))
         return _response(self._pages.get(path))
+
+    def _refused(self, request: Request) -> Fault | None:
+        """Why the page that `request` is for is not for whoever asks."""
+        try:
+            self._authorise(request, _parse_query(urlsplit(request.path).query).get("token"))
+        except Fault as fault:
+            self._metrics.client_errors.labels(fault.code).inc()
+            return fault
+        return None
 
     # --- websockets ------------------------------------------------------------------------------------------------
 
@@ -182,22 +196,23 @@ class Server:
         assert request is not None, "the handshake is over"
         parts = urlsplit(request.path)
         query = _parse_query(parts.query)
-        self._authorise(request, query.pop("token", None))
+        rights = self._authorise(request, query.pop("token", None))
         if parts.path == STREAM:
-            return await self._serve_stream(ws, query)
-        return await self._serve_events(ws, query)
+            return await self._serve_stream(ws, query, rights)
+        return await self._serve_events(ws, query, rights)
 
-    async def _serve_stream(self, ws: ServerConnection, query: dict[str, str]) -> int | None:
+    async def _serve_stream(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
         _only(query, "source")
         with self._streams:
-            return await _Conversation(self, ws, query.get("source")).run()
+            return await _Conversation(self, ws, query.get("source"), rights).run()
 
-    async def _serve_events(self, ws: ServerConnection, query: dict[str, str]) -> int | None:
+    async def _serve_events(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
         _only(query, "source", "since")
         source = check_name(query["source"]) if "source" in query else None
+        rights.check_read(source)
         since = _since(query)
         with self._subscribers:
-            outbox = self.gateway.subscribe(source, since)
+            outbox = self.gateway.subscribe(source, since, rights.may_read)
             writer = asyncio.create_task(self.write(ws, outbox))
             reader = asyncio.create_task(_hear_nothing(ws))
             try:
@@ -215,20 +230,18 @@ class Server:
                 outbox.close()
                 await writer
 
-    def _authorise(self, request: Request, token: str | None) -> None:
+    def _authorise(self, request: Request, token: str | None) -> Rights:
         _check_origin(request, self._settings.origins)
-        if not self._settings.tokens:
-            return
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        given = [bearer.strip()] if scheme.lower() == "bearer" else []
-        given += [token] if token is not None else []
-        # compare_digest: the time that a comparison takes must tell nothing about the token.
-        if not any(
-            hmac.compare_digest(mine.encode(), theirs.encode()) for mine in self._settings.tokens for theirs in given
-        ):
+        given = [token] if token is not None else []
+        for header in request.headers.get_all("Authorization"):
+            scheme, _, bearer = header.partition(" ")
+            given += [bearer.strip()] if scheme.lower() == "bearer" else []
+        rights = rights_of(given, self._settings.tokens)
+        if rights is None:
             raise Fault(
                 "unauthorised", "a token is needed: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
             )
+        return rights
 
     # --- what conversations ask for --------------------------------------------------------------------------------
 
@@ -259,7 +272,8 @@ class Server:
 class _Conversation:
     """One client of `/v1/stream`, from its first frame to its close."""
 
-    def __init__(self, server: Server, ws: ServerConnection, source: str | None) -> None:
+    def __init__(self, server: Server, ws: ServerConnection, source: str | None, rights: Rights) -> None:
+        self._rights = rights
         self._server = server
         self._ws = ws
         self._source = source
@@ -338,6 +352,7 @@ class _Conversation:
     async def _open(self, start: Start) -> None:
         await self._leave()
         start = replace(start, source=start.source if start.source is not None else self._source)
+        self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
         self._stream = await self._server.gateway.open_stream(start)
         self._writer = asyncio.create_task(self._server.write(self._ws, self._stream.outbox))
         self._stream.ready()
@@ -442,7 +457,7 @@ def _since(query: dict[str, str]) -> int | None:
 def _check_origin(request: Request, allowed: tuple[str, ...]) -> None:
     """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
     origins = request.headers.get_all("Origin")
-    host = request.headers.get("Host", "")
+    host = next(iter(request.headers.get_all("Host")), "")
     for origin in origins:
         if urlsplit(origin).netloc != host and origin not in allowed and "*" not in allowed:
             raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
@@ -453,6 +468,8 @@ def _response(page: Page, allow: str | None = None) -> Response:
     headers["Cache-Control"] = "no-store"
     if allow:
         headers["Allow"] = allow
+    if page.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(page.status.value, page.status.phrase, headers, page.body)
 
 

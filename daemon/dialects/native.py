@@ -22,6 +22,7 @@ _CLOSE_BAD_DATA = 1007
 _CLOSE_CODES = {
     "subscribe_only": 1003,
     "unauthorised": 1008,
+    "forbidden": 1008,
     "bad_origin": 1008,
     "message_too_big": 1009,
     "internal": 1011,
