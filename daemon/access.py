@@ -95,7 +95,9 @@ def _forbidden(what: str, patterns: Sequence[str]) -> Fault:
 def is_local(host: str) -> bool:
     """Whether only programs of this machine reach `host`. Names are not looked up: a name server may say anything."""
     try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        address = ipaddress.ip_address(host.partition("%")[0])
+        # A socket for both families has IPv4 addresses inside those of IPv6.
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 

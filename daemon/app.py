@@ -35,10 +35,11 @@ from daemon.config import (
     secret_trouble,
     with_tokens,
 )
+from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
-from daemon.logs import set_level
+from daemon.logs import hide, set_level
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
@@ -51,7 +52,7 @@ from daemon.sources import Sources, check_name
 from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
 from daemon.wyoming import Wyoming
-from streaming.events import Start
+from streaming.events import Final, Start
 from streaming.job import Job, Result
 from streaming.text import Text
 
@@ -280,7 +281,10 @@ class Service:
         if not around.sockets:
             self._check_guarded(settings)
         self._teacher_loaded = settings.teacher is not None
+        self._mqtt_password = mqtt_password(settings.mqtt, around) if settings.mqtt.host else None
+        self._hide_secrets()
         self.pipeline = Pipeline(settings, load)
+        self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         pages = Pages(self.health.unready, metrics.text, metrics.content_type)
@@ -288,7 +292,7 @@ class Service:
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
-        self._mqtt = self._make_mqtt(around)
+        self._mqtt = self._make_mqtt()
         self.wyoming = self._make_wyoming()
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
@@ -347,6 +351,10 @@ class Service:
             self._sockets = [_inherit(each) for each in self._around.sockets]
             self._check_guarded(self.settings)
             await self.server.listen(self._sockets)
+        except ConfigurationError:
+            for each in self._sockets:
+                each.close()
+            raise
         except OSError as error:
             address = f"{self.settings.server.host}:{self.settings.server.port}"
             if self._around.sockets:
@@ -475,18 +483,18 @@ class Service:
     def _names(self, done: set[asyncio.Task[Any]]) -> list[str]:
         return sorted(task.get_name() for task in done)
 
-    def _make_mqtt(self, around: Surroundings) -> Mqtt | None:
+    def _make_mqtt(self) -> Mqtt | None:
         settings = self.settings.mqtt
         if not settings.host:
             return None
         pipeline, microphone = self.pipeline, self.settings.microphone
         return Mqtt(
             settings,
-            mqtt_password(settings, around),
+            self._mqtt_password,
             pipeline.hub.subscribe(),
             pipeline.sources,
             pipeline.metrics,
-            mqtt_spool(settings, around),
+            mqtt_spool(settings, self._around),
             [microphone.source] if microphone.enabled else [],
         )
 
@@ -500,7 +508,10 @@ class Service:
             check_name(settings.source)
         except Fault as fault:
             raise ConfigurationError(f"wyoming.source: {fault.message}") from None
-        return Wyoming(settings, self.settings.subscribers.send_timeout, self, self.pipeline.metrics)
+        visitors = Visitors(self.settings.server.max_per_address)
+        return Wyoming(
+            settings, self.settings.subscribers.send_timeout, self, self.pipeline.metrics, visitors, self.server.pace
+        )
 
     async def _ask_for_patience(self) -> None:
         while True:
@@ -558,6 +569,13 @@ class Service:
             if trouble := secret_trouble(key, path):
                 _log.warning("%s", trouble)
 
+    def _hide_secrets(self) -> None:
+        hide([each.token for each in self.settings.server.tokens] + [self._mqtt_password or ""])
+
+    def _note_final(self, final: Final) -> None:
+        if self.settings.log.transcripts:
+            _log.info("%s: %s", final.source, final.text)
+
     # --- settings that change --------------------------------------------------------------------------------------
 
     async def _reload_when_asked(self) -> None:
@@ -593,7 +611,10 @@ class Service:
         except OSError:
             self.pipeline.reload(before)
             raise
+        if self.wyoming is not None:
+            self.wyoming.visitors.most = planned.settings.server.max_per_address
         self.settings = planned.settings
+        self._hide_secrets()
         if "log.level" in planned.changed:
             set_level(planned.settings.log.level)
         _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")

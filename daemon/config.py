@@ -100,6 +100,9 @@ class Server(Section):
     max_streams: int = Field(default=32, ge=1)
     max_subscribers: int = Field(default=64, ge=0)
     max_message: int = Field(default=65536, ge=1024)
+    max_per_address: int = Field(default=16, ge=1)
+    max_handshakes: int = Field(default=64, ge=1)
+    max_rate: int = Field(default=5000, ge=1)
 
     @model_validator(mode="after")
     def _tls(self) -> Server:
@@ -239,6 +242,7 @@ class Shutdown(Section):
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    transcripts: bool = False
 
 
 def _section_of(settings: type[Any]) -> type[Section]:

@@ -124,12 +124,14 @@ class Hub:
 
     Attributes:
         last_final_at: when one was last published (`time.monotonic`); None before the first.
+        on_final: told each final as it is published.
     """
 
     queue: int
     keep: int
     metrics: Metrics
     last_final_at: float | None = None
+    on_final: Callable[[Final], None] = lambda _: None
     _subscriptions: dict[Outbox, _Subscription] = field(default_factory=dict)
     _past: OrderedDict[str, _Past] = field(default_factory=OrderedDict)
 
@@ -171,6 +173,7 @@ class Hub:
             event = replace(self._numbered(event), id=f"{stream}-{event.utterance}", at=round(time.time(), 3))
             self._keep(event)
             self.last_final_at = time.monotonic()
+            self.on_final(event)
             self.metrics.finals.labels(event.model).inc()
             self.metrics.final_latency.observe(event.latency_ms / 1000)
         for subscription in list(self._subscriptions.values()):

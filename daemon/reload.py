@@ -23,6 +23,9 @@ _KEYS = frozenset(
         "server.origins",
         "server.max_streams",
         "server.max_subscribers",
+        "server.max_per_address",
+        "server.max_handshakes",
+        "server.max_rate",
         "escalate.below",
         "scheduler.backlog",
     }

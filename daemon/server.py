@@ -13,8 +13,10 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
@@ -25,10 +27,10 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConcurrencyError, ConnectionClosed
 from websockets.http11 import Request, Response
 
-from daemon.access import Rights, rights_of
+from daemon.access import Rights, is_local, rights_of
 from daemon.config import Server as ServerSettings
 from daemon.dialects import native
-from daemon.edges import Outbox, Readers, Seats, Stream
+from daemon.edges import Outbox, Pace, Readers, Seats, Stream, Visitors
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.sources import DEFAULT_SOURCE, check_name
@@ -45,6 +47,10 @@ _START_GRACE = 1.0
 """Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
 
 _CLOSE_TIMEOUT = 10.0
+_TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
+_MOST_UNREAD = 1024 * 1024
+"""Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _PING_INTERVAL = 20.0
 # A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
 # here, and the kernel's keepalive (below) for peers that are really gone.
@@ -83,6 +89,8 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         self._streams = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
+        self._visitors = Visitors(settings.max_per_address)
+        self._handshakes = _Handshakes(settings, metrics)
         self.readers = Readers()
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -108,6 +116,8 @@ class Server:
             **place,
             ssl=self._tls,
             process_request=self._respond,
+            create_connection=partial(_Visitor, self._handshakes),
+            **({"ssl_handshake_timeout": _TLS_TIMEOUT} if self._tls is not None else {}),
             compression=None,
             max_size=4 * settings.max_message,  # what is a little too big is read, and answered
             ping_interval=_PING_INTERVAL,
@@ -129,6 +139,8 @@ class Server:
         self._settings = settings
         self._streams.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
+        self._visitors.most = settings.max_per_address
+        self._handshakes.settings = settings
 
     def stop_accepting(self) -> None:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
@@ -147,8 +159,9 @@ class Server:
 
     # --- plain HTTP ------------------------------------------------------------------------------------------------
 
-    def _respond(self, _: ServerConnection, request: Request) -> Response | None:
+    def _respond(self, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
+        self._handshakes.over(ws)
         if request.method != "GET":
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
         path = urlsplit(request.path).path
@@ -175,7 +188,8 @@ class Server:
         _notice_dead_peers(ws)
         code: int | None
         try:
-            code = await self._serve(ws)
+            with self._visitors.visit(_address(ws)):
+                code = await self._serve(ws)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
             code = native.close_code(fault.code)
@@ -264,6 +278,10 @@ class Server:
         _log.info("%s reads too slowly: disconnected", _peer(ws))
         await _close(ws, native.CLOSE_TRY_LATER, self._send_timeout, "too slow: reconnect with ?since=SEQ")
 
+    def pace(self) -> Pace:
+        """Of one client."""
+        return Pace(self._settings.max_rate, self._metrics.slowed_seconds.inc)
+
     def note(self, ws: ServerConnection, fault: Fault, level: int = logging.INFO) -> None:
         self._metrics.client_errors.labels(fault.code).inc()
         _log.log(level, "%s: %s: %s", _peer(ws), fault.code, fault.message)
@@ -278,6 +296,7 @@ class _Conversation:
         self._ws = ws
         self._source = source
         self._decoder = native.Decoder()
+        self._pace = server.pace()
         self._stream: Stream | None = None
         self._writer: asyncio.Task[None] | None = None
         self._blamed = False
@@ -337,6 +356,7 @@ class _Conversation:
 
     async def _next(self) -> Inbound | None:
         """The next message; None in place of one that could not be read but does not end the stream."""
+        await self._pace.wait()
         frame = await self._ws.recv()
         limit = self._server.max_message
         if len(frame) > limit:
@@ -377,6 +397,64 @@ class _Conversation:
         self._stream.outbox.put(fault.event(fatal=fatal))
 
 
+class _Handshakes:
+    """Connections that have not yet said what they want: how many there may be, of one address and in all."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self._waiting: dict[ServerConnection, str | None] = {}
+        self._of: Counter[str | None] = Counter()
+
+    def begins(self, ws: ServerConnection) -> bool:
+        """False: it is one too many."""
+        address = _address(ws)
+        counted = address is not None and not is_local(address)
+        if len(self._waiting) >= self.settings.max_handshakes:
+            self.metrics.connections_refused.labels("handshakes").inc()
+            return False
+        if counted and self._of[address] >= self.settings.max_per_address:
+            self.metrics.connections_refused.labels("address").inc()
+            return False
+        self._waiting[ws] = address
+        self._of[address] += 1
+        return True
+
+    def over(self, ws: ServerConnection) -> None:
+        """It has said what it wants, or gone."""
+        if ws in self._waiting:
+            address = self._waiting.pop(ws)
+            self._of[address] -= 1
+            if not self._of[address]:
+                del self._of[address]  # addresses are many
+
+
+class _Visitor(ServerConnection):
+    """The library's connection, counted from its first moment, and not answered without bound."""
+
+    def __init__(self, handshakes: _Handshakes, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._handshakes = handshakes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self._handshakes.begins(self):
+            self.transport.write(_TOO_MANY)
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handshakes.over(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Events wait until their peer takes them in; the library's own answers to pings do not.
+        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
+            self._handshakes.metrics.client_errors.labels("not_reading").inc()
+            _log.info("%s sends without reading: disconnected", _peer(self))
+            self.transport.abort()
+
+
 async def _hear_nothing(ws: ServerConnection) -> Fault | None:
     """Until the client sends something, which is its fault, or goes."""
     try:
@@ -404,6 +482,12 @@ async def _discard(ws: ServerConnection) -> None:
     with contextlib.suppress(ConnectionClosed, ConcurrencyError):
         while True:
             await ws.recv()
+
+
+def _address(ws: ServerConnection) -> str | None:
+    """Of the peer; None where there is none: it came by a path, or has left."""
+    address = ws.remote_address
+    return str(address[0]) if isinstance(address, tuple) and address else None
 
 
 def _peer(ws: ServerConnection) -> str:
