@@ -111,13 +111,15 @@ class Server:
 
     async def _serve_at(self, place: dict[str, Any]) -> WebsocketServer:
         settings = self._settings
+        # The library wants a class here, and calls it: anything that makes a connection will do.
+        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes), **place}
+        if self._tls is not None:
+            options["ssl_handshake_timeout"] = _TLS_TIMEOUT
         return await serve(
             self._handle,
-            **place,
+            **options,
             ssl=self._tls,
             process_request=self._respond,
-            create_connection=partial(_Visitor, self._handshakes),
-            **({"ssl_handshake_timeout": _TLS_TIMEOUT} if self._tls is not None else {}),
             compression=None,
             max_size=4 * settings.max_message,  # what is a little too big is read, and answered
             ping_interval=_PING_INTERVAL,

@@ -32,11 +32,11 @@ async def seen_from_outside(
 
 
 def refused(daemon: Service, reason: str) -> float:
-    return daemon.pipeline.metrics.connections_refused.labels(reason)._value.get()
+    return float(daemon.pipeline.metrics.connections_refused.labels(reason)._value.get())
 
 
 def faults(daemon: Service, code: str) -> float:
-    return daemon.pipeline.metrics.client_errors.labels(code)._value.get()
+    return float(daemon.pipeline.metrics.client_errors.labels(code)._value.get())
 
 
 async def dial(daemon: Service) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -102,11 +102,11 @@ async def test_connections_that_never_say_what_they_want(
 
 async def test_many_small_messages_are_read_slowly_and_none_is_lost(tokenizer_file: Path) -> None:
     async with (
-        service(scripted(tokenizer_file), {"server": {"max_rate": 500}}) as daemon,
+        service(scripted(tokenizer_file), {"server": {"max_rate": 20}}) as daemon,
         client(daemon.server.url) as mine,
     ):
         audio = speech()
-        await mine.play(audio, frame=len(audio) // 1000)
+        await mine.play(audio, frame=len(audio) // 80 * 2)
         await mine.say(type="stop")
         assert await mine.rest() == 1000
         assert mine.events[-1]["audio_seconds"] == len(audio) / 32000
@@ -136,7 +136,7 @@ async def test_pings_of_a_peer_that_does_not_read(tokenizer_file: Path) -> None:
         async with asyncio.timeout(PATIENCE):
             await asyncio.get_running_loop().sock_connect(small, ("127.0.0.1", port))
             async with client(daemon.server.url, "/v1/events", sock=small, ping_interval=None) as mine:
-                mine.ws.transport.pause_reading()  # type: ignore[attr-defined]  # it has one
+                mine.ws.transport.pause_reading()
                 ping = bytes([0x89, 0x80 | 125]) + bytes(4) + bytes(125)
                 while not faults(daemon, "not_reading"):
                     mine.ws.transport.write(ping * 1000)
@@ -148,13 +148,13 @@ async def test_pings_of_a_peer_that_does_not_read(tokenizer_file: Path) -> None:
 
 
 async def test_wyoming_has_the_same_limits(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sections = {"server": {"max_per_address": 1, "max_rate": 50}, "wyoming": {"host": "127.0.0.1", "port": 0}}
+    sections = {"server": {"max_per_address": 1, "max_rate": 20}, "wyoming": {"host": "127.0.0.1", "port": 0}}
     async with seen_from_outside(tokenizer_file, monkeypatch, **sections) as daemon:
         assert daemon.wyoming is not None
         reader, writer = await asyncio.open_connection(*daemon.wyoming.address)
-        writer.write(b'{"type": "ping"}\n' * 100)
+        writer.write(b'{"type": "ping"}\n' * 60)
         async with asyncio.timeout(PATIENCE):
-            for _ in range(100):
+            for _ in range(60):
                 assert b"pong" in await reader.readline()
             late, other = await asyncio.open_connection(*daemon.wyoming.address)
             assert b"too_many_connections" in await late.read()
