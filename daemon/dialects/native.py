@@ -126,13 +126,17 @@ def _checked(message: type[Start | Flush | Stop], body: dict[str, Any]) -> dict[
             raise Fault("bad_field", f"{key} must be true or false, got {_shown(value)}")
         if hints[key] == str | None and not _is_text(value):
             raise Fault(
-                "bad_field", f"{key} must be a string of at most {_LONGEST_TEXT} characters, got {_shown(value)}"
+                "bad_field",
+                f"{key} must be a string of at most {_LONGEST_TEXT} characters of Unicode, got {_shown(value)}",
             )
     return body
 
 
 def _is_text(value: object) -> bool:
-    return value is None or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
+    if not isinstance(value, str):
+        return value is None
+    # Half a surrogate pair, which JSON can write, could not be sent back.
+    return len(value) <= _LONGEST_TEXT and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def _shown(value: object) -> str:

@@ -62,7 +62,11 @@ def attack(target: Target, examples: int, seed: int) -> None:
         target.close()
 
 
-def attack_for(target: Target, minutes: float, say: Callable[[str], None] = print) -> int:
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def attack_for(target: Target, minutes: float, say: Callable[[str], None] = _say) -> int:
     """Rounds until the time is up; how many.
 
     Raises:

@@ -19,7 +19,7 @@ from .rounds import Target
 from .service import Daemon
 
 KINDS = ["describe", "ping", "transcribe", "audio-start", "audio-chunk", "audio-chunk", "audio-stop", "run-pipeline"]
-FIELDS = {
+FIELDS: dict[str, list[Any]] = {
     "rate": [16000, 8000, 0], "width": [1, 2, 3, 4, 5], "channels": [1, 2, 0], "text": ["x"], "name": ["scripted"],
     "language": ["en", "en-US", "xx"],
 }  # fmt: skip
@@ -29,7 +29,7 @@ FIELDS = {
 def events(draw: st.DrawFn) -> bytes:
     fields = draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=6))
     sound = {"rate": 16000, "width": 2, "channels": 1} if draw(st.booleans()) else {}
-    data: dict[str, Any] = sound | {key: draw(st.sampled_from(FIELDS[key]) | VALUES) for key in fields}
+    data: dict[str, Any] = sound | {key: draw(st.sampled_from(FIELDS[key]) | TEXTS | VALUES) for key in fields}
     body = json.dumps(data).encode() if draw(st.booleans()) else b""
     payload = draw(st.binary(max_size=200))
     header: dict[str, Any] = {"type": draw(st.sampled_from(KINDS) | TEXTS)}
@@ -50,6 +50,8 @@ def decoded(pieces: list[bytes]) -> tuple[list[dialect.Message], str | None]:
             decoder.feed(piece)
             while (message := decoder.next()) is not None:
                 found.append(message)
+                if isinstance(message, dialect.Ping):
+                    dialect.pong(message.text)
             assert len(decoder._buffer) <= dialect.MAX_DATA + dialect.MAX_PAYLOAD + len(piece)
     except Fault as fault:
         assert fault.fatal
