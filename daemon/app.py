@@ -25,11 +25,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from daemon import announce, status
-from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password, mqtt_spool
+from daemon.access import exposed, wyoming_remark
+from daemon.config import (
+    ConfigurationError,
+    Settings,
+    Surroundings,
+    mqtt_password,
+    mqtt_spool,
+    secret_files,
+    secret_trouble,
+    with_tokens,
+)
+from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
-from daemon.logs import set_level
+from daemon.logs import hide, set_level
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
@@ -42,7 +53,7 @@ from daemon.sources import Sources, check_name
 from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
 from daemon.wyoming import Wyoming
-from streaming.events import Start
+from streaming.events import Final, Start
 from streaming.job import Job, Result
 from streaming.text import Text
 
@@ -261,22 +272,28 @@ class Service:
     """`whisperd run`.
 
     Raises:
-        ConfigurationError: a file that the settings name cannot be read.
+        ConfigurationError: a file that the settings name cannot be read, or a port would be open to anybody.
     """
 
     def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
-        self.settings = settings
+        self.settings = settings = with_tokens(settings, around)
+        self._around = around
+        self._sockets: list[socket.socket] = []  # those that the service manager hands over
+        if not around.sockets:
+            self._check_guarded(settings)
         self._teacher_loaded = settings.teacher is not None
+        self._mqtt_password = mqtt_password(settings.mqtt, around) if settings.mqtt.host else None
+        self._hide_secrets()
         self.pipeline = Pipeline(settings, load)
+        self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         pages = Pages(self.health.unready, metrics.text, metrics.content_type, self._sources)
         self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
-        self._inherited = around.sockets
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
-        self._mqtt = self._make_mqtt(around)
+        self._mqtt = self._make_mqtt()
         self.wyoming = self._make_wyoming()
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
@@ -297,14 +314,15 @@ class Service:
     async def wait_model(self) -> Model:
         return await self.pipeline.wait_model()
 
-    def subscribe(self, source: str | None, since: int | None) -> Outbox:
-        return self.pipeline.hub.subscribe(source, since)
+    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool] | None = None) -> Outbox:
+        return self.pipeline.hub.subscribe(source, since, may_read)
 
-    def _sources(self) -> bytes:
-        """The sources as JSON: what a subscriber must know to ask for the finals that it has not got."""
+    def _sources(self, may_read: Callable[[str], bool]) -> bytes:
+        """Those sources as JSON: what a subscriber must know to ask for the finals that it has not got."""
         newest = self.pipeline.hub.newest_finals()
         states = dict.fromkeys(newest, "idle") | self.pipeline.sources.states()
-        listed = [{"source": name, "state": state, "final": newest.get(name, 0)} for name, state in states.items()]
+        listed = [{"source": name, "state": state, "final": newest.get(name, 0)}
+                  for name, state in states.items() if may_read(name)]  # fmt: skip
         return json.dumps({"run": self.pipeline.hub.run, "sources": listed}).encode()
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -339,15 +357,22 @@ class Service:
 
     async def _listen(self) -> None:
         try:
-            await self.server.listen([_inherit(each) for each in self._inherited])
+            self._sockets = [_inherit(each) for each in self._around.sockets]
+            self._check_guarded(self.settings)
+            await self.server.listen(self._sockets)
+        except ConfigurationError:
+            for each in self._sockets:
+                each.close()
+            raise
         except OSError as error:
             address = f"{self.settings.server.host}:{self.settings.server.port}"
-            if self._inherited:
+            if self._around.sockets:
                 address = "the socket that the service manager handed over"
             raise ServiceError(f"cannot listen on {address}: {error.strerror or error}") from None
-        if self._inherited:
+        if self._sockets:
             _log.info("the service manager listens for us: server.host and server.port do not count")
         _log.info("listening on %s", self.server.url)
+        self._note_secrets()
         if self.wyoming is not None:
             await self._listen_wyoming(self.wyoming)
 
@@ -358,6 +383,8 @@ class Service:
             address = f"{wyoming.settings.host}:{wyoming.settings.port}"
             raise ServiceError(f"wyoming: cannot listen on {address}: {error.strerror or error}") from None
         _log.info("wyoming: listening on tcp://%s:%d", *wyoming.address)
+        if remark := wyoming_remark(wyoming.settings.host):
+            _log.warning("wyoming: %s", remark)
 
     async def _load(self) -> None:
         patience = asyncio.create_task(self._ask_for_patience())
@@ -465,18 +492,18 @@ class Service:
     def _names(self, done: set[asyncio.Task[Any]]) -> list[str]:
         return sorted(task.get_name() for task in done)
 
-    def _make_mqtt(self, around: Surroundings) -> Mqtt | None:
+    def _make_mqtt(self) -> Mqtt | None:
         settings = self.settings.mqtt
         if not settings.host:
             return None
         pipeline, microphone = self.pipeline, self.settings.microphone
         return Mqtt(
             settings,
-            mqtt_password(settings, around),
+            self._mqtt_password,
             pipeline.hub.keep_first(),
             pipeline.sources,
             pipeline.metrics,
-            mqtt_spool(settings, around),
+            mqtt_spool(settings, self._around),
             [microphone.source] if microphone.enabled else [],
             pipeline.hub.kept,
         )
@@ -491,7 +518,10 @@ class Service:
             check_name(settings.source)
         except Fault as fault:
             raise ConfigurationError(f"wyoming.source: {fault.message}") from None
-        return Wyoming(settings, self.settings.subscribers.send_timeout, self, self.pipeline.metrics)
+        visitors = Visitors(self.settings.server.max_per_address)
+        return Wyoming(
+            settings, self.settings.subscribers.send_timeout, self, self.pipeline.metrics, visitors, self.server.pace
+        )
 
     async def _ask_for_patience(self) -> None:
         while True:
@@ -531,6 +561,31 @@ class Service:
             )
         )
 
+    # --- who may come in -------------------------------------------------------------------------------------------
+
+    def _check_guarded(self, settings: Settings) -> None:
+        """Raises:
+        ConfigurationError: anybody could come in, and nobody said that this is meant.
+        """
+        server = settings.server
+        # A path of the file system is guarded by its permissions.
+        inherited = [each.getsockname()[0] for each in self._sockets if each.family != socket.AF_UNIX]
+        hosts = inherited if self._sockets else [server.host]
+        if trouble := exposed(hosts, server.tokens, open_to_all=server.open):
+            raise ConfigurationError(trouble)
+
+    def _note_secrets(self) -> None:
+        for key, path in secret_files(self.settings).items():
+            if trouble := secret_trouble(key, path):
+                _log.warning("%s", trouble)
+
+    def _hide_secrets(self) -> None:
+        hide([each.token for each in self.settings.server.tokens] + [self._mqtt_password or ""])
+
+    def _note_final(self, final: Final) -> None:
+        if self.settings.log.transcripts:
+            _log.info("%s: %s", final.source, final.text)
+
     # --- settings that change --------------------------------------------------------------------------------------
 
     async def _reload_when_asked(self) -> None:
@@ -555,7 +610,9 @@ class Service:
         ConfigurationError, OSError: something in them will not do; nothing has changed then.
         """
         assert self._read_again is not None, "whoever asks says where from"
-        planned = plan(self.settings, self._read_again(), teacher_loaded=self._teacher_loaded)
+        wanted = with_tokens(self._read_again(), self._around)
+        planned = plan(self.settings, wanted, teacher_loaded=self._teacher_loaded)
+        self._check_guarded(planned.settings)
         # What may refuse comes first; of two that may, the later one refuses before it has changed anything.
         before = self.settings
         self.pipeline.reload(planned.settings)
@@ -564,7 +621,10 @@ class Service:
         except OSError:
             self.pipeline.reload(before)
             raise
+        if self.wyoming is not None:
+            self.wyoming.visitors.most = planned.settings.server.max_per_address
         self.settings = planned.settings
+        self._hide_secrets()
         if "log.level" in planned.changed:
             set_level(planned.settings.log.level)
         _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")

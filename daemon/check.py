@@ -27,8 +27,11 @@ from typing import Any
 import aiomqtt
 
 from daemon import announce
+from daemon.access import exposed, is_local, wyoming_remark
 from daemon.broker import RefusedError, Version, make_client, older_version_wanted, sentence, tls_context
-from daemon.config import Models, Mqtt, Server, Wyoming
+from daemon.config import Models, Mqtt, Server, Wyoming, secret_trouble
+
+_GUESSABLE = 16
 
 _PATIENCE = 10.0
 """Seconds that something on the network may take."""
@@ -81,14 +84,21 @@ def python() -> str:
 
 
 def address(server: Server) -> str:
-    """That the port is free and the address ours, or that a whisperd is there already."""
+    """That the port is free and the address ours, or that a whisperd is there already; and that it is guarded.
+
+    server: with all tokens, see `config.with_tokens`.
+    """
+    if trouble := exposed([server.host], server.tokens, open_to_all=server.open):
+        raise ProbeError(trouble)
     place = f"{server.host}:{server.port}"
     where = _bind(server.host, server.port, "server", lambda: _is_whisperd(server))
     if where is None:
         return f"{place}: a whisperd runs there{_holder(server.port)}"
     guarded = "with tokens" if server.tokens else "without tokens"
-    open_to_all = not server.tokens and not where.startswith(("127.", "::1"))
-    return f"{place}, {guarded}{': anybody who reaches it may listen; set server.tokens' if open_to_all else ''}"
+    remark = "" if server.tokens or is_local(where) else ": anybody who reaches it may listen (server.open)"
+    short = sum(len(each.token) < _GUESSABLE for each in server.tokens)
+    remark += f"; {short} of them shorter than {_GUESSABLE} characters: guessable" if short else ""
+    return f"{place}, {guarded}{remark}"
 
 
 def wyoming(settings: Wyoming) -> str:
@@ -100,7 +110,8 @@ def wyoming(settings: Wyoming) -> str:
     place = f"{settings.host}:{settings.port}"
     if _bind(settings.host, settings.port, "wyoming", lambda: _speaks_wyoming(settings)) is None:
         return f"{place}: a whisperd runs there{_holder(settings.port)}"
-    return f"{place}{', announced by zeroconf' if settings.zeroconf else ''}"
+    remark = wyoming_remark(settings.host)
+    return f"{place}{', announced by zeroconf' if settings.zeroconf else ''}{f'; {remark}' if remark else ''}"
 
 
 def _bind(host: str, port: int, section: str, is_ours: Callable[[], bool]) -> str | None:
@@ -142,23 +153,15 @@ def _speaks_wyoming(settings: Wyoming) -> bool:
     return b"whisperd" in heard
 
 
-def secrets(files: Mapping[str, str | None], config: Path | None, plain: Sequence[str]) -> str:
+def secrets(files: Mapping[str, Path], config: Path | None, plain: Sequence[str]) -> str:
     """That files with secrets can be read, and not by everybody. files: by their keys. plain: keys of secrets that
     `config` holds itself."""
-    named = {key: path for key, path in files.items() if path is not None}
-    for key, path in named.items():
-        try:
-            mode = Path(path).stat().st_mode
-        except OSError as error:
-            raise ProbeError(f"{key}: {path}: {error.strerror}: create it, or mend the path") from None
-        if mode & stat.S_IROTH:
-            raise ProbeError(f"{key}: everybody may read {path}: chmod o= {path}")
-        if not os.access(path, os.R_OK):
-            raise ProbeError(f"{key}: this user may not read {path}: chown it, or ask as the service's user")
+    if trouble := [said for key, path in files.items() if (said := secret_trouble(key, path))]:
+        raise ProbeError("; ".join(trouble))
     remark = ""
     if config is not None and plain and config.stat().st_mode & stat.S_IROTH:
         remark = f"; everybody may read {', '.join(plain)} in {config}"
-    return f"{', '.join(named.values()) or 'no files'}{remark}"
+    return f"{', '.join(map(str, files.values())) or 'no files'}{remark}"
 
 
 def state(folder: Path | None) -> str:

@@ -267,20 +267,19 @@ def devices(_: argparse.Namespace) -> int:
 def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon import check as checks
     from daemon.app import describe_models
-    from daemon.config import find, mqtt_password, surroundings
+    from daemon.config import find, mqtt_password, secret_files, surroundings, with_tokens
     from daemon.sound import find_device
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
     around, path = surroundings(), options.config or find()
     server, mqtt = settings.server, settings.mqtt
-    secret_files = {"server.key": server.key, "mqtt.key": mqtt.key, "mqtt.password_file": mqtt.password_file}
     plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
     probes = [
         checks.Probe("Python", checks.python),
         checks.Probe("configuration", lambda: str(path or "the defaults")),
-        checks.Probe("secrets", lambda: checks.secrets(secret_files, path, plain)),
+        checks.Probe("secrets", lambda: checks.secrets(secret_files(settings), path, plain)),
         checks.Probe("state", lambda: checks.state(around.state)),
-        checks.Probe("address", lambda: checks.address(server)),
+        checks.Probe("address", lambda: checks.address(with_tokens(settings, around).server)),
         checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
         checks.Probe("TLS", lambda: checks.tls(server)),
         checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
@@ -313,12 +312,30 @@ def install_service(options: argparse.Namespace) -> int:
             raise install.InstallError(trouble)
         install.write(wanted, options.root, dry=options.dry_run, say=print)
         print(install.next_steps(layout, install.program()))
+        trouble = trouble or _unguarded(layout, options.root)
         if trouble is not None:
             raise install.InstallError(trouble)
     except install.InstallError as error:
         print(f"whisperd: {error}", file=sys.stderr)
         return FAILED
     return OK
+
+
+def _unguarded(layout: Layout, root: Path) -> str | None:
+    """Why the service will not start with the settings that are there: the same judgement as its own."""
+    from daemon.access import exposed
+    from daemon.config import ConfigurationError, Surroundings, load, with_tokens
+
+    settings = root / layout.settings_file.relative_to("/")
+    # The credential is handed over at the start; what is in it is root's secret.
+    stores = (root / "etc" / name / "server_tokens" for name in ("credstore", "credstore.encrypted"))
+    if not settings.is_file() or (not layout.user and any(map(os.path.exists, stores))):
+        return None
+    try:
+        server = with_tokens(load(settings, {}), Surroundings()).server
+    except ConfigurationError as error:
+        return str(error)
+    return exposed([server.host], server.tokens, open_to_all=server.open)
 
 
 def uninstall_service(options: argparse.Namespace) -> int:

@@ -12,7 +12,8 @@ import dataclasses
 import difflib
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
@@ -28,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from daemon.access import EVERYTHING
 from daemon.faults import Fault
 from daemon.sources import check_name
 from streaming.confidence import ConfidenceSettings
@@ -60,16 +62,47 @@ def _texts() -> Any:
     return Field(default=(), strict=False)
 
 
+class Token(Section):
+    """What must be shown, and the sources that whoever shows it may speak as and read."""
+
+    token: str = Field(repr=False)
+    send: tuple[str, ...] = _texts()
+    read: tuple[str, ...] = _texts()
+
+    @field_validator("token")
+    @classmethod
+    def _can_be_shown(cls, token: str) -> str:
+        if not token or not token.isprintable() or " " in token:
+            raise ValueError("must be one word: a token is shown in a header or an address")
+        return token
+
+
+def _token(value: object) -> object:
+    """A text alone may do everything."""
+    if isinstance(value, str):
+        return {"token": value, "send": EVERYTHING, "read": EVERYTHING}
+    if not isinstance(value, dict | Token):
+        raise ValueError(
+            "must be a text (in quotes, if it looks like a number) or {token: T, send: [...], read: [...]}"
+        )
+    return value
+
+
 class Server(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8765, ge=0, le=65535)
-    tokens: tuple[str, ...] = _texts()
+    tokens: tuple[Annotated[Token, BeforeValidator(_token)], ...] = Field(default=(), strict=False)
+    tokens_file: str | None = None
+    open: bool = False
     origins: tuple[str, ...] = _texts()
     certificate: str | None = None
     key: str | None = None
     max_streams: int = Field(default=32, ge=1)
     max_subscribers: int = Field(default=64, ge=0)
     max_message: int = Field(default=65536, ge=1024)
+    max_per_address: int = Field(default=16, ge=1)
+    max_handshakes: int = Field(default=64, ge=1)
+    max_rate: int = Field(default=5000, ge=1)
 
     @model_validator(mode="after")
     def _tls(self) -> Server:
@@ -139,7 +172,7 @@ class Mqtt(Section):
     topic: str = Field(default="whisperd", pattern=_TOPIC)
     client_id: str | None = None
     username: str | None = None
-    password: str | None = None
+    password: str | None = Field(default=None, repr=False)
     password_file: str | None = None
     tls: bool = False
     ca_file: str | None = None
@@ -209,6 +242,7 @@ class Shutdown(Section):
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    transcripts: bool = False
 
 
 def _section_of(settings: type[Any]) -> type[Section]:
@@ -327,12 +361,26 @@ def _read(path: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(f"{path}: is not YAML: {_yaml_trouble(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: must hold keys such as server: and models:, got {values!r}")
+        raise ConfigurationError(f"{path}: must hold keys such as server: and models:, and holds {_kind(values)}")
     return values
+
+
+def _yaml_trouble(error: Exception) -> str:
+    """What is wrong and where, without the line itself: it may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return str(error).partition("\n")[0] if isinstance(error, yaml.YAMLError) else "it must be UTF-8"
+
+
+def _kind(value: object) -> str:
+    return {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list"}.get(
+        type(value), type(value).__name__
+    )
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -394,7 +442,8 @@ def _sentence(error: Any) -> str:
     path = _path(error)
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_nearest(path)}"
-    got = f", got {error['input']!r}"
+    # A secret must not get into the log by way of a slip in its own key.
+    got = f", got {_kind(error['input']) if _may_be_secret(path, error['input']) else repr(error['input'])}"
     match error["type"]:
         case "value_error":
             return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
@@ -407,9 +456,16 @@ def _sentence(error: Any) -> str:
         case "string_type":
             hint = ": put it in quotes" if isinstance(error["input"], int | float) else ""
             return f"{path}: must be a text{got}{hint}"
+        case "tuple_type":
+            return f"{path}: must be a list{got}"
         case "string_pattern_mismatch":
             return f"{path}: {_PATTERNS.get(path, 'has a form that will not do')}{got}"
     return f"{path}: {error['msg'].replace('Input should be', 'must be')}{got}"
+
+
+def _may_be_secret(path: str, value: object) -> bool:
+    whole_section = "." not in path and not isinstance(value, int | float)
+    return whole_section or path == "mqtt.password" or path.startswith("server.tokens.") or path == "server.tokens"
 
 
 _TOPIC_RULE = "must be a topic without + and #, and must not begin with /"
@@ -436,6 +492,8 @@ def _nearest(path: str) -> str:
     sections = _sections()
     namesakes = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
     known = list(sections[above[0]].model_fields if above else sections)
+    if above[:2] == ["server", "tokens"]:
+        known, namesakes = list(Token.model_fields), []
     likest = [".".join([*above, near]) for near in difflib.get_close_matches(key, known, n=1, cutoff=0.5)]
     if meant := likest[:1] if above and likest else namesakes[:1] or likest:
         return f"; did you mean {meant[0]}?"
@@ -511,6 +569,65 @@ def mqtt_spool(mqtt: Mqtt, around: Surroundings) -> Path | None:
         return Path(mqtt.spool)
     name = hashlib.sha256(f"{mqtt.host}:{mqtt.port}/{mqtt.topic}".encode()).hexdigest()[:12]
     return around.state / f"mqtt-{name}.sqlite" if around.state else None
+
+
+def with_tokens(settings: Settings, around: Surroundings) -> Settings:
+    """`settings` with all tokens in `server.tokens`: those of the file and of the credential `server_tokens` too.
+
+    Raises:
+        ConfigurationError: the file cannot be read, everybody may read it, or a line of it will not do.
+    """
+    server, tokens = settings.server, list(settings.server.tokens)
+    if server.tokens_file is not None:
+        if trouble := secret_trouble("server.tokens_file", Path(server.tokens_file)):
+            raise ConfigurationError(trouble)
+        tokens += _tokens_in("server.tokens_file", Path(server.tokens_file))
+    credential = around.credentials / "server_tokens" if around.credentials else None
+    if credential is not None and credential.is_file():
+        tokens += _tokens_in("the credential server_tokens", credential)
+    return settings.model_copy(update={"server": server.model_copy(update={"tokens": tuple(tokens)})})
+
+
+def _tokens_in(key: str, path: Path) -> Iterator[Token]:
+    """One a line, as in `server.tokens`: a word, or {token: T, send: [...], read: [...]}."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise ConfigurationError(f"{key}: {path}: {reason}") from None
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            yield Token.model_validate(_token(yaml.safe_load(text) if text.startswith("{") else text))
+        except (ValueError, yaml.YAMLError):  # pydantic's is a ValueError; none is told: the line is a secret
+            raise ConfigurationError(
+                f"{key}: {path}, line {number}: must be one word, or {{token: T, send: [...], read: [...]}}"
+            ) from None
+
+
+def secret_trouble(key: str, path: Path) -> str | None:
+    """Why the file with a secret that `key` names will not do; None if only those may read it who should."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        return f"{key}: {path}: {getattr(error, 'strerror', None) or error}: create it, or mend the path"
+    if mode & stat.S_IROTH:
+        return f"{key}: everybody may read {path}: chmod o= {path}"
+    return None if os.access(path, os.R_OK) else f"{key}: this user may not read {path}: chown it"
+
+
+def secret_files(settings: Settings) -> dict[str, Path]:
+    """The files with secrets that the settings name, by their keys."""
+    server, mqtt = settings.server, settings.mqtt
+    named = {
+        "server.tokens_file": server.tokens_file,
+        "server.key": server.key,
+        "mqtt.key": mqtt.key,
+        "mqtt.password_file": mqtt.password_file,
+    }
+    return {key: Path(path) for key, path in named.items() if path is not None}
 
 
 def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:

@@ -1,21 +1,27 @@
 """What the listening edges have in common.
 
-Owns the shape of what lies behind an edge (`Stream`, `Outbox`), how many clients may sit at one at once, and the last
-moment that they are given when the service stops. Knows no protocol, no socket, and nothing that has these shapes.
+Owns the shape of what lies behind an edge (`Stream`, `Outbox`), how many clients may sit at one at once, how many of
+them from one address, how many messages each is read in a second, and the last moment that they are given when the
+service stops. Knows no protocol, no socket, and nothing that has these shapes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
+from daemon.access import is_local
 from daemon.faults import Fault
 from streaming.events import Event, Inbound
 
 _LAST_WORDS = 0.3
 """Seconds for which audio that is on its way is still read when the service stops."""
+
+_LEAST_PAUSE = 0.02
+"""Seconds. A shorter pause for each message costs more than the message."""
 
 
 class Outbox(Protocol):
@@ -71,6 +77,63 @@ class Seats:
         self._taken -= 1
         if not self._taken:
             self.free.set()
+
+
+class Visitors:
+    """So many connections from one address. Those of this machine are not counted: a proxy here stands for many.
+
+    Attributes:
+        most: how many; it may change, and nobody who is here has to leave.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._here: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def visit(self, address: str | None) -> Iterator[None]:
+        """address: None where there is none, as of a path.
+
+        Raises:
+            Fault: `too_many_connections`.
+        """
+        if address is None or is_local(address):
+            yield
+            return
+        if self._here[address] >= self.most:
+            raise Fault(
+                "too_many_connections",
+                f"{self.most} connections from one address is all there may be: close one, or try again later",
+            )
+        self._here[address] += 1
+        try:
+            yield
+        finally:
+            self._here[address] -= 1
+            if not self._here[address]:
+                del self._here[address]  # addresses are many
+
+
+class Pace:
+    """So many messages of one client in a second. More are read later, as fast as this allows: the network's own
+    back-pressure slows the client down, and nothing that it says is lost.
+
+    slowed: told the seconds of each pause.
+    """
+
+    def __init__(self, rate: int, slowed: Callable[[float], object]) -> None:
+        self._interval = 1 / rate
+        self._slowed = slowed
+        self._due = 0.0  # when the next message would come if all came evenly
+
+    async def wait(self) -> None:
+        """Before each message. Whoever was silent for a second has as many in hand as a second has."""
+        now = asyncio.get_running_loop().time()
+        self._due = max(self._due, now - 1.0) + self._interval
+        ahead = self._due - now
+        if ahead > _LEAST_PAUSE:
+            self._slowed(ahead)
+            await asyncio.sleep(ahead)
 
 
 class Readers:

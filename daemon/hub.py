@@ -127,10 +127,13 @@ class _Subscription:
     outbox: Outbox
     source: str | None = None
     stream: str | None = None
+    may_read: Callable[[str], bool] | None = None
 
     def wants(self, source: str | None, stream: str) -> bool:
         if self.stream is not None:
             return stream == self.stream
+        if self.may_read is not None and not (source is not None and self.may_read(source)):
+            return False
         return self.source is None or source == self.source
 
 
@@ -141,12 +144,14 @@ class Hub:
     Attributes:
         last_final_at: when one was last published (`time.monotonic`); None before the first.
         run: tells this numbering from that of another run of the service.
+        on_final: told each final as it is published.
     """
 
     queue: int
     keep: int
     metrics: Metrics
     last_final_at: float | None = None
+    on_final: Callable[[Final], None] = lambda _: None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     _subscriptions: dict[Outbox, _Subscription] = field(default_factory=dict)
     _past: OrderedDict[str, _Past] = field(default_factory=OrderedDict)
@@ -167,8 +172,11 @@ class Hub:
         if (waiting := self._unkept.pop(id, None)) is not None:
             waiting.set()
 
-    def subscribe(self, source: str | None = None, since: int | None = None) -> Outbox:
-        """All that is published from now on, of one source or of all; the finals after `since` first.
+    def subscribe(
+        self, source: str | None = None, since: int | None = None, may_read: Callable[[str], bool] | None = None
+    ) -> Outbox:
+        """All that is published from now on, of one source or of all (that `may_read` allows); the finals after
+        `since` first.
 
         Of a reconnecting subscriber that gives the last seq it saw, nothing is lost and nothing repeated, as long as
         its finals are kept. If some are not, an error event says so first. A `since` that the source has not
@@ -177,7 +185,7 @@ class Hub:
         outbox = self._outbox()
         if source is not None and since is not None:
             self._replay(outbox, source, since)
-        self._attach(_Subscription(outbox, source=source))
+        self._attach(_Subscription(outbox, source=source, may_read=may_read))
         return outbox
 
     def follow(self, stream: str) -> Outbox:
@@ -207,6 +215,7 @@ class Hub:
             self._keep(event)
             self._await_keeping(event)
             self.last_final_at = time.monotonic()
+            self.on_final(event)
             self.metrics.finals.labels(event.model).inc()
             self.metrics.final_latency.observe(event.latency_ms / 1000)
         for subscription in list(self._subscriptions.values()):

@@ -33,6 +33,12 @@ class Metrics:
         self.streams_open = gauge("streams_open", "Streams that are open, or whose finals are still to come")
         self.streams = counter("streams", "Streams that were opened")
         self.client_errors = counter("client_errors", "Faults of clients, by the code they were told", "code")
+        self.connections_refused = counter(
+            "connections_refused", "Connections that were refused before they said anything", "reason"
+        )
+        self.slowed_seconds = counter(
+            "slowed_seconds", "How long clients that send too many messages were not read, in all"
+        )
         self.wyoming_clients = gauge("wyoming_clients", "Connections to the Wyoming port")
         self.audio_seconds = counter("audio_seconds", "Audio received")
         self.muted_seconds = counter(

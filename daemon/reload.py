@@ -18,9 +18,14 @@ _SECTIONS = frozenset({"vad", "segment", "confidence", "partials", "log", "shutd
 _KEYS = frozenset(
     {
         "server.tokens",
+        "server.tokens_file",
+        "server.open",
         "server.origins",
         "server.max_streams",
         "server.max_subscribers",
+        "server.max_per_address",
+        "server.max_handshakes",
+        "server.max_rate",
         "escalate.below",
         "scheduler.backlog",
     }

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -27,18 +28,21 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConcurrencyError, ConnectionClosed
 from websockets.http11 import Request, Response
 
+from daemon.access import Rights, is_local, rights_of
 from daemon.config import Server as ServerSettings
 from daemon.dialects import native
-from daemon.edges import Outbox, Readers, Seats, Stream
+from daemon.edges import Outbox, Pace, Readers, Seats, Stream, Visitors
 from daemon.faults import Fault
 from daemon.metrics import Metrics
-from daemon.sources import check_name
+from daemon.sources import DEFAULT_SOURCE, check_name
 from daemon.web import NOTHING, SOURCES, Page, Pages, refusal
 from streaming.events import Event, Inbound, Start, Stop
 
 _log = logging.getLogger(__name__)
 
 STREAM, EVENTS = "/v1/stream", "/v1/events"
+METRICS = "/metrics"
+"""How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
 
 # What the public name service gives to nobody.
 _PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
@@ -47,6 +51,10 @@ _START_GRACE = 1.0
 """Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
 
 _CLOSE_TIMEOUT = 10.0
+_TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
+_MOST_UNREAD = 1024 * 1024
+"""Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _PING_INTERVAL = 20.0
 # A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
 # here, and the kernel's keepalive (below) for peers that are really gone.
@@ -60,7 +68,7 @@ class Gateway(Protocol):
     async def open_stream(self, start: Start) -> Stream:
         """Waits until the engine is warm. Raises: Fault."""
 
-    def subscribe(self, source: str | None, since: int | None) -> Outbox: ...
+    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool]) -> Outbox: ...
 
 
 class Server:
@@ -85,6 +93,8 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         self._streams = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
+        self._visitors = Visitors(settings.max_per_address)
+        self._handshakes = _Handshakes(settings, metrics)
         self.readers = Readers()
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -105,9 +115,13 @@ class Server:
 
     async def _serve_at(self, place: dict[str, Any]) -> WebsocketServer:
         settings = self._settings
+        # The library wants a class here, and calls it: anything that makes a connection will do.
+        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes), **place}
+        if self._tls is not None:
+            options["ssl_handshake_timeout"] = _TLS_TIMEOUT
         return await serve(
             self._handle,
-            **place,
+            **options,
             ssl=self._tls,
             process_request=self._respond,
             compression=None,
@@ -131,6 +145,8 @@ class Server:
         self._settings = settings
         self._streams.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
+        self._visitors.most = settings.max_per_address
+        self._handshakes.settings = settings
 
     def stop_accepting(self) -> None:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
@@ -149,28 +165,33 @@ class Server:
 
     # --- plain HTTP ------------------------------------------------------------------------------------------------
 
-    def _respond(self, _: ServerConnection, request: Request) -> Response | None:
+    def _respond(self, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
+        self._handshakes.over(ws)
         if request.method != "GET":
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
         path = urlsplit(request.path).path
-        upgrade = request.headers.get("Upgrade", "").lower()
-        if upgrade == "websocket":
+        if ",".join(request.headers.get_all("Upgrade")).lower() == "websocket":
             return None if path in (STREAM, EVENTS) else _response(NOTHING)
-        if path == SOURCES and (fault := self._refused(request)) is not None:
-            status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
-            return _response(refusal(status, native.encode(fault.event(fatal=True))))
-        return _response(self._pages.get(path, request.headers.get("If-None-Match", "")))
+        rights = Rights()
+        if path in (SOURCES, METRICS):
+            try:
+                rights = self._let_in(path, request)
+            except Fault as fault:
+                self._metrics.client_errors.labels(fault.code).inc()
+                status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
+                return _response(refusal(status, native.encode(fault.event(fatal=True))))
+        known = ",".join(request.headers.get_all("If-None-Match"))
+        return _response(self._pages.get(path, known, rights.may_read))
 
-    def _refused(self, request: Request) -> Fault | None:
-        try:
+    def _let_in(self, path: str, request: Request) -> Rights:
+        """Raises:
+        Fault: the page at `path` is not for whoever asks.
+        """
+        if path == SOURCES:
             # A page asks its own origin without naming it.
-            _check_name(request.headers.get("Host", ""), self._settings)
-            self._authorise(request, None)
-        except Fault as fault:
-            self._metrics.client_errors.labels(fault.code).inc()
-            return fault
-        return None
+            _check_name(_host(request), self._settings)
+        return self._authorise(request, _parse_query(urlsplit(request.path).query).get("token"))
 
     # --- websockets ------------------------------------------------------------------------------------------------
 
@@ -178,7 +199,8 @@ class Server:
         _notice_dead_peers(ws)
         code: int | None
         try:
-            code = await self._serve(ws)
+            with self._visitors.visit(_address(ws)):
+                code = await self._serve(ws)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
             code = native.close_code(fault.code)
@@ -199,22 +221,23 @@ class Server:
         assert request is not None, "the handshake is over"
         parts = urlsplit(request.path)
         query = _parse_query(parts.query)
-        self._authorise(request, query.pop("token", None))
+        rights = self._authorise(request, query.pop("token", None))
         if parts.path == STREAM:
-            return await self._serve_stream(ws, query)
-        return await self._serve_events(ws, query)
+            return await self._serve_stream(ws, query, rights)
+        return await self._serve_events(ws, query, rights)
 
-    async def _serve_stream(self, ws: ServerConnection, query: dict[str, str]) -> int | None:
+    async def _serve_stream(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
         _only(query, "source")
         with self._streams:
-            return await _Conversation(self, ws, query.get("source")).run()
+            return await _Conversation(self, ws, query.get("source"), rights).run()
 
-    async def _serve_events(self, ws: ServerConnection, query: dict[str, str]) -> int | None:
+    async def _serve_events(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
         _only(query, "source", "since")
         source = check_name(query["source"]) if "source" in query else None
+        rights.check_read(source)
         since = _since(query)
         with self._subscribers:
-            outbox = self.gateway.subscribe(source, since)
+            outbox = self.gateway.subscribe(source, since, rights.may_read)
             writer = asyncio.create_task(self.write(ws, outbox))
             reader = asyncio.create_task(_hear_nothing(ws))
             try:
@@ -232,20 +255,18 @@ class Server:
                 outbox.close()
                 await writer
 
-    def _authorise(self, request: Request, token: str | None) -> None:
+    def _authorise(self, request: Request, token: str | None) -> Rights:
         _check_origin(request, self._settings)
-        if not self._settings.tokens:
-            return
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        given = [bearer.strip()] if scheme.lower() == "bearer" else []
-        given += [token] if token is not None else []
-        # compare_digest: the time that a comparison takes must tell nothing about the token.
-        if not any(
-            hmac.compare_digest(mine.encode(), theirs.encode()) for mine in self._settings.tokens for theirs in given
-        ):
+        given = [token] if token is not None else []
+        for header in request.headers.get_all("Authorization"):
+            scheme, _, bearer = header.partition(" ")
+            given += [bearer.strip()] if scheme.lower() == "bearer" else []
+        rights = rights_of(given, self._settings.tokens)
+        if rights is None:
             raise Fault(
                 "unauthorised", "a token is needed: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
             )
+        return rights
 
     # --- what conversations ask for --------------------------------------------------------------------------------
 
@@ -268,6 +289,10 @@ class Server:
         _log.info("%s reads too slowly: disconnected", _peer(ws))
         await _close(ws, native.CLOSE_TRY_LATER, self._send_timeout, "too slow: reconnect with ?since=SEQ")
 
+    def pace(self) -> Pace:
+        """Of one client."""
+        return Pace(self._settings.max_rate, self._metrics.slowed_seconds.inc)
+
     def note(self, ws: ServerConnection, fault: Fault, level: int = logging.INFO) -> None:
         self._metrics.client_errors.labels(fault.code).inc()
         _log.log(level, "%s: %s: %s", _peer(ws), fault.code, fault.message)
@@ -276,11 +301,13 @@ class Server:
 class _Conversation:
     """One client of `/v1/stream`, from its first frame to its close."""
 
-    def __init__(self, server: Server, ws: ServerConnection, source: str | None) -> None:
+    def __init__(self, server: Server, ws: ServerConnection, source: str | None, rights: Rights) -> None:
+        self._rights = rights
         self._server = server
         self._ws = ws
         self._source = source
         self._decoder = native.Decoder()
+        self._pace = server.pace()
         self._stream: Stream | None = None
         self._writer: asyncio.Task[None] | None = None
         self._blamed = False
@@ -340,6 +367,7 @@ class _Conversation:
 
     async def _next(self) -> Inbound | None:
         """The next message; None in place of one that could not be read but does not end the stream."""
+        await self._pace.wait()
         frame = await self._ws.recv()
         limit = self._server.max_message
         if len(frame) > limit:
@@ -355,6 +383,7 @@ class _Conversation:
     async def _open(self, start: Start) -> None:
         await self._leave()
         start = replace(start, source=start.source if start.source is not None else self._source)
+        self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
         self._stream = await self._server.gateway.open_stream(start)
         self._writer = asyncio.create_task(self._server.write(self._ws, self._stream.outbox))
         self._stream.ready()
@@ -377,6 +406,64 @@ class _Conversation:
         self._server.note(self._ws, fault, logging.DEBUG if self._blamed else logging.INFO)
         self._blamed = True
         self._stream.outbox.put(fault.event(fatal=fatal))
+
+
+class _Handshakes:
+    """Connections that have not yet said what they want: how many there may be, of one address and in all."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self._waiting: dict[ServerConnection, str | None] = {}
+        self._of: Counter[str | None] = Counter()
+
+    def begins(self, ws: ServerConnection) -> bool:
+        """False: it is one too many."""
+        address = _address(ws)
+        counted = address is not None and not is_local(address)
+        if len(self._waiting) >= self.settings.max_handshakes:
+            self.metrics.connections_refused.labels("handshakes").inc()
+            return False
+        if counted and self._of[address] >= self.settings.max_per_address:
+            self.metrics.connections_refused.labels("address").inc()
+            return False
+        self._waiting[ws] = address
+        self._of[address] += 1
+        return True
+
+    def over(self, ws: ServerConnection) -> None:
+        """It has said what it wants, or gone."""
+        if ws in self._waiting:
+            address = self._waiting.pop(ws)
+            self._of[address] -= 1
+            if not self._of[address]:
+                del self._of[address]  # addresses are many
+
+
+class _Visitor(ServerConnection):
+    """The library's connection, counted from its first moment, and not answered without bound."""
+
+    def __init__(self, handshakes: _Handshakes, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._handshakes = handshakes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self._handshakes.begins(self):
+            self.transport.write(_TOO_MANY)
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handshakes.over(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Events wait until their peer takes them in; the library's own answers to pings do not.
+        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
+            self._handshakes.metrics.client_errors.labels("not_reading").inc()
+            _log.info("%s sends without reading: disconnected", _peer(self))
+            self.transport.abort()
 
 
 async def _hear_nothing(ws: ServerConnection) -> Fault | None:
@@ -406,6 +493,12 @@ async def _discard(ws: ServerConnection) -> None:
     with contextlib.suppress(ConnectionClosed, ConcurrencyError):
         while True:
             await ws.recv()
+
+
+def _address(ws: ServerConnection) -> str | None:
+    """Of the peer; None where there is none: it came by a path, or has left."""
+    address = ws.remote_address
+    return str(address[0]) if isinstance(address, tuple) and address else None
 
 
 def _peer(ws: ServerConnection) -> str:
@@ -458,13 +551,17 @@ def _since(query: dict[str, str]) -> int | None:
 
 def _check_origin(request: Request, settings: ServerSettings) -> None:
     """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
-    host = request.headers.get("Host", "")
+    host = _host(request)
     for origin in request.headers.get_all("Origin"):
         if origin in settings.origins or "*" in settings.origins:
             continue
         if _split(origin).netloc != host:
             raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
         _check_name(host, settings)
+
+
+def _host(request: Request) -> str:
+    return next(iter(request.headers.get_all("Host")), "")
 
 
 def _check_name(host: str, settings: ServerSettings) -> None:
@@ -506,6 +603,8 @@ def _response(page: Page, allow: str | None = None) -> Response:
         headers.update({"Content-Type": page.content_type, "Content-Length": str(len(page.body))})
     if allow:
         headers["Allow"] = allow
+    if page.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(page.status.value, page.status.phrase, headers, page.body)
 
 

@@ -20,6 +20,8 @@ _SCRIPT = "text/javascript; charset=utf-8"
 SOURCES = "/v1/sources"
 """The one page that tells what was heard of: whoever asks must be let in like a websocket client."""
 
+MayRead = Callable[[str], bool]
+
 _FILES = {
     "/": ("index.html", _HTML),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
@@ -63,14 +65,15 @@ NOTHING = Page(
 
 
 class Pages:
-    """unready: why the service is not ready, or None. metrics: the exposition, and its content type. sources: JSON."""
+    """unready: why the service is not ready, or None. metrics: the exposition, and its content type. sources: JSON
+    of those that one may read."""
 
     def __init__(
         self,
         unready: Callable[[], str | None],
         metrics: Callable[[], bytes],
         metrics_type: str,
-        sources: Callable[[], bytes],
+        sources: Callable[[MayRead], bytes],
     ) -> None:
         self._unready = unready
         self._metrics = metrics
@@ -78,12 +81,12 @@ class Pages:
         self._sources = sources
         self._files = {path: _read(*named) for path, named in _FILES.items()}
 
-    def get(self, path: str, known: str = "") -> Page:
-        """`known`: the If-None-Match of the request."""
+    def get(self, path: str, known: str = "", may_read: MayRead = lambda _: True) -> Page:
+        """`known`: the If-None-Match of the request. `may_read`: which sources whoever asks may know of."""
         if (page := self._files.get(path)) is not None:
             return _unchanged(page) if page.headers["ETag"] in known else page
         if path == SOURCES:
-            return Page(HTTPStatus.OK, self._sources(), _JSON)
+            return Page(HTTPStatus.OK, self._sources(may_read), _JSON)
         match path:
             case "/healthz":
                 return Page(HTTPStatus.OK, b"alive\n")

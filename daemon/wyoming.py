@@ -19,14 +19,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 from daemon.config import Wyoming as WyomingSettings
 from daemon.dialects import wyoming as dialect
-from daemon.edges import Readers, Seats, Stream
+from daemon.edges import Pace, Readers, Seats, Stream, Visitors
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from streaming.events import Audio, Final, Start, Stop
@@ -59,13 +59,24 @@ class Gateway(Protocol):
 
 
 class Wyoming:
-    """send_timeout: seconds that a client may take to take in what it is told.
+    """send_timeout: seconds that a client may take to take in what it is told. pace: makes one for each client.
 
     Attributes:
         address: host and port, once it listens.
+        visitors: how many there may be from one address.
     """
 
-    def __init__(self, settings: WyomingSettings, send_timeout: float, gateway: Gateway, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: WyomingSettings,
+        send_timeout: float,
+        gateway: Gateway,
+        metrics: Metrics,
+        visitors: Visitors,
+        pace: Callable[[], Pace],
+    ) -> None:
+        self.visitors = visitors
+        self.pace = pace
         self.address = ("", 0)
         self.settings = settings
         self.send_timeout = send_timeout
@@ -114,7 +125,7 @@ class Wyoming:
     async def _serve(self, connection: _Connection) -> None:
         self._metrics.wyoming_clients.inc()
         try:
-            with self._seats:
+            with self._seats, self.visitors.visit(connection.address):
                 await _Conversation(self, connection).run()
         except Fault as fault:
             await self.refuse(connection, fault)
@@ -130,6 +141,7 @@ class _Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener: Wyoming) -> None:
         peer = writer.get_extra_info("peername")
+        self.address: str | None = peer[0] if peer else None
         self.peer = f"{peer[0]}:{peer[1]}" if peer else "a client that left"
         self._reader = reader
         self._writer = writer
@@ -180,6 +192,7 @@ class _Conversation:
         self._settings = listener.settings
         self._connection = connection
         self._decoder = dialect.Decoder()
+        self._pace = listener.pace()
         self._turn: _Turn | None = None
 
     async def run(self) -> None:
@@ -228,6 +241,7 @@ class _Conversation:
 
     async def _next(self) -> dialect.Message | None:
         """None when the client has said all, or nothing for too long."""
+        await self._pace.wait()
         try:
             async with asyncio.timeout(self._settings.timeout):
                 while (message := self._decoder.next()) is None:

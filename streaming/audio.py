@@ -52,7 +52,7 @@ class AudioFormat:
     def __post_init__(self) -> None:
         if self.encoding not in get_args(Encoding):
             known = ", ".join(get_args(Encoding))
-            raise FormatError("bad_encoding", f"encoding must be one of {known}, got {self.encoding!r}")
+            raise FormatError("bad_encoding", f"encoding must be one of {known}, got {_shown(self.encoding)}")
         _check_range("sample_rate", self.sample_rate, MIN_RATE, MAX_RATE)
         _check_range("channels", self.channels, 1, MAX_CHANNELS)
 
@@ -65,7 +65,13 @@ class AudioFormat:
 def _check_range(name: str, value: object, low: int, high: int) -> None:
     # bool is an int in Python, and what arrives here was JSON a moment ago.
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise FormatError("bad_format", f"{name} must be {low}..{high}, got {value!r}")
+        raise FormatError("bad_format", f"{name} must be {low}..{high}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """`value`, cut: whatever a client sent stands in its error and in a log."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class AudioDecoder:

@@ -34,9 +34,11 @@ LATE_IN_THE_DAEMON = {"torch", "transformers", "sounddevice", "zeroconf"}
 
 ENTRY_POINTS = {"daemon.cli", "daemon.__main__"}
 KNOW_SEVERAL = {"daemon.app", "daemon.stream"}
-VOCABULARIES = {"daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources", "daemon.edges"}
-"""Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states, and
-what listening edges have in common."""
+VOCABULARIES = {
+    "daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources", "daemon.edges", "daemon.access",
+}  # fmt: skip
+"""Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states,
+what listening edges have in common, and who may do what."""
 
 ALSO_KNOWS = {
     "daemon.config": {  # the defaults are those of the library's own settings

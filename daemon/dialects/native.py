@@ -22,10 +22,12 @@ _CLOSE_BAD_DATA = 1007
 _CLOSE_CODES = {
     "subscribe_only": 1003,
     "unauthorised": 1008,
+    "forbidden": 1008,
     "bad_origin": 1008,
     "message_too_big": 1009,
     "internal": 1011,
     "full": CLOSE_TRY_LATER,
+    "too_many_connections": CLOSE_TRY_LATER,
     "shutting_down": CLOSE_SHUTTING_DOWN,
 }
 
@@ -124,13 +126,17 @@ def _checked(message: type[Start | Flush | Stop], body: dict[str, Any]) -> dict[
             raise Fault("bad_field", f"{key} must be true or false, got {_shown(value)}")
         if hints[key] == str | None and not _is_text(value):
             raise Fault(
-                "bad_field", f"{key} must be a string of at most {_LONGEST_TEXT} characters, got {_shown(value)}"
+                "bad_field",
+                f"{key} must be a string of at most {_LONGEST_TEXT} characters of Unicode, got {_shown(value)}",
             )
     return body
 
 
 def _is_text(value: object) -> bool:
-    return value is None or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
+    if not isinstance(value, str):
+        return value is None
+    # Half a surrogate pair, which JSON can write, could not be sent back.
+    return len(value) <= _LONGEST_TEXT and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def _shown(value: object) -> str:

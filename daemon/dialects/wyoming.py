@@ -234,7 +234,10 @@ def _length(header: dict[str, Any], name: str, most: int) -> int:
 
 def _text(data: dict[str, Any], name: str, most: int = 256) -> str | None:
     value = data.get(name)
-    if value is not None and not (isinstance(value, str) and len(value) <= most):
+    if value is None:
+        return None
+    # Half a surrogate pair, which JSON can write, could not be sent back.
+    if not isinstance(value, str) or len(value) > most or any("\ud800" <= each <= "\udfff" for each in value):
         raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {_shown(value)}")
     return value or None
 

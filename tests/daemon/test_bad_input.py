@@ -64,6 +64,8 @@ FATAL_AT_FIRST: list[tuple[Act, str, int, str]] = [
     (say(type="start", partials=1), "bad_field", 1007, "true or false"),
     (say(type="start", sample_rate=12), "bad_format", 1007, "sample_rate must be 8000..192000, got 12"),
     (say(type="start", sample_rate="fast"), "bad_format", 1007, "sample_rate must be 8000..192000"),
+    (say(type="start", sample_rate=["fast" * 5000]), "bad_format", 1007, "fast"),
+    (say(type="start", encoding="x" * 5000), "bad_encoding", 1007, "xx..."),
     (say(type="start", channels=0), "bad_format", 1007, "channels must be"),
     (say(type="start", encoding="mp3"), "bad_encoding", 1007, "pcm_s16le"),
     (say(type="start", language="tlh"), "bad_language", 1007, "must be one of en"),
@@ -82,6 +84,7 @@ async def test_a_bad_beginning(
     (error,) = mine.events
     assert (error["type"], error["code"], error["fatal"]) == ("error", code, True)
     assert says in error["message"]
+    assert len(error["message"]) < 300  # what a client sends must not fill the log
 
 
 BAD_QUERIES = [
@@ -112,6 +115,7 @@ HARMLESS_LATER: list[tuple[Act, str, str]] = [
     (text("AAAA////"), "text_for_audio", "binary frames"),
     (say(type="audio", data="AAAA"), "unknown_type", "binary frames"),
     (say(type="flush", id=3), "bad_field", "string"),
+    (text('{"type":"flush","id":"\\ud800"}'), "bad_field", "characters of Unicode"),
     (say(type="stop", now=True), "unknown_field", "none"),
     (say(type="start", sample_rate=8000), "late_start", "another connection"),
 ]

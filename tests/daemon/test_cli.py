@@ -194,6 +194,8 @@ def test_each_failure_names_its_mend(check: Whisperd, tmp_path: Path) -> None:
 def test_a_port_open_to_all_is_remarked_on(check: Whisperd) -> None:
     _, out, _ = check(server={"host": "0.0.0.0", "port": 0})
     assert "set server.tokens" in answers(out)["address"][1]
+    _, out, _ = check(server={"host": "0.0.0.0", "port": 0, "open": True})
+    assert "anybody who reaches it may listen" in answers(out)["address"][1]
     _, out, _ = check(server={"host": "0.0.0.0", "port": 0, "tokens": ["t"]})
     assert "set server.tokens" not in answers(out)["address"][1]
 

@@ -18,10 +18,12 @@ from daemon.config import (
     Mqtt,
     Settings,
     Surroundings,
+    Token,
     load,
     mqtt_password,
     mqtt_spool,
     surroundings,
+    with_tokens,
 )
 from streaming.job import ALWAYS, NEVER
 from streaming.session import SessionSettings
@@ -103,7 +105,7 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
     }
     settings = load(path, environ)
     assert (settings.server.host, settings.server.port) == ("0.0.0.0", 9000)
-    assert settings.server.tokens == ("a", "b")
+    assert settings.server.tokens == tuple(Token(token=text, send=("*",), read=("*",)) for text in "ab")
     assert (settings.mqtt.password, settings.mqtt.tls) == ("0123", True)
     assert settings.microphone.device == 2
     assert settings.models.teacher is None
@@ -117,11 +119,11 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
         ("segment: {hangovr: 1}", "segment.hangovr: unknown key; did you mean segment.hangover?"),
         ("port: 1", "port: unknown key; did you mean server.port?"),
         ("sever: {port: 1}", "sever: unknown key; did you mean server?"),
-        ("log: {zzz: 1}", "log.zzz: unknown key; known are level"),
+        ("log: {zzz: 1}", "log.zzz: unknown key; known are level, transcripts"),
         ("server: {port: 70000}", "server.port: must be less than or equal to 65535, got 70000"),
         ("server: {port: true}", "server.port: must be a valid integer, got True"),
         ("server: 3", "server: must be a section with keys of its own, got 3"),
-        ("mqtt: {password: 12}", "mqtt.password: must be a text, got 12: put it in quotes"),
+        ("mqtt: {password: 12}", "mqtt.password: must be a text, got a number: put it in quotes"),
         ("mqtt: {topic: 'a/#'}", "mqtt.topic: must be a topic without + and #, and must not begin with /, got 'a/#'"),
         (
             "models: {device: gpu}",
@@ -137,6 +139,18 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
             "escalate.when: must be 'low-confidence', 'always' or 'never', got 'sometimes'",
         ),
         ("escalate: {when: always}\nmodels: {teacher: null}", "escalate.when is always, but models.teacher is empty"),
+        ("server: {tokens: secret}", "server.tokens: must be a list, got a text"),
+        (
+            "server: {tokens: [12]}",
+            "server.tokens.0: must be a text (in quotes, if it looks like a number) or {token: T",
+        ),
+        ("server: {tokens: [two words]}", "server.tokens.0.token: must be one word"),
+        ("server: {tokens: ['']}", "server.tokens.0.token: must be one word"),
+        (
+            "server: {tokens: [a, {token: secret, sned: [b]}]}",
+            "server.tokens.1.sned: unknown key; did you mean server.tokens.1.send?",
+        ),
+        ("server: {tokens: [{token: secret, send: b}]}", "server.tokens.0.send: must be a list, got a text"),
         ("server: {certificate: a.pem}", "server: certificate and key go together"),
         ("subscribers: {replay: 300}", "subscribers: replay must be smaller than queue"),
         ("segment: {longest: 99}", "segment: longest must be at least"),
@@ -161,6 +175,7 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said_in_a_sentence_with_the_key(text: str, sentence: str, tmp_path: Path) -> None:
     said = complaint(text, tmp_path)
     assert said.startswith(sentence)
+    assert "secret" not in said
     assert "\n" not in said
 
 
@@ -233,6 +248,63 @@ def test_the_brokers_password_and_where_it_may_come_from(tmp_path: Path) -> None
     assert mqtt_password(Mqtt(password="written"), around) == "written"
     with pytest.raises(ConfigurationError, match=r"mqtt\.password_file: .*nowhere: No such file"):
         mqtt_password(Mqtt(password_file=str(tmp_path / "nowhere")), around)
+
+
+FILE = """
+# The house.
+everything
+
+  {token: porch, send: [porch], read: ["porch-*"]}  # the door
+"""
+THREE = (
+    Token(token="listed", send=("*",), read=("*",)),
+    Token(token="everything", send=("*",), read=("*",)),
+    Token(token="porch", send=("porch",), read=("porch-*",)),
+)
+
+
+def test_tokens_and_where_they_may_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "server_tokens"
+    file.write_text(FILE)
+    file.chmod(0o640)
+    listed = Settings.model_validate({"server": {"tokens": ["listed"]}})
+    named = Settings.model_validate({"server": {"tokens": ["listed"], "tokens_file": str(file)}})
+    assert with_tokens(listed, Surroundings()) == listed
+    assert with_tokens(named, Surroundings()).server.tokens == THREE
+    assert with_tokens(listed, Surroundings(credentials=tmp_path)).server.tokens == THREE
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "sentence"),
+    [
+        ("good\n", 0o644, "server.tokens_file: everybody may read {file}: chmod o= {file}"),
+        ("good\nsecret two\n", 0o600, "server.tokens_file: {file}, line 2: must be one word, or {{token: T"),
+        ("{token: secret\n", 0o600, "server.tokens_file: {file}, line 1: must be one word"),
+        ("{token: secret, all: true}\n", 0o600, "server.tokens_file: {file}, line 1: must be one word"),
+        ("", None, "server.tokens_file: {file}: No such file or directory: create it, or mend the path"),
+    ],
+)
+def test_a_file_of_tokens_that_will_not_do(text: str, mode: int | None, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    if mode is not None:
+        file.write_text(text)
+        file.chmod(mode)
+    with pytest.raises(ConfigurationError) as caught:
+        with_tokens(Settings.model_validate({"server": {"tokens_file": str(file)}}), Surroundings())
+    assert str(caught.value).startswith(sentence.format(file=file))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["server: {tokens: [secret}", "secret", "- secret", "server: {tokens: [&secret]}", "server: [secret]"]
+)
+def test_a_broken_file_does_not_tell_its_secrets(text: str, tmp_path: Path) -> None:
+    assert "secret" not in complaint(text, tmp_path)
+
+
+def test_settings_that_are_printed_do_not_tell_their_secrets() -> None:
+    settings = Settings.model_validate({"server": {"tokens": ["secret"]}, "mqtt": {"password": "secret"}})
+    assert "secret" not in repr(settings)
 
 
 @pytest.mark.parametrize(

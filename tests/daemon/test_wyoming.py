@@ -299,6 +299,7 @@ GARBAGE = {
     "a negative length": (b'{"type":"describe","data_length":-1}\n', "bad_field"),
     "a length that is none": (b'{"type":"describe","payload_length":"much"}\n', "bad_field"),
     "data that is none": (b'{"type":"describe","data_length":4}\n[1] ', "bad_json"),
+    "half a character": (b'{"type":"ping","data":{"text":"\\ud800"}}\n', "bad_field"),
     "a stop before a start": (b'{"type":"audio-stop"}\n', "bad_order"),
     "a start of nothing": (b'{"type":"audio-start"}\n', "bad_format"),
 }

@@ -1,0 +1,10 @@
+"""All that is attacked, by its name."""
+
+from __future__ import annotations
+
+from . import audio, config, native, wyoming
+from .rounds import Target
+
+TARGETS: dict[str, Target] = {
+    target.name: target for module in (native, wyoming, config, audio) for target in module.TARGETS
+}
