@@ -19,7 +19,7 @@ def rows() -> list[list[str]]:
 
 
 @cache
-def tests_in(path: str) -> frozenset[str]:
+def functions_of(path: str) -> frozenset[str]:
     """Names of the test functions of a file, those of its classes included; empty where there is no such file."""
     if not (ROOT / path).is_file():
         return frozenset()
@@ -37,7 +37,7 @@ def tests_in(path: str) -> frozenset[str]:
 def missing(cell: str) -> list[str]:
     """Of the tests that a cell names, those that there are not."""
     named = re.findall(r"`([^`:]+)::(\w+)`", cell)
-    return [f"{path}::{test}" for path, test in named if test not in tests_in(path)]
+    return [f"{path}::{test}" for path, test in named if test not in functions_of(path)]
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: str(row[0])[:40])
