@@ -291,7 +291,24 @@ class Service:
         if start.source is not None:
             check_name(start.source)
         await self.pipeline.wait_model()
+        self._admit()
         return self.pipeline.open_stream(start)
+
+    def _admit(self) -> None:
+        """Nobody new while those who are here wait too long for their finals: one more would only make all wait longer.
+
+        For clients alone; microphones are the machine's own, and are always heard.
+
+        Raises:
+            Fault: `busy`.
+        """
+        wait, limit = self.pipeline.scheduler.final_wait, self.settings.scheduler.longest_wait
+        if wait > limit:
+            raise Fault(
+                "busy",
+                f"finals wait for {wait:.1f} s (scheduler.longest_wait is {limit:g}): try again later",
+                fatal=True,
+            )
 
     async def wait_model(self) -> Model:
         return await self.pipeline.wait_model()

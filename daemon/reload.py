@@ -23,6 +23,7 @@ _KEYS = frozenset(
         "server.max_subscribers",
         "escalate.below",
         "scheduler.backlog",
+        "scheduler.longest_wait",
     }
 )
 

@@ -120,7 +120,8 @@ class Scheduler:
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
         self._away: set[Client] = set()  # those in a batch that runs
         self._clients: set[Client] = set()
-        self._waiting: dict[Kind, dict[Client, None]] = {kind: {} for kind in _KINDS}  # dicts: ordered, no doubles
+        # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
+        self._waiting: dict[Kind, dict[Client, float]] = {kind: {} for kind in _KINDS}
         self._work = asyncio.Event()
         self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
 
@@ -128,6 +129,16 @@ class Scheduler:
     def busy_since(self) -> float | None:
         """When the oldest of the batches that run now began; None while all engines are idle."""
         return min(self._busy.values(), default=None)
+
+    @property
+    def final_wait(self) -> float:
+        """Seconds for which the stream that waits longest for its turn with a final has waited; 0 where none does.
+
+        It is what a stream that comes now would have to wait as well. One that has much to catch up with waits no
+        longer than others for each of its turns, and so keeps nobody out.
+        """
+        since = next(iter(self._waiting["final"].values()), None)
+        return 0.0 if since is None else time.monotonic() - since
 
     # --- the three verbs -------------------------------------------------------------------------------------------
 
@@ -141,7 +152,7 @@ class Scheduler:
         pending = self._guarded(client, client.pending)
         for kind in _KINDS:
             if kind == pending:
-                self._waiting[kind].setdefault(client)
+                self._waiting[kind].setdefault(client, time.monotonic())
                 self._work.set()
             else:
                 self._waiting[kind].pop(client, None)

@@ -26,6 +26,7 @@ _CLOSE_CODES = {
     "message_too_big": 1009,
     "internal": 1011,
     "full": CLOSE_TRY_LATER,
+    "busy": CLOSE_TRY_LATER,
     "shutting_down": CLOSE_SHUTTING_DOWN,
 }
 
