@@ -164,9 +164,9 @@ class Pipeline(RuleBasedStateMachine):
 
     @rule(
         which=st.integers(0, 3),
-        speech=st.integers(2, 120),  # frames; one alone is a click
+        speech=st.integers(2, 90),  # frames; one alone is a click
         silence=st.integers(0, 60),
-        size=st.integers(1, 40_000),
+        size=st.integers(333, 40_000),  # bytes: samples are torn apart
     )
     @precondition(lambda self: self.open)
     def speak(self, which: int, speech: int, silence: int, size: int) -> None:
@@ -176,8 +176,12 @@ class Pipeline(RuleBasedStateMachine):
         data = samples.tobytes()
         on = self.sources.is_on(client.stream.source)
         client.voiced += [on] * speech + [False] * silence
-        for at in range(0, len(data), size):
-            self.loop.run_until_complete(client.stream.receive(Audio(data[at : at + size])))
+
+        async def send() -> None:
+            for at in range(0, len(data), size):
+                await client.stream.receive(Audio(data[at : at + size]))
+
+        self.loop.run_until_complete(send())
         self.clock.now += (speech + silence) * FRAME / SAMPLE_RATE
         self.settle()
 
