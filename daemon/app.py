@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from daemon import announce, status
 from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_password, mqtt_spool
+from daemon.descriptors import Accepting
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
@@ -324,6 +325,7 @@ class Service:
         Raises:
             ServiceError: it could not start, a part of it ended by an error, or finals were given up.
         """
+        Accepting(self.pipeline.metrics).watch()
         try:
             await self._listen()
             self._begin("scheduler", self.pipeline.scheduler.run())

@@ -33,6 +33,9 @@ class Metrics:
         self.streams_open = gauge("streams_open", "Streams that are open, or whose finals are still to come")
         self.streams = counter("streams", "Streams that were opened")
         self.client_errors = counter("client_errors", "Faults of clients, by the code they were told", "code")
+        self.accept_failures = counter(
+            "accept_failures", "Times that a connection had to wait: no file descriptor was left"
+        )
         self.wyoming_clients = gauge("wyoming_clients", "Connections to the Wyoming port")
         self.audio_seconds = counter("audio_seconds", "Audio received")
         self.muted_seconds = counter(
