@@ -13,6 +13,7 @@ BENCHMARKS = {
     "engine": "the parts of the engine beside the device's roofline; --random measures a published size",
     "streams": "live streams at the pace of speech into a real service: lag, latency, what is left of the machine",
     "offline": "what drafting from the last partial saves, and the real-time factor",
+    "faults": "what clients and machines do to a service, and that nothing of what was said is lost",
     "compare": "the same audio and weights through transformers and faster-whisper",
 }
 

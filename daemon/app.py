@@ -45,6 +45,7 @@ from daemon.wyoming import Wyoming
 from streaming.events import Start
 from streaming.job import Job, Result
 from streaming.text import Text
+from streaming.vad import Detector
 
 _log = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ class Pipeline:
         except ConfigurationError as error:
             raise ServiceError(str(error)) from None
         await asyncio.gather(*(host.warm() for host in self._hosts))
+        # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
+        Detector(self.settings.vad_settings())
         devices = ", ".join(each.device for each in engines)
         model = Model(
             engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
@@ -203,6 +206,7 @@ class Pipeline:
         assert self._shared is not None, "warm up first"
         assert self._engine is not None, "warm up first"
         _check_longest(settings, self._engine)
+        Detector(settings.vad_settings())  # as at the start
         self.settings = settings
         self._shared = replace(
             self._shared,
