@@ -1,8 +1,9 @@
 """What clients and machines do to a service, tried on a real `whisperd run`, and what was lost: a table.
 
 Owns the faults, each a function that does harm so many times and counts what was said and what arrived as finals at a
-subscriber who has nothing to do with it (under SIGTERM, at the streams' own clients). The engine is the scripted one (`streaming.fake`), which always hears the same
-in the same audio: what is tried is everything around it. `tests/bench/test_faults.py` does the same, a little.
+subscriber who has nothing to do with it (under SIGTERM, at the streams' own clients). The
+engine is the scripted one (`streaming.fake`), which always hears the same in the same audio: what is tried is
+everything around it. `tests/bench/test_faults.py` does the same, a little.
 """
 
 from __future__ import annotations
