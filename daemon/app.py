@@ -36,6 +36,7 @@ from daemon.config import (
     secret_trouble,
     with_tokens,
 )
+from daemon.descriptors import Accepting
 from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
@@ -56,6 +57,7 @@ from daemon.wyoming import Wyoming
 from streaming.events import Final, Start
 from streaming.job import Job, Result
 from streaming.text import Text
+from streaming.vad import Detector
 
 _log = logging.getLogger(__name__)
 
@@ -188,6 +190,8 @@ class Pipeline:
         except ConfigurationError as error:
             raise ServiceError(str(error)) from None
         await asyncio.gather(*(host.warm() for host in self._hosts))
+        # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
+        Detector(self.settings.vad_settings())
         devices = ", ".join(each.device for each in engines)
         model = Model(
             engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
@@ -214,6 +218,7 @@ class Pipeline:
         assert self._shared is not None, "warm up first"
         assert self._engine is not None, "warm up first"
         _check_longest(settings, self._engine)
+        Detector(settings.vad_settings())  # as at the start
         self.settings = settings
         self._shared = replace(
             self._shared,
@@ -309,7 +314,24 @@ class Service:
         if start.source is not None:
             check_name(start.source)
         await self.pipeline.wait_model()
+        self._admit()
         return self.pipeline.open_stream(start)
+
+    def _admit(self) -> None:
+        """Nobody new while those who are here wait too long for their finals: one more would only make all wait longer.
+
+        For clients alone; microphones are the machine's own, and are always heard.
+
+        Raises:
+            Fault: `busy`.
+        """
+        wait, limit = self.pipeline.scheduler.final_wait, self.settings.scheduler.longest_wait
+        if wait > limit:
+            raise Fault(
+                "busy",
+                f"finals wait for {wait:.1f} s (scheduler.longest_wait is {limit:g}): try again later",
+                fatal=True,
+            )
 
     async def wait_model(self) -> Model:
         return await self.pipeline.wait_model()
@@ -333,6 +355,7 @@ class Service:
         Raises:
             ServiceError: it could not start, a part of it ended by an error, or finals were given up.
         """
+        Accepting(self.pipeline.metrics).watch()
         try:
             await self._listen()
             self._begin("scheduler", self.pipeline.scheduler.run())

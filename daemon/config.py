@@ -142,6 +142,7 @@ class Partials(Section):
 class Scheduler(Section):
     batch: int = Field(default=8, ge=1)
     backlog: float = Field(default=60.0, gt=0)
+    longest_wait: float = Field(default=5.0, gt=0)
 
 
 class Subscribers(Section):

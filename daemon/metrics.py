@@ -39,6 +39,9 @@ class Metrics:
         self.slowed_seconds = counter(
             "slowed_seconds", "How long clients that send too many messages were not read, in all"
         )
+        self.accept_failures = counter(
+            "accept_failures", "Times that a connection had to wait: no file descriptor was left"
+        )
         self.wyoming_clients = gauge("wyoming_clients", "Connections to the Wyoming port")
         self.audio_seconds = counter("audio_seconds", "Audio received")
         self.muted_seconds = counter(
@@ -57,6 +60,9 @@ class Metrics:
         self.jobs = counter("jobs", "Jobs run", "kind")
         self.jobs_waiting = gauge("jobs_waiting", "Streams that wait for the engine", "kind")
         self.job_failures = counter("job_failures", "Jobs that failed")
+        self.batches_halved = counter(
+            "batches_halved", "Batches that did not fit into memory, and were run again in halves"
+        )
         self.batch_size = histogram("batch_size", "Jobs run at once", _BATCHES)
         self.batch_seconds = histogram("batch_seconds", "How long the engine took for a batch", _SECONDS)
         self.tokens = counter("tokens", "Tokens of all results")

@@ -28,6 +28,7 @@ _KEYS = frozenset(
         "server.max_rate",
         "escalate.below",
         "scheduler.backlog",
+        "scheduler.longest_wait",
     }
 )
 

@@ -4,13 +4,15 @@ Owns the engines' threads and the order of jobs: finals first, then partials, ea
 batch may hold. Where there are several engines, whichever is free takes the next batch; a stream is with one of them at
 a time, so that its results come in order. A stream waits at most once, and its job is made when an engine is ready to
 take it, so that a partial covers the newest audio and lag cannot pile up: what has no time is simply never made. An
-exception fails its job alone. Knows nothing of streams but their jobs, and nothing of an engine but `run`.
+exception fails its job alone; a batch that does not fit into memory is run in halves. Knows nothing of streams but
+their jobs, and nothing of an engine but `run`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from daemon.metrics import Metrics
-from streaming.job import Job, Result
+from streaming.job import Job, Result, isolated, out_of_memory
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -118,13 +120,25 @@ class Scheduler:
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
         self._away: set[Client] = set()  # those in a batch that runs
         self._clients: set[Client] = set()
-        self._waiting: dict[Kind, dict[Client, None]] = {kind: {} for kind in _KINDS}  # dicts: ordered, no doubles
+        # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
+        self._waiting: dict[Kind, dict[Client, float]] = {kind: {} for kind in _KINDS}
         self._work = asyncio.Event()
+        self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
 
     @property
     def busy_since(self) -> float | None:
         """When the oldest of the batches that run now began; None while all engines are idle."""
         return min(self._busy.values(), default=None)
+
+    @property
+    def final_wait(self) -> float:
+        """Seconds for which the stream that waits longest for its turn with a final has waited; 0 where none does.
+
+        It is what a stream that comes now would have to wait as well. One that has much to catch up with waits no
+        longer than others for each of its turns, and so keeps nobody out.
+        """
+        since = next(iter(self._waiting["final"].values()), None)
+        return 0.0 if since is None else time.monotonic() - since
 
     # --- the three verbs -------------------------------------------------------------------------------------------
 
@@ -138,7 +152,7 @@ class Scheduler:
         pending = self._guarded(client, client.pending)
         for kind in _KINDS:
             if kind == pending:
-                self._waiting[kind].setdefault(client)
+                self._waiting[kind].setdefault(client, time.monotonic())
                 self._work.set()
             else:
                 self._waiting[kind].pop(client, None)
@@ -209,17 +223,23 @@ class Scheduler:
         return next((client for client in self._waiting[kind] if client not in self._away), None)
 
     async def _execute(self, worker: Worker, jobs: list[Job]) -> list[Result]:
-        """A result for each job. If the engine raised for a batch, each job gets a run of its own."""
-        try:
-            results = await worker.thread.call(worker.run, jobs)
-            if len(results) != len(jobs):
-                raise RuntimeError(f"the engine gave {len(results)} results for {len(jobs)} jobs")
-        except Exception as error:
-            _log.exception("a batch of %d jobs failed", len(jobs))
-            if len(jobs) == 1:
-                return [Result(revision=jobs[0].revision, error=f"{type(error).__name__}: {error}")]
-            return [result for job in jobs for result in await self._execute(worker, [job])]
-        return results
+        """A result for each job, whatever the engine does."""
+        return await worker.thread.call(isolated, worker.run, jobs, self._failed)
+
+    def _failed(self, jobs: Sequence[Job], error: Exception) -> None:
+        """In an engine's thread."""
+        if len(jobs) == 1 or not out_of_memory(error):
+            _log.error("a batch of %d jobs failed", len(jobs), exc_info=error)
+            return
+        self._metrics.batches_halved.inc()
+        if len(jobs) < self._too_many:  # said once; and again only where even less does not fit
+            self._too_many = len(jobs)
+            _log.warning(
+                "a batch of %d jobs does not fit into memory and is run in halves, as all such will be: "
+                "a lower scheduler.batch saves the first try (%s)",
+                len(jobs),
+                str(error).partition("\n")[0],
+            )
 
     def _guarded(self, client: Client, call: Callable[..., _T], *arguments: Any) -> _T | None:
         """`call`, so that a client that raises harms nobody but itself."""

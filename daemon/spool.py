@@ -54,7 +54,10 @@ _TABLES = (
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One final. at: Unix time. final: its JSON. sent: how many of its two messages the broker has acknowledged."""
+    """One final. at: Unix time. final: its JSON. sent: how many of its two messages the broker has acknowledged.
+
+    since: when it began to wait, by the steady clock of this process; the spool's own business.
+    """
 
     id: str
     source: str
@@ -62,6 +65,7 @@ class Entry:
     final: str
     text: str
     sent: int = 0
+    since: float = 0.0
 
 
 Change = tuple[str, tuple[object, ...]]
@@ -71,6 +75,9 @@ Change = tuple[str, tuple[object, ...]]
 class Spool:
     """path: the file; None keeps all in memory. limit: finals that may wait. max_age: for how many seconds. saved: told
     the id of each final once it is in the file; or at once, where there is no file to use.
+
+    How long a final has waited is counted by `steady`, which never jumps: a machine that learns the time only once it
+    is on the network must not drop all that waits. Only for what an earlier process left is there nothing but `clock`.
 
     Attributes:
         dropped: finals that a limit cost.
@@ -84,12 +91,14 @@ class Spool:
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
         saved: Callable[[str], None] = lambda _: None,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dropped = 0
         self._limit = limit
         self._max_age = max_age
         self._metrics = metrics
         self._clock = clock
+        self._steady = steady
         self._entries: dict[str, Entry] = {}  # in order
         self._sources: dict[str, bool] = {}
         self._saved = saved
@@ -107,6 +116,7 @@ class Spool:
     # --- the queue -------------------------------------------------------------------------------------------------
 
     def add(self, entry: Entry) -> None:
+        entry.since = self._steady()
         self._entries[entry.id] = entry
         self._note(_insert(entry))
         if not self.on_disk:
@@ -168,6 +178,8 @@ class Spool:
 
     def _found(self, entries: Sequence[Entry], sources: dict[str, bool]) -> None:
         """What the file held goes in front of what came since."""
+        for entry in entries:
+            entry.since = self._steady() - max(0.0, self._clock() - entry.at)
         self._entries = {**{entry.id: entry for entry in entries}, **self._entries}
         self._sources = {**sources, **self._sources}
         self._limit_age()
@@ -190,9 +202,9 @@ class Spool:
                 _log.warning("mqtt: more than %d finals wait for the broker: dropping the oldest", self._limit)
 
     def _limit_age(self) -> None:
-        oldest = self._clock() - self._max_age
+        oldest = self._steady() - self._max_age
         old = 0
-        while (entry := next(iter(self._entries.values()), None)) is not None and entry.at < oldest:
+        while (entry := next(iter(self._entries.values()), None)) is not None and entry.since < oldest:
             self._remove(entry)
             old += 1
         if old:

@@ -28,7 +28,7 @@ from distillation.scores import auroc, repeats, score, word_errors
 from distillation.signals import SIGNALS, signals
 from streaming.confidence import ConfidenceSettings, verdict
 from streaming.events import Final
-from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform
+from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated
 from streaming.offline import listen, stop
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
@@ -293,7 +293,7 @@ def finals(engine: Engine, wave: Waveform, threshold: float) -> list[str]:
 
 
 def _one(engine: Engine) -> Callable[[Job], Result]:
-    return lambda job: engine.run([job])[0]
+    return lambda job: isolated(engine.run, [job])[0]
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus
 from distillation.errors import DistillError
-from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform
+from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated
 
 if TYPE_CHECKING:
     from streaming.whisper.engine import Engine
@@ -41,9 +41,8 @@ class Transcriber:
         Raises:
             HearingError: a job failed.
         """
-        results: list[Result] = self.engine.run(
-            [Job(wave, language=self._language, ask_teacher_below=self._ask_teacher_below) for wave in waves]
-        )
+        jobs = [Job(wave, language=self._language, ask_teacher_below=self._ask_teacher_below) for wave in waves]
+        results = isolated(self.engine.run, jobs)
         for result in results:
             if result.error:
                 raise HearingError(result.error)

@@ -1,12 +1,15 @@
 """`Job` and `Result`: the only things that both halves of `streaming` know.
 
 Immutable and picklable, so that a job may run in another thread, process or machine. Nothing here imports torch, and
-nothing here hears of streams: a job is audio with a draft, a result is tokens with their log-probabilities.
+nothing here hears of streams: a job is audio with a draft, a result is tokens with their log-probabilities. And what a
+failure costs: `isolated`, whoever runs a batch.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,3 +94,39 @@ def utterance_confidence(log_probs: tuple[float, ...]) -> float:
     if not log_probs:
         return 0.0
     return math.exp(sum(log_probs) / len(log_probs))
+
+
+def isolated(
+    run: Callable[[Sequence[Job]], list[Result]],
+    jobs: Sequence[Job],
+    failed: Callable[[Sequence[Job], Exception], None] = lambda jobs, error: None,
+) -> list[Result]:
+    """A result for each job, in order, whatever `run` does: a batch that fails is halved, and each half is run again.
+
+    So a job that raises costs itself alone, and a batch that does not fit into memory is run in parts that do. A job
+    that fails on its own has a result with its `error`. failed: told of each run that raised.
+    """
+    try:
+        results = run(jobs)
+        if len(results) != len(jobs):
+            raise RuntimeError(f"the engine gave {len(results)} results for {len(jobs)} jobs")
+        return results
+    except Exception as error:
+        failed(jobs, error)
+        said = f"{type(error).__name__}: {error}"
+    # Behind the handler, where the exception is let go of: with its frames it holds whatever the batch had allocated,
+    # and the halves would find as little memory as the whole.
+    if len(jobs) == 1:
+        return [Result(revision=jobs[0].revision, error=said)]
+    half = len(jobs) // 2
+    return [*isolated(run, jobs[:half], failed), *isolated(run, jobs[half:], failed)]
+
+
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: the machine's, or a device's, of which the libraries tell by a RuntimeError."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )

@@ -28,6 +28,7 @@ _CLOSE_CODES = {
     "internal": 1011,
     "full": CLOSE_TRY_LATER,
     "too_many_connections": CLOSE_TRY_LATER,
+    "busy": CLOSE_TRY_LATER,
     "shutting_down": CLOSE_SHUTTING_DOWN,
 }
 

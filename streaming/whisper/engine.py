@@ -1,7 +1,7 @@
 """The engine: jobs in, results out, nothing kept in between.
 
-Owns loading a student and perhaps its teacher, warming up, batching by context, when the teacher is asked, and that
-a job's failure is its own. Knows nothing of streams, sockets, or who waits for the results.
+Owns loading a student and perhaps its teacher, warming up, batching by context, and when the teacher is asked. Knows
+nothing of streams, sockets, or who waits for the results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streaming.job import ALWAYS, SAMPLE_RATE, Job, Result, utterance_confidence
+from streaming.job import ALWAYS, SAMPLE_RATE, Job, Result, isolated, utterance_confidence
 from streaming.whisper.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -165,13 +165,17 @@ class Engine:
             audio = noise.normal(0.0, 0.01, round(seconds * SAMPLE_RATE)).astype(np.float32)
             canary = Job(audio, times=True, max_tokens=4, ask_teacher_below=ALWAYS)
             for count in (1, 2, 4) if self.device != "cpu" else (1, 2):
-                for result in self.run([canary] * count):
+                # A device that is too small for the larger batches will do with smaller ones, as it does later.
+                for result in isolated(self.run, [canary] * count):
                     if result.error is not None:
                         raise RuntimeError(f"the canary decode of {seconds:g} s failed: {result.error}")
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """Results in the order of the jobs. What is wrong with one job is that result's `error` alone."""
+        """Results in the order of the jobs. What can be seen to be wrong with a job is its result's `error`.
+
+        Whatever torch raises in the midst of a batch comes out: `isolated` finds whose fault it was.
+        """
         results: dict[int, Result] = {}
         groups: dict[float, list[int]] = {}
         for index, job in enumerate(jobs):
@@ -183,7 +187,7 @@ class Engine:
         for group in groups.values():
             for start in range(0, len(group), LARGEST_BATCH):
                 batch = group[start : start + LARGEST_BATCH]
-                results.update(zip(batch, self._isolated([jobs[index] for index in batch]), strict=True))
+                results.update(zip(batch, self._batch([jobs[index] for index in batch]), strict=True))
         return [results[index] for index in range(len(jobs))]
 
     def _fault(self, job: Job) -> str | None:
@@ -210,17 +214,6 @@ class Engine:
         except ValueError as error:
             return str(error)
         return None
-
-    def _isolated(self, jobs: Sequence[Job]) -> list[Result]:
-        """Run a batch; when it fails, run its jobs one by one, so that only the culprit does."""
-        try:
-            return self._batch(jobs)
-        except Exception as error:
-            if len(jobs) > 1:
-                log.warning("a batch of %d jobs failed (%s); running them one by one", len(jobs), error)
-                return [result for job in jobs for result in self._isolated([job])]
-            log.exception("a job failed")
-            return [Result(revision=jobs[0].revision, error=f"{type(error).__name__}: {error}")]
 
     def _batch(self, jobs: Sequence[Job]) -> list[Result]:
         """Jobs of one context: the student hears all of them, the teacher those that the student is unsure of."""

@@ -145,4 +145,4 @@ def test_every_fatal_fault_has_a_close_code_that_may_be_sent() -> None:
         assert 1000 <= native.close_code(code) <= 1014
     assert native.close_code("unauthorised") == 1008
     assert native.close_code("message_too_big") == 1009
-    assert native.close_code("full") == 1013
+    assert native.close_code("full") == native.close_code("busy") == 1013

@@ -167,15 +167,52 @@ async def test_a_job_is_made_when_the_engine_is_ready_not_before() -> None:
 async def test_an_exception_costs_its_job_alone(caplog: pytest.LogCaptureFixture) -> None:
     def run(jobs: Sequence[Job]) -> list[Result]:
         if any(job.revision == 1000 for job in jobs):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("out of luck")
         return echo(jobs)
 
     clients = [Client(0, finals=1), Client(1000, finals=2), Client(2000, finals=1)]
     async with scheduling(run, batch=8) as scheduler:
         await serve(scheduler, *clients)
     errors = {result.revision: result.error for client in clients for result in client.results}
-    assert errors == {0: None, 1000: "RuntimeError: out of memory", 1001: None, 2000: None}
+    assert errors == {0: None, 1000: "RuntimeError: out of luck", 1001: None, 2000: None}
     assert "a batch of 4 jobs failed" in caplog.text
+
+
+async def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_operator_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ran: list[int] = []
+
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        if len(jobs) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        ran.append(len(jobs))
+        return echo(jobs)
+
+    clients = [Client(1000 * at, finals=3) for at in range(8)]
+    async with scheduling(run, batch=8) as scheduler:
+        await serve(scheduler, *clients)
+        counted = scheduler._metrics.text().decode()
+    assert not any(result.error for client in clients for result in client.results)
+    assert ran == [2] * 12
+    assert "whisperd_batches_halved_total 9.0" in counted  # three batches: each of eight, and its two of four
+    assert "whisperd_job_failures_total 0.0" in counted
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" jobs")[0] for line in told] == ["a batch of 8", "a batch of 4"]
+    assert all("scheduler.batch" in line for line in told)
+
+
+async def test_a_job_that_fits_into_no_memory_fails_alone_and_its_stream_goes_on() -> None:
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        if any(job.revision == 1000 for job in jobs):
+            raise MemoryError
+        return echo(jobs)
+
+    clients = [Client(0, finals=2), Client(1000, finals=2)]
+    async with scheduling(run, batch=8) as scheduler:
+        await serve(scheduler, *clients)
+    errors = [(result.revision, result.error) for client in clients for result in client.results]
+    assert sorted(errors) == [(0, None), (1, None), (1000, "MemoryError: "), (1001, None)]
 
 
 async def test_a_wrong_number_of_results_is_an_error_too() -> None:

@@ -119,6 +119,20 @@ async def test_what_is_too_old_is_dropped_and_counted(tmp_path: Path, caplog: py
     assert "2 finals waited for more than 3600 s" in caplog.text
 
 
+def test_a_clock_that_jumps_drops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A machine without a clock of its own starts in 1970, and then learns better; or somebody sets it back."""
+    wall, steady = [0.0], [100.0]
+    made = Spool(None, 10, 3600.0, Metrics(), lambda: wall[0], steady=lambda: steady[0])
+    for number, now in enumerate((0.0, 1.8e9, 5.0)):
+        wall[0] = now
+        made.add(entry(number, now))
+        steady[0] += 1000.0
+    assert made.first() is not None
+    assert len(made) == 3
+    steady[0] += 1000.0
+    assert waiting(made) == [("id1", 0), ("id2", 0)]  # the first has waited for 4000 s, whatever the clocks say
+
+
 async def test_an_entry_that_a_limit_drops_on_its_way_does_not_come_back() -> None:
     made = spooled(None, limit=1)
     made.add(entry(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 import re
@@ -19,7 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waveforms import murmur
 
-from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, utterance_confidence
+from streaming.job import (
+    ALWAYS,
+    NEVER,
+    SAMPLE_RATE,
+    Job,
+    Result,
+    isolated,
+    out_of_memory,
+    utterance_confidence,
+)
 from streaming.whisper import engine as engine_module
 from streaming.whisper.checkpoint import CheckpointError
 from streaming.whisper.engine import Engine
@@ -336,7 +344,7 @@ def test_a_language_that_is_not_known(multilingual: Pair) -> None:
 
 
 def test_an_exception_costs_the_culprit_alone(
-    english: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    english: Pair,
 ) -> None:
     """Something that no check foresaw: the encoder refuses one recording."""
     engine = Engine.load(str(english.student), None, "cpu")
@@ -349,12 +357,33 @@ def test_an_exception_costs_the_culprit_alone(
             raise RuntimeError("out of luck")
 
     engine._student.encoder.register_forward_pre_hook(refuse)
-    with caplog.at_level(logging.WARNING):
-        results = engine.run([Job(audio, max_tokens=6) for audio in audios])
+    failed: list[int] = []
+    jobs = [Job(audio, max_tokens=6) for audio in audios]
+    results = isolated(engine.run, jobs, lambda batch, error: failed.append(len(batch)))
     assert results[2].error == "RuntimeError: out of luck"
     for index in (0, 1, 3):
         assert decided(results[index]) == decided(expected[index])
-    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+    assert failed == [4, 2, 1]
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_run_in_parts_that_do(english: Pair) -> None:
+    """The encoder, on a device with room for two; the allocator's own error."""
+    engine = Engine.load(str(english.student), None, "cpu")
+    jobs = [Job(murmur(0.9, seed), max_tokens=6) for seed in range(5)]
+    expected = engine.run(jobs)
+
+    def refuse(_: object, arguments: tuple[torch.Tensor]) -> None:
+        if len(arguments[0]) > 2:
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+    engine._student.encoder.register_forward_pre_hook(refuse)
+    errors: list[Exception] = []
+    results = isolated(engine.run, jobs, lambda batch, error: errors.append(error))
+    assert list(map(decided, results)) == list(map(decided, expected))
+    assert len(errors) == 2  # five, and the three of its second half
+    assert all(map(out_of_memory, errors))
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    engine.warm()  # a device for which its largest canaries are too large is no broken one
 
 
 def test_output_that_is_not_finite_is_an_error(english: Pair) -> None:
