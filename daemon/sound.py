@@ -58,13 +58,28 @@ def sound_library() -> Any:
     return sounddevice
 
 
+def _devices_now() -> Any:
+    """The library, with the devices that are there now.
+
+    PortAudio lists them once, and for beginning anew sounddevice has no public name. That ends the streams of the
+    process, but a device is opened only in a process of its own, after this.
+
+    Raises:
+        MicrophoneError: as `sound_library`.
+    """
+    library = sound_library()
+    library._terminate()
+    library._initialize()
+    return library
+
+
 def input_devices() -> list[str]:
     """A line for each device that can record: its number, name, channels and rate.
 
     Raises:
         MicrophoneError: as `sound_library`.
     """
-    library = sound_library()
+    library = _devices_now()
     default = library.default.device[0]
     return [
         f"{'*' if number == default else ' '} {number:3d}  {device['name']}  "
@@ -80,7 +95,7 @@ def find_device(wanted: str | int | None) -> str:
     Raises:
         MicrophoneError: as `sound_library`, or there is no such device.
     """
-    library = sound_library()
+    library = _devices_now()
     try:
         return str(library.query_devices(wanted, "input")["name"])
     except (library.PortAudioError, ValueError) as error:

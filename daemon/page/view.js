@@ -93,15 +93,24 @@ export function toEnd() {
   get("transcript").scrollTop = get("transcript").scrollHeight;
 }
 
+let size = ""; // of the transcript when a person last scrolled in it, or it was brought to its end
+
+const sizeOf = (element) => `${element.clientWidth}x${element.clientHeight}`;
+
 get("transcript").addEventListener(
   "scroll",
   ({ target }) => {
+    // A change of size moves it too, and says so first: nobody scrolled then.
+    if (sizeOf(target) !== size) return;
     following = target.scrollHeight - target.scrollTop - target.clientHeight < 48;
     get("latest").hidden = following;
   },
   { passive: true },
 );
-new ResizeObserver(() => following && get("empty").hidden && toEnd()).observe(get("transcript"));
+new ResizeObserver(([{ target }]) => {
+  size = sizeOf(target);
+  if (following && get("empty").hidden) toEnd();
+}).observe(get("transcript"));
 
 function forgetRows() {
   rows.clear();

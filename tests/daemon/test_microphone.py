@@ -329,6 +329,10 @@ class FakeLibrary:
     class PortAudioError(Exception):
         pass
 
+    def _terminate(self) -> None: ...
+
+    def _initialize(self) -> None: ...
+
     def __init__(self, rates: tuple[int, ...], channels: tuple[int, ...]) -> None:
         self.rates = rates
         self.channels = channels

@@ -294,11 +294,11 @@ async def test_a_busy_service(browser: str, tokenizer_file: Path) -> None:
 
 async def test_a_token_is_asked_for(browser: str, tokenizer_file: Path) -> None:
     async with (
-        service(scripted(tokenizer_file), {"server": {"tokens": ["open sesame"]}}) as daemon,
+        service(scripted(tokenizer_file), {"server": {"tokens": ["open-sesame"]}}) as daemon,
         tab(browser) as page,
     ):
         await open_page(page, daemon.server.url)
-        for token, wrong in (("sesame", "false"), ("open sesame", "true")):
+        for token, wrong in (("sesame", "false"), ("open-sesame", "true")):
             told = f"document.querySelector('#wrong').checkVisibility() === {wrong}"
             await page.until(f"document.querySelector('#ask').open && {told}")
             if wrong == "false":  # put away, it can be had again
