@@ -32,8 +32,8 @@ class Advice:
 ADVICE = (
     Advice(
         "CPU, 2 cores", 0, "home-en", "home-en",
-        "English home commands only. 8.3 M + 10.4 M parameters; 3.3 % word errors on the ten commands of bench/, 57 ms "
-        "each on two cores (bench/results/2026-11-24-two-cores.md); its card says where it is poor",
+        "English home commands only. 8.3 M + 11.5 M parameters; 5.0 % word errors on the ten commands of bench/, 32 "
+        "live streams on two cores (bench/results/2026-11-24-two-cores.md); its card says where it is poor",
     ),
     Advice(
         "GPU, 8 GB", 7, "distil-whisper/distil-medium.en", "openai/whisper-medium.en",
