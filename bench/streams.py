@@ -81,9 +81,13 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def _pooled(heard: list[Heard]) -> tuple[list[float], list[float]]:
+    """The lags and the latencies of all clients."""
+    return [lag for one in heard for lag in one.lags], [latency for one in heard for latency in one.latencies]
+
+
 def _row(streams: int, heard: list[Heard], idle: float, gpu: Use, expected: list[str]) -> list[object]:
-    lags = [lag for one in heard for lag in one.lags]
-    latencies = [latency for one in heard for latency in one.latencies]
+    lags, latencies = _pooled(heard)
     texts = [" ".join(one.texts) for one in heard]
     errors = jiwer.wer([" ".join(expected)] * streams, texts)
     thinned = sum(one.thinned for one in heard)
@@ -127,8 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for streams in options.streams:
             heard, idle, gpu = asyncio.run(_load(service, streams, pcm, rate))
             rows.append(_row(streams, heard, idle, gpu, expected))
-            lags[streams] = [lag for one in heard for lag in one.lags]
-            latencies[streams] = [latency for one in heard for latency in one.latencies]
+            lags[streams], latencies[streams] = _pooled(heard)
     header = ["live streams", "partials", "partial lag ms p50 / p95 / p99", "finals", "final latency ms",
               "thinned", "errors", "WER", "idle CPU", "GPU busy"]  # fmt: skip
     print(table(header, rows))
