@@ -223,6 +223,17 @@ def tls(server: Server) -> str:
     return server.certificate
 
 
+def no_microphone() -> str:
+    """What could record if a microphone were asked for. That nothing could is no fault then."""
+    from daemon.sound import MicrophoneError, input_devices
+
+    try:
+        found = len(input_devices())
+    except MicrophoneError as error:
+        return f"off; {error}, to use one"
+    return f"off; {found or 'no'} device{'' if found == 1 else 's'} could record"
+
+
 def devices(models: Models) -> str:
     """That the devices are there, and their memory. Loads torch, which takes seconds."""
     return "; ".join(_device(name, models.threads) for name in models.devices)

@@ -290,6 +290,8 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("device", lambda: checks.devices(settings.models)),
         checks.Probe("models", lambda: describe_models(settings)),
     ]
+    if not settings.all_microphones:
+        probes.insert(-2, checks.Probe("microphone", checks.no_microphone))
     answers = []
     for answer in checks.ask(probes):
         answers.append(answer)

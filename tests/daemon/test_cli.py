@@ -19,6 +19,7 @@ from harness import DATA, broker, scripted, service
 
 from daemon import app, cli
 from daemon import check as checks
+from daemon.sound import MicrophoneError
 
 KITCHEN = str(DATA / "turn_on_the_kitchen_light.flac")
 Whisperd = Callable[..., tuple[int, str, str]]
@@ -189,6 +190,18 @@ def test_each_failure_names_its_mend(check: Whisperd, tmp_path: Path) -> None:
     assert "give readable PEM files" in found["TLS"][1]
     assert "start the broker, or mend the mqtt section" in found["MQTT"][1]
     assert "whisperd devices" in found["microphone"][1] or "apt-get install" in found["microphone"][1]
+
+
+def test_what_could_record_is_said_where_nothing_shall(check: Whisperd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.sound.input_devices", lambda: ["*   0  default"])
+    assert answers(check()[1])["microphone"] == ("ok", "off; 1 device could record")
+
+    def missing() -> list[str]:
+        raise MicrophoneError("PortAudio is not installed: apt-get install libportaudio2")
+
+    monkeypatch.setattr("daemon.sound.input_devices", missing)
+    expected = "off; PortAudio is not installed: apt-get install libportaudio2, to use one"
+    assert answers(check()[1])["microphone"] == ("ok", expected)
 
 
 def test_a_port_open_to_all_is_remarked_on(check: Whisperd) -> None:
