@@ -27,7 +27,10 @@ Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The stream's parameters. Optional: without it these defaults hold."""
+    """The stream's parameters. Optional: without it these defaults hold.
+
+    hangover: seconds of silence that close an utterance; None: what the service is set to.
+    """
 
     source: str | None = None
     encoding: Encoding = "pcm_s16le"
@@ -36,6 +39,7 @@ class Start:
     language: str | None = None
     partials: bool = True
     words: bool = False
+    hangover: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
