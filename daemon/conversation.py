@@ -67,6 +67,9 @@ class Conversation:
             await self._finish()
         finally:
             await self._leave()
+        if code is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await self._peer.tell(self._codec.part(code))
         return code
 
     # --- what comes in ---------------------------------------------------------------------------------------------
@@ -83,6 +86,7 @@ class Conversation:
             fault.fatal = True
             with contextlib.suppress(ConnectionClosed):
                 await self._blame(fault)
+            self._peer.reason = self._dialect.close_reason(fault)
             return self._dialect.close_code(fault.code)
         except Exception as error:
             if self._stream is None:

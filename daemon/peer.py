@@ -28,10 +28,15 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USE
 
 
 class Peer:
-    """patience: seconds that it may take to take in one message."""
+    """patience: seconds that it may take to take in one message.
+
+    Attributes:
+        reason: what its close shall say beside the code.
+    """
 
     def __init__(self, ws: ServerConnection, patience: float, metrics: Metrics) -> None:
         self.ws = ws
+        self.reason = ""
         self._patience = patience
         self._metrics = metrics
         self._telling = asyncio.Lock()  # what belongs together comes together
@@ -70,13 +75,20 @@ class Peer:
         _log.log(level, "%s: %s: %s", name_of(self.ws), fault.code, fault.message)
         self._blamed = True
 
-    async def close(self, code: int, patience: float, reason: str = "") -> None:
+    async def first(self) -> str | bytes | None:
+        """What it says first; None if it says nothing for as long as it may take to take in a message."""
+        with contextlib.suppress(TimeoutError, ConnectionClosed):
+            async with asyncio.timeout(self._patience):
+                return await self.ws.recv()
+        return None
+
+    async def close(self, code: int, patience: float, reason: str | None = None) -> None:
         """Close, and do not wait for ever for a peer that does not answer."""
         # Its answer comes behind all that it is still sending, which somebody must take in.
         discarding = asyncio.create_task(self._discard())
         try:
             async with asyncio.timeout(patience):
-                await self.ws.close(code, reason)
+                await self.ws.close(code, self.reason if reason is None else reason)
         except TimeoutError:
             self.ws.transport.abort()
         finally:

@@ -36,6 +36,7 @@ from daemon.dialects.codec import (
     CLOSE_SHUTTING_DOWN,
     Codec,
     Dialect,
+    Frame,
     Handshake,
     Rejection,
     check_known,
@@ -252,9 +253,10 @@ class Server:
             # Nothing of ours serves this client yet, or any more.
             code = dialect.close_code(fault.code)
             peer.note(fault)
+            peer.reason = dialect.close_reason(fault)
             fault.fatal = True
             with contextlib.suppress(ConnectionClosed):
-                await peer.tell(dialect.refuse(fault))
+                await peer.tell(await _refusal(dialect, peer, fault))
         except ConnectionClosed:
             return
         except Exception:
@@ -390,6 +392,13 @@ class _Visitor(ServerConnection):
             self._handshakes.metrics.client_errors.labels("not_reading").inc()
             _log.info("%s sends without reading: disconnected", name_of(self))
             self.transport.abort()
+
+
+async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:
+    """What `dialect` tells one that does not come in."""
+    if dialect.refuse_by_name is not None and (frame := await peer.first()) is not None:
+        return dialect.refuse_by_name(fault, frame)
+    return dialect.refuse(fault)
 
 
 async def _hear_nothing(ws: ServerConnection) -> Fault | None:

@@ -23,6 +23,9 @@ CLOSE_DONE = 1000
 CLOSE_SHUTTING_DOWN = 1001
 CLOSE_TRY_LATER = 1013
 
+_LONGEST_REASON = 123
+"""Bytes: a control frame of websockets has room for 125, and two are the code."""
+
 _CLOSE_BAD_DATA = 1007
 _CLOSE_CODES = {
     "subscribe_only": 1003,
@@ -98,6 +101,20 @@ class Codec(Protocol):
         """What the client is told of its own fault; where it is fatal, before the close."""
         return self.encode(fault.event())
 
+    def part(self, code: int) -> Iterable[Frame]:
+        """Last words, behind the last final: a close with `code` follows."""
+        return ()
+
+
+def no_reason(fault: Fault) -> str:
+    """Where what is told of a fault says enough."""
+    return ""
+
+
+def close_reason(fault: Fault) -> str:
+    """The fault as far as a close has room for it."""
+    return fault.message.encode()[:_LONGEST_REASON].decode(errors="ignore")
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
@@ -116,7 +133,10 @@ class Dialect:
     make: a codec for whoever made this handshake and was let in. Raises Fault: the address will not do.
     tokens: those that the handshake shows, wherever this protocol has them. Raises Fault likewise.
     refuse: what is told to one that has no codec yet, or for whom there is no room, before the close.
+    refuse_by_name: the same, with the client's first frame, where its like understand nothing before they have said who
+        they are. None: nothing is waited for.
     close_code: by the fault's code.
+    close_reason: what the close says beside it.
     paths: on the port that all share. None: it answers under any path, on a port of its own.
     subprotocols: those that it accepts when they are offered.
     largest: bytes of a frame where its clients need more than `server.max_message`.
@@ -128,7 +148,9 @@ class Dialect:
     make: Callable[[Handshake], Codec]
     tokens: Callable[[Handshake], Iterable[str]]
     refuse: Callable[[Fault], Iterable[Frame]]
+    refuse_by_name: Callable[[Fault, Frame], Iterable[Frame]] | None = None
     close_code: Callable[[str], int] = close_code
+    close_reason: Callable[[Fault], str] = no_reason
     paths: frozenset[str] = frozenset()
     subprotocols: tuple[str, ...] = ()
     largest: int = 0
