@@ -22,7 +22,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Rejection, Reply, query_pairs, shown_tokens
+from daemon.dialects.codec import (
+    Codec,
+    Dialect,
+    Frame,
+    Handshake,
+    Message,
+    Rejection,
+    Reply,
+    close_reason,
+    query_pairs,
+    shown_tokens,
+)
 from daemon.faults import Fault
 from streaming.events import (
     Audio,
@@ -603,6 +614,7 @@ def dialect(source: str) -> Dialect:
         lambda handshake: Deepgram(handshake, source),
         _tokens,
         _refuse,
+        close_reason=close_reason,
         paths=frozenset({PATH}),
         subprotocols=("token", "bearer"),
         reject=_reject,

@@ -24,6 +24,7 @@ from daemon.dialects.codec import (
     Message,
     Reply,
     check_known,
+    close_reason,
     query_once,
     shown_tokens,
 )
@@ -219,4 +220,4 @@ def _tokens(handshake: Handshake) -> list[str]:
 def dialect(source: str, sample_rate: int) -> Dialect:
     """source: of the streams whose address names none. sample_rate: of audio whose client names none."""
     make: Callable[[Handshake], Codec] = lambda handshake: Vosk(handshake, source, sample_rate)  # noqa: E731
-    return Dialect("vosk", make, _tokens, lambda fault: ())
+    return Dialect("vosk", make, _tokens, lambda fault: (), close_reason=close_reason)

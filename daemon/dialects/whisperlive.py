@@ -14,7 +14,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
+from daemon.dialects.codec import (
+    CLOSE_SHUTTING_DOWN,
+    Codec,
+    Dialect,
+    Frame,
+    Handshake,
+    Message,
+    check_known,
+    query_once,
+    shown_tokens,
+)
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Ready, Start, Stop, Word
 
@@ -139,6 +149,9 @@ class WhisperLive(Codec):
     def blame(self, fault: Fault) -> Iterable[Frame]:
         return _refusal(fault, self._uid)
 
+    def part(self, code: int) -> Iterable[Frame]:
+        return [self._say(message="DISCONNECT")] if code == CLOSE_SHUTTING_DOWN else []
+
     def _welcome(self, student: str) -> Iterator[Frame]:
         hello = self._hello
         assert hello is not None, "the stream began with it"
@@ -249,6 +262,14 @@ def _tokens(handshake: Handshake) -> list[str]:
     return shown_tokens(handshake, "bearer")
 
 
+def _refuse_by_name(fault: Fault, frame: Frame) -> list[Frame]:
+    """Whatever is wrong with the first frame: this fault came before."""
+    try:
+        return _refusal(fault, _text(_object(frame), "uid"))
+    except Fault:
+        return _refusal(fault, None)
+
+
 def dialect(source: str) -> Dialect:
     """source: of the streams whose address names none."""
     return Dialect(
@@ -256,4 +277,5 @@ def dialect(source: str) -> Dialect:
         lambda handshake: WhisperLive(handshake, source),
         _tokens,
         lambda fault: _refusal(fault, None),
+        refuse_by_name=_refuse_by_name,
     )
