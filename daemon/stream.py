@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,9 +43,6 @@ _log = logging.getLogger(__name__)
 _SLICE_SECONDS = 0.25
 """Audio that is looked at between two turns of the event loop: eight frames, a few milliseconds of voice detection.
 A client that sends a file at fifty times its pace must not delay those who speak."""
-
-_LONGEST_HANGOVER = 30.0
-"""Seconds. No utterance is longer."""
 
 _MUTED = "\0muted"
 """The id of the flush that ends an utterance when its source is switched off."""
@@ -83,7 +80,7 @@ class Stream:
     only into `outbox`, which follows this stream among all.
 
     Raises:
-        Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_field`; fatal.
+        Fault: `bad_language`, `bad_format`, `bad_encoding`; fatal.
     """
 
     def __init__(self, start: Start, shared: Neighbours) -> None:
@@ -93,7 +90,7 @@ class Stream:
         self._decoder = AudioDecoder(_format(start))
         self._session = Session(
             self.source,
-            _settings(start, shared.session),
+            shared.session,
             Detector(shared.vad),
             shared.model.text,
             language=_language(start, shared.model),
@@ -247,17 +244,6 @@ def _language(start: Start, model: Model) -> str | None:
         known = ", ".join(model.languages)
         raise Fault("bad_language", f"language must be one of {known}, got {start.language[:20]!a}", fatal=True)
     return start.language
-
-
-def _settings(start: Start, settings: SessionSettings) -> SessionSettings:
-    """The service's, with what this stream wants otherwise."""
-    wanted: object = start.hangover  # it was JSON a moment ago
-    if wanted is None:
-        return settings
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 <= wanted <= _LONGEST_HANGOVER:
-        shown = ascii(wanted)[:20]
-        raise Fault("bad_field", f"hangover must be 0..{_LONGEST_HANGOVER:g} seconds, got {shown}", fatal=True)
-    return replace(settings, segment=replace(settings.segment, hangover=float(wanted)))
 
 
 def _odd_bytes(decoder: AudioDecoder) -> Error:

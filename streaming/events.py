@@ -27,10 +27,7 @@ Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The stream's parameters. Optional: without it these defaults hold.
-
-    hangover: seconds of silence that close an utterance; None: what the service is set to.
-    """
+    """The stream's parameters. Optional: without it these defaults hold."""
 
     source: str | None = None
     encoding: Encoding = "pcm_s16le"
@@ -39,7 +36,6 @@ class Start:
     language: str | None = None
     partials: bool = True
     words: bool = False
-    hangover: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

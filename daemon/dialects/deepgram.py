@@ -266,7 +266,6 @@ class _Query:
             language=self._language(),
             partials=partials,
             words=True,
-            hangover=pause,
         )
 
     def _language(self) -> str | None:

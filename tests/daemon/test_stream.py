@@ -77,28 +77,6 @@ async def test_without_a_start_the_defaults_hold(tokenizer_file: Path) -> None:
     assert mine.of("partial")
 
 
-async def test_a_stream_may_have_a_hangover_of_its_own(tokenizer_file: Path) -> None:
-    """Two sentences with half a second and more between them are two utterances, or one for whoever waits longer."""
-    counts = []
-    async with service(scripted(tokenizer_file)) as daemon:
-        for hangover in (None, 2.5):
-            async with client(daemon.server.url) as mine:
-                await mine.say(type="start", hangover=hangover)
-                await mine.play(speech("two_sentences"))
-                await mine.say(type="stop")
-                assert await mine.rest() == 1000
-            counts.append(len(mine.of("final")))
-    assert counts == [2, 1]
-
-
-@pytest.mark.parametrize("hangover", [-1, 31, True, "1", float("nan")])
-async def test_a_hangover_that_will_not_do(tokenizer_file: Path, hangover: Any) -> None:
-    async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
-        await mine.say(type="start", hangover=hangover)
-        assert await mine.rest() == 1007
-    assert (mine.events[0]["code"], mine.events[0]["fatal"]) == ("bad_field", True)
-
-
 async def test_a_client_that_waits_for_ready_gets_it(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_START_GRACE", 0.01)
     async with (

@@ -26,10 +26,10 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
-KEYS = ["source", "encoding", "sample_rate", "channels", "language", "partials", "words", "hangover", "id"]
+KEYS = ["source", "encoding", "sample_rate", "channels", "language", "partials", "words", "id"]
 GOOD = {
     "source": "a1", "encoding": "pcm_s16le", "sample_rate": 16000, "channels": 1, "language": None, "partials": True,
-    "words": False, "hangover": 0.5, "id": "x",
+    "words": False, "id": "x",
 }  # fmt: skip
 
 
