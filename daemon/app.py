@@ -36,7 +36,10 @@ from daemon.config import (
     secret_trouble,
     with_tokens,
 )
+from daemon.config import Dialects as DialectSettings
 from daemon.descriptors import Accepting
+from daemon.dialects import deepgram, native, vosk, whisperlive
+from daemon.dialects.codec import Dialect
 from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
@@ -294,7 +297,9 @@ class Service:
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         pages = Pages(self.health.unready, metrics.text, metrics.content_type, self._sources)
-        self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
+        self.server = Server(
+            settings.server, settings.subscribers.send_timeout, self, pages, metrics, _dialects(settings.dialects)
+        )
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
@@ -395,9 +400,22 @@ class Service:
         if self._sockets:
             _log.info("the service manager listens for us: server.host and server.port do not count")
         _log.info("listening on %s", self.server.url)
+        for dialect in _dialects_apart(self.settings.dialects):
+            await self._listen_for(dialect)
         self._note_secrets()
         if self.wyoming is not None:
             await self._listen_wyoming(self.wyoming)
+
+    async def _listen_for(self, dialect: Dialect) -> None:
+        port = self.settings.dialects.ports[dialect.name]
+        try:
+            await self.server.listen_for(dialect, port)
+        except OSError as error:
+            address = f"{self.settings.server.host}:{port}"
+            raise ServiceError(
+                f"dialects.{dialect.name}: cannot listen on {address}: {error.strerror or error}"
+            ) from None
+        _log.info("%s: listening on %s", dialect.name, self.server.urls[dialect.name])
 
     async def _listen_wyoming(self, wyoming: Wyoming) -> None:
         try:
@@ -656,6 +674,18 @@ class Service:
             keys = ", ".join(planned.waiting)
             self._notes = (f"restart for {keys}",)
             _log.warning("reload: %s cannot change while the service runs: restart it", keys)
+
+
+def _dialects(settings: DialectSettings) -> list[Dialect]:
+    """Those that are spoken on the port that all share."""
+    optional = ((settings.deepgram, deepgram.DIALECT),)
+    return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
+
+
+def _dialects_apart(settings: DialectSettings) -> list[Dialect]:
+    """Those that have a port of their own."""
+    known = (vosk.dialect(settings.vosk_sample_rate), whisperlive.DIALECT)
+    return [dialect for dialect in known if dialect.name in settings.ports]
 
 
 def _inherit(descriptor: int) -> socket.socket:

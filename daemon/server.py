@@ -85,7 +85,7 @@ class Gateway(Protocol):
 
 class Server:
     """send_timeout: seconds that a peer may take to take in one message.
-    dialects: those of the port that all share. ports: those with a port of their own, by its number.
+    dialects: those of the port that all share.
 
     Attributes:
         listening: set once it does; url is then where. urls: of the dialects with ports of their own, by their names.
@@ -99,7 +99,6 @@ class Server:
         pages: Pages,
         metrics: Metrics,
         dialects: Iterable[Dialect] = (native.DIALECT,),
-        ports: Sequence[tuple[int, Dialect]] = (),
     ) -> None:
         self.listening = asyncio.Event()
         self.url = ""
@@ -111,7 +110,6 @@ class Server:
         self._pages = pages
         self._metrics = metrics
         self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
-        self._ports = ports
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
         self._streams = Seats(settings.max_streams, "streams")
@@ -123,10 +121,10 @@ class Server:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def listen(self, inherited: Sequence[socket.socket] = ()) -> None:
-        """On `inherited`, sockets that listen already, or else where the settings say; and on the dialects' own ports.
+        """On `inherited`, sockets that listen already, or else where the settings say.
 
         Raises:
-            OSError: an address is taken or not ours, or the certificate cannot be read.
+            OSError: the address is taken or not ours, or the certificate cannot be read.
         """
         settings = self._settings
         self._tls = _tls(settings.certificate, settings.key)
@@ -134,10 +132,16 @@ class Server:
         for place in places or [{"host": settings.host, "port": settings.port}]:
             await self._serve_at(place, self._by_path.get)
         self.url = self._url(0)
-        for port, dialect in self._ports:
-            await self._serve_at({"host": settings.host, "port": port}, partial(_always, dialect))
-            self.urls[dialect.name] = self._url(-1)
         self.listening.set()
+
+    async def listen_for(self, dialect: Dialect, port: int) -> None:
+        """On a port of its own too, once the server listens.
+
+        Raises:
+            OSError: the port is taken or not ours.
+        """
+        await self._serve_at({"host": self._settings.host, "port": port}, partial(_always, dialect))
+        self.urls[dialect.name] = self._url(-1)
 
     async def _serve_at(self, place: dict[str, Any], find: Find) -> None:
         settings = self._settings

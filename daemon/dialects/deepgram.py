@@ -53,6 +53,8 @@ from streaming.events import (
 )
 
 PATH = "/v1/listen"
+SOURCE = "deepgram"
+"""The name of a stream whose query has none: `source=kitchen` is ours."""
 
 _MOST_PARAMETERS = 64
 _LONGEST = 256
@@ -147,13 +149,11 @@ class Parameters:
     warnings: tuple[dict[str, str], ...] = ()
 
 
-def parse(query: str, source: str) -> Parameters:
-    """source: of its stream, where the query names none (`source=kitchen`, which is ours).
-
-    Raises:
-        Fault: `unknown_parameter`, `bad_parameter`, `unsupported`.
+def parse(query: str) -> Parameters:
+    """Raises:
+    Fault: `unknown_parameter`, `bad_parameter`, `unsupported`.
     """
-    return _Query(query).parameters(source)
+    return _Query(query).parameters()
 
 
 class _Query:
@@ -165,13 +165,13 @@ class _Query:
             self._values.setdefault(name, []).append(value)
         self._warnings: list[dict[str, str]] = []
 
-    def parameters(self, source: str) -> Parameters:
+    def parameters(self) -> Parameters:
         self._refuse()
         without_effect = self._pass_over()
         endpointing, pause = self._endpointing()
         interim = self._switch("interim_results")
         parameters = Parameters(
-            start=self._start(source, pause, partials=interim),
+            start=self._start(pause, partials=interim),
             model=self._one("model"),
             interim=interim,
             vad_events=self._switch("vad_events"),
@@ -250,7 +250,7 @@ class _Query:
             return self._switch("endpointing"), None
         return True, self._milliseconds("endpointing", _SHORTEST_PAUSE, _LONGEST_PAUSE)
 
-    def _start(self, source: str, pause: float | None, *, partials: bool) -> Start:
+    def _start(self, pause: float | None, *, partials: bool) -> Start:
         name = self._one("encoding")
         if name not in _ENCODINGS:
             got = "without it a container is meant, and those are not read" if name is None else f"got {_shown(name)}"
@@ -259,7 +259,7 @@ class _Query:
         if rate is None:
             raise Fault("bad_parameter", f"sample_rate is needed with encoding={name}")
         return Start(
-            source=self._one("source") or source,
+            source=self._one("source") or SOURCE,
             encoding=_ENCODINGS[name][0],
             sample_rate=rate,
             channels=self._number("channels", 1, 8) or 1,
@@ -293,8 +293,8 @@ class Deepgram(Codec):
         Fault: see `parse`.
     """
 
-    def __init__(self, handshake: Handshake, source: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
-        self._parameters = parse(handshake.query, source)
+    def __init__(self, handshake: Handshake, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
+        self._parameters = parse(handshake.query)
         self._created = now()
         self._request_id = str(uuid.uuid4())
         self._audio = hashlib.sha256()
@@ -606,15 +606,13 @@ def _reject(fault: Fault) -> Rejection:
     return Rejection(status, json.dumps(body).encode(), headers)
 
 
-def dialect(source: str) -> Dialect:
-    """source: of the streams whose query names none."""
-    return Dialect(
-        "deepgram",
-        lambda handshake: Deepgram(handshake, source),
-        _tokens,
-        _refuse,
-        close_reason=close_reason,
-        paths=frozenset({PATH}),
-        subprotocols=("token", "bearer"),
-        reject=_reject,
-    )
+DIALECT = Dialect(
+    "deepgram",
+    Deepgram,
+    _tokens,
+    _refuse,
+    close_reason=close_reason,
+    paths=frozenset({PATH}),
+    subprotocols=("token", "bearer"),
+    reject=_reject,
+)

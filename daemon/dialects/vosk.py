@@ -31,6 +31,9 @@ from daemon.dialects.codec import (
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, SpeechStarted, Start, Stop, Stopped
 
+SOURCE = "vosk"
+"""The name of a stream whose address has none."""
+
 _MOST_ALTERNATIVES = 1000
 
 _REFUSED = {
@@ -60,10 +63,10 @@ class Vosk(Codec):
         Fault: `bad_parameter`, `unknown_parameter`.
     """
 
-    def __init__(self, handshake: Handshake, source: str, sample_rate: int) -> None:
+    def __init__(self, handshake: Handshake, sample_rate: int) -> None:
         query = query_once(handshake.query)
         check_known(query, "source")
-        self._source = query.get("source") or source
+        self._source = query.get("source") or SOURCE
         self._config = _Config(sample_rate)
         self._begun = False
         self._ended = False
@@ -217,7 +220,7 @@ def _tokens(handshake: Handshake) -> list[str]:
     return shown_tokens(handshake, "bearer")
 
 
-def dialect(source: str, sample_rate: int) -> Dialect:
-    """source: of the streams whose address names none. sample_rate: of audio whose client names none."""
-    make: Callable[[Handshake], Codec] = lambda handshake: Vosk(handshake, source, sample_rate)  # noqa: E731
+def dialect(sample_rate: int) -> Dialect:
+    """sample_rate: of audio whose client names none."""
+    make: Callable[[Handshake], Codec] = lambda handshake: Vosk(handshake, sample_rate)  # noqa: E731
     return Dialect("vosk", make, _tokens, lambda fault: (), close_reason=close_reason)

@@ -28,6 +28,9 @@ from daemon.dialects.codec import (
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Ready, Start, Stop, Word
 
+SOURCE = "whisperlive"
+"""The name of a stream whose address has none."""
+
 _END_OF_AUDIO = "END_OF_AUDIO"
 _BACKEND = "faster_whisper"
 """What their client keeps its transcript for; of any other it shows the text and forgets it."""
@@ -82,10 +85,10 @@ class WhisperLive(Codec):
         Fault: `bad_parameter`, `unknown_parameter`.
     """
 
-    def __init__(self, handshake: Handshake, source: str) -> None:
+    def __init__(self, handshake: Handshake) -> None:
         query = query_once(handshake.query)
         check_known(query, "source")
-        self._source = query.get("source") or source
+        self._source = query.get("source") or SOURCE
         self._uid: str | None = None
         self._hello: _Hello | None = None
         self._completed: deque[dict[str, Any]] = deque()
@@ -270,12 +273,10 @@ def _refuse_by_name(fault: Fault, frame: Frame) -> list[Frame]:
         return _refusal(fault, None)
 
 
-def dialect(source: str) -> Dialect:
-    """source: of the streams whose address names none."""
-    return Dialect(
-        "whisperlive",
-        lambda handshake: WhisperLive(handshake, source),
-        _tokens,
-        lambda fault: _refusal(fault, None),
-        refuse_by_name=_refuse_by_name,
-    )
+DIALECT = Dialect(
+    "whisperlive",
+    WhisperLive,
+    _tokens,
+    lambda fault: _refusal(fault, None),
+    refuse_by_name=_refuse_by_name,
+)

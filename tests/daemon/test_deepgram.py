@@ -42,9 +42,8 @@ async def test_a_sentence_and_who_else_hears_of_it(tokenizer_file: Path) -> None
     assert alternative.transcript == heard["text"]
     assert alternative.confidence == heard["confidence"]
     assert [each.word for each in alternative.words] == heard["text"].split()
-    assert all(
-        final.start - 0.4 <= each.start < each.end <= final.start + final.duration + 0.4 for each in alternative.words
-    )
+    begin, end = final.start - 0.4, final.start + final.duration + 0.4  # the audio has a margin around the speech
+    assert all(begin <= each.start < each.end <= end for each in alternative.words)
     assert final.speech_final is True
     assert metadata.sha256 == hashlib.sha256(audio).hexdigest()
     assert (metadata.duration, metadata.channels) == (len(audio) / 32000, 1)

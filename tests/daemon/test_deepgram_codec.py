@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.dialects.codec import Codec, Frame, Handshake, Message, Reply
-from daemon.dialects.deepgram import Deepgram, Parameters, dialect, parse
+from daemon.dialects.deepgram import DIALECT, Deepgram, Parameters, parse
 from daemon.faults import Fault
 from streaming.events import (
     Audio,
@@ -47,7 +47,7 @@ Told = dict[str, Any]
 
 def codec(query: str = "") -> Deepgram:
     noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
-    made = Deepgram(Handshake("/v1/listen", f"{LEAST}&{query}"), "deepgram", lambda: noon)
+    made = Deepgram(Handshake("/v1/listen", f"{LEAST}&{query}"), lambda: noon)
     list(made.encode(READY))
     return made
 
@@ -86,14 +86,14 @@ def spoken(number: int, start: float, end: float) -> tuple[Event, Event]:
 
 def refused(query: str) -> Fault:
     with pytest.raises(Fault) as caught:
-        parse(query, "deepgram")
+        parse(query)
     return caught.value
 
 
 def code_of(query: str) -> str | None:
     """Of its refusal; None for what is understood."""
     try:
-        parse(query, "deepgram")
+        parse(query)
     except Fault as fault:
         return fault.code
     return None
@@ -103,7 +103,7 @@ def code_of(query: str) -> str | None:
 
 
 def test_the_least_that_can_be_asked() -> None:
-    asked = parse(LEAST, "deepgram")
+    asked = parse(LEAST)
     assert asked == Parameters(Start(source="deepgram", partials=False, words=True))
 
 
@@ -111,7 +111,7 @@ def test_the_least_that_can_be_asked() -> None:
     ("theirs", "ours"), [("linear16", "pcm_s16le"), ("linear32", "pcm_f32le"), ("mulaw", "mulaw"), ("alaw", "alaw")]
 )
 def test_encodings(theirs: str, ours: str) -> None:
-    start = parse(f"encoding={theirs}&sample_rate=8000&channels=2", "deepgram").start
+    start = parse(f"encoding={theirs}&sample_rate=8000&channels=2").start
     assert (start.encoding, start.sample_rate, start.channels) == (ours, 8000, 2)
 
 
@@ -120,7 +120,6 @@ def test_all_that_is_understood() -> None:
         f"{LEAST}&model=nova-3&language=en-US&interim_results=true&vad_events=true&endpointing=300&utterance_end_ms=1000"
         "&punctuate=true&extra=call:7&extra=line:b&tag=a&tag=b&mip_opt_out=true&no_delay=true&version=latest&diarize=false"
         "&alternatives=1&redact=&source=kitchen&token=T",
-        "deepgram",
     )
     assert (asked.start.source, asked.start.language, asked.start.partials) == ("kitchen", "en", True)
     assert (asked.interim, asked.vad_events, asked.endpointing, asked.pause, asked.utterance_end) == (
@@ -134,7 +133,7 @@ def test_all_that_is_understood() -> None:
     [("endpointing=false", (False, None)), ("endpointing=true", (True, None)), ("", (True, None))],
 )
 def test_endpointing_is_a_switch_too(query: str, expected: tuple[bool, float | None]) -> None:
-    asked = parse(f"{LEAST}&{query}", "deepgram")
+    asked = parse(f"{LEAST}&{query}")
     assert (asked.endpointing, asked.pause) == expected
 
 
@@ -157,7 +156,7 @@ def test_what_is_not_quite_as_asked_is_said(query: str, parameter: str) -> None:
 
 
 def test_a_pause_is_at_least_one_between_words() -> None:
-    assert parse(f"{LEAST}&endpointing=10", "deepgram").pause == 0.2
+    assert parse(f"{LEAST}&endpointing=10").pause == 0.2
 
 
 @pytest.mark.parametrize(
@@ -204,7 +203,7 @@ def test_any_query_is_understood_or_refused(pairs: list[tuple[str, str]], rest: 
 
 
 def test_a_refusal_before_the_handshake_is_theirs() -> None:
-    reject = dialect("deepgram").reject
+    reject = DIALECT.reject
     assert reject is not None
     rejection = reject(refused(f"{LEAST}&diarize=true"))
     body = json.loads(rejection.body)
@@ -226,7 +225,7 @@ def test_a_refusal_before_the_handshake_is_theirs() -> None:
     ],
 )
 def test_where_a_token_is_shown(handshake: Handshake) -> None:
-    assert list(dialect("deepgram").tokens(handshake)) == ["K"]
+    assert list(DIALECT.tokens(handshake)) == ["K"]
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------

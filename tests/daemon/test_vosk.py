@@ -21,8 +21,7 @@ from daemon.app import LoadEngine, Service
 @asynccontextmanager
 async def listening(load: LoadEngine, **sections: Any) -> AsyncIterator[tuple[Service, str]]:
     """The service, and where Vosk's clients find it."""
-    sections["dialects"] = {"vosk": {"port": 0, **sections.pop("vosk", {})}}
-    async with service(load, sections) as daemon:
+    async with service(load, {"dialects": {"vosk": 0}, **sections}) as daemon:
         yield daemon, daemon.server.urls["vosk"]
 
 
@@ -54,7 +53,7 @@ async def test_a_file_as_their_test_program_sends_it(tokenizer_file: Path) -> No
 
 
 async def test_text_while_somebody_speaks_and_one_answer_for_each_frame(tokenizer_file: Path) -> None:
-    async with listening(scripted(tokenizer_file)) as (daemon, url), vosk(url) as mine:
+    async with listening(scripted(tokenizer_file)) as (_, url), vosk(url) as mine:
         await mine.play(unfinished_speech())
         sent = len(mine.answers)
         while not mine.answers[-1].get("partial"):
@@ -98,7 +97,7 @@ async def test_a_reset_answers_and_stays(tokenizer_file: Path) -> None:
 async def test_audio_whose_rate_nobody_names(tokenizer_file: Path) -> None:
     """Theirs takes 8 kHz then; the setting says what ours does."""
     async with (
-        listening(scripted(tokenizer_file), vosk={"sample_rate": 16000}) as (daemon, url),
+        listening(scripted(tokenizer_file), dialects={"vosk": 0, "vosk_sample_rate": 16000}) as (daemon, url),
         vosk(url, None) as mine,
     ):
         await mine.play(speech())

@@ -18,7 +18,7 @@ from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, Speec
 
 
 def codec(query: str = "") -> Vosk:
-    return Vosk(Handshake("/", query), "vosk", 8000)
+    return Vosk(Handshake("/", query), 8000)
 
 
 def told(frames: Iterable[Frame]) -> list[dict[str, Any]]:
@@ -219,4 +219,4 @@ def test_whatever_happens_each_frame_of_audio_has_one_answer_and_no_final_is_los
 def test_faults_have_no_words_in_this_protocol() -> None:
     fault = fault_of("{}")
     assert list(codec().blame(fault)) == []
-    assert list(dialect("vosk", 8000).refuse(fault)) == []
+    assert list(dialect(8000).refuse(fault)) == []

@@ -17,7 +17,7 @@ from daemon.app import LoadEngine, Service
 @asynccontextmanager
 async def listening(load: LoadEngine, **sections: Any) -> AsyncIterator[tuple[Service, str]]:
     """The service, and where WhisperLive's clients find it."""
-    async with service(load, {**sections, "dialects": {"whisperlive": {"port": 0}}}) as daemon:
+    async with service(load, {**sections, "dialects": {"whisperlive": 0}}) as daemon:
         yield daemon, daemon.server.urls["whisperlive"]
 
 

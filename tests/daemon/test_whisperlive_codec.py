@@ -27,7 +27,7 @@ READY = Ready("s", "kitchen", "home-en", None, "cpu")
 
 
 def codec(**options: Any) -> WhisperLive:
-    made = WhisperLive(Handshake("/"), "whisperlive")
+    made = WhisperLive(Handshake("/"))
     list(made.decode(json.dumps({**STOCK, **options})))
     return made
 
@@ -59,7 +59,7 @@ def open_(number: int, text: str = " turn on") -> dict[str, Any]:
 
 
 def fault_of(*frames: Frame) -> Fault:
-    made = WhisperLive(Handshake("/"), "whisperlive")
+    made = WhisperLive(Handshake("/"))
     *before, last = frames
     for frame in before:
         list(made.decode(frame))
@@ -72,14 +72,14 @@ def fault_of(*frames: Frame) -> Fault:
 
 
 def test_the_first_frame_begins_the_stream() -> None:
-    made = WhisperLive(Handshake("/", "source=porch"), "whisperlive")
+    made = WhisperLive(Handshake("/", "source=porch"))
     assert list(made.decode(json.dumps(STOCK))) == [Start(source="porch", encoding="pcm_f32le", language="en")]
     assert list(made.decode(bytes(8))) == [Audio(bytes(8))]
     assert list(made.decode(b"END_OF_AUDIO")) == [Stop()]
 
 
 def test_the_least_that_can_be_said() -> None:
-    made = WhisperLive(Handshake("/"), "whisperlive")
+    made = WhisperLive(Handshake("/"))
     assert list(made.decode('{"uid":"7"}')) == [Start(source="whisperlive", encoding="pcm_f32le")]
     assert say(made, READY) == [{"message": "SERVER_READY", "backend": "faster_whisper"}]
 
@@ -113,7 +113,7 @@ def test_text_behind_the_first_frame_will_not_do() -> None:
 
 @given(st.lists(st.text() | st.binary() | st.just(json.dumps(STOCK)), max_size=4))
 def test_any_frame_is_understood_or_refused(frames: list[Frame]) -> None:
-    made = WhisperLive(Handshake("/"), "whisperlive")
+    made = WhisperLive(Handshake("/"))
     with contextlib.suppress(Fault):
         for frame in frames:
             list(made.decode(frame))
