@@ -38,7 +38,7 @@ from daemon.config import (
 )
 from daemon.config import Dialects as DialectSettings
 from daemon.descriptors import Accepting
-from daemon.dialects import deepgram, native, vosk, whisperlive
+from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
 from daemon.edges import Visitors
 from daemon.faults import Fault
@@ -678,7 +678,7 @@ class Service:
 
 def _dialects(settings: DialectSettings) -> list[Dialect]:
     """Those that are spoken on the port that all share."""
-    optional = ((settings.deepgram, deepgram.DIALECT),)
+    optional = ((settings.openai, openai_realtime.DIALECT), (settings.deepgram, deepgram.DIALECT))
     return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
 
 

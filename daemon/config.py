@@ -213,6 +213,8 @@ class Wyoming(Section):
 
 
 class Dialects(Section):
+    openai: bool = True
+    max_upload: int = Field(default=26_214_400, ge=1024)  # what the hosted service takes: 25 MiB
     deepgram: bool = True
     vosk: int | None = Field(default=None, ge=0, le=65535)
     vosk_sample_rate: int = Field(default=8000, ge=8000, le=192000)

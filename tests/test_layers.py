@@ -64,6 +64,7 @@ ALSO_KNOWS = {
     },
     "daemon.conversation": {"daemon.dialects.codec", "daemon.peer"},  # any dialect, by its shape, over one socket
     "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
+    "daemon.dialects.openai_realtime": {"daemon.dialects.codec", "daemon.dialects.openai_session"},
     "daemon.dialects.deepgram": {"daemon.dialects.codec"},
     "daemon.dialects.vosk": {"daemon.dialects.codec"},
     "daemon.dialects.whisperlive": {"daemon.dialects.codec"},

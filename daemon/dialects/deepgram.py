@@ -38,6 +38,7 @@ from daemon.faults import Fault
 from streaming.events import (
     Audio,
     Encoding,
+    Endpointing,
     Error,
     Event,
     Final,
@@ -266,6 +267,7 @@ class _Query:
             language=self._language(),
             partials=partials,
             words=True,
+            endpointing=Endpointing(hangover=pause),
         )
 
     def _language(self) -> str | None:

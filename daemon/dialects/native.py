@@ -149,7 +149,8 @@ def _checked(message: type[Start | Flush | Stop], body: dict[str, Any]) -> dict[
 
     Numbers and the encoding are left to whoever decodes the audio, who knows which will do.
     """
-    known = [field.name for field in fields(message)]
+    # Endpointing is the service's; a few dialects whose protocols have it may set it.
+    known = [field.name for field in fields(message) if field.name != "endpointing"]
     hints = get_type_hints(message)
     kind = message.__name__.lower()
     for key, value in body.items():
