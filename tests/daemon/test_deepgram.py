@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deepgram import DeepgramClient
 from deepgram.core.api_error import ApiError
+from deepgram.core.events import EventType
+from deepgram.environment import DeepgramClientEnvironment
 from foreign import deepgram, deepgram_play, deepgram_rest, deepgram_text, deepgram_until
-from harness import SECOND, client, scripted, service, speech, unfinished_speech, wait_until
+from harness import PATIENCE, SECOND, client, scripted, service, speech, unfinished_speech, wait_until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -50,6 +54,28 @@ async def test_a_sentence_and_who_else_hears_of_it(tokenizer_file: Path) -> None
     assert (metadata.duration, metadata.channels) == (len(audio) / 32000, 1)
     assert metadata.request_id == final.metadata.request_id
     assert final.metadata.model_info.name == "scripted"
+
+
+async def test_the_stock_client_without_asyncio(tokenizer_file: Path) -> None:
+    """As in their examples: handlers, and a thread that listens."""
+    told: list[Any] = []
+
+    def talk(url: str) -> None:
+        environment = DeepgramClientEnvironment(base=url, production=url, agent=url, agent_rest=url)
+        client = DeepgramClient(api_key="none is needed", environment=environment)
+        with client.listen.v1.connect(model="nova-3", encoding="linear16", sample_rate=16000) as connection:
+            connection.on(EventType.MESSAGE, told.append)
+            listening = threading.Thread(target=connection.start_listening)
+            listening.start()
+            for at in range(0, len(speech()), 6400):
+                connection.send_media(speech()[at : at + 6400])
+            connection.send_close_stream()
+            listening.join(PATIENCE)
+
+    async with service(scripted(tokenizer_file)) as daemon:
+        await asyncio.to_thread(talk, daemon.server.url)
+    assert [each.type for each in told] == ["Results", "Metadata"]
+    assert deepgram_text(told).startswith("turn on")
 
 
 async def test_without_interim_results_there_are_none(tokenizer_file: Path) -> None:

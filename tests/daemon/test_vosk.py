@@ -15,7 +15,7 @@ from harness import PATIENCE, SECOND, client, scripted, service, speech, unfinis
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from daemon.app import LoadEngine, Service
+from daemon.app import LoadEngine, Service, ServiceError
 
 
 @asynccontextmanager
@@ -161,6 +161,14 @@ async def test_the_end_of_the_service_brings_the_last_text(tokenizer_file: Path)
             last = json.loads(await mine.ws.recv())
         assert last["text"].startswith("turn on")
         assert await closed(mine.ws) == (1001, "")
+
+
+async def test_a_port_that_is_taken(tokenizer_file: Path) -> None:
+    async with listening(scripted(tokenizer_file)) as (_, url):
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(ServiceError, match=rf"^dialects.vosk: cannot listen on 127.0.0.1:{port}: "):
+            async with service(scripted(tokenizer_file), {"dialects": {"vosk": port}}):
+                pass
 
 
 async def test_it_is_off_by_default(tokenizer_file: Path) -> None:
