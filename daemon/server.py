@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 import ssl
@@ -18,8 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Protocol, cast
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
@@ -28,7 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from daemon.access import Rights, is_local, rights_of
+from daemon.access import Rights, is_local
 from daemon.config import Server as ServerSettings
 from daemon.conversation import Conversation
 from daemon.dialects import native
@@ -44,11 +42,12 @@ from daemon.dialects.codec import (
     query_once,
 )
 from daemon.edges import Outbox, Pace, Readers, Seats, Stream, Visitors
+from daemon.entrance import Entrance, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.peer import Peer, address_of, name_of
 from daemon.sources import check_name
-from daemon.web import NOTHING, SOURCES, Page, Pages, refusal
+from daemon.web import MODELS, NOTHING, SOURCES, Page, Pages, refusal
 from streaming.events import Start
 
 _log = logging.getLogger(__name__)
@@ -57,10 +56,10 @@ EVENTS = "/v1/events"
 METRICS = "/metrics"
 """How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
 
-# What the public name service gives to nobody.
-_PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
-
 _CLOSE_TIMEOUT = 10.0
+_OPEN_TIMEOUT = 10.0
+"""Seconds that a connection may say nothing, and again the library's for the rest of its request."""
+
 _TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
@@ -89,6 +88,8 @@ class Server:
 
     Attributes:
         listening: set once it does; url is then where. urls: of the dialects with ports of their own, by their names.
+        hand_over: what serves a connection on the shared port that begins with a POST, for the library here reads no
+            bodies; None: nothing does.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class Server:
         self.url = ""
         self.urls: dict[str, str] = {}
         self.max_message = settings.max_message
+        self.entrance = Entrance(settings)
+        self.hand_over: Callable[[], asyncio.Protocol] | None = None
         self._settings = settings
         self._send_timeout = send_timeout
         self._gateway = gateway
@@ -112,9 +115,9 @@ class Server:
         self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
-        self._streams = Seats(settings.max_streams, "streams")
+        self.seats = self._streams = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
-        self._visitors = Visitors(settings.max_per_address)
+        self.visitors = self._visitors = Visitors(settings.max_per_address)
         self._handshakes = _Handshakes(settings, metrics)
         self.readers = Readers()
 
@@ -130,7 +133,7 @@ class Server:
         self._tls = _tls(settings.certificate, settings.key)
         places: list[dict[str, Any]] = [{"sock": each} for each in inherited]
         for place in places or [{"host": settings.host, "port": settings.port}]:
-            await self._serve_at(place, self._by_path.get)
+            await self._serve_at(place, self._by_path.get, self.hand_over)
         self.url = self._url(0)
         self.listening.set()
 
@@ -143,10 +146,12 @@ class Server:
         await self._serve_at({"host": self._settings.host, "port": port}, partial(_always, dialect))
         self.urls[dialect.name] = self._url(-1)
 
-    async def _serve_at(self, place: dict[str, Any], find: Find) -> None:
+    async def _serve_at(
+        self, place: dict[str, Any], find: Find, hand_over: Callable[[], asyncio.Protocol] | None = None
+    ) -> None:
         settings = self._settings
         # The library wants a class here, and calls it: anything that makes a connection will do.
-        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes), **place}
+        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes, hand_over), **place}
         if self._tls is not None:
             options["ssl_handshake_timeout"] = _TLS_TIMEOUT
         largest = max(4 * settings.max_message, *(each.largest for each in self._by_path.values()))
@@ -178,7 +183,7 @@ class Server:
         if self._tls is not None and settings.certificate is not None:
             _tls(settings.certificate, settings.key)
             self._tls.load_cert_chain(settings.certificate, settings.key)
-        self._settings = settings
+        self._settings = self.entrance.settings = settings
         self._streams.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
         self._visitors.most = settings.max_per_address
@@ -188,6 +193,7 @@ class Server:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
         for listener in self._listeners:
             listener.close(close_connections=False)
+        self._handshakes.end()
         self.readers.stop()
 
     async def wait_streams(self) -> None:
@@ -203,41 +209,46 @@ class Server:
 
     def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
+        assert isinstance(ws, _Visitor), "the listener makes no others"
         self._handshakes.over(ws)
         if request.method != "GET":
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
-        path = urlsplit(request.path).path
-        if ",".join(request.headers.get_all("Upgrade")).lower() == "websocket":
-            dialect = find(path)
+        handshake = _handshake(request)
+        if ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
+            dialect = find(handshake.path)
             if dialect is None:
-                return None if path == EVENTS else _response(NOTHING)
-            return self._reject(dialect, ws, request)
+                return None if handshake.path == EVENTS else _response(NOTHING)
+            return self._reject(dialect, ws, handshake)
+        return _response(self.page(handshake))
+
+    def page(self, handshake: Handshake) -> Page:
+        """The answer to a GET."""
         rights = Rights()
-        if path in (SOURCES, METRICS):
+        if handshake.path in (SOURCES, METRICS, MODELS):
             try:
-                rights = self._let_in(path, request)
+                rights = self._let_in(handshake)
             except Fault as fault:
                 self._metrics.client_errors.labels(fault.code).inc()
                 status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
-                return _response(refusal(status, native.encode(fault.event(fatal=True))))
-        known = ",".join(request.headers.get_all("If-None-Match"))
-        return _response(self._pages.get(path, known, rights.may_read))
+                return refusal(status, native.encode(fault.event(fatal=True)))
+        known = ",".join(handshake.headers.get("if-none-match", ()))
+        return self._pages.get(handshake.path, known, rights.may_read)
 
-    def _let_in(self, path: str, request: Request) -> Rights:
+    def _let_in(self, handshake: Handshake) -> Rights:
         """Raises:
-        Fault: the page at `path` is not for whoever asks.
+        Fault: the page is not for whoever asks.
         """
-        if path == SOURCES:
+        if handshake.path == SOURCES:
             # A page asks its own origin without naming it.
-            _check_name(_host(request), self._settings)
-        return self._authorise(request, native.tokens(_handshake(request)))
+            self.entrance.check_name(handshake)
+        return self.entrance.authorise(handshake, native.tokens(handshake))
 
-    def _reject(self, dialect: Dialect, ws: ServerConnection, request: Request) -> Response | None:
+    def _reject(self, dialect: Dialect, ws: ServerConnection, handshake: Handshake) -> Response | None:
         """The refusal that a dialect makes before the handshake, if it makes any."""
         if dialect.reject is None:
             return None
         try:
-            self._admit(dialect, request)
+            self._admit(dialect, handshake)
         except Fault as fault:
             self._peer(ws).note(fault)
             return _rejection(dialect.reject(fault))
@@ -247,11 +258,11 @@ class Server:
 
     async def _handle(self, find: Find, ws: ServerConnection) -> None:
         assert ws.request is not None, "the handshake is over"
-        dialect = find(urlsplit(ws.request.path).path) or _EVENTS
+        dialect = find(split(ws.request.path).path) or _EVENTS
         peer = self._peer(ws)
         code: int | None
         try:
-            with self._visitors.visit(address_of(ws)):
+            with self._visitors.visit(address_of(ws.transport)):
                 code = await self._serve(dialect, peer, ws.request)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
@@ -273,13 +284,13 @@ class Server:
         """Until it is over; the code to close with, or None where it is closed already."""
         if dialect is _EVENTS:
             return await self._serve_events(peer, request)
-        codec, rights = self._admit(dialect, request)
+        codec, rights = self._admit(dialect, _handshake(request))
         with self._streams:
             return await Conversation(self, peer, dialect, codec, rights).run()
 
     async def _serve_events(self, peer: Peer, request: Request) -> int | None:
         handshake = _handshake(request)
-        rights = self._authorise(request, native.tokens(handshake))
+        rights = self.entrance.authorise(handshake, native.tokens(handshake))
         query = query_once(handshake.query)
         check_known(query, "source", "since")
         source = check_name(query["source"]) if "source" in query else None
@@ -304,22 +315,12 @@ class Server:
                 outbox.close()
                 await writer
 
-    def _admit(self, dialect: Dialect, request: Request) -> tuple[Codec, Rights]:
+    def _admit(self, dialect: Dialect, handshake: Handshake) -> tuple[Codec, Rights]:
         """Raises:
         Fault: it may not come in, or its address will not do.
         """
-        handshake = _handshake(request)
-        rights = self._authorise(request, dialect.tokens(handshake))
+        rights = self.entrance.authorise(handshake, dialect.tokens(handshake))
         return dialect.make(handshake), rights
-
-    def _authorise(self, request: Request, shown: Iterable[str]) -> Rights:
-        _check_origin(request, self._settings)
-        rights = rights_of(shown, self._settings.tokens)
-        if rights is None:
-            raise Fault(
-                "unauthorised", "a token is needed: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
-            )
-        return rights
 
     def _peer(self, ws: ServerConnection) -> Peer:
         return Peer(ws, self._send_timeout, self._metrics)
@@ -346,12 +347,12 @@ class _Handshakes:
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
-        self._waiting: dict[ServerConnection, str | None] = {}
+        self._waiting: dict[_Visitor, str | None] = {}
         self._of: Counter[str | None] = Counter()
 
-    def begins(self, ws: ServerConnection) -> bool:
+    def begins(self, ws: _Visitor, transport: asyncio.BaseTransport) -> bool:
         """False: it is one too many."""
-        address = address_of(ws)
+        address = address_of(transport)
         counted = address is not None and not is_local(address)
         if len(self._waiting) >= self.settings.max_handshakes:
             self.metrics.connections_refused.labels("handshakes").inc()
@@ -363,7 +364,12 @@ class _Handshakes:
         self._of[address] += 1
         return True
 
-    def over(self, ws: ServerConnection) -> None:
+    def end(self) -> None:
+        """Nobody who has said nothing yet is waited for any more."""
+        for ws in list(self._waiting):
+            ws.give_up()
+
+    def over(self, ws: _Visitor) -> None:
         """It has said what it wants, or gone."""
         if ws in self._waiting:
             address = self._waiting.pop(ws)
@@ -373,29 +379,72 @@ class _Handshakes:
 
 
 class _Visitor(ServerConnection):
-    """The library's connection, counted from its first moment, and not answered without bound."""
+    """The library's connection, counted from its first moment, and not answered without bound.
 
-    def __init__(self, handshakes: _Handshakes, *arguments: Any, **options: Any) -> None:
+    It is the library's from its first byte on. One that begins with a POST is another's: `hand_over` makes whoever
+    serves it from there.
+    """
+
+    def __init__(
+        self, handshakes: _Handshakes, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._handshakes = handshakes
+        self._hand_over = hand_over
+        self._fresh: asyncio.Transport | None = None  # until the first byte
+        self._silence: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if not self._handshakes.begins(self):
-            self.transport.write(_TOO_MANY)
-            self.transport.close()
+        self._fresh = cast(asyncio.Transport, transport)
+        if not self._handshakes.begins(self, transport):
+            self._fresh.write(_TOO_MANY)
+            self._fresh.close()
+            return
+        self._silence = asyncio.get_running_loop().call_later(_OPEN_TIMEOUT, self.give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._handshakes.over(self)
-        super().connection_lost(exc)
+        if self._fresh is not None:
+            self._listen_to(None)
+        else:
+            super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if (transport := self._fresh) is not None:
+            if transport.is_closing():
+                return
+            if data[:1] == b"P" and self._hand_over is not None:
+                self._handshakes.over(self)
+                self._listen_to(None)
+                other = self._hand_over()
+                transport.set_protocol(other)
+                other.connection_made(transport)
+                other.data_received(data)
+                return
+            self._listen_to(transport)
         super().data_received(data)
         # Events wait until their peer takes them in; the library's own answers to pings do not.
         if self.transport.get_write_buffer_size() > _MOST_UNREAD:
             self._handshakes.metrics.client_errors.labels("not_reading").inc()
             _log.info("%s sends without reading: disconnected", name_of(self))
             self.transport.abort()
+
+    def eof_received(self) -> None:
+        if self._fresh is None:
+            super().eof_received()
+
+    def give_up(self) -> None:
+        """It has said nothing."""
+        if self._fresh is not None:
+            self._fresh.abort()
+
+    def _listen_to(self, transport: asyncio.Transport | None) -> None:
+        """From here on it is the library's; None: it is not."""
+        self._fresh = None
+        if self._silence is not None:
+            self._silence.cancel()
+        if transport is not None:
+            super().connection_made(transport)
 
 
 async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:
@@ -428,60 +477,12 @@ def _since(query: dict[str, str]) -> int | None:
     return int(text)
 
 
-def _check_origin(request: Request, settings: ServerSettings) -> None:
-    """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
-    host = _host(request)
-    for origin in request.headers.get_all("Origin"):
-        if origin in settings.origins or "*" in settings.origins:
-            continue
-        if _split(origin).netloc != host:
-            raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
-        _check_name(host, settings)
-
-
-def _host(request: Request) -> str:
-    return next(iter(request.headers.get_all("Host")), "")
-
-
-def _check_name(host: str, settings: ServerSettings) -> None:
-    """Our own page has our own name, but so has a stranger's whose public name was made to point at this machine.
-
-    So without a token, which a stranger would need, only names are ours that no stranger can own. `host` is as in the
-    header.
-    """
-    if settings.tokens or _is_ours(_split(f"//{host}").hostname or "."):
-        return
-    if "*" not in settings.origins and host not in (_split(origin).netloc for origin in settings.origins):
-        raise Fault(
-            "bad_origin",
-            f"{host[:60]!a} is a public name that anybody might point here: add its https://... to server.origins, "
-            "or set server.tokens",
-        )
-
-
-def _is_ours(name: str) -> bool:
-    """Whether `name` is an address, or one that the public name service does not give away."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return "." not in name or name.endswith(_PRIVATE_NAMES)
-    return True
-
-
-def _split(url: str) -> SplitResult:
-    """Its parts; none of what is no URL at all."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
-
-
 def _handshake(request: Request) -> Handshake:
     headers: dict[str, tuple[str, ...]] = {}
     for name, value in request.headers.raw_items():
         headers[name.lower()] = (*headers.get(name.lower(), ()), value)
     offered = ",".join(headers.get("sec-websocket-protocol", ())).split(",")
-    parts = _split(request.path)
+    parts = split(request.path)
     return Handshake(parts.path, parts.query, headers, tuple(each.strip() for each in offered if each.strip()))
 
 
@@ -492,7 +493,7 @@ def _always(dialect: Dialect, _: str) -> Dialect:
 
 def _select_subprotocol(find: Find, ws: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     assert ws.request is not None, "it is being answered"
-    dialect = find(_split(ws.request.path).path)
+    dialect = find(split(ws.request.path).path)
     return next((each for each in offered if dialect is not None and each in dialect.subprotocols), None)
 
 

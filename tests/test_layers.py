@@ -59,11 +59,22 @@ ALSO_KNOWS = {
         "daemon.conversation",
         "daemon.dialects.codec",
         "daemon.dialects.native",
+        "daemon.entrance",
         "daemon.peer",
         "daemon.web",
     },
     "daemon.conversation": {"daemon.dialects.codec", "daemon.peer"},  # any dialect, by its shape, over one socket
     "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
+    "daemon.entrance": {"daemon.dialects.codec"},  # a request, as all ports have it
+    "daemon.uploads": {  # the other half of that port: one dialect's files, read as `transcribe` reads them
+        "daemon.dialects.codec",
+        "daemon.dialects.openai_files",
+        "daemon.dialects.openai_realtime",
+        "daemon.entrance",
+        "daemon.files",
+        "daemon.web",
+    },
+    "daemon.dialects.openai_files": {"daemon.dialects.openai_session"},
     "daemon.dialects.openai_realtime": {"daemon.dialects.codec", "daemon.dialects.openai_session"},
     "daemon.dialects.deepgram": {"daemon.dialects.codec"},
     "daemon.dialects.vosk": {"daemon.dialects.codec"},
