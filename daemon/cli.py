@@ -281,6 +281,10 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("state", lambda: checks.state(around.state)),
         checks.Probe("address", lambda: checks.address(with_tokens(settings, around).server)),
         checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
+        *(
+            checks.Probe(name, partial(checks.dialect, name, port, settings.server))
+            for name, port in settings.dialects.ports.items()
+        ),
         checks.Probe("TLS", lambda: checks.tls(server)),
         checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
         *(

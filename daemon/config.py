@@ -212,6 +212,21 @@ class Wyoming(Section):
     zeroconf: bool = False
 
 
+class Dialects(Section):
+    openai: bool = True
+    max_upload: int = Field(default=26_214_400, ge=1024)  # what the hosted service takes: 25 MiB
+    deepgram: bool = True
+    vosk: int | None = Field(default=None, ge=0, le=65535)
+    vosk_sample_rate: int = Field(default=8000, ge=8000, le=192000)
+    whisperlive: int | None = Field(default=None, ge=0, le=65535)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Of those that have one of their own and are wanted, by their names."""
+        wanted = {"vosk": self.vosk, "whisperlive": self.whisperlive}
+        return {name: port for name, port in wanted.items() if port is not None}
+
+
 class AnyMicrophone(Section):
     device: str | int | None = None
     source: str
@@ -283,6 +298,7 @@ class Settings(Section):
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
     wyoming: Wyoming = Wyoming()
+    dialects: Dialects = Dialects()
     microphone: Microphone = Microphone()
     microphones: tuple[AnyMicrophone, ...] = Field(default=(), strict=False)
     health: Health = Health()

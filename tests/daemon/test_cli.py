@@ -227,6 +227,24 @@ def test_a_whisperd_that_runs_is_no_fault(check: Whisperd, tokenizer_file: Path)
         assert "a whisperd runs there" in answers(out)[what][1]
 
 
+def test_the_ports_of_dialects(check: Whisperd, tokenizer_file: Path) -> None:
+    async def ask() -> tuple[int, str, str]:
+        async with service(scripted(tokenizer_file), {"dialects": {"vosk": 0}}) as daemon:
+            ours = int(daemon.server.urls["vosk"].rpartition(":")[2])
+            with socket.create_server(("127.0.0.1", 0)) as stranger:
+                dialects = {"vosk": ours, "whisperlive": stranger.getsockname()[1]}
+                return await asyncio.to_thread(check, server={"port": 0}, dialects=dialects)
+
+    code, out, _ = asyncio.run(ask())
+    assert code == 1
+    assert "a whisperd runs there" in answers(out)["vosk"][1]
+    state, said = answers(out)["whisperlive"]
+    assert state == "FAIL"
+    assert said.endswith("stop what listens there, or set dialects.whisperlive")
+    code, out, _ = check(server={"port": 0})
+    assert (code, "vosk" in answers(out)) == (0, False)
+
+
 def test_the_answers_as_json(check: Whisperd, tmp_path: Path) -> None:
     code, out, _ = check("--json", server={"port": 0})
     found = {answer["what"]: answer for answer in json.loads(out)}
