@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon import announce, status
+from daemon import announce, gpu, status
 from daemon.access import exposed, wyoming_remark
 from daemon.config import (
     ConfigurationError,
@@ -46,6 +46,7 @@ from daemon.metrics import Metrics
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
+from daemon.release import our_version
 from daemon.reload import plan
 from daemon.scheduler import EngineThread, Scheduler, Worker
 from daemon.server import Server
@@ -170,6 +171,7 @@ class Pipeline:
     def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.metrics.gpus.read = gpu.memory
         self.sources = Sources()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
         self._hosts = [_Host(each, load) for each in settings.for_each_device()]
@@ -196,6 +198,7 @@ class Pipeline:
         model = Model(
             engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
         )
+        self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
         self._shared = Neighbours(
             model=model,
             session=self.settings.session_settings(),
@@ -293,6 +296,7 @@ class Service:
         self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
+        metrics.ready.set_function(lambda: self.health.unready() is None)
         pages = Pages(self.health.unready, metrics.text, metrics.content_type, self._sources)
         self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
         self._notifier = Notifier(around.notify_socket)

@@ -211,6 +211,7 @@ class Server:
             return
         except Exception:
             _log.exception("a connection's handler failed")
+            self._metrics.errors.labels("internal").inc()
             code = native.close_code("internal")
         if code is not None:
             await _close(ws, code, _CLOSE_TIMEOUT)

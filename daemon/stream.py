@@ -164,7 +164,13 @@ class Stream:
             self._shared.metrics.muted_seconds.inc(seconds)
         else:
             self._muted = False
-        self._say(self._session.receive(samples, arrived))
+        self._say(self._receive(samples, arrived))
+
+    def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
+        before = self._session.voiced_seconds
+        events = self._session.receive(samples, arrived)
+        self._shared.metrics.voiced_seconds.inc(self._session.voiced_seconds - before)
+        return events
 
     def _mute(self, now: float) -> None:
         if not self._muted:
@@ -187,9 +193,11 @@ class Stream:
             return
         self._ended = True
         now = time.monotonic()
-        self._say(self._session.receive(self._decoder.finish(), now))
+        self._say(self._receive(self._decoder.finish(), now))
         if self._decoder.leftover:
-            self.outbox.put(_odd_bytes(self._decoder))
+            fault = _odd_bytes(self._decoder)
+            self._shared.metrics.client_errors.labels(fault.code).inc()
+            self.outbox.put(fault)
         self._say(self._session.stop(now))
 
     # --- what goes out ---------------------------------------------------------------------------------------------
@@ -226,6 +234,7 @@ class Stream:
         self._say(self._session.receive_result(result, time.monotonic()))
 
     def broke(self, error: Exception) -> None:
+        self._shared.metrics.errors.labels("internal").inc()
         self.outbox.put(Error("internal", "this stream failed inside the service; the log says how", fatal=True))
         self._ended = True
         self._finished.set()
