@@ -41,7 +41,7 @@ from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
-from daemon.logs import hide, set_level
+from daemon.logs import hide, set_format, set_level
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
@@ -654,6 +654,8 @@ class Service:
         self._hide_secrets()
         if "log.level" in planned.changed:
             set_level(planned.settings.log.level)
+        if "log.format" in planned.changed:
+            set_format(planned.settings.log.format)
         _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")
         self._notes = ()
         if planned.waiting:

@@ -11,6 +11,7 @@ their jobs, and nothing of an engine but `run`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import queue
@@ -120,7 +121,7 @@ class Scheduler:
         self._metrics = metrics
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
         self._away: set[Client] = set()  # those in a batch that runs
-        self._clients: set[Client] = set()
+        self._clients: dict[Client, contextvars.Context] = {}
         # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
         self._waiting: dict[Kind, dict[Client, float]] = {kind: {} for kind in _KINDS}
         self._work = asyncio.Event()
@@ -159,7 +160,8 @@ class Scheduler:
     # --- the three verbs -------------------------------------------------------------------------------------------
 
     def add(self, client: Client) -> None:
-        self._clients.add(client)
+        """What it is asked for from now on it does as whoever adds it: its lines in the log name the same stream."""
+        self._clients[client] = contextvars.copy_context()
 
     def schedule(self, client: Client) -> None:
         """`client` may have a job now. It keeps its place if it waits already."""
@@ -186,7 +188,7 @@ class Scheduler:
 
     def remove(self, client: Client) -> None:
         """Nothing more is asked of `client`, nor told to it."""
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         for kind in _KINDS:
             self._waiting[kind].pop(client, None)
         self._count_waiting()
@@ -258,10 +260,12 @@ class Scheduler:
 
     def _guarded(self, client: Client, call: Callable[..., _T], *arguments: Any) -> _T | None:
         """`call`, so that a client that raises harms nobody but itself."""
+        # A copy, for it may ask for its next turn meanwhile, and a context cannot be entered twice.
+        context = self._clients[client].copy()
         try:
-            return call(*arguments)
+            return context.run(call, *arguments)
         except Exception as error:
-            _log.exception("a stream broke")
+            context.run(_log.exception, "a stream broke")
             self.remove(client)
             client.broke(error)
             return None

@@ -17,6 +17,7 @@ import numpy as np
 
 from daemon.faults import Fault
 from daemon.hub import Hub
+from daemon.logs import speak_of
 from daemon.metrics import Metrics
 from daemon.scheduler import Kind, Scheduler
 from daemon.sources import DEFAULT_SOURCE, Sources
@@ -86,6 +87,7 @@ class Stream:
     def __init__(self, start: Start, shared: Neighbours) -> None:
         self.id = uuid.uuid4().hex
         self.source = start.source if start.source is not None else DEFAULT_SOURCE
+        speak_of(source=self.source, session=self.id)
         self._shared = shared
         self._decoder = AudioDecoder(_format(start))
         self._session = Session(
@@ -108,6 +110,7 @@ class Stream:
         shared.sources.opened(self.source)
         shared.metrics.streams.inc()
         shared.metrics.streams_open.inc()
+        _log.debug("begun: %s at %d Hz", start.encoding, start.sample_rate)
 
     @property
     def settled(self) -> bool:
@@ -145,6 +148,11 @@ class Stream:
         self._set_speaking(False)
         self._shared.sources.closed(self.source)
         self._shared.metrics.streams_open.dec()
+        _log.debug("ended: %.1f s heard, of which %.1f s speech", *self._heard())
+
+    def _heard(self) -> tuple[float, float]:
+        """Seconds of audio, and of speech."""
+        return self._session.audio_seconds, self._session.voiced_seconds
 
     async def _hear(self, data: bytes, now: float) -> None:
         for at in range(0, len(data), self._slice):
@@ -209,6 +217,9 @@ class Stream:
                     pass  # nobody asked
                 case Flushed() | Stopped():
                     self.outbox.put(event, self.id)
+                case Error():
+                    _log.error("%s", event.message)
+                    self._shared.hub.publish(event, self.id)
                 case _:
                     self._shared.hub.publish(event, self.id)
         self._set_speaking(self._session.speaking)

@@ -170,7 +170,7 @@ async def test_errors_by_their_code(tokenizer_file: Path, caplog: pytest.LogCapt
 
         async with client(daemon.server.url) as mine:
             await mine.until("ready")
-            (stream,) = daemon.pipeline.scheduler._clients - {daemon.health}
+            (stream,) = daemon.pipeline.scheduler._clients.keys() - {daemon.health}
             stream.next_job = fails  # type: ignore[method-assign] # what cannot happen, happens
             await mine.play(speech())
             await mine.until("error")
