@@ -23,6 +23,15 @@ _KINDS = ("final", "partial")
 _MODELS = ("student", "teacher")
 
 
+class Declared(NamedTuple):
+    """name: as a scrape has it; of a histogram without its `_bucket`, `_sum` and `_count`. kind: Prometheus' word."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
 class Reading(Collector):
     """A counter whose value somebody else has: it is asked for at each scrape."""
 
@@ -42,15 +51,18 @@ class Reading(Collector):
 class _Drops(Collector):
     """All that was given up, of whatever kind, beside its cause: counters that are counted elsewhere, side by side."""
 
+    declared = Declared(
+        "whisperd_drops_total",
+        "counter",
+        ("what", "cause"),
+        "What was given up, and why; most causes have a counter of their own too",
+    )
+
     def __init__(self, causes: Mapping[tuple[str, str], Counter]) -> None:
         self._causes = causes
 
     def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily(
-            "whisperd_drops",
-            "What was given up, and why; each cause has a counter of its own too",
-            labels=("what", "cause"),
-        )
+        family = CounterMetricFamily(self.declared.name, self.declared.help, labels=self.declared.labels)
         for labels, counter in self._causes.items():
             samples = next(iter(counter.collect())).samples
             family.add_metric(labels, sum(each.value for each in samples if each.name.endswith("_total")))
@@ -68,6 +80,13 @@ class GpuMemory(NamedTuple):
 class _Gpus(Collector):
     """Where there is no GPU in use there is no series."""
 
+    declared = Declared(
+        "whisperd_gpu_memory_bytes",
+        "gauge",
+        ("device", "kind"),
+        "Only of GPUs in use: what is filled (used), what the service holds (held), and what there is (total)",
+    )
+
     def __init__(self) -> None:
         self.read: Callable[[], Mapping[str, GpuMemory]] = dict
 
@@ -75,12 +94,7 @@ class _Gpus(Collector):
         devices = self.read()
         if not devices:
             return
-        family = GaugeMetricFamily(
-            "whisperd_gpu_memory_bytes",
-            "Memory of the GPUs in use: what the models and their work fill (used), what the service holds (held), "
-            "and what there is (total)",
-            labels=("device", "kind"),
-        )
+        family = GaugeMetricFamily(self.declared.name, self.declared.help, labels=self.declared.labels)
         for device, memory in devices.items():
             for kind, value in memory._asdict().items():
                 family.add_metric((device, kind), value)
@@ -88,23 +102,32 @@ class _Gpus(Collector):
 
 
 class Metrics:
-    """One registry of its own, so that several services may live in one process."""
+    """One registry of its own, so that several services may live in one process.
+
+    Attributes:
+        declared: all that a scrape may hold, but what the library says of the process.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
+        declared = self.declared = [_Drops.declared, _Gpus.declared]
 
         def counter(name: str, help: str, *labels: str) -> Counter:
+            declared.append(Declared(f"whisperd_{name}_total", "counter", labels, help))
             return Counter(f"whisperd_{name}", help, labels, registry=registry)
 
         def gauge(name: str, help: str, *labels: str) -> Gauge:
+            declared.append(Declared(f"whisperd_{name}", "gauge", labels, help))
             return Gauge(f"whisperd_{name}", help, labels, registry=registry)
 
         def histogram(name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+            declared.append(Declared(f"whisperd_{name}", "histogram", (), help))
             return Histogram(f"whisperd_{name}", help, buckets=buckets, registry=registry)
 
         def reading(name: str, help: str) -> Reading:
+            declared.append(Declared(f"whisperd_{name}_total", "counter", (), help))
             made = Reading(f"whisperd_{name}", help)
             registry.register(made)
             return made
@@ -137,7 +160,9 @@ class Metrics:
             "muted_seconds", "Audio received of sources that are switched off: not listened to"
         )
         self.backpressure = counter("backpressure", "Times that reading a stream paused until its finals caught up")
-        self.backpressure_seconds = counter("backpressure_seconds", "How long those pauses were in all")
+        self.backpressure_seconds = counter(
+            "backpressure_seconds", "How long reading streams paused for their finals, in all"
+        )
         self.microphone_lost_seconds = counter(
             "microphone_lost_seconds", "Microphone audio lost: nobody took it in time"
         )
@@ -183,8 +208,8 @@ class Metrics:
 
         self.mqtt_connected = gauge("mqtt_connected", "1 while connected to the broker")
         self.mqtt_waiting = gauge("mqtt_waiting_finals", "Finals that wait for the broker")
-        self.mqtt_waiting_bytes = gauge("mqtt_waiting_bytes", "What those finals and their texts hold")
-        self.mqtt_oldest = gauge("mqtt_oldest_final_seconds", "For how long the oldest of them has waited; 0 for none")
+        self.mqtt_waiting_bytes = gauge("mqtt_waiting_bytes", "Bytes of the finals that wait for the broker")
+        self.mqtt_oldest = gauge("mqtt_oldest_final_seconds", "For how long the oldest final has waited for the broker")
         self.mqtt_dropped = counter("mqtt_dropped_finals", "Finals dropped: the broker was away for too long")
         self.mqtt_expired = counter("mqtt_expired_finals", "Finals dropped: they had waited for too long")
         self.mqtt_refused = counter("mqtt_refused", "Messages that the broker refused: its access rules, mostly")
