@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from daemon import announce, status
+from daemon import announce, gpu, status
 from daemon.access import exposed, wyoming_remark
 from daemon.config import (
     ConfigurationError,
@@ -45,11 +45,12 @@ from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
-from daemon.logs import hide, set_level
+from daemon.logs import hide, set_format, set_level
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
+from daemon.release import our_version
 from daemon.reload import plan
 from daemon.scheduler import EngineThread, Scheduler, Worker
 from daemon.server import Server
@@ -177,6 +178,7 @@ class Pipeline:
     def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.metrics.gpus.read = gpu.memory
         self.sources = Sources()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
         self._hosts = [_Host(each, load) for each in settings.for_each_device()]
@@ -203,6 +205,7 @@ class Pipeline:
         model = Model(
             engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
         )
+        self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
         self._shared = Neighbours(
             model=model,
             session=self.settings.session_settings(),
@@ -300,6 +303,7 @@ class Service:
         self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
+        metrics.ready.set_function(lambda: self.health.unready() is None)
         models = partial(openai_files.models, [settings.models.student], int(time.time()))
         pages = Pages(
             self.health.unready,
@@ -694,6 +698,8 @@ class Service:
         self._hide_secrets()
         if "log.level" in planned.changed:
             set_level(planned.settings.log.level)
+        if "log.format" in planned.changed:
+            set_format(planned.settings.log.format)
         _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")
         self._notes = ()
         if planned.waiting:

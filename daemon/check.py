@@ -235,13 +235,11 @@ def tls(server: Server) -> str:
     return server.certificate
 
 
-def no_microphone() -> str:
-    """What could record if a microphone were asked for. That nothing could is no fault then."""
-    from daemon.sound import MicrophoneError, input_devices
-
+def no_microphone(input_devices: Callable[[], Sequence[str]]) -> str:
+    """What could record if a microphone were asked for. That nothing could is no fault then, whatever the reason."""
     try:
         found = len(input_devices())
-    except MicrophoneError as error:
+    except Exception as error:
         return f"off; {error}, to use one"
     return f"off; {found or 'no'} device{'' if found == 1 else 's'} could record"
 

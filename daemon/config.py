@@ -258,6 +258,7 @@ class Shutdown(Section):
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
     transcripts: bool = False
 
 

@@ -276,6 +276,7 @@ class Server:
             return
         except Exception:
             _log.exception("a connection's handler failed")
+            self._metrics.errors.labels("internal").inc()
             code = dialect.close_code("internal")
         if code is not None:
             await peer.close(code, _CLOSE_TIMEOUT)

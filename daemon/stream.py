@@ -17,6 +17,7 @@ import numpy as np
 
 from daemon.faults import Fault
 from daemon.hub import Hub
+from daemon.logs import speak_of
 from daemon.metrics import Metrics
 from daemon.scheduler import Kind, Scheduler
 from daemon.sources import DEFAULT_SOURCE, Sources
@@ -88,6 +89,7 @@ class Stream:
     def __init__(self, start: Start, shared: Neighbours) -> None:
         self.id = uuid.uuid4().hex
         self.source = start.source if start.source is not None else DEFAULT_SOURCE
+        speak_of(source=self.source, session=self.id)
         self._shared = shared
         self._decoder = AudioDecoder(_format(start))
         self._session = Session(
@@ -110,6 +112,7 @@ class Stream:
         shared.sources.opened(self.source)
         shared.metrics.streams.inc()
         shared.metrics.streams_open.inc()
+        _log.debug("begun: %s at %d Hz", start.encoding, start.sample_rate)
 
     @property
     def settled(self) -> bool:
@@ -149,6 +152,11 @@ class Stream:
         self._set_speaking(False)
         self._shared.sources.closed(self.source)
         self._shared.metrics.streams_open.dec()
+        _log.debug("ended: %.1f s heard, of which %.1f s speech", *self._heard())
+
+    def _heard(self) -> tuple[float, float]:
+        """Seconds of audio, and of speech."""
+        return self._session.audio_seconds, self._session.voiced_seconds
 
     async def _hear(self, data: bytes, now: float) -> None:
         for at in range(0, len(data), self._slice):
@@ -168,7 +176,13 @@ class Stream:
             self._shared.metrics.muted_seconds.inc(seconds)
         else:
             self._muted = False
-        self._say(self._session.receive(samples, arrived))
+        self._say(self._receive(samples, arrived))
+
+    def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
+        before = self._session.voiced_seconds
+        events = self._session.receive(samples, arrived)
+        self._shared.metrics.voiced_seconds.inc(self._session.voiced_seconds - before)
+        return events
 
     def _mute(self, now: float) -> None:
         if not self._muted:
@@ -191,9 +205,11 @@ class Stream:
             return
         self._ended = True
         now = time.monotonic()
-        self._say(self._session.receive(self._decoder.finish(), now))
+        self._say(self._receive(self._decoder.finish(), now))
         if self._decoder.leftover:
-            self.outbox.put(_odd_bytes(self._decoder))
+            fault = _odd_bytes(self._decoder)
+            self._shared.metrics.client_errors.labels(fault.code).inc()
+            self.outbox.put(fault)
         self._say(self._session.stop(now))
 
     # --- what goes out ---------------------------------------------------------------------------------------------
@@ -205,6 +221,9 @@ class Stream:
                     pass  # nobody asked
                 case Flushed() | Stopped():
                     self.outbox.put(event, self.id)
+                case Error():
+                    _log.error("%s", event.message)
+                    self._shared.hub.publish(event, self.id)
                 case _:
                     self._shared.hub.publish(event, self.id)
         self._set_speaking(self._session.speaking)
@@ -230,6 +249,7 @@ class Stream:
         self._say(self._session.receive_result(result, time.monotonic()))
 
     def broke(self, error: Exception) -> None:
+        self._shared.metrics.errors.labels("internal").inc()
         self.outbox.put(Error("internal", "this stream failed inside the service; the log says how", fatal=True))
         self._ended = True
         self._finished.set()

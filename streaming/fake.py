@@ -72,4 +72,5 @@ class ScriptedEngine:
             language=job.language or "en",
             passes=1,
             teacher_passes=int(teacher),
+            teacher_accepted=len(tokens) if teacher else 0,
         )

@@ -210,6 +210,11 @@ class Session:
         return _seconds(self._recent.received)
 
     @property
+    def voiced_seconds(self) -> float:
+        """Those of them that were speech."""
+        return _seconds(self._segmenter.voiced)
+
+    @property
     def backlog_seconds(self) -> float:
         """Audio of closed utterances whose final is not decided: what this session keeps beyond the open
         one.

@@ -36,9 +36,10 @@ ENTRY_POINTS = {"daemon.cli", "daemon.__main__"}
 KNOW_SEVERAL = {"daemon.app", "daemon.stream"}
 VOCABULARIES = {
     "daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources", "daemon.edges", "daemon.access",
+    "daemon.release", "daemon.logs",
 }  # fmt: skip
 """Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states,
-what listening edges have in common, and who may do what."""
+what listening edges have in common, who may do what, which release this is, and what a log line speaks of."""
 
 ALSO_KNOWS = {
     "daemon.config": {  # the defaults are those of the library's own settings

@@ -119,7 +119,7 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
         ("segment: {hangovr: 1}", "segment.hangovr: unknown key; did you mean segment.hangover?"),
         ("port: 1", "port: unknown key; did you mean server.port?"),
         ("sever: {port: 1}", "sever: unknown key; did you mean server?"),
-        ("log: {zzz: 1}", "log.zzz: unknown key; known are level, transcripts"),
+        ("log: {zzz: 1}", "log.zzz: unknown key; known are level, format, transcripts"),
         ("server: {port: 70000}", "server.port: must be less than or equal to 65535, got 70000"),
         ("server: {port: true}", "server.port: must be a valid integer, got True"),
         ("server: 3", "server: must be a section with keys of its own, got 3"),
