@@ -25,7 +25,8 @@ from streaming.job import NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
-from streaming.whisper.engine import Engine, Model
+from streaming.whisper.engine import Engine
+from streaming.whisper.hearing import Model
 from streaming.whisper.model import Cache
 
 RECORDING = Path(__file__).parent / "data" / "commands.flac"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from streaming.whisper.checkpoint import Checkpoint, Dimensions, Grammar
-from streaming.whisper.engine import Engine, Model, assemble
+from streaming.whisper.engine import Engine, assemble
+from streaming.whisper.hearing import Model
 from streaming.whisper.locate import Role
 from streaming.whisper.model import Decoder, Encoder
 

@@ -77,7 +77,10 @@ def advance(decoder: Decoder, cache: Cache, rules: Rules, rows: Sequence[Row]) -
     ]
     width = max(length - start for length, start in zip(lengths, starts, strict=True))
     begins, fixed = [len(row.prompt) for row in rows], [len(row.tokens) for row in rows]
-    window = Window(*(torch.tensor(part, device=device) for part in (padded, starts, lengths, begins, fixed)), width)
+    tokens, first, ends, texts, said = (
+        torch.tensor(part, device=device) for part in (padded, starts, lengths, begins, fixed)
+    )
+    window = Window(tokens, first, ends, texts, said, width)
     stamped = [row.timestamps for row in rows]
     scores = partial(rules.text, stamped=torch.tensor(stamped, device=device) if any(stamped) else None)
     cache.reserve(longest)

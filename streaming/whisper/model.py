@@ -235,6 +235,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.scale = sizes.d_model**0.5 if sizes.scale_embedding else 1.0
         self.positions = sizes.target_positions
+        self.heads = sizes.decoder_heads
         self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.d_model)
         self.embed_positions = nn.Embedding(sizes.target_positions, sizes.d_model)
         self.layers = nn.ModuleList(
