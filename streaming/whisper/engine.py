@@ -67,6 +67,11 @@ class Engine:
         self._way = way or Fresh(student, teacher)
 
     @property
+    def way(self) -> Way:
+        """How batches are heard: for measuring it."""
+        return self._way
+
+    @property
     def models(self) -> tuple[Model, ...]:
         """The student, and the teacher where there is one: for measuring their parts."""
         return (self._student,) if self._teacher is None else (self._student, self._teacher)
@@ -114,10 +119,7 @@ class Engine:
                 if model is not None:
                     model.encoder.to(torch.bfloat16)
         fixed = mode == "deterministic" or graphs == "on" or (graphs == "auto" and place.type == "cuda")
-        way = Seated(
-            hears, checks, place, largest=min(batch, LARGEST_BATCH), deterministic=mode == "deterministic",
-            capture=graphs != "off",
-        ) if fixed else None  # fmt: skip
+        way = _seated(hears, checks, place, min(batch, LARGEST_BATCH), mode, graphs) if fixed else None
         engine = Engine(hears, checks, place, "mixed" if mixed else str(kind).removeprefix("torch."), way)
         log.info(
             "student %s, teacher %s, on %s in %s precision, %s encoder, %s",
@@ -318,6 +320,17 @@ def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
     return own.keys() == weights.keys() and all(
         own[name].shape == value.shape and torch.equal(own[name].cpu(), value) for name, value in weights.items()
     )
+
+
+def _seated(student: Model, teacher: Model | None, device: torch.device, batch: int, mode: str, graphs: str) -> Seated:
+    try:
+        return Seated(
+            student, teacher, device, largest=batch, deterministic=mode == "deterministic", capture=graphs != "off"
+        )
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{device} has no memory for {batch} jobs at once: lower scheduler.batch, or set models.graphs: off ({error})"
+        ) from error
 
 
 def _device(name: str) -> torch.device:

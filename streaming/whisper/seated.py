@@ -85,10 +85,10 @@ class Voice:
         self._seats = self.rows[:0]  # the slots of the batch at hand
         self._cleared = 0
         self.check = Function(
-            "check", self._check, shapes(buckets.batches, self.heard, buckets.widths, buckets.reaches)
+            f"{model.role}: check", self._check, shapes(buckets.batches, self.heard, buckets.widths, buckets.reaches)
         )
         self.language = Function(
-            "language",
+            f"{model.role}: language",
             self._language,
             shapes(buckets.batches, self.heard, (1,), buckets.reaches[:1]) if model.rules.grammar.languages else (),
         )
@@ -205,7 +205,9 @@ class Helper:
         widths = sorted({min(width, own.buckets.widths[-1]) for width in (2, CATCH_UP)})
         fixed = own.buckets.widths if len(own.buckets.widths) == 1 else tuple(widths)
         self._widths = fixed
-        self.draft = Function("draft", self._draft, shapes(own.buckets.batches, own.heard, fixed, own.buckets.reaches))
+        self.draft = Function(
+            "student: draft", self._draft, shapes(own.buckets.batches, own.heard, fixed, own.buckets.reaches)
+        )
 
     def begin(self, heard: int) -> None:
         """A new batch, whose audio takes so many positions of the cheaper model's memory."""
@@ -246,7 +248,7 @@ class Ear:
         self._states = weight.new_zeros(voice.slots.count + 1, voice.heard[-1], sizes.d_model)
         most = voice.slots.count * sizes.mels * 2 * voice.heard[-1]
         self._features = torch.zeros(most, dtype=model.encoder.conv1.weight.dtype, device=voice.device)
-        self.listen = Function("listen", self._listen, shapes(voice.buckets.batches, voice.heard))
+        self.listen = Function(f"{model.role}: listen", self._listen, shapes(voice.buckets.batches, voice.heard))
 
     def hear(self, slots: Sequence[int], jobs: Sequence[Job], seconds: float) -> int:
         """Into each job's slot what its voice has to know of its audio; returns the positions it takes."""
@@ -323,13 +325,17 @@ class Seated:
             return None
         teacher, ear = self._teacher, self._ear
         wanted = shapes(teacher.buckets.batches, teacher.heard)
-        return Function("remember", lambda shape: ear.remember(teacher, shape), wanted)
+        return Function("teacher: remember", lambda shape: ear.remember(teacher, shape), wanted)
+
+    @property
+    def voices(self) -> dict[str, Voice]:
+        """By their role: for measuring them."""
+        return {voice.model.role: voice for voice in (self._student, self._teacher) if voice is not None}
 
     @property
     def functions(self) -> list[Function]:
         """All that may be captured."""
-        voices = [voice for voice in (self._student, self._teacher) if voice is not None]
-        found = [function for voice in voices for function in (voice.check, voice.language)]
+        found = [function for voice in self.voices.values() for function in (voice.check, voice.language)]
         found += [ear.listen for ear in (self._ear, self._own_ear) if ear is not None]
         if self._helper is not None:
             found.append(self._helper.draft)
@@ -337,9 +343,8 @@ class Seated:
 
     @torch.inference_mode()
     def prepare(self) -> Captured:
-        for voice in (self._student, self._teacher):
-            if voice is not None and self._device.type == "cuda":
-                voice.slots.look_in_pages()
+        for voice in self.voices.values() if self._device.type == "cuda" else ():
+            voice.slots.look_in_pages()
         return Recorder(self._device).capture(self.functions) if self._capture else Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:

@@ -83,7 +83,8 @@ class Texts:
         self.log_probs = torch.zeros(shape, device=device)
         self.no_speech = torch.zeros(slots + 1, device=device)
         self.numbers = torch.zeros(slots + 1, len(Numbers._fields), dtype=torch.long, device=device)
-        self.numbers[:, [Numbers._fields.index(name) for name in ("length", "begin", "limit", "done")]] = 1
+        self.columns = Numbers._fields
+        self.numbers[:, [self.columns.index(name) for name in ("length", "begin", "limit", "done")]] = 1
 
     def open(self, slots: Tensor, rows: Sequence[Row]) -> list[Count]:
         """Put rows, as they are before their first pass, into slots. Not part of a step: it copies from the host."""

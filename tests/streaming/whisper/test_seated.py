@@ -24,7 +24,7 @@ from streaming.whisper.graphs import Buckets
 from streaming.whisper.hearing import Model
 from streaming.whisper.model import Memory
 from streaming.whisper.rows import Row
-from streaming.whisper.seated import WIDTHS, Ahead, Helper, Voice
+from streaming.whisper.seated import WIDTHS, Ahead, Helper, Seated, Voice
 from streaming.whisper.slots import OVERHANG, Slots
 
 CPU = torch.device("cpu")
@@ -295,7 +295,8 @@ def test_a_gpu_is_not_waited_for(english: Pair) -> None:
     engine = Engine.load(str(english.student), str(english.teacher), "cuda", graphs="on")
     engine.warm()
     engine.run([Job(murmur(1.0), ask_teacher_below=ALWAYS)] * 3)
-    for function in engine._way.functions:  # type: ignore[attr-defined]  # it is `Seated`: graphs are on
+    assert isinstance(engine.way, Seated)
+    for function in engine.way.functions:
         shape = function.shapes[0]
         torch.cuda.set_sync_debug_mode("error")
         try:
