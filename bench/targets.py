@@ -137,7 +137,7 @@ def _say(voice: Voice, jobs: Sequence[Job], heard: int, drafts: Sequence[Sequenc
 
 
 def speculation(engine: Engine, way: Seated, plan: Plan, sheet: Sheet) -> None:
-    """The teacher's own loop, against the student's drafting and the teacher's check of it; the encoder is in neither."""
+    """The teacher's own loop, against the student's drafting and the teacher's check of it, without encoder."""
     voices, heard = way.voices, plan.heard
     for rows in plan.batches[:2]:
         jobs = [Job(_noise(plan.contexts[-1], row), max_tokens=TEXT) for row in range(rows)]
@@ -184,7 +184,7 @@ def graphs_or_none(engine: Engine, way: Seated, plan: Plan, sheet: Sheet) -> Non
 
 
 def live(engine: Engine, plan: Plan, sheet: Sheet) -> None:
-    """Streams that each want a partial every half a second, with their last one as the draft: what each waits for it."""
+    """Streams that each want a partial every half a second, with their last one as the draft: how long it takes."""
     interval, clock = 0.5, time.perf_counter
     waves = [_noise(seconds * 0.9, number) for number, seconds in enumerate(plan.contexts[:2])]
     drafts: list[tuple[int, ...]] = [()] * plan.streams

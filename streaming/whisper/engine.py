@@ -329,7 +329,8 @@ def _seated(student: Model, teacher: Model | None, device: torch.device, batch: 
         )
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"{device} has no memory for {batch} jobs at once: lower scheduler.batch, or set models.graphs: off ({error})"
+            f"{device} has no memory for {batch} jobs at once: lower scheduler.batch, or set models.graphs to off "
+            f"({error})"
         ) from error
 
 

@@ -17,7 +17,7 @@ from test_engine import decided
 from torch.utils._python_dispatch import TorchDispatchMode
 from waveforms import murmur
 
-from streaming.job import ALWAYS, NEVER, Job
+from streaming.job import ALWAYS, NEVER, Job, Result
 from streaming.whisper.decode import Proposer, decode
 from streaming.whisper.engine import Engine
 from streaming.whisper.graphs import Buckets
@@ -225,6 +225,52 @@ def test_an_engine_at_fixed_addresses_hears_the_same(pair: Pair, mode: Literal["
             assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-3)
             assert np.ravel(ours.times) == pytest.approx(np.ravel(theirs.times), abs=0.021)
             assert (ours.accepted, ours.teacher_accepted) == (theirs.accepted, theirs.teacher_accepted)
+
+
+@cache
+def one_shape(pair: Pair, dtype: str) -> Engine:
+    return Engine.load(
+        str(pair.student), str(pair.teacher), "cpu", dtype=dtype, mode="deterministic", graphs="off", batch=4
+    )
+
+
+@cache
+def alone(pair: Pair, dtype: str, number: int) -> Result:
+    return one_shape(pair, dtype).run([wish(number)])[0]
+
+
+def wish(number: int, draft: tuple[int, ...] = ()) -> Job:
+    return Job(murmur(0.3 + 0.1 * number, number), draft, ask_teacher_below=ALWAYS, max_tokens=14)
+
+
+drafts = st.lists(st.integers(0, 599), max_size=14).map(tuple)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@given(batch=st.lists(st.tuples(st.integers(0, 5), drafts, st.booleans()), min_size=1, max_size=4))
+@settings(max_examples=10)
+def test_in_one_shape_not_even_rounding_tells_of_drafts_or_neighbours(
+    english: Pair, dtype: str, batch: list[tuple[int, tuple[int, ...], bool]]
+) -> None:
+    """To the last bit, in any order, beside any others, with right drafts and garbage."""
+    expected = [alone(english, dtype, number) for number, _, _ in batch]
+    jobs = [
+        wish(number, result.tokens if right else draft)
+        for (number, draft, right), result in zip(batch, expected, strict=True)
+    ]
+    for result, before in zip(one_shape(english, dtype).run(jobs), expected, strict=True):
+        assert result.error is None
+        assert (result.tokens, result.log_probs) == (before.tokens, before.log_probs)
+        assert result.student_confidence == before.student_confidence
+
+
+def test_rounding_would_tell(english: Pair) -> None:
+    """In several shapes it is not equal to the last bit: the test above can fail."""
+    fast = Engine.load(str(english.student), None, "cpu", dtype="float32", graphs="on", batch=4)
+    plain = fast.run([wish(number) for number in range(4)])
+    checked = [fast.run([wish(number, result.tokens)])[0] for number, result in enumerate(plain)]
+    assert [result.tokens for result in plain] == [result.tokens for result in checked]
+    assert [result.log_probs for result in plain] != [result.log_probs for result in checked]
 
 
 def test_a_job_that_breaks_leaves_nothing_behind(english: Pair) -> None:
