@@ -60,7 +60,7 @@ from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
 from daemon.wyoming import Wyoming
 from streaming.events import Final, Start
-from streaming.job import Job, Result
+from streaming.job import Captured, Job, Result
 from streaming.text import Text
 from streaming.vad import Detector
 
@@ -103,7 +103,7 @@ class Engine(Protocol):
     @property
     def languages(self) -> tuple[str, ...]: ...
 
-    def warm(self) -> None: ...
+    def warm(self) -> Captured: ...
 
     def run(self, jobs: Sequence[Job]) -> list[Result]: ...
 
@@ -140,8 +140,9 @@ def load_engine(settings: Settings) -> Engine:
     models = settings.models
     try:
         return WhisperEngine.load(
-            models.student, settings.teacher, models.device, dtype=models.dtype, threads=models.threads
-        )
+            models.student, settings.teacher, models.device, dtype=models.dtype, threads=models.threads,
+            graphs=models.graphs, mode=models.mode, batch=settings.scheduler.batch,
+        )  # fmt: skip
     except (CheckpointError, ValueError) as error:
         raise ServiceError(str(error)) from None
 
@@ -162,9 +163,9 @@ class _Host:
         self._engine = await self.thread.call(self._load, self._settings)
         return self._engine
 
-    async def warm(self) -> None:
+    async def warm(self) -> Captured:
         assert self._engine is not None, "load it first"
-        await self.thread.call(self._engine.warm)
+        return await self.thread.call(self._engine.warm)
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """In the thread."""
@@ -198,7 +199,7 @@ class Pipeline:
             _check_longest(self.settings, engine)
         except ConfigurationError as error:
             raise ServiceError(str(error)) from None
-        await asyncio.gather(*(host.warm() for host in self._hosts))
+        self._count(await asyncio.gather(*(host.warm() for host in self._hosts)))
         # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
         Detector(self.settings.vad_settings())
         devices = ", ".join(each.device for each in engines)
@@ -218,6 +219,12 @@ class Pipeline:
         )
         self._warm.set()
         return model
+
+    def _count(self, captured: Sequence[Captured]) -> None:
+        self.metrics.graphs.set(sum(each.graphs for each in captured))
+        self.metrics.graphs_missing.set(sum(each.missing for each in captured))
+        self.metrics.graphs_seconds.set(sum(each.seconds for each in captured))
+        self.metrics.graphs_bytes.set(sum(each.held for each in captured))
 
     def reload(self, settings: Settings) -> None:
         """For streams to come.

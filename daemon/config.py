@@ -117,6 +117,14 @@ class Models(Section):
     device: str = Field(default="auto", pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")
     dtype: Literal["auto", "mixed", "float32", "float16", "bfloat16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    graphs: Literal["auto", "on", "off"] = "auto"
+    mode: Literal["fast", "deterministic"] = "fast"
+
+    @field_validator("graphs", mode="before")
+    @classmethod
+    def _yaml_means_a_word(cls, value: object) -> object:
+        """YAML reads a bare on or off as a truth."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
     def devices(self) -> tuple[str, ...]:

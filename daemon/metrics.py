@@ -192,6 +192,10 @@ class Metrics:
             "draft_tokens_accepted", "Tokens taken over from drafts: not decoded again", "model"
         )
         self.passes = counter("passes", "Decoder passes", "model")
+        self.graphs = gauge("graphs", "CUDA graphs that were captured before the service was ready")
+        self.graphs_missing = gauge("graphs_missing", "CUDA graphs that did not fit into memory")
+        self.graphs_seconds = gauge("graphs_seconds", "Seconds that capturing took, of all devices")
+        self.graphs_bytes = gauge("graphs_bytes", "Memory that the graphs hold")
         self.canary_failures = counter("canary_failures", "Canary decodes that failed")
 
         self.partials = counter("partials", "Partials published")
