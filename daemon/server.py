@@ -34,9 +34,10 @@ from daemon.dialects import native
 from daemon.edges import Outbox, Pace, Readers, Seats, Stream, Visitors
 from daemon.faults import Fault
 from daemon.metrics import Metrics
+from daemon.resume import Line, Lines
 from daemon.sources import DEFAULT_SOURCE, check_name
 from daemon.web import NOTHING, SOURCES, Page, Pages, refusal
-from streaming.events import Event, Inbound, Start, Stop
+from streaming.events import Event, Inbound, Resume, Start, Stop
 
 _log = logging.getLogger(__name__)
 
@@ -91,11 +92,14 @@ class Server:
         self._metrics = metrics
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
-        self._streams = Seats(settings.max_streams, "streams")
+        self.streams = Seats(settings.max_streams, "streams")
+        # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
+        self.lobby = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
         self._visitors = Visitors(settings.max_per_address)
         self._handshakes = _Handshakes(settings, metrics)
         self.readers = Readers()
+        self.lines = Lines(self.readers, metrics)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -143,7 +147,7 @@ class Server:
             _tls(settings.certificate, settings.key)
             self._tls.load_cert_chain(settings.certificate, settings.key)
         self._settings = settings
-        self._streams.number = settings.max_streams
+        self.streams.number = self.lobby.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
         self._visitors.most = settings.max_per_address
         self._handshakes.settings = settings
@@ -156,7 +160,8 @@ class Server:
 
     async def wait_streams(self) -> None:
         """Until the last final of every stream is on its way to its client."""
-        await self._streams.free.wait()
+        await self.lobby.wait_free()
+        await self.streams.wait_free()
 
     async def wait_closed(self) -> None:
         """Until every connection has ended."""
@@ -228,8 +233,7 @@ class Server:
 
     async def _serve_stream(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
         _only(query, "source")
-        with self._streams:
-            return await _Conversation(self, ws, query.get("source"), rights).run()
+        return await _Conversation(self, ws, query.get("source"), rights).run()
 
     async def _serve_events(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
         _only(query, "source", "since")
@@ -274,20 +278,33 @@ class Server:
         async with asyncio.timeout(self._send_timeout):
             await ws.send(native.encode(event))
 
-    async def write(self, ws: ServerConnection, outbox: Outbox) -> None:
-        """All of `outbox` to the peer. One that is too slow is disconnected."""
+    async def write(self, ws: ServerConnection, outbox: Outbox) -> bool:
+        """All of `outbox` to the peer; whether it was all. One that is too slow is disconnected."""
         try:
             async for event in outbox:
                 await self.send(ws, event)
             if not outbox.overflowed:
-                return
+                return True
         except ConnectionClosed:
-            return
+            return False
         except TimeoutError:
             pass
         self._metrics.subscribers_dropped.inc()
         _log.info("%s reads too slowly: disconnected", _peer(ws))
         await _close(ws, native.CLOSE_TRY_LATER, self._send_timeout, "too slow: reconnect with ?since=SEQ")
+        return False
+
+    async def begin(self, start: Start) -> Line:
+        """Raises:
+        Fault: `full`, or see `Gateway`.
+        """
+        self.streams.take()
+        try:
+            stream = await self.gateway.open_stream(start)
+        except BaseException:
+            self.streams.give_back()
+            raise
+        return self.lines.begin(stream, min(start.resume, self._settings.resume), self.streams.give_back)
 
     def pace(self) -> Pace:
         """Of one client."""
@@ -299,7 +316,7 @@ class Server:
 
 
 class _Conversation:
-    """One client of `/v1/stream`, from its first frame to its close."""
+    """One connection of a client of `/v1/stream`, from its first frame to its close."""
 
     def __init__(self, server: Server, ws: ServerConnection, source: str | None, rights: Rights) -> None:
         self._rights = rights
@@ -308,64 +325,99 @@ class _Conversation:
         self._source = source
         self._decoder = native.Decoder()
         self._pace = server.pace()
-        self._stream: Stream | None = None
-        self._writer: asyncio.Task[None] | None = None
         self._blamed = False
 
     async def run(self) -> int | None:
-        """Until the last final is out, whatever ended it; the code to close with, None where it is closed already.
+        """Until its stream has ended and its client was told, or the connection dropped; the code to close with, None
+        where it is closed already.
 
         Raises:
-            Fault: before there was a stream.
+            Fault: there is no stream, or it is somebody else's now.
+            ConnectionClosed: before there was a stream.
         """
-        try:
-            code = await self._listen()
-            await self._finish()
-        finally:
-            await self._leave()
-        return code
-
-    async def _listen(self) -> int | None:
+        message: Inbound | Resume | None = None
         try:
             async with self._server.readers.reading():
-                await self._read()
+                with self._server.lobby:
+                    message = await self._first()
+                    line = await self._find(message)
         except TimeoutError:
             return native.CLOSE_SHUTTING_DOWN
-        except ConnectionClosed:
-            return None
-        except Fault as fault:
-            if self._stream is None:
-                raise
-            self._blame(fault, fatal=True)
-            return native.close_code(fault.code)
-        except Exception as error:
-            if self._stream is None:
-                raise
-            _log.exception("a stream broke")
-            self._stream.broke(error)
-            return native.close_code("internal")
-        return native.CLOSE_DONE
+        while True:
+            async with self._server.lines.holding(line):
+                late = await self._carry(line, message)
+            if late is None:
+                return None
+            line, message = await self._find(late), late  # `ready` was sent in vain: its client was only slow
 
-    async def _read(self) -> None:
-        first = await self._first()
-        await self._open(first if isinstance(first, Start) else Start())
-        message: Inbound | None = None if isinstance(first, Start) else first
-        while not isinstance(message, Stop):
-            if isinstance(message, Start):
-                await self._open(message)  # `ready` was sent in vain: its client was only slow
-            elif message is not None:
-                assert self._stream is not None, "it was opened above"
-                await self._stream.receive(message)
-            message = await self._next()
-
-    async def _first(self) -> Inbound | None:
+    async def _first(self) -> Inbound | Resume | None:
         try:
             async with asyncio.timeout(_START_GRACE):
                 return await self._next()
         except TimeoutError:
             return None
 
-    async def _next(self) -> Inbound | None:
+    async def _find(self, message: Inbound | Resume | None) -> Line:
+        if isinstance(message, Resume):
+            line = self._server.lines.find(message.token)
+            self._rights.check_send(line.stream.source)
+            return line
+        start = message if isinstance(message, Start) else Start()
+        start = replace(start, source=start.source if start.source is not None else self._source)
+        self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
+        return await self._server.begin(start)
+
+    async def _carry(self, line: Line, message: Inbound | Resume | None) -> Start | Resume | None:
+        """Both ways, until the end of the stream or of the connection; or until the client says late what it wants."""
+        if isinstance(message, Resume):
+            line.resume(message.events)
+        writer = asyncio.create_task(self._server.write(self._ws, line))
+        try:
+            if line.code is None:
+                outcome = await self._listen(line, None if isinstance(message, Start | Resume) else message)
+                if isinstance(outcome, Start | Resume):
+                    line.over = True
+                    return outcome
+                if outcome is None:
+                    line.left = line.overflowed or _left(self._ws)
+                    return None
+                line.code = outcome
+            await line.finish()
+            told = await writer
+            line.over = await _close(self._ws, line.code, _CLOSE_TIMEOUT) and told
+            line.left = line.overflowed or _left(self._ws)
+            return None
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _listen(self, line: Line, message: Inbound | None) -> int | Start | Resume | None:
+        """The code to close with; None: the connection is closed."""
+        try:
+            async with self._server.readers.reading():
+                return await self._read(line, message)
+        except TimeoutError:
+            return native.CLOSE_SHUTTING_DOWN
+        except ConnectionClosed:
+            return None
+        except Fault as fault:
+            self._blame(line, fault, fatal=True)
+            return native.close_code(fault.code)
+        except Exception as error:
+            _log.exception("a stream broke")
+            line.stream.broke(error)
+            return native.close_code("internal")
+
+    async def _read(self, line: Line, message: Inbound | Resume | None) -> int | Start | Resume:
+        while not isinstance(message, Stop):
+            if isinstance(message, Start | Resume):
+                return message
+            if message is not None:
+                await line.stream.receive(message)
+            message = await self._next(line)
+        return native.CLOSE_DONE
+
+    async def _next(self, line: Line | None = None) -> Inbound | Resume | None:
         """The next message; None in place of one that could not be read but does not end the stream."""
         await self._pace.wait()
         frame = await self._ws.recv()
@@ -375,37 +427,16 @@ class _Conversation:
         try:
             return self._decoder.decode(frame)
         except Fault as fault:
-            if fault.fatal:
+            if fault.fatal or line is None:
                 raise
-            self._blame(fault, fatal=False)
+            self._blame(line, fault, fatal=False)
             return None
 
-    async def _open(self, start: Start) -> None:
-        await self._leave()
-        start = replace(start, source=start.source if start.source is not None else self._source)
-        self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
-        self._stream = await self._server.gateway.open_stream(start)
-        self._writer = asyncio.create_task(self._server.write(self._ws, self._stream.outbox))
-        self._stream.ready()
-
-    async def _finish(self) -> None:
-        if self._stream is not None:
-            await self._stream.finish()
-
-    async def _leave(self) -> None:
-        """What is in the outbox is still sent."""
-        if self._stream is not None:
-            self._stream.close()
-        if self._writer is not None:
-            await self._writer
-        self._stream = self._writer = None
-
-    def _blame(self, fault: Fault, *, fatal: bool) -> None:
-        assert self._stream is not None, "a fault before there is a stream is raised"
+    def _blame(self, line: Line, fault: Fault, *, fatal: bool) -> None:
         # One line for each client: whoever sends rubbish does so by the thousand.
         self._server.note(self._ws, fault, logging.DEBUG if self._blamed else logging.INFO)
         self._blamed = True
-        self._stream.outbox.put(fault.event(fatal=fatal))
+        line.put(fault.event(fatal=fatal))
 
 
 class _Handshakes:
@@ -475,8 +506,8 @@ async def _hear_nothing(ws: ServerConnection) -> Fault | None:
     return Fault("subscribe_only", f"{EVENTS} only sends: stream audio to {STREAM}")
 
 
-async def _close(ws: ServerConnection, code: int, patience: float, reason: str = "") -> None:
-    """Close, and do not wait for ever for a peer that does not answer."""
+async def _close(ws: ServerConnection, code: int, patience: float, reason: str = "") -> bool:
+    """Close, and do not wait for ever for a peer that does not answer. Whether it did: it has read all before that."""
     # Its answer comes behind all that it is still sending, which somebody must take in.
     discarding = asyncio.create_task(_discard(ws))
     try:
@@ -486,6 +517,13 @@ async def _close(ws: ServerConnection, code: int, patience: float, reason: str =
         ws.transport.abort()
     finally:
         discarding.cancel()
+    return ws.protocol.close_rcvd is not None
+
+
+def _left(ws: ServerConnection) -> bool:
+    """Whether the peer closed the connection on purpose, and not because something failed."""
+    close = ws.protocol.close_rcvd
+    return close is not None and close.code in native.LEFT
 
 
 async def _discard(ws: ServerConnection) -> None:

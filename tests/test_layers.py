@@ -54,7 +54,8 @@ ALSO_KNOWS = {
     "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
-    "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
+    # One listener: it picks who answers; and streams wait there for their clients.
+    "daemon.server": {"daemon.dialects.native", "daemon.web", "daemon.resume"},
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},
