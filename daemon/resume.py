@@ -57,6 +57,7 @@ class Line:
         self._leave = leave
         self._greeting: Ready | None = None
         self._sent = 0
+        self._confirmed = 0  # what its client said that it has got
         self._kept: deque[tuple[int, Event]] = deque()  # sent, with its number; partials are not worth it
         self._forgotten = 0  # the number of the newest that is not kept any more
         self._again: deque[Event] = deque()
@@ -113,10 +114,10 @@ class Line:
         Raises:
             Fault: `bad_field`; it cannot have.
         """
-        if events > self._sent:
+        if not self._confirmed <= events <= self._sent:
             raise Fault(
                 "bad_field",
-                f"events is how many were received of this stream, got {events}: {self._sent} were sent",
+                f"events is how many were received of this stream in all, {self._confirmed}..{self._sent}, got {events}",
                 fatal=True,
             )
         self.stream.cut()
@@ -126,7 +127,7 @@ class Line:
             message = f"{self._forgotten - events} events are not kept any more (partials counted); those after follow"
             self._again.appendleft(Error("replay_incomplete", message, fatal=False))
         self._kept.clear()
-        self._sent, self._forgotten = events, 0
+        self._sent = self._confirmed = self._forgotten = events
         self.greet()
 
     async def finish(self) -> None:
@@ -170,6 +171,15 @@ class Lines:
         if not found or found[0].over:
             raise _gone()
         return found[0]
+
+    def resume(self, line: Line, events: int) -> None:
+        """By whoever holds it now. See `Line.resume`.
+
+        Raises:
+            Fault: `bad_field`.
+        """
+        line.resume(events)
+        self._metrics.streams_resumed.inc()
 
     @asynccontextmanager
     async def holding(self, line: Line) -> AsyncIterator[None]:

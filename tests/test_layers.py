@@ -55,7 +55,17 @@ ALSO_KNOWS = {
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
     # One listener: it picks who answers; and streams wait there for their clients.
-    "daemon.server": {"daemon.dialects.native", "daemon.web", "daemon.resume"},
+    "daemon.server": {
+        "daemon.conversation",
+        "daemon.dialects.codec",
+        "daemon.dialects.native",
+        "daemon.peer",
+        "daemon.resume",
+        "daemon.web",
+    },
+    # Any dialect, by its shape, over one socket; and what it leaves behind when that drops.
+    "daemon.conversation": {"daemon.dialects.codec", "daemon.peer", "daemon.resume"},
+    "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},

@@ -148,7 +148,7 @@ async def network(url: str, cuts: Sequence[Cut]) -> AsyncIterator[Network]:
     """In front of the service at `url`."""
     made = Network(int(url.rpartition(":")[2]), list(cuts))
     server = await asyncio.start_server(made.carry, "127.0.0.1", 0)
-    made.url = "ws://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    made.url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield made
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -18,6 +19,7 @@ from harness import Client, client, process, scripted, service, speech, unfinish
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from resuming import Cut, Network, RefusedError, Speaker, network
+from websockets.exceptions import ConnectionClosed
 
 from daemon.app import Service
 from streaming.job import Job
@@ -173,7 +175,10 @@ async def test_an_utterance_goes_on_where_it_was(tokenizer_file: Path) -> None:
 async def test_a_connection_that_was_reset_in_the_middle_of_a_frame(tokenizer_file: Path) -> None:
     audio = speech() + speech("stop")
     speaker = Speaker(audio, START)
-    async with service(scripted(tokenizer_file)) as daemon, network(daemon.server.url, [Cut(50_001, 1 << 30)]) as cutting:
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        network(daemon.server.url, [Cut(50_001, 1 << 30)]) as cutting,
+    ):
         assert await speaker.talk(f"{cutting.url}/v1/stream") == 2
     assert 0 < speaker.ready[1]["samples"] < len(audio) // 2
     assert [event["utterance"] for event in speaker.of("final")] == [1, 2]
@@ -201,12 +206,13 @@ async def test_the_older_connection_is_told_who_has_its_stream(tokenizer_file: P
         ready = await begin(first)
         await first.play(unfinished_speech())
         await first.until("speech_started")
-        back = await resume(second, ready, got(first))
+        seen = got(first)
+        back = await resume(second, ready, seen)
         assert await first.rest() == 4000
         assert (first.events[-1]["code"], first.events[-1]["fatal"]) == ("taken_over", True)
         await second.play(speech()[2 * back["samples"] :])
         await second.until("final")
-        back = await resume(third, ready, len([*first.of("speech_started", "partial"), *second.events]) - 1)
+        back = await resume(third, ready, seen + got(second))
         assert await second.rest() == 4000
         assert back["samples"] == len(speech()) // 2
         await third.say(type="stop")
@@ -290,9 +296,15 @@ async def test_who_did_not_ask_or_left_on_purpose_is_not_waited_for(tokenizer_fi
 
 
 async def test_the_settings_say_how_long_at_most(tokenizer_file: Path) -> None:
-    async with service(scripted(tokenizer_file), {"server": {"resume": 5}}) as daemon, client(daemon.server.url) as mine:
+    async with (
+        service(scripted(tokenizer_file), {"server": {"resume": 5}}) as daemon,
+        client(daemon.server.url) as mine,
+    ):
         assert (await begin(mine, resume=1000))["resume"] == 5
-    async with service(scripted(tokenizer_file), {"server": {"resume": 0}}) as daemon, client(daemon.server.url) as mine:
+    async with (
+        service(scripted(tokenizer_file), {"server": {"resume": 0}}) as daemon,
+        client(daemon.server.url) as mine,
+    ):
         assert not {"token", "resume", "samples", "flushes"} & (await begin(mine)).keys()
 
 
@@ -307,7 +319,7 @@ async def test_events_that_did_not_arrive_are_told_again_and_no_others(tokenizer
             await drop(daemon, mine)
         events = [event for event in mine.events if event["type"] != "ready"]
         assert [event["type"] for event in events] == ["speech_started", "speech_stopped", "final", "flushed"] * 2
-        for seen in (6, 3, 0, 8):
+        for seen in (0, 3, 6, 8):
             async with client(daemon.server.url) as again:
                 back = await resume(again, ready, seen)
                 assert (back["samples"], back["flushes"]) == (len(speech()), 2)
@@ -317,7 +329,7 @@ async def test_events_that_did_not_arrive_are_told_again_and_no_others(tokenizer
         async with client(daemon.server.url) as again:
             error = await resume(again, ready, 9)
             assert (error["code"], error["fatal"]) == ("bad_field", True)
-            assert "8 were sent" in error["message"]
+            assert "8..8" in error["message"]
         async with client(daemon.server.url) as again:  # that has cost nothing
             assert (await resume(again, ready, 8))["type"] == "ready"
             await again.say(type="stop")
@@ -344,7 +356,8 @@ async def test_a_stop_whose_answer_was_lost(tokenizer_file: Path) -> None:
         async with client(daemon.server.url) as again:
             back = await resume(again, ready, got(mine))
             assert back["samples"] == len(speech()) // 2
-            await again.say(type="stop")  # as one that does not know
+            with contextlib.suppress(ConnectionClosed):
+                await again.say(type="stop")  # as one that does not know
             assert await again.rest() == 1000
     assert [event["type"] for event in again.events] == ["ready", "final", "stopped"]
 
@@ -373,7 +386,8 @@ async def test_a_token_that_is_wrong_or_of_somebody_else(
             assert error["code"] == "forbidden"
             assert await other.rest() == 1008
         async with client(url) as nobody:
-            await nobody.say(type="resume", token=ready["token"], events=0)
+            with contextlib.suppress(ConnectionClosed):
+                await nobody.say(type="resume", token=ready["token"], events=0)
             assert await nobody.rest() == 1008
         mistakes: list[dict[str, Any]] = [
             {"token": ready["token"]},
