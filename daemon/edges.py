@@ -82,7 +82,7 @@ class Seats:
         Fault: `full`.
         """
         if self._taken >= self.number:
-            raise Fault("full", f"all {self.number} {self._what} are taken: try again later")
+            raise Fault("full", f"all {self.number} {self._what} are taken: try again later", fatal=True)
         self._taken += 1
 
     def give_back(self) -> None:

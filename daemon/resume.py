@@ -117,7 +117,7 @@ class Line:
         if not self._confirmed <= events <= self._sent:
             raise Fault(
                 "bad_field",
-                f"events is how many were received of this stream in all, {self._confirmed}..{self._sent}, got {events}",
+                f"events is how many were received of this stream, {self._confirmed}..{self._sent}: got {events}",
                 fatal=True,
             )
         self.stream.cut()
