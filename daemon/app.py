@@ -36,7 +36,10 @@ from daemon.config import (
     secret_trouble,
     with_tokens,
 )
+from daemon.config import Dialects as DialectSettings
 from daemon.descriptors import Accepting
+from daemon.dialects import native, openai_realtime
+from daemon.dialects.codec import Dialect
 from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
@@ -294,7 +297,9 @@ class Service:
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         pages = Pages(self.health.unready, metrics.text, metrics.content_type, self._sources)
-        self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
+        self.server = Server(
+            settings.server, settings.subscribers.send_timeout, self, pages, metrics, _dialects(settings.dialects)
+        )
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
@@ -656,6 +661,12 @@ class Service:
             keys = ", ".join(planned.waiting)
             self._notes = (f"restart for {keys}",)
             _log.warning("reload: %s cannot change while the service runs: restart it", keys)
+
+
+def _dialects(settings: DialectSettings) -> list[Dialect]:
+    """Those that are spoken on the port that all share."""
+    optional = ((settings.openai, openai_realtime.DIALECT),)
+    return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
 
 
 def _inherit(descriptor: int) -> socket.socket:

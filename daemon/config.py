@@ -213,6 +213,11 @@ class Wyoming(Section):
     zeroconf: bool = False
 
 
+class Dialects(Section):
+    openai: bool = True
+    max_upload: int = Field(default=26_214_400, ge=1024)  # what the hosted service takes: 25 MiB
+
+
 class AnyMicrophone(Section):
     device: str | int | None = None
     source: str
@@ -284,6 +289,7 @@ class Settings(Section):
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
     wyoming: Wyoming = Wyoming()
+    dialects: Dialects = Dialects()
     microphone: Microphone = Microphone()
     microphones: tuple[AnyMicrophone, ...] = Field(default=(), strict=False)
     health: Health = Health()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from daemon.sources import DEFAULT_SOURCE, Sources
 from streaming.audio import AudioDecoder, AudioFormat, FormatError
 from streaming.events import (
     Audio,
+    Discard,
+    Endpointing,
     Error,
     Event,
     Flush,
@@ -83,7 +85,7 @@ class Stream:
         flushes: those that came so far.
 
     Raises:
-        Fault: `bad_language`, `bad_format`, `bad_encoding`; fatal.
+        Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_endpointing`; fatal.
     """
 
     def __init__(self, start: Start, shared: Neighbours) -> None:
@@ -93,7 +95,7 @@ class Stream:
         self._decoder = AudioDecoder(_format(start))
         self._session = Session(
             self.source,
-            shared.session,
+            _session_settings(shared.session, start.endpointing),
             Detector(shared.vad),
             shared.model.text,
             language=_language(start, shared.model),
@@ -143,6 +145,8 @@ class Stream:
             case Flush(id):
                 self.flushes += 1
                 self._say(self._session.flush(id, time.monotonic()))
+            case Discard(id):
+                self._say(self._session.discard(id, time.monotonic()))
             case Stop():
                 self._end()
             case Start():
@@ -256,6 +260,20 @@ def _format(start: Start) -> AudioFormat:
         return AudioFormat(start.encoding, start.sample_rate, start.channels)
     except FormatError as error:
         raise Fault(error.code, str(error), fatal=True) from None
+
+
+def _session_settings(settings: SessionSettings, wanted: Endpointing) -> SessionSettings:
+    """`settings`, with what this stream wants otherwise."""
+    changes = {key: value for key, value in asdict(wanted).items() if value is not None}
+    if not changes:
+        return settings
+    segment = settings.segment
+    # What closes an utterance may not need more than what opens one.
+    release = min(segment.release, changes.get("threshold", segment.threshold))
+    try:
+        return replace(settings, segment=replace(segment, release=release, **changes))
+    except ValueError as error:
+        raise Fault("bad_endpointing", str(error), fatal=True) from None
 
 
 def _language(start: Start, model: Model) -> str | None:

@@ -66,6 +66,7 @@ ALSO_KNOWS = {
     # Any dialect, by its shape, over one socket; and what it leaves behind when that drops.
     "daemon.conversation": {"daemon.dialects.codec", "daemon.peer", "daemon.resume"},
     "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
+    "daemon.dialects.openai_realtime": {"daemon.dialects.codec", "daemon.dialects.openai_session"},
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},

@@ -157,7 +157,8 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
 
     The numbers of a format and the encoding are left to whoever decodes the audio, who knows which will do.
     """
-    known = [field.name for field in fields(message)]
+    # Endpointing is the service's; a few dialects whose protocols have it may set it.
+    known = [field.name for field in fields(message) if field.name != "endpointing"]
     hints = get_type_hints(message)
     kind = message.__name__.lower()
     for key, value in body.items():
