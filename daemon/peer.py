@@ -83,12 +83,15 @@ class Peer:
         _log.log(level, "%s: %s: %s", name_of(self.ws), fault.code, fault.message)
         self._blamed = True
 
-    async def close(self, code: int, patience: float = CLOSE_TIMEOUT, reason: str = "") -> bool:
-        """Close, and do not wait for ever for a peer that does not answer. Whether it did: it read all before that."""
+    async def close(self, code: int, patience: float | None = None, reason: str = "") -> bool:
+        """Close, and do not wait for ever for a peer that does not answer. Whether it did: it read all before that.
+
+        patience: seconds; None for `CLOSE_TIMEOUT`.
+        """
         # Its answer comes behind all that it is still sending, which somebody must take in.
         discarding = asyncio.create_task(self._discard())
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(CLOSE_TIMEOUT if patience is None else patience):
                 await self.ws.close(code, reason)
         except TimeoutError:
             self.ws.transport.abort()
