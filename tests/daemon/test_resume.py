@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soxr
-from harness import Client, client, process, scripted, service, speech, unfinished_speech, wait_until
+from harness import ROOT, Client, client, process, scripted, service, speech, unfinished_speech, wait_until
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from resuming import Cut, Network, RefusedError, Speaker, network
+from resuming import Cut, RefusedError, Speaker, network
 from websockets.exceptions import ConnectionClosed
 
 from daemon.app import Service
@@ -232,7 +233,7 @@ async def test_of_many_that_come_back_at_once_the_last_one_has_it(tokenizer_file
         for each in many:  # those who lose it go on reading: nobody is silent for ever
             await each.say(type="stop")
         codes = sorted([await each.rest() or 0 for each in many])
-        assert codes == [1000] + [4000] * 7 or codes == [1000] + [1007] * 7 or set(codes) == {1000, 1007, 4000}
+        assert set(codes) <= {1000, 1007, 4000}  # taken over, or too late: it had ended by then
         assert codes.count(1000) == 1
         (winner,) = [each for each in many if each.ws.close_code == 1000]
         assert [event["type"] for event in winner.events] == [
@@ -482,5 +483,17 @@ async def test_a_signal_while_one_waits(tmp_path: Path) -> None:
         assert ready["token"] not in daemon.log
 
 
-def test_the_network_of_these_tests_drops() -> None:
-    assert Network(1, [Cut(1, 1)]).cuts[0].how == "reset"
+async def test_the_client_of_the_documentation(tokenizer_file: Path) -> None:
+    page = (ROOT / "docs" / "resume.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    audio = speech() + speech("stop")
+    cuts = [Cut(40_001, 1 << 30), Cut(30_000, 1 << 30, "silent")]
+    async with service(scripted(tokenizer_file)) as daemon, network(daemon.server.url, cuts) as cutting:
+        speaker = names["Speaker"](audio)
+        await speaker.talk(f"{cutting.url}/v1/stream")
+    assert [event["type"] for event in speaker.events if event["type"] != "partial"] == [
+        "speech_started", "speech_stopped", "final", "speech_started", "speech_stopped", "final", "stopped",
+    ]  # fmt: skip
+    assert speaker.events[-1]["audio_seconds"] == len(audio) / 32000
