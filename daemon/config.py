@@ -103,6 +103,7 @@ class Server(Section):
     max_per_address: int = Field(default=16, ge=1)
     max_handshakes: int = Field(default=64, ge=1)
     max_rate: int = Field(default=5000, ge=1)
+    resume: float = Field(default=60.0, ge=0, le=3600)
 
     @model_validator(mode="after")
     def _tls(self) -> Server:

@@ -24,6 +24,12 @@ _log = logging.getLogger(__name__)
 
 CLOSE_TRY_LATER = 1013
 
+CLOSE_TIMEOUT = 10.0
+"""Seconds that a peer has to answer a close."""
+
+_LEFT = frozenset({1000, 1001})
+"""Close codes of a client that leaves on purpose."""
+
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
@@ -44,6 +50,12 @@ class Peer:
         self._blamed = False
         _notice_dead_peers(ws)
 
+    @property
+    def left(self) -> bool:
+        """Whether it closed the connection on purpose, and not because something failed."""
+        close = self.ws.protocol.close_rcvd
+        return close is not None and close.code in _LEFT
+
     async def tell(self, frames: Iterable[str | bytes]) -> None:
         """All of `frames`. One that does not take them in is disconnected; the next call then raises.
 
@@ -58,15 +70,16 @@ class Peer:
             except TimeoutError:
                 await self._drop()
 
-    async def write(self, outbox: Outbox, encode: Callable[[Event], Iterable[str | bytes]]) -> None:
-        """All of `outbox`, until it or the peer ends. One that is too far behind is disconnected."""
+    async def write(self, outbox: Outbox, encode: Callable[[Event], Iterable[str | bytes]]) -> bool:
+        """All of `outbox`, until it or the peer ends; whether it was all. One too far behind is disconnected."""
         try:
             async for event in outbox:
                 await self.tell(encode(event))
         except ConnectionClosed:
-            return
+            return False
         if outbox.overflowed:
             await self._drop()
+        return not outbox.overflowed
 
     def note(self, fault: Fault) -> None:
         """Count it; one line for each client: whoever sends rubbish does so by the thousand."""
@@ -82,17 +95,21 @@ class Peer:
                 return await self.ws.recv()
         return None
 
-    async def close(self, code: int, patience: float, reason: str | None = None) -> None:
-        """Close, and do not wait for ever for a peer that does not answer."""
+    async def close(self, code: int, patience: float | None = None, reason: str | None = None) -> bool:
+        """Close, and do not wait for ever for a peer that does not answer. Whether it did: it read all before that.
+
+        patience: seconds; None for `CLOSE_TIMEOUT`.
+        """
         # Its answer comes behind all that it is still sending, which somebody must take in.
         discarding = asyncio.create_task(self._discard())
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(CLOSE_TIMEOUT if patience is None else patience):
                 await self.ws.close(code, self.reason if reason is None else reason)
         except TimeoutError:
             self.ws.transport.abort()
         finally:
             discarding.cancel()
+        return self.ws.protocol.close_rcvd is not None
 
     async def _drop(self) -> None:
         if self._dropped:

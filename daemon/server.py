@@ -14,7 +14,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol, cast
@@ -45,7 +45,8 @@ from daemon.edges import Outbox, Pace, Readers, Seats, Stream, Visitors
 from daemon.entrance import Entrance, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
-from daemon.peer import Peer, address_of, name_of
+from daemon.peer import CLOSE_TIMEOUT, Peer, address_of, name_of
+from daemon.resume import Line, Lines
 from daemon.sources import check_name
 from daemon.web import MODELS, NOTHING, SOURCES, Page, Pages, refusal
 from streaming.events import Start
@@ -56,7 +57,6 @@ EVENTS = "/v1/events"
 METRICS = "/metrics"
 """How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
 
-_CLOSE_TIMEOUT = 10.0
 _OPEN_TIMEOUT = 10.0
 """Seconds that a connection may say nothing, and again the library's for the rest of its request."""
 
@@ -116,10 +116,13 @@ class Server:
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
         self.seats = self._streams = Seats(settings.max_streams, "streams")
+        # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
+        self._lobby = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
         self.visitors = self._visitors = Visitors(settings.max_per_address)
         self._handshakes = _Handshakes(settings, metrics)
         self.readers = Readers()
+        self.lines = Lines(self.readers, metrics)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class Server:
             max_size=largest,  # what is a little too big is read, and answered
             ping_interval=_PING_INTERVAL,
             ping_timeout=_PING_TIMEOUT,
-            close_timeout=_CLOSE_TIMEOUT,
+            close_timeout=CLOSE_TIMEOUT,
             server_header=None,
             logger=_quiet_logger(),
         )
@@ -184,7 +187,7 @@ class Server:
             _tls(settings.certificate, settings.key)
             self._tls.load_cert_chain(settings.certificate, settings.key)
         self._settings = self.entrance.settings = settings
-        self._streams.number = settings.max_streams
+        self._streams.number = self._lobby.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
         self._visitors.most = settings.max_per_address
         self._handshakes.settings = settings
@@ -198,7 +201,8 @@ class Server:
 
     async def wait_streams(self) -> None:
         """Until the last final of every stream is on its way to its client."""
-        await self._streams.free.wait()
+        await self._lobby.wait_free()
+        await self._streams.wait_free()
 
     async def wait_closed(self) -> None:
         """Until every connection has ended."""
@@ -279,15 +283,16 @@ class Server:
             self._metrics.errors.labels("internal").inc()
             code = dialect.close_code("internal")
         if code is not None:
-            await peer.close(code, _CLOSE_TIMEOUT)
+            await peer.close(code)
 
     async def _serve(self, dialect: Dialect, peer: Peer, request: Request) -> int | None:
         """Until it is over; the code to close with, or None where it is closed already."""
         if dialect is _EVENTS:
             return await self._serve_events(peer, request)
         codec, rights = self._admit(dialect, _handshake(request))
-        with self._streams:
-            return await Conversation(self, peer, dialect, codec, rights).run()
+        with contextlib.ExitStack() as waiting:
+            waiting.enter_context(self._lobby)
+            return await Conversation(self, peer, dialect, codec, rights, waiting.close).run()
 
     async def _serve_events(self, peer: Peer, request: Request) -> int | None:
         handshake = _handshake(request)
@@ -328,9 +333,21 @@ class Server:
 
     # --- what conversations ask for --------------------------------------------------------------------------------
 
-    @property
-    def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
-        return self._gateway.open_stream
+    async def begin(self, start: Start) -> Line:
+        """Raises:
+        Fault: `full`; or see `Gateway`.
+        """
+        self._streams.take()
+        try:
+            stream = await self._gateway.open_stream(start)
+        except BaseException:
+            self._streams.give_back()
+            raise
+        return self.lines.begin(stream, min(start.resume, self._settings.resume), self._streams.give_back)
+
+    async def open_stream(self, start: Start) -> Stream:
+        """For one that has a seat of `seats` already. Raises: Fault."""
+        return await self._gateway.open_stream(start)
 
     def pace(self) -> Pace:
         """Of one client."""

@@ -82,6 +82,9 @@ class Stream:
     Everything that it says goes to the hub; what concerns its own client alone (ready, flushed, stopped, errors) goes
     only into `outbox`, which follows this stream among all.
 
+    Attributes:
+        flushes: those that came so far.
+
     Raises:
         Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_endpointing`; fatal.
     """
@@ -101,6 +104,7 @@ class Stream:
             partials=start.partials,
             words=start.words,
         )
+        self.flushes = 0
         self._slice = max(1, round(_SLICE_SECONDS * start.sample_rate)) * self._decoder.format.frame_bytes
         self._ended = False  # nothing more is taken in
         self._finished = asyncio.Event()  # the last final is out
@@ -119,10 +123,20 @@ class Stream:
         """Whether all that was said so far has its final."""
         return self._session.settled
 
+    @property
+    def samples(self) -> int:
+        """Heard so far, of every channel, in the client's rate."""
+        return self._decoder.heard
+
+    @property
+    def greeting(self) -> Ready:
+        """What the client talks to."""
+        model = self._shared.model
+        return Ready(self.id, self.source, model.student, model.teacher, model.device)
+
     def ready(self) -> None:
         """Tell the client what it talks to."""
-        model = self._shared.model
-        self.outbox.put(Ready(self.id, self.source, model.student, model.teacher, model.device))
+        self.outbox.put(self.greeting)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -132,6 +146,7 @@ class Stream:
             case Audio(data):
                 await self._hear(data, time.monotonic())
             case Flush(id):
+                self.flushes += 1
                 self._say(self._session.flush(id, time.monotonic()))
             case Discard(id):
                 self._say(self._session.discard(id, time.monotonic()))
@@ -139,6 +154,10 @@ class Stream:
                 self._end()
             case Start():
                 raise Fault("late_start", "the stream has begun: open another connection to change parameters")
+
+    def cut(self) -> None:
+        """The connection broke off. Half a sample is not kept: its client goes on at `samples`."""
+        self._decoder.forget_leftover()
 
     async def finish(self) -> None:
         """No more audio; returns when the last final is out. The same for a stop, a lost client and a shutdown."""

@@ -49,6 +49,7 @@ class Start:
     language: str | None = None
     partials: bool = True
     words: bool = False
+    resume: float = 0.0  # seconds for which the stream shall wait for its client when the connection drops
     endpointing: Endpointing = Endpointing()
 
 
@@ -81,6 +82,17 @@ class Stop:
 Inbound = Start | Audio | Flush | Discard | Stop
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """In place of `Start`, on another connection: go on with the stream that waits under `token` (see `Ready`).
+
+    events: how many events of the stream its client has got so far, on all its connections; `Ready` is not counted.
+    """
+
+    token: str = field(repr=False)
+    events: int
+
+
 # --- what goes out ---------------------------------------------------------------------------------------------------
 
 
@@ -107,12 +119,23 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Ready(Event):
+    """What the client talks to. The last four are there if the stream waits when its connection drops.
+
+    token: what to show to `Resume` it; a secret, and another than the session, which everybody reads in ids.
+    resume: for how many seconds it waits.
+    samples, flushes: how many of each were heard so far (of every channel, in the client's own rate).
+    """
+
     session: str
     source: str
     student: str
     teacher: str | None
     device: str
     protocol: int = PROTOCOL_VERSION
+    token: str | None = field(default=None, repr=False, metadata=_IF_KNOWN)
+    resume: float | None = field(default=None, metadata=_IF_KNOWN)
+    samples: int | None = field(default=None, metadata=_IF_KNOWN)
+    flushes: int | None = field(default=None, metadata=_IF_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl
 
 from daemon.faults import Fault
-from streaming.events import Event, Inbound
+from streaming.events import Event, Inbound, Resume
 
 Frame = str | bytes
 """One websocket message: text, or binary."""
@@ -38,6 +38,7 @@ _CLOSE_CODES = {
     "too_many_connections": CLOSE_TRY_LATER,
     "busy": CLOSE_TRY_LATER,
     "shutting_down": CLOSE_SHUTTING_DOWN,
+    "taken_over": 4000,
 }
 
 
@@ -53,7 +54,7 @@ class Reply:
     frame: Frame
 
 
-Message = Inbound | Reply
+Message = Inbound | Resume | Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Codec(Protocol):
 
     What comes in becomes messages, in order. Each is taken in before the next is asked for: a generator that gives
     audio and then a reply makes the reply when the audio has been heard. A `Start` opens the stream, and one that comes
-    after audio finishes the stream before it, with its finals and its `Stopped`; a `Stop` ends the conversation.
+    after audio finishes the stream before it, with its finals and its `Stopped`; a `Stop` ends the conversation. A
+    `Resume` in place of the first `Start` goes on with a stream that another connection began.
 
     Attributes:
         grace: seconds that the client has for its first frame, before `assume`; None: as long as it likes.
