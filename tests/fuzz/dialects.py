@@ -16,7 +16,7 @@ from .service import Daemon
 _PARAMETERS = {
     "encoding": "linear16", "sample_rate": "16000", "channels": "2", "language": "en-US", "interim_results": "true",
     "endpointing": "10", "utterance_end_ms": "1000", "vad_events": "true", "punctuate": "true", "smart_format": "true",
-    "model": "nova-3", "extra": "a:b", "source": "a1", "diarize": "true", "redact": "pci", "alternatives": "1",
+    "model": "nova-3", "extra": "a:b", "source": "a1", "alternatives": "1", "diarize": "false",
 }  # fmt: skip
 _HEADERS = (
     "Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -54,10 +54,13 @@ def _frames(messages: list[dict[str, Any]]) -> st.SearchStrategy[list[bytes]]:
 @st.composite
 def _request(draw: st.DrawFn) -> bytes:
     """Of Deepgram's path; others go by the port."""
-    names = draw(st.lists(st.sampled_from(sorted(_PARAMETERS)) | TEXTS, max_size=6))
-    pairs = [("encoding", "linear16"), ("sample_rate", "16000")] if draw(st.integers(0, 4)) else []
-    pairs += [(name, draw(st.just(_PARAMETERS.get(name, "")) | TEXTS)) for name in names]
-    query = "&".join(f"{quote(_plain(name))}={quote(_plain(value))}" for name, value in pairs)
+    known = st.sampled_from(sorted(_PARAMETERS))
+    strange = draw(st.just([]) | st.just([]) | st.lists(TEXTS, max_size=2))
+    names = draw(st.lists(known, max_size=6, unique=True)) + strange
+    pairs = {"encoding": "linear16", "sample_rate": "16000"} if draw(st.integers(0, 4)) else {}
+    right = draw(st.integers(0, 3))
+    pairs |= {name: _PARAMETERS.get(name, "x") if right else draw(TEXTS) for name in names}
+    query = "&".join(f"{quote(_plain(name))}={quote(_plain(value))}" for name, value in pairs.items())
     token = draw(st.sampled_from(["Token good"] * 8 + ["Bearer good", "Token half", "Token", "Token \xff"]))
     return _head(f"/v1/listen?{query}", f"Authorization: {token}\r\n")
 
