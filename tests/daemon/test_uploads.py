@@ -99,7 +99,7 @@ async def test_every_format(tokenizer_file: Path) -> None:
 
 async def test_a_stream_of_events(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, stock(daemon.server.url) as made:
-        events = [
+        events: list[Any] = [
             event
             async for event in await made.audio.transcriptions.create(
                 model="whisper-1", file=("three.wav", file_of(3)), stream=True
