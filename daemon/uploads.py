@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import IO, Protocol, TypeVar, cast
-from weakref import WeakSet
 
 from aiohttp import BodyPartReader, ClientError, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -89,7 +88,7 @@ class Uploads:
         self._max_upload = max_upload
         self._send_timeout = send_timeout
         self._metrics = metrics
-        self._asked: WeakSet[web.RequestHandler] = WeakSet()  # connections whose first request is known
+        self._silent: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # those that have not said what they want
         app = web.Application(client_max_size=max_upload)
         app.router.add_post(dialect.PATH, self._transcribe)
         app.router.add_route("*", "/{path:.*}", self._other)
@@ -109,26 +108,32 @@ class Uploads:
             self._metrics.connections_refused.labels("handshakes").inc()
             return _Refusing()
         made = server()
-        asyncio.get_running_loop().call_later(_OPEN_TIMEOUT, self._end_if_silent, made)
+        self._silent[made] = asyncio.get_running_loop().call_later(_OPEN_TIMEOUT, self._give_up, made)
         return made
 
     @property
     def connections(self) -> list[web.RequestHandler]:
         return self._runner.server.connections if self._runner.server is not None else []
 
-    def _end_if_silent(self, connection: web.RequestHandler) -> None:
-        # One that has gone, or that is served, has no need of it.
-        if connection not in self._asked and connection.transport is not None:
+    def _give_up(self, connection: web.RequestHandler) -> None:
+        del self._silent[connection]
+        if connection.transport is not None:  # it may have gone
             connection.transport.abort()
+
+    def _asks(self, connection: web.RequestHandler) -> None:
+        if (patience := self._silent.pop(connection, None)) is not None:
+            patience.cancel()
 
     async def close(self) -> None:
         """Every connection ends; no answer is waited for that has not begun."""
         await self._runner.cleanup()
+        for patience in self._silent.values():
+            patience.cancel()
 
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        self._asked.add(request.protocol)
+        self._asks(request.protocol)
         if request.method != "GET" or request.path == dialect.PATH:
             allowed = "POST" if request.path == dialect.PATH else "GET"
             refusal = self._refusal(request, Fault("method_not_allowed", f"only {allowed}; files go to {dialect.PATH}"))
@@ -140,7 +145,7 @@ class Uploads:
         )
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
-        self._asked.add(request.protocol)
+        self._asks(request.protocol)
         try:
             with self._host.visitors.visit(request.remote):
                 handshake = _handshake(request)
