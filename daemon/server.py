@@ -61,6 +61,8 @@ _OPEN_TIMEOUT = 10.0
 """Seconds that a connection may say nothing, and again the library's for the rest of its request."""
 
 _TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
+_MOST_FRAMES = 4
+"""Messages of a client that wait to be read, at most; beyond that the network holds them back."""
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -165,6 +167,7 @@ class Server:
             process_request=partial(self._respond, find),
             select_subprotocol=partial(_select_subprotocol, find),
             compression=None,
+            max_queue=_MOST_FRAMES,
             max_size=largest,  # what is a little too big is read, and answered
             ping_interval=_PING_INTERVAL,
             ping_timeout=_PING_TIMEOUT,

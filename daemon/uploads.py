@@ -22,7 +22,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import IO, Protocol, TypeVar
+from typing import IO, Protocol, TypeVar, cast
 
 from aiohttp import BodyPartReader, ClientError, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -43,6 +43,10 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_OPEN_TIMEOUT = 10.0
+"""Seconds that a connection may take to say what it wants."""
+
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _CHUNK = 65536
 _IN_MEMORY = 1024 * 1024
 """Bytes of a file that need no disk."""
@@ -84,6 +88,7 @@ class Uploads:
         self._max_upload = max_upload
         self._send_timeout = send_timeout
         self._metrics = metrics
+        self._silent: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # those that have not said what they want
         app = web.Application(client_max_size=max_upload)
         app.router.add_post(dialect.PATH, self._transcribe)
         app.router.add_route("*", "/{path:.*}", self._other)
@@ -96,28 +101,51 @@ class Uploads:
         await self._runner.setup()
 
     def protocol(self) -> asyncio.Protocol:
-        """For one connection."""
-        assert self._runner.server is not None, "open it first"
-        return self._runner.server()
+        """For one connection. One that does not say in time what it wants is closed, and so is one too many."""
+        server, settings = self._runner.server, self._host.entrance.settings
+        assert server is not None, "open it first"
+        if len(self.connections) >= settings.max_handshakes + settings.max_streams:
+            self._metrics.connections_refused.labels("handshakes").inc()
+            return _Refusing()
+        made = server()
+        self._silent[made] = asyncio.get_running_loop().call_later(_OPEN_TIMEOUT, self._give_up, made)
+        return made
+
+    @property
+    def connections(self) -> list[web.RequestHandler]:
+        return self._runner.server.connections if self._runner.server is not None else []
+
+    def _give_up(self, connection: web.RequestHandler) -> None:
+        del self._silent[connection]
+        if connection.transport is not None:  # it may have gone
+            connection.transport.abort()
+
+    def _asks(self, connection: web.RequestHandler) -> None:
+        if (patience := self._silent.pop(connection, None)) is not None:
+            patience.cancel()
 
     async def close(self) -> None:
         """Every connection ends; no answer is waited for that has not begun."""
         await self._runner.cleanup()
+        for patience in self._silent.values():
+            patience.cancel()
 
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        if request.method != "GET":
-            wrong = Fault(
-                "not_found", f"nothing takes {request.method} under {request.path[:60]!a}: {dialect.PATH} does"
-            )
-            return self._refusal(request, wrong)
+        self._asks(request.protocol)
+        if request.method != "GET" or request.path == dialect.PATH:
+            allowed = "POST" if request.path == dialect.PATH else "GET"
+            refusal = self._refusal(request, Fault("method_not_allowed", f"only {allowed}; files go to {dialect.PATH}"))
+            refusal.headers["Allow"] = allowed
+            return refusal
         page = self._host.page(_handshake(request))
         return web.Response(
             status=page.status, body=page.body, headers={"Content-Type": page.content_type, **page.headers}
         )
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
+        self._asks(request.protocol)
         try:
             with self._host.visitors.visit(request.remote):
                 handshake = _handshake(request)
@@ -293,6 +321,15 @@ class _Heard:
                     self._fault = self._fault or Fault(code, message)
         if outbox.overflowed:
             self._fault = Fault("internal", "the answer was not taken in fast enough")
+
+
+class _Refusing(asyncio.Protocol):
+    """A connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        made = cast(asyncio.Transport, transport)
+        made.write(_TOO_MANY)
+        made.close()
 
 
 class _Budget:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soxr
 from foreign import deepgram, deepgram_play, deepgram_rest, deepgram_text, vosk, whisperlive
 from harness import PATIENCE, Process, client, process, speech, unfinished_speech
@@ -20,6 +21,9 @@ from websockets.exceptions import ConnectionClosed
 from wyoming.asr import Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
+
+# Each loads the real models, and has six clients talk to them at once: a busy machine takes a minute.
+pytestmark = pytest.mark.timeout(400)
 
 SAID = "turn on the kitchen light"
 SECTIONS = {

@@ -139,6 +139,18 @@ async def test_endpointing_is_the_pause_that_ends_an_utterance(
         assert len(of(await deepgram_rest(mine), "Results")) == count
 
 
+async def test_speech_that_is_only_cut_for_its_length_has_not_ended(tokenizer_file: Path) -> None:
+    voice = unfinished_speech()[32000 * 3 // 4 :]
+    sections = {"segment": {"longest": 4.0, "cut_window": 1.0}}
+    async with service(scripted(tokenizer_file), sections) as daemon, deepgram(daemon.server.url) as mine:
+        await deepgram_play(mine, SECOND + voice * 8 + 2 * SECOND)
+        await mine.send_close_stream()
+        results = of(await deepgram_rest(mine), "Results")
+    assert len(results) > 1
+    assert [each.speech_final for each in results] == [False] * (len(results) - 1) + [True]
+    assert all(each.is_final for each in results)
+
+
 async def test_what_cannot_be_read_is_said_and_the_stream_goes_on(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, connect(daemon.server.url + LEAST) as ws:
         for at in range(0, len(speech()), 6400):

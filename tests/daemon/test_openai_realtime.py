@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soxr
-from harness import PATIENCE, client, process, scripted, service, speech
+from harness import PATIENCE, client, pcm, process, scripted, service, speech
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from openai import AsyncOpenAI
 
 from daemon.dialects import openai_realtime as dialect
@@ -36,6 +37,7 @@ from streaming.events import (
     Start,
     Stopped,
 )
+from streaming.job import Waveform
 
 SAID = "turn on the kitchen light"
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
@@ -43,17 +45,18 @@ TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 def at_24khz(audio: bytes) -> bytes:
     samples = np.frombuffer(audio, "<i2").astype(np.float32) / 32768
-    return (np.clip(soxr.resample(samples, 16000, 24000), -1, 1) * 32767).astype("<i2").tobytes()
+    return pcm(soxr.resample(samples, 16000, 24000))
 
 
 def mulaw(audio: bytes) -> bytes:
     """16-bit samples at 16 kHz as G.711 at 8 kHz, by the definition."""
-    samples = soxr.resample(np.frombuffer(audio, "<i2").astype(np.float32), 16000, 8000)
+    samples: Waveform = soxr.resample(np.frombuffer(audio, "<i2").astype(np.float32), 16000, 8000)
     magnitude = np.minimum(np.abs(samples), 32635).astype(np.int32) + 132
     exponent = np.floor(np.log2(magnitude)).astype(np.int32) - 7
     mantissa = magnitude >> (exponent + 3) & 15
     sign = np.where(samples < 0, 0x80, 0)
-    return (~(sign | exponent << 4 | mantissa) & 0xFF).astype(np.uint8).tobytes()
+    code: NDArray[np.int32] = ~(sign | exponent << 4 | mantissa) & 0xFF
+    return code.astype(np.uint8).tobytes()
 
 
 class Talk:
@@ -84,10 +87,10 @@ class Talk:
 
 @asynccontextmanager
 async def talk(url: str, *, beta: bool = False, key: str = "any", **options: Any) -> AsyncIterator[Talk]:
-    base = {"base_url": url.replace("ws", "http", 1) + "/v1"}
-    if beta:  # it asks for TLS unless it is told the address of websockets
-        base["websocket_base_url"] = url + "/v1"
-    async with AsyncOpenAI(api_key=key, **base) as stock:
+    # The earlier client asks for TLS unless it is told the address of websockets.
+    websockets = url + "/v1" if beta else None
+    base = url.replace("ws", "http", 1) + "/v1"
+    async with AsyncOpenAI(api_key=key, base_url=base, websocket_base_url=websockets) as stock:
         realtime: Any = stock.beta.realtime if beta else stock.realtime
         async with realtime.connect(model="gpt-4o-transcribe", **options) as connection:
             yield Talk(connection)
@@ -102,7 +105,7 @@ def transcription(**heard: Any) -> dict[str, Any]:
 
 async def test_a_turn_with_deltas_while_somebody_speaks(tokenizer_file: Path) -> None:
     async with (
-        service(scripted(tokenizer_file)) as daemon,
+        service(scripted(tokenizer_file), {"partials": {"first": 0.1, "interval": 0.1}}) as daemon,
         client(daemon.server.url, "/v1/events?source=desk") as other,
         talk(daemon.server.url, extra_query={"intent": "transcription", "source": "desk"}) as mine,
     ):
@@ -117,10 +120,14 @@ async def test_a_turn_with_deltas_while_somebody_speaks(tokenizer_file: Path) ->
         session = (await mine.until("session.updated")).session
         assert session.audio.input.turn_detection.silence_duration_ms == 300
         assert session.audio.input.transcription.model == "gpt-4o-transcribe"
-        half = len(speech()) // 4 * 2
-        await mine.play(at_24khz(speech()[:half]))
-        await mine.until(f"{TRANSCRIPTION}.delta")  # in the middle of the sentence
-        await mine.play(at_24khz(speech()[half:]))
+        audio = at_24khz(speech())
+        begun, more = round(0.4 * len(audio)) // 2 * 2, 9600  # 0.2 s
+        await mine.play(audio[:begun])
+        await other.until("partial")
+        await mine.play(audio[begun : begun + more])
+        await other.until("partial")  # of two that agree something is stable
+        await mine.until(f"{TRANSCRIPTION}.delta")
+        await mine.play(audio[begun + more :])
         completed = await mine.until(f"{TRANSCRIPTION}.completed")
         final = await other.until("final")
     kinds = [kind for kind in mine.kinds() if not kind.startswith("session.")]

@@ -24,6 +24,7 @@ from harness import DATA, PATIENCE, certificate, client, process, scripted, serv
 from openai import AsyncOpenAI
 from test_server import fetch
 
+from daemon import uploads
 from streaming.job import Job
 
 SAID = "turn on the kitchen light"
@@ -99,7 +100,7 @@ async def test_every_format(tokenizer_file: Path) -> None:
 
 async def test_a_stream_of_events(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, stock(daemon.server.url) as made:
-        events = [
+        events: list[Any] = [
             event
             async for event in await made.audio.transcriptions.create(
                 model="whisper-1", file=("three.wav", file_of(3)), stream=True
@@ -130,7 +131,7 @@ async def test_models_and_the_same_connection_for_all(tokenizer_file: Path) -> N
             return answers
 
         answers = await asyncio.to_thread(by_hand)
-        assert [status for status, _ in answers] == [404, 200, 404, 404]
+        assert [status for status, _ in answers] == [405, 200, 404, 405]
         assert json.loads(answers[0][1])["error"]["type"] == "invalid_request_error"
         assert answers[1][1] == "alive\n"
 
@@ -332,6 +333,33 @@ async def test_the_stop_makes_final_what_was_heard(tokenizer_file: Path) -> None
         answer = await sending
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
         assert (await other.until("final"))["text"]
+
+
+async def test_connections_that_never_say_what_they_post(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_OPEN_TIMEOUT", 0.2)
+    sections = {"server": {"max_handshakes": 1, "max_streams": 1}}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        host, _, port = daemon.server.url.removeprefix("ws://").partition(":")
+
+        async def dial() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"POST /v1/audio/transcriptions HTTP/1.1\r\n")
+            return reader, writer
+
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await dial()
+            assert await reader.read() == b""
+            writer.close()
+            monkeypatch.setattr(uploads, "_OPEN_TIMEOUT", 1000.0)
+            held = []
+            for _ in range(2):
+                held.append(await dial())
+                await wait_until(lambda: daemon.uploads and len(daemon.uploads.connections) == len(held))
+            reader, writer = await dial()
+            assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        assert daemon.pipeline.metrics.connections_refused.labels("handshakes")._value.get() == 1
+        for _, each in [*held, (reader, writer)]:
+            each.close()
 
 
 async def test_connections_that_say_nothing_do_not_hold_up_the_stop(tokenizer_file: Path) -> None:

@@ -27,6 +27,7 @@ PATIENCE = 30.0
 _TOKENIZER = next(Path(next(iter(pretrained.__path__))).rglob("tokenizer.json"))
 _SECTIONS = {
     "server": {"port": 0, "tokens": ["good", {"token": "half", "send": ["a*"], "read": ["a*"]}]},
+    "dialects": {"vosk": 0, "whisperlive": 0},
     "wyoming": {"host": "127.0.0.1", "port": 0, "timeout": 5.0, "no_speech": 1.0},
     "subscribers": {"send_timeout": 5.0},
 }
@@ -84,6 +85,10 @@ class Daemon:
                 pass  # it has heard enough, and hung up
         assert self._log.seen == [], self._log.seen
         return heard
+
+    def of(self, dialect: str) -> tuple[str, int]:
+        """Where one with a port of its own listens."""
+        return _place(self._service.server.urls[dialect])
 
     def is_alive(self) -> bool:
         connection = http.client.HTTPConnection(*self.http, timeout=PATIENCE)

@@ -588,6 +588,30 @@ def test_flush_comes_after_the_finals_of_what_was_heard_before_it(text: Text, en
     assert stream.events[-1] == Flushed("a1")
 
 
+def test_what_is_discarded_has_no_final_and_what_was_said_before_it_has(
+    text: Text, encode: Callable[[str], Tokens]
+) -> None:
+    stream = Stream(text, script((0.9, 1), (0, 1), (0.9, 1), (0.9, 1), (0, 1)), options={"partials": False})
+    stream.hear(2.5)
+    assert stream.session.speaking
+    stream.take(stream.session.discard("c1", 0.0))
+    assert not stream.session.speaking
+    assert len(stream.of(SpeechStopped)) == 2
+    stream.answer(encode("on"))
+    assert [type(event) for event in stream.events[-2:]] == [Final, Flushed]
+    assert stream.session.next_job() is None
+    stream.hear(3.0)  # the stream goes on
+    stream.answer(encode("off"))
+    assert [final.utterance for final in stream.of(Final)] == [1, 3]
+
+
+def test_to_discard_nothing_is_answered_at_once(text: Text) -> None:
+    stream = Stream(text)
+    stream.hear(1.0)
+    assert stream.session.discard("x", 0.0) == [Flushed("x")]
+    assert stream.session.settled
+
+
 def test_flush_makes_final_every_sample_that_came(text: Text) -> None:
     stream = Stream(text, script((0.9, 9)), options={"partials": False})
     stream.hear(1.234)
