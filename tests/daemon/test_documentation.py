@@ -154,8 +154,8 @@ def lines(text: str) -> list[str]:
 
 def prints(said: str, printed: str) -> bool:
     """Whether that is what it prints; `...` stands for what is left out."""
-    pattern = "\n".join(r"(?s:.*)" if line == "..." else re.escape(line) for line in lines(said))
-    return re.fullmatch(pattern, "\n".join(lines(printed))) is not None
+    pattern = "".join(r"(.*\n)*" if line == "..." else f"{re.escape(line)}\n" for line in lines(said))
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines(printed))) is not None
 
 
 def output_after(block: Block) -> str | None:
