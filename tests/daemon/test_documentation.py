@@ -50,29 +50,29 @@ class House:
 
     def run(self, command: str, language: str) -> tuple[int, str]:
         """The exit code, and all that was printed."""
-        popen = self.start(_arguments(self.here(command), language))
-        try:
-            output, _ = popen.communicate(timeout=LIMIT)
-        finally:
-            _kill(popen)
+        with self.start(_arguments(self.here(command), language)) as popen:
+            try:
+                output, _ = popen.communicate(timeout=LIMIT)
+            finally:
+                _kill(popen)
         return popen.returncode, output
 
     def run_until(self, command: str, text: str) -> tuple[int, str]:
         """The same of what runs for ever: until it has printed `text`; then Ctrl-C."""
-        popen = self.start(_arguments(self.here(command), "sh"))
-        assert popen.stdout is not None
-        watch = threading.Timer(LIMIT, _kill, [popen])
-        watch.start()
-        try:
-            output = ""
-            for line in popen.stdout:
-                output += line
-                if text in line:
-                    os.killpg(popen.pid, signal.SIGINT)
-            popen.wait()
-        finally:
-            watch.cancel()
-            _kill(popen)
+        output = ""
+        with self.start(_arguments(self.here(command), "sh")) as popen:
+            assert popen.stdout is not None
+            watch = threading.Timer(LIMIT, _kill, [popen])
+            watch.start()
+            try:
+                for line in popen.stdout:
+                    output += line
+                    if text in line:
+                        os.killpg(popen.pid, signal.SIGINT)
+                popen.wait()
+            finally:
+                watch.cancel()
+                _kill(popen)
         return popen.returncode, output
 
 
