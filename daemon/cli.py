@@ -273,7 +273,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon import check as checks
     from daemon.app import describe_models
     from daemon.config import find, mqtt_password, secret_files, surroundings, with_tokens
-    from daemon.sound import find_device
+    from daemon.sound import find_device, input_devices
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
     around, path = surroundings(), options.config or find()
@@ -286,6 +286,10 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("state", lambda: checks.state(around.state)),
         checks.Probe("address", lambda: checks.address(with_tokens(settings, around).server)),
         checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
+        *(
+            checks.Probe(name, partial(checks.dialect, name, port, settings.server))
+            for name, port in settings.dialects.ports.items()
+        ),
         checks.Probe("TLS", lambda: checks.tls(server)),
         checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
         *(
@@ -295,6 +299,8 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("device", lambda: checks.devices(settings.models)),
         checks.Probe("models", lambda: describe_models(settings)),
     ]
+    if not settings.all_microphones:
+        probes.insert(-2, checks.Probe("microphone", partial(checks.no_microphone, input_devices)))
     answers = []
     for answer in checks.ask(probes):
         answers.append(answer)

@@ -103,6 +103,7 @@ class Server(Section):
     max_per_address: int = Field(default=16, ge=1)
     max_handshakes: int = Field(default=64, ge=1)
     max_rate: int = Field(default=5000, ge=1)
+    resume: float = Field(default=60.0, ge=0, le=3600)
 
     @model_validator(mode="after")
     def _tls(self) -> Server:
@@ -117,6 +118,14 @@ class Models(Section):
     device: str = Field(default="auto", pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")
     dtype: Literal["auto", "mixed", "float32", "float16", "bfloat16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    graphs: Literal["auto", "on", "off"] = "auto"
+    mode: Literal["fast", "deterministic"] = "fast"
+
+    @field_validator("graphs", mode="before")
+    @classmethod
+    def _yaml_means_a_word(cls, value: object) -> object:
+        """YAML reads a bare on or off as a truth."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -212,6 +221,21 @@ class Wyoming(Section):
     zeroconf: bool = False
 
 
+class Dialects(Section):
+    openai: bool = True
+    max_upload: int = Field(default=26_214_400, ge=1024)  # what the hosted service takes: 25 MiB
+    deepgram: bool = True
+    vosk: int | None = Field(default=None, ge=0, le=65535)
+    vosk_sample_rate: int = Field(default=8000, ge=8000, le=192000)
+    whisperlive: int | None = Field(default=None, ge=0, le=65535)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Of those that have one of their own and are wanted, by their names."""
+        wanted = {"vosk": self.vosk, "whisperlive": self.whisperlive}
+        return {name: port for name, port in wanted.items() if port is not None}
+
+
 class AnyMicrophone(Section):
     device: str | int | None = None
     source: str
@@ -284,6 +308,7 @@ class Settings(Section):
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
     wyoming: Wyoming = Wyoming()
+    dialects: Dialects = Dialects()
     microphone: Microphone = Microphone()
     microphones: tuple[AnyMicrophone, ...] = Field(default=(), strict=False)
     health: Health = Health()

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from daemon.access import is_local
 from daemon.faults import Fault
-from streaming.events import Event, Inbound
+from streaming.events import Event, Inbound, Ready
 
 _LAST_WORDS = 0.3
 """Seconds for which audio that is on its way is still read when the service stops."""
@@ -25,7 +25,8 @@ _LEAST_PAUSE = 0.02
 
 
 class Outbox(Protocol):
-    overflowed: bool
+    @property
+    def overflowed(self) -> bool: ...
 
     def put(self, event: Event) -> None: ...
 
@@ -35,15 +36,26 @@ class Outbox(Protocol):
 
 
 class Stream(Protocol):
+    source: str
+    flushes: int
+
     @property
     def outbox(self) -> Outbox: ...
 
     @property
     def settled(self) -> bool: ...
 
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def greeting(self) -> Ready: ...
+
     def ready(self) -> None: ...
 
     async def receive(self, message: Inbound) -> None: ...
+
+    def cut(self) -> None: ...
 
     async def finish(self) -> None: ...
 
@@ -57,26 +69,38 @@ class Seats:
 
     Attributes:
         number: how many; it may change, and nobody who sits has to leave.
-        free: set while none is taken.
     """
 
     def __init__(self, number: int, what: str) -> None:
-        self.free = asyncio.Event()
-        self.free.set()
+        self._free = asyncio.Event()
         self.number = number
         self._what = what
         self._taken = 0
 
-    def __enter__(self) -> None:
+    def take(self) -> None:
+        """Raises:
+        Fault: `full`.
+        """
         if self._taken >= self.number:
-            raise Fault("full", f"all {self.number} {self._what} are taken: try again later")
+            raise Fault("full", f"all {self.number} {self._what} are taken: try again later", fatal=True)
         self._taken += 1
-        self.free.clear()
 
-    def __exit__(self, *_: object) -> None:
+    def give_back(self) -> None:
         self._taken -= 1
         if not self._taken:
-            self.free.set()
+            self._free.set()
+
+    async def wait_free(self) -> None:
+        """Until none is taken."""
+        while self._taken:
+            self._free.clear()
+            await self._free.wait()
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
 
 
 class Visitors:

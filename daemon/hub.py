@@ -88,13 +88,17 @@ class Outbox:
             self._changed.set()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """What was put, in order, until it is closed and empty, or overflows."""
+        """What was put, in order, until it is closed and empty, or overflows.
+
+        Whoever takes may be cancelled, and another go on: an event is given, or still here.
+        """
         while True:
             while self._items:
-                event = self._items.popitem(last=False)[1]
+                key, event = next(iter(self._items.items()))
                 if self._before is not None:
                     await self._before(event)
-                yield event
+                if self._items.pop(key, None) is not None:  # it did not overflow meanwhile
+                    yield event
             if self.closed or self.overflowed:
                 return
             self._changed.clear()

@@ -142,6 +142,9 @@ class Metrics:
         )
         self.streams_open = gauge("streams_open", "Streams that are open, or whose finals are still to come")
         self.streams = counter("streams", "Streams that were opened")
+        self.streams_waiting = gauge("streams_waiting", "Streams whose connection dropped: they wait to be resumed")
+        self.streams_resumed = counter("streams_resumed", "Times that a client went on with its stream")
+        self.streams_expired = counter("streams_expired", "Streams that waited, and whose client did not come back")
         self.client_errors = counter("client_errors", "Faults of clients, by the code they were told", "code")
         self.errors = counter("errors", "Faults of the service itself, by the code that clients were told", "code")
         self.connections_refused = counter(
@@ -192,6 +195,10 @@ class Metrics:
             "draft_tokens_accepted", "Tokens taken over from drafts: not decoded again", "model"
         )
         self.passes = counter("passes", "Decoder passes", "model")
+        self.graphs = gauge("graphs", "CUDA graphs that were captured before the service was ready")
+        self.graphs_missing = gauge("graphs_missing", "CUDA graphs that did not fit into memory")
+        self.graphs_seconds = gauge("graphs_seconds", "Seconds that capturing took, of all devices")
+        self.graphs_bytes = gauge("graphs_bytes", "Memory that the graphs hold")
         self.canary_failures = counter("canary_failures", "Canary decodes that failed")
 
         self.partials = counter("partials", "Partials published")

@@ -29,6 +29,7 @@ _KEYS = frozenset(
         "server.max_per_address",
         "server.max_handshakes",
         "server.max_rate",
+        "server.resume",
         "escalate.below",
         "scheduler.backlog",
         "scheduler.longest_wait",

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from daemon.sources import DEFAULT_SOURCE, Sources
 from streaming.audio import AudioDecoder, AudioFormat, FormatError
 from streaming.events import (
     Audio,
+    Discard,
+    Endpointing,
     Error,
     Event,
     Flush,
@@ -80,8 +82,11 @@ class Stream:
     Everything that it says goes to the hub; what concerns its own client alone (ready, flushed, stopped, errors) goes
     only into `outbox`, which follows this stream among all.
 
+    Attributes:
+        flushes: those that came so far.
+
     Raises:
-        Fault: `bad_language`, `bad_format`, `bad_encoding`; fatal.
+        Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_endpointing`; fatal.
     """
 
     def __init__(self, start: Start, shared: Neighbours) -> None:
@@ -92,13 +97,14 @@ class Stream:
         self._decoder = AudioDecoder(_format(start))
         self._session = Session(
             self.source,
-            shared.session,
+            _session_settings(shared.session, start.endpointing),
             Detector(shared.vad),
             shared.model.text,
             language=_language(start, shared.model),
             partials=start.partials,
             words=start.words,
         )
+        self.flushes = 0
         self._slice = max(1, round(_SLICE_SECONDS * start.sample_rate)) * self._decoder.format.frame_bytes
         self._ended = False  # nothing more is taken in
         self._finished = asyncio.Event()  # the last final is out
@@ -117,10 +123,20 @@ class Stream:
         """Whether all that was said so far has its final."""
         return self._session.settled
 
+    @property
+    def samples(self) -> int:
+        """Heard so far, of every channel, in the client's rate."""
+        return self._decoder.heard
+
+    @property
+    def greeting(self) -> Ready:
+        """What the client talks to."""
+        model = self._shared.model
+        return Ready(self.id, self.source, model.student, model.teacher, model.device)
+
     def ready(self) -> None:
         """Tell the client what it talks to."""
-        model = self._shared.model
-        self.outbox.put(Ready(self.id, self.source, model.student, model.teacher, model.device))
+        self.outbox.put(self.greeting)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -130,11 +146,18 @@ class Stream:
             case Audio(data):
                 await self._hear(data, time.monotonic())
             case Flush(id):
+                self.flushes += 1
                 self._say(self._session.flush(id, time.monotonic()))
+            case Discard(id):
+                self._say(self._session.discard(id, time.monotonic()))
             case Stop():
                 self._end()
             case Start():
                 raise Fault("late_start", "the stream has begun: open another connection to change parameters")
+
+    def cut(self) -> None:
+        """The connection broke off. Half a sample is not kept: its client goes on at `samples`."""
+        self._decoder.forget_leftover()
 
     async def finish(self) -> None:
         """No more audio; returns when the last final is out. The same for a stop, a lost client and a shutdown."""
@@ -257,6 +280,20 @@ def _format(start: Start) -> AudioFormat:
         return AudioFormat(start.encoding, start.sample_rate, start.channels)
     except FormatError as error:
         raise Fault(error.code, str(error), fatal=True) from None
+
+
+def _session_settings(settings: SessionSettings, wanted: Endpointing) -> SessionSettings:
+    """`settings`, with what this stream wants otherwise."""
+    changes = {key: value for key, value in asdict(wanted).items() if value is not None}
+    if not changes:
+        return settings
+    segment = settings.segment
+    # What closes an utterance may not need more than what opens one.
+    release = min(segment.release, changes.get("threshold", segment.threshold))
+    try:
+        return replace(settings, segment=replace(segment, release=release, **changes))
+    except ValueError as error:
+        raise Fault("bad_endpointing", str(error), fatal=True) from None
 
 
 def _language(start: Start, model: Model) -> str | None:

@@ -78,6 +78,7 @@ class AudioDecoder:
     """The audio of one stream: bytes in, samples out. Frames may be of any size and split anywhere.
 
     Attributes:
+        heard: samples of every channel that came in, at the rate they came in.
         invalid_samples: NaN or infinite input samples so far; each was taken as silence.
         leftover: bytes of a frame that is not complete yet. Not 0 after `finish`: the stream broke off inside
             one.
@@ -88,7 +89,7 @@ class AudioDecoder:
         self.invalid_samples = 0
         self._codec = _CODECS[audio_format.encoding]
         self._rest = b""
-        self._heard = 0  # samples per channel that came in
+        self.heard = 0
         self._given = 0  # samples that went out
         self._resampler: Any = None
         if audio_format.sample_rate != SAMPLE_RATE:
@@ -106,7 +107,7 @@ class AudioDecoder:
         The samples that come out keep their place in time: they are only handed over later. Whoever measures
         a lag takes this off the time of arrival.
         """
-        return max(0.0, self._heard / self.format.sample_rate - self._given / SAMPLE_RATE)
+        return max(0.0, self.heard / self.format.sample_rate - self._given / SAMPLE_RATE)
 
     def feed(self, data: bytes) -> Waveform:
         """Samples that `data` completed: shape [n], possibly empty."""
@@ -114,6 +115,10 @@ class AudioDecoder:
         whole = len(data) - len(data) % self.format.frame_bytes
         self._rest = data[whole:]
         return self._resample(self._decode(data[:whole]), last=False)
+
+    def forget_leftover(self) -> None:
+        """The stream goes on at a whole sample: the frame that is not complete will be sent again."""
+        self._rest = b""
 
     def finish(self) -> Waveform:
         """What the resampler still held. In all, `round(samples in * 16000 / rate)` samples (half upwards)
@@ -129,7 +134,7 @@ class AudioDecoder:
             samples = np.where(finite, samples, np.float32(0))
         if self.format.channels > 1:
             samples = samples.reshape(-1, self.format.channels).mean(axis=1, dtype=np.float32)
-        self._heard += samples.size
+        self.heard += samples.size
         return samples
 
     def _resample(self, samples: Waveform, *, last: bool) -> Waveform:

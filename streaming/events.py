@@ -26,6 +26,19 @@ Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
 
 
 @dataclass(frozen=True, slots=True)
+class Endpointing:
+    """Where an utterance of this stream begins and ends, if not where the service's settings say. Seconds.
+
+    threshold: probability of speech that may open one. pre_roll: audio before it that belongs to it. hangover: silence
+    that closes one.
+    """
+
+    threshold: float | None = None
+    pre_roll: float | None = None
+    hangover: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """The stream's parameters. Optional: without it these defaults hold."""
 
@@ -36,6 +49,8 @@ class Start:
     language: str | None = None
     partials: bool = True
     words: bool = False
+    resume: float = 0.0  # seconds for which the stream shall wait for its client when the connection drops
+    endpointing: Endpointing = Endpointing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +68,29 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Forget the utterance that is open: it gets no final. Answered by `Flushed` with the same id, as a flush is."""
+
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """No more audio: the last finals, then `Stopped`."""
 
 
-Inbound = Start | Audio | Flush | Stop
+Inbound = Start | Audio | Flush | Discard | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """In place of `Start`, on another connection: go on with the stream that waits under `token` (see `Ready`).
+
+    events: how many events of the stream its client has got so far, on all its connections; `Ready` is not counted.
+    """
+
+    token: str = field(repr=False)
+    events: int
 
 
 # --- what goes out ---------------------------------------------------------------------------------------------------
@@ -86,12 +119,23 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Ready(Event):
+    """What the client talks to. The last four are there if the stream waits when its connection drops.
+
+    token: what to show to `Resume` it; a secret, and another than the session, which everybody reads in ids.
+    resume: for how many seconds it waits.
+    samples, flushes: how many of each were heard so far (of every channel, in the client's own rate).
+    """
+
     session: str
     source: str
     student: str
     teacher: str | None
     device: str
     protocol: int = PROTOCOL_VERSION
+    token: str | None = field(default=None, repr=False, metadata=_IF_KNOWN)
+    resume: float | None = field(default=None, metadata=_IF_KNOWN)
+    samples: int | None = field(default=None, metadata=_IF_KNOWN)
+    flushes: int | None = field(default=None, metadata=_IF_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)

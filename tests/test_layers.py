@@ -55,7 +55,33 @@ ALSO_KNOWS = {
     "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
-    "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
+    # One listener: it picks who answers; and streams wait there for their clients.
+    "daemon.server": {
+        "daemon.conversation",
+        "daemon.dialects.codec",
+        "daemon.dialects.native",
+        "daemon.entrance",
+        "daemon.peer",
+        "daemon.resume",
+        "daemon.web",
+    },
+    # Any dialect, by its shape, over one socket; and what it leaves behind when that drops.
+    "daemon.conversation": {"daemon.dialects.codec", "daemon.peer", "daemon.resume"},
+    "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
+    "daemon.entrance": {"daemon.dialects.codec"},  # a request, as all ports have it
+    "daemon.uploads": {  # the other half of that port: one dialect's files, read as `transcribe` reads them
+        "daemon.dialects.codec",
+        "daemon.dialects.openai_files",
+        "daemon.dialects.openai_realtime",
+        "daemon.entrance",
+        "daemon.files",
+        "daemon.web",
+    },
+    "daemon.dialects.openai_files": {"daemon.dialects.openai_session"},
+    "daemon.dialects.openai_realtime": {"daemon.dialects.codec", "daemon.dialects.openai_session"},
+    "daemon.dialects.deepgram": {"daemon.dialects.codec"},
+    "daemon.dialects.vosk": {"daemon.dialects.codec"},
+    "daemon.dialects.whisperlive": {"daemon.dialects.codec"},
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},

@@ -1,48 +1,88 @@
 """The native protocol: websocket frames <-> events, without I/O.
 
-Owns the JSON of what comes in, what a client may write in it, and the close code that follows a fatal fault. Knows
-nothing of sockets, of streams, or of whether a format can be decoded. A frame that cannot be read raises a `Fault`
-whose message says what to send instead.
+Owns the JSON of what comes in, what a client may write in it, and when a stream begins that nobody began. Knows nothing
+of sockets, of streams, or of whether a format can be decoded. A frame that cannot be read raises a `Fault` whose
+message says what to send instead.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
+from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
+from daemon.dialects.codec import close_code as close_code
 from daemon.faults import Fault
-from streaming.events import Audio, Event, Flush, Inbound, Start, Stop, to_json
+from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json
 
-CLOSE_DONE = 1000
-CLOSE_SHUTTING_DOWN = 1001
-CLOSE_TRY_LATER = 1013
-
-_CLOSE_BAD_DATA = 1007
-_CLOSE_CODES = {
-    "subscribe_only": 1003,
-    "unauthorised": 1008,
-    "forbidden": 1008,
-    "bad_origin": 1008,
-    "message_too_big": 1009,
-    "internal": 1011,
-    "full": CLOSE_TRY_LATER,
-    "too_many_connections": CLOSE_TRY_LATER,
-    "busy": CLOSE_TRY_LATER,
-    "shutting_down": CLOSE_SHUTTING_DOWN,
-}
-
-_MESSAGES: dict[str, type[Start | Flush | Stop]] = {"start": Start, "flush": Flush, "stop": Stop}
+_Message = Start | Resume | Flush | Stop
+_MESSAGES: dict[str, type[_Message]] = {"start": Start, "resume": Resume, "flush": Flush, "stop": Stop}
 _LONGEST_TEXT = 256
+_GREATEST = 1e15
+_SECRET = "token"  # a client's mistake is told to it and to the log, but this never
 
+STREAM = "/v1/stream"
 
-def close_code(code: str) -> int:
-    """The websocket close code that follows the fatal error `code`."""
-    return _CLOSE_CODES.get(code, _CLOSE_BAD_DATA)
+_GRACE = 1.0
+"""Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
 
 
 def encode(event: Event) -> str:
     return to_json(event)
+
+
+def tokens(handshake: Handshake) -> list[str]:
+    """Raises:
+    Fault: `bad_parameter`.
+    """
+    query_once(handshake.query)
+    return shown_tokens(handshake, "bearer")
+
+
+def refuse(fault: Fault) -> list[Frame]:
+    return [encode(fault.event())]
+
+
+class Native(Codec):
+    """One client of `/v1/stream`.
+
+    Raises:
+        Fault: `bad_parameter`, `unknown_parameter`.
+    """
+
+    grace = _GRACE
+
+    def __init__(self, handshake: Handshake) -> None:
+        query = query_once(handshake.query)
+        check_known(query, "source")
+        self._source = query.get("source")
+        self._decoder = Decoder()
+        self._started = False
+
+    def assume(self) -> Iterable[Message]:
+        yield self._start(Start())
+
+    def decode(self, frame: Frame) -> Iterable[Message]:
+        message = self._decoder.decode(frame)
+        if isinstance(message, Start):
+            yield self._start(message)  # where one was assumed meanwhile, the client was only slow
+            return
+        if isinstance(message, Resume):
+            self._started = True
+            yield message
+            return
+        if not self._started:
+            yield self._start(Start())
+        yield message
+
+    def encode(self, event: Event) -> Iterable[Frame]:
+        return [encode(event)]
+
+    def _start(self, start: Start) -> Start:
+        self._started = True
+        return replace(start, source=start.source if start.source is not None else self._source)
 
 
 class Decoder:
@@ -55,10 +95,10 @@ class Decoder:
     def __init__(self) -> None:
         self.begun = False
 
-    def decode(self, frame: str | bytes) -> Inbound:
+    def decode(self, frame: str | bytes) -> Inbound | Resume:
         """Raises:
-        Fault: `bad_json`, `text_for_audio`, `unknown_type`, `unknown_field`, `bad_field`, `late_start`.
-            Fatal before the stream has begun: its parameters would not be what the client meant.
+        Fault: `bad_json`, `text_for_audio`, `unknown_type`, `unknown_field`, `bad_field`, `late_start`,
+            `missing_field`. Fatal before the stream has begun: its parameters would not be what the client meant.
         """
         if isinstance(frame, bytes):
             self.begun = True
@@ -71,15 +111,16 @@ class Decoder:
         self.begun = True
         return message
 
-    def _message(self, frame: str) -> Start | Flush | Stop:
+    def _message(self, frame: str) -> _Message:
         body = self._object(frame)
         kind = body.pop("type", None)
         message = _MESSAGES.get(kind) if isinstance(kind, str) else None
         if message is None:
             raise Fault("unknown_type", _unknown_type(kind))
-        if message is Start and self.begun:
+        if message in (Start, Resume) and self.begun:
             raise Fault(
-                "late_start", "start comes once, before any audio: open another connection to change parameters"
+                "late_start",
+                f"{kind} comes once, before any audio: open another connection to change parameters or to resume",
             )
         return message(**_checked(message, body))
 
@@ -111,36 +152,60 @@ def _unknown_type(kind: object) -> str:
     return f"unknown type {_shown(kind)}: {advice}"
 
 
-def _checked(message: type[Start | Flush | Stop], body: dict[str, Any]) -> dict[str, Any]:
-    """`body`, if its keys are fields of `message` and its texts and switches have the right type.
+def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
+    """`body`, if its keys are fields of `message`, none that is needed is missing, and its values have the right type.
 
-    Numbers and the encoding are left to whoever decodes the audio, who knows which will do.
+    The numbers of a format and the encoding are left to whoever decodes the audio, who knows which will do.
     """
-    known = [field.name for field in fields(message)]
+    # Endpointing is the service's; a few dialects whose protocols have it may set it.
+    known = [field.name for field in fields(message) if field.name != "endpointing"]
     hints = get_type_hints(message)
     kind = message.__name__.lower()
     for key, value in body.items():
         if key not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise Fault("unknown_field", f"unknown field {_shown(key)} in {kind}: {takes}")
-        if hints[key] is bool and not isinstance(value, bool):
-            raise Fault("bad_field", f"{key} must be true or false, got {_shown(value)}")
-        if hints[key] == str | None and not _is_text(value):
-            raise Fault(
-                "bad_field",
-                f"{key} must be a string of at most {_LONGEST_TEXT} characters of Unicode, got {_shown(value)}",
-            )
+        if wanted := _wanted(f"{kind}.{key}", hints[key], value):
+            got = "something else" if key == _SECRET else _shown(value)
+            raise Fault("bad_field", f"{key} must be {wanted}, got {got}")
+    for field in fields(message):
+        if field.default is MISSING and field.name not in body:
+            raise Fault("missing_field", f"{kind} needs {field.name}: it takes {', '.join(known)}")
     return body
 
 
+def _wanted(field: str, hint: object, value: object) -> str | None:
+    """What `value` should be of a field with this type; None where it is that, or where others will judge."""
+    if hint is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if hint in (str, str | None):
+        fits = _is_text(value) or (value is None and hint is not str)
+        return None if fits else f"a string of at most {_LONGEST_TEXT} characters of Unicode"
+    if field == "start.resume":
+        return None if _is_number(value) else "a number of seconds from 0 on"
+    if field == "resume.events":
+        return None if _is_number(value) and isinstance(value, int) else "a whole number from 0 on"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    # bool is an int in Python; a comparison with what is not a number is false; and JSON may write numbers of any size.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _GREATEST
+
+
 def _is_text(value: object) -> bool:
-    if not isinstance(value, str):
-        return value is None
     # Half a surrogate pair, which JSON can write, could not be sent back.
-    return len(value) <= _LONGEST_TEXT and not any("\ud800" <= each <= "\udfff" for each in value)
+    return (
+        isinstance(value, str)
+        and len(value) <= _LONGEST_TEXT
+        and not any("\ud800" <= each <= "\udfff" for each in value)
+    )
 
 
 def _shown(value: object) -> str:
     """`value` as JSON, cut: what a client sent must not fill its own error or our log."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+DIALECT = Dialect("native", Native, tokens, refuse, paths=frozenset({STREAM}))

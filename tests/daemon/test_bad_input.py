@@ -19,7 +19,7 @@ import pytest
 from harness import Client, client, scripted, service, speech
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from daemon import server
+from daemon import peer
 from daemon.app import Service
 
 Act = Callable[[Client], Awaitable[None]]
@@ -165,7 +165,7 @@ async def test_a_message_that_is_too_big(tokenizer_file: Path, caplog: pytest.Lo
 async def test_a_client_that_talks_on_after_its_fatal_fault_still_gets_its_answer(
     tokenizer_file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_CLOSE_TIMEOUT", 1000.0)  # so that only a close that works ends this
+    monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 1000.0)  # so that only a close that works ends this
     async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech())
         await mine.ws.send(bytes(65537))

@@ -112,6 +112,13 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
     assert settings.session_settings().segment.hangover == 0.4
 
 
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, meant: str) -> None:
+    file = tmp_path / "whisperd.yaml"
+    file.write_text(f"models: {{graphs: {written}}}")
+    assert load(file, {}).models.graphs == meant
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

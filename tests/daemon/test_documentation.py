@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, broker, process
+from harness import PATIENCE, broker, free_port, process
 from pages import COMMANDS, MARKS, PAGES, ROOT, Block, all_blocks, blocks, comments
 
 BLOCKS = all_blocks()
@@ -130,6 +130,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "models": {"device": "cpu"},
             "mqtt": {"host": "127.0.0.1", "port": mosquitto.port},
             "wyoming": {"host": "127.0.0.1", "port": 0},
+            "dialects": {"vosk": (vosk := free_port()), "whisperlive": (whisperlive := free_port())},
         }
         state = str(home / ".local" / "state" / "whisperd")
         with process(folder, sections, STATE_DIRECTORY=state) as daemon:
@@ -137,6 +138,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             wyoming = daemon.log.partition("listening on tcp://127.0.0.1:")[2].split()[0]
             places = {
                 "localhost:8765": address, "127.0.0.1:8765": address, "10300": wyoming,
+                "127.0.0.1:2700": f"127.0.0.1:{vosk}",
+                "127.0.0.1:9090": f"127.0.0.1:{whisperlive}",
                 "BROKER": "127.0.0.1", "HOST:8765": address,
             }  # fmt: skip
             yield House(clone, _environment(clone, home), places)

@@ -14,7 +14,7 @@ import pytest
 from harness import SECOND, Client, client, scripted, service, speech, unfinished_speech
 from websockets.exceptions import ConnectionClosed
 
-from daemon import server
+from daemon.dialects import native
 from streaming.job import Job
 
 
@@ -78,7 +78,7 @@ async def test_without_a_start_the_defaults_hold(tokenizer_file: Path) -> None:
 
 
 async def test_a_client_that_waits_for_ready_gets_it(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_START_GRACE", 0.01)
+    monkeypatch.setattr(native.Native, "grace", 0.01)
     async with (
         service(scripted(tokenizer_file)) as daemon,
         client(daemon.server.url, "/v1/stream?source=hall") as mine,
