@@ -5,6 +5,7 @@ Owns starting it, waiting until it is ready, and stopping it. Knows nothing of w
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -51,7 +52,10 @@ def running(
             yaml.safe_dump({**(settings or {}), "server": {"host": "127.0.0.1", "port": port, **(limits or {})}})
         )
         began = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-m", "daemon.cli", "run", "-c", str(config)], stderr=log)
+        # The environment is over the file, and whoever has set a port there means another service.
+        environment = {**os.environ, "WHISPERD_SERVER__PORT": str(port)}
+        command = [sys.executable, "-m", "daemon.cli", "run", "-c", str(config)]
+        process = subprocess.Popen(command, stderr=log, env=environment)
         try:
             if not _ready(process, port, began + PATIENCE):
                 raise RuntimeError(f"whisperd did not become ready:\n{Path(log.name).read_text()}")

@@ -21,6 +21,7 @@ from daemon.access import Rights
 from daemon.dialects.codec import CLOSE_DONE, CLOSE_SHUTTING_DOWN, Codec, Dialect, Frame, Message, Reply
 from daemon.edges import Pace, Readers
 from daemon.faults import Fault
+from daemon.logs import speak_of
 from daemon.peer import Peer
 from daemon.resume import Line, Lines
 from daemon.sources import DEFAULT_SOURCE
@@ -184,6 +185,7 @@ class Conversation:
         await self._leave()
         line = self._host.lines.find(wanted.token)
         self._rights.check_send(line.stream.source)
+        speak_of(source=line.stream.source, session=line.stream.greeting.session)
         await self._hold(line, wanted.events)
 
     async def _hold(self, line: Line, events: int | None) -> None:

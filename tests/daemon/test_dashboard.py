@@ -146,6 +146,9 @@ def test_all_that_is_counted_is_shown_or_left_out_on_purpose(live: Scrape) -> No
         "whisperd_jobs_total",  # batch sizes and finals say it
         "whisperd_partials_total",  # their lag says more
         "whisperd_backpressure_total",  # its seconds are shown
+        "whisperd_graphs",  # all captured before the start is over, and said in the log
+        "whisperd_graphs_missing",
+        "whisperd_graphs_seconds",
         "whisperd_microphone_reopened_total",  # the log says when and why
         "whisperd_mqtt_bad_commands_total",  # likewise
         # Among the drops.

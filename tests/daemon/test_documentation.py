@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, broker, process
+from harness import PATIENCE, broker, free_port, process
 from pages import COMMANDS, MARKS, PAGES, ROOT, Block, all_blocks, blocks, comments
 
 BLOCKS = all_blocks()
@@ -50,29 +50,29 @@ class House:
 
     def run(self, command: str, language: str) -> tuple[int, str]:
         """The exit code, and all that was printed."""
-        popen = self.start(_arguments(self.here(command), language))
-        try:
-            output, _ = popen.communicate(timeout=LIMIT)
-        finally:
-            _kill(popen)
+        with self.start(_arguments(self.here(command), language)) as popen:
+            try:
+                output, _ = popen.communicate(timeout=LIMIT)
+            finally:
+                _kill(popen)
         return popen.returncode, output
 
     def run_until(self, command: str, text: str) -> tuple[int, str]:
         """The same of what runs for ever: until it has printed `text`; then Ctrl-C."""
-        popen = self.start(_arguments(self.here(command), "sh"))
-        assert popen.stdout is not None
-        watch = threading.Timer(LIMIT, _kill, [popen])
-        watch.start()
-        try:
-            output = ""
-            for line in popen.stdout:
-                output += line
-                if text in line:
-                    os.killpg(popen.pid, signal.SIGINT)
-            popen.wait()
-        finally:
-            watch.cancel()
-            _kill(popen)
+        output = ""
+        with self.start(_arguments(self.here(command), "sh")) as popen:
+            assert popen.stdout is not None
+            watch = threading.Timer(LIMIT, _kill, [popen])
+            watch.start()
+            try:
+                for line in popen.stdout:
+                    output += line
+                    if text in line:
+                        os.killpg(popen.pid, signal.SIGINT)
+                popen.wait()
+            finally:
+                watch.cancel()
+                _kill(popen)
         return popen.returncode, output
 
 
@@ -130,6 +130,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "models": {"device": "cpu"},
             "mqtt": {"host": "127.0.0.1", "port": mosquitto.port},
             "wyoming": {"host": "127.0.0.1", "port": 0},
+            "dialects": {"vosk": (vosk := free_port()), "whisperlive": (whisperlive := free_port())},
         }
         state = str(home / ".local" / "state" / "whisperd")
         with process(folder, sections, STATE_DIRECTORY=state) as daemon:
@@ -137,6 +138,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             wyoming = daemon.log.partition("listening on tcp://127.0.0.1:")[2].split()[0]
             places = {
                 "localhost:8765": address, "127.0.0.1:8765": address, "10300": wyoming,
+                "127.0.0.1:2700": f"127.0.0.1:{vosk}",
+                "127.0.0.1:9090": f"127.0.0.1:{whisperlive}",
                 "BROKER": "127.0.0.1", "HOST:8765": address,
             }  # fmt: skip
             yield House(clone, _environment(clone, home), places)
@@ -154,8 +157,8 @@ def lines(text: str) -> list[str]:
 
 def prints(said: str, printed: str) -> bool:
     """Whether that is what it prints; `...` stands for what is left out."""
-    pattern = "\n".join(r"(?s:.*)" if line == "..." else re.escape(line) for line in lines(said))
-    return re.fullmatch(pattern, "\n".join(lines(printed))) is not None
+    pattern = "".join(r"(.*\n)*" if line == "..." else f"{re.escape(line)}\n" for line in lines(said))
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines(printed))) is not None
 
 
 def output_after(block: Block) -> str | None:
