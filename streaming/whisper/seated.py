@@ -7,6 +7,7 @@ that it reads a step late. Knows nothing of who decides, confidence or results.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from streaming.whisper.hearing import (
 from streaming.whisper.rows import Row
 from streaming.whisper.slots import OVERHANG, Seats, Slots
 from streaming.whisper.texts import Count, Texts, follow, hand_over, sent, step
+
+log = logging.getLogger(__name__)
 
 WIDTHS = (1, 2, 5, 9, 17, 33)
 """Of windows: a step, a draft's first step, and checks of 4, 8, 16 and 32 tokens."""
@@ -255,7 +258,11 @@ class Ear:
         heard = round(seconds * POSITIONS_PER_SECOND)
         shape, graph = self.listen.graph(self._voice.buckets.fit(len(jobs), heard, 1, 1)._replace(width=1, reach=1))
         features = self._buffer(shape)
-        features[: len(jobs)].copy_(self._voice.model.features(jobs, seconds))
+        # In one shape the features too: each job's by itself.
+        together = len(jobs) if len(self._voice.buckets.batches) > 1 else 1
+        for start in range(0, len(jobs), together):
+            part = jobs[start : start + together]
+            features[start : start + len(part)].copy_(self._voice.model.features(part, seconds))
         features[len(jobs) :].zero_()  # whatever an earlier batch left there may not be finite
         self._voice.sit(slots, shape.batch)
         graph.replay()
@@ -344,7 +351,8 @@ class Seated:
     @torch.inference_mode()
     def prepare(self) -> Captured:
         for voice in self.voices.values() if self._device.type == "cuda" else ():
-            voice.slots.look_in_pages()
+            way = "where they lie" if voice.slots.look_in_pages() else "in a copy, layer by layer"
+            log.info("the %s's slots are looked at %s", voice.model.role, way)
         return Recorder(self._device).capture(self.functions) if self._capture else Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:
