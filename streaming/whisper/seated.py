@@ -104,6 +104,10 @@ class Voice:
         filled = [*slots, *[self.slots.trash] * (batch - len(slots))]
         self.rows[:batch].copy_(sent(filled, self.device))
 
+    def _take(self, slots: Sequence[int]) -> None:
+        """A batch begins, in these slots."""
+        self._seats, self._cleared = sent(slots, self.device), 0
+
     def make_room(self, reach: int) -> None:
         """Let the passes of this batch look so far: what lies there must not be of an earlier one."""
         if reach > self._cleared:
@@ -131,14 +135,16 @@ class Voice:
     def languages(self, slots: Sequence[int], heard: int) -> list[str]:
         wanted = Shape(self.buckets.fit(len(slots), heard, 1, 1).batch, heard, 1, self.buckets.reaches[0])
         shape, graph = self.language.graph(wanted)
+        self._take(slots)
         self.sit(slots, shape.batch)
+        self.make_room(shape.reach)
         graph.replay()
         names = {token: name for name, token in self.model.rules.grammar.languages.items()}
         return [names[token] for token in self._found.index_select(0, self.rows[: len(slots)]).tolist()]
 
     def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, helper: Helper | None = None) -> None:
         """Bring every row to its end; each is in its slot's place, with its audio there already."""
-        self._seats, self._cleared = sent(slots, self.device), 0
+        self._take(slots)
         counts = dict(zip(slots, self.texts.open(self._seats, rows), strict=True))
         stamped = any(row.timestamps for row in rows)
         posted: deque[tuple[list[int], Letter]] = deque()
