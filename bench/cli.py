@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"whisperd bench: there is no {name!r}", file=out)
         print("usage: whisperd bench NAME [--help]\n", file=out)
         for known, what in BENCHMARKS.items():
-            print(f"  {known:9}{what}", file=out)
+            print(f"  {known:11}{what}", file=out)
         return 0 if asked else 2
     try:
         module = importlib.import_module(f"bench.{name}")

@@ -7,6 +7,7 @@ that it reads a step late. Knows nothing of who decides, confidence or results.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from streaming.whisper.hearing import (
 from streaming.whisper.rows import Row
 from streaming.whisper.slots import OVERHANG, Seats, Slots
 from streaming.whisper.texts import Count, Texts, follow, hand_over, sent, step
+
+log = logging.getLogger(__name__)
 
 WIDTHS = (1, 2, 5, 9, 17, 33)
 """Of windows: a step, a draft's first step, and checks of 4, 8, 16 and 32 tokens."""
@@ -101,6 +104,10 @@ class Voice:
         filled = [*slots, *[self.slots.trash] * (batch - len(slots))]
         self.rows[:batch].copy_(sent(filled, self.device))
 
+    def _take(self, slots: Sequence[int]) -> None:
+        """A batch begins, in these slots."""
+        self._seats, self._cleared = sent(slots, self.device), 0
+
     def make_room(self, reach: int) -> None:
         """Let the passes of this batch look so far: what lies there must not be of an earlier one."""
         if reach > self._cleared:
@@ -128,14 +135,16 @@ class Voice:
     def languages(self, slots: Sequence[int], heard: int) -> list[str]:
         wanted = Shape(self.buckets.fit(len(slots), heard, 1, 1).batch, heard, 1, self.buckets.reaches[0])
         shape, graph = self.language.graph(wanted)
+        self._take(slots)
         self.sit(slots, shape.batch)
+        self.make_room(shape.reach)
         graph.replay()
         names = {token: name for name, token in self.model.rules.grammar.languages.items()}
         return [names[token] for token in self._found.index_select(0, self.rows[: len(slots)]).tolist()]
 
     def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, helper: Helper | None = None) -> None:
         """Bring every row to its end; each is in its slot's place, with its audio there already."""
-        self._seats, self._cleared = sent(slots, self.device), 0
+        self._take(slots)
         counts = dict(zip(slots, self.texts.open(self._seats, rows), strict=True))
         stamped = any(row.timestamps for row in rows)
         posted: deque[tuple[list[int], Letter]] = deque()
@@ -255,7 +264,11 @@ class Ear:
         heard = round(seconds * POSITIONS_PER_SECOND)
         shape, graph = self.listen.graph(self._voice.buckets.fit(len(jobs), heard, 1, 1)._replace(width=1, reach=1))
         features = self._buffer(shape)
-        features[: len(jobs)].copy_(self._voice.model.features(jobs, seconds))
+        # In one shape the features too: each job's by itself.
+        together = len(jobs) if len(self._voice.buckets.batches) > 1 else 1
+        for start in range(0, len(jobs), together):
+            part = jobs[start : start + together]
+            features[start : start + len(part)].copy_(self._voice.model.features(part, seconds))
         features[len(jobs) :].zero_()  # whatever an earlier batch left there may not be finite
         self._voice.sit(slots, shape.batch)
         graph.replay()
@@ -344,7 +357,8 @@ class Seated:
     @torch.inference_mode()
     def prepare(self) -> Captured:
         for voice in self.voices.values() if self._device.type == "cuda" else ():
-            voice.slots.look_in_pages()
+            way = "where they lie" if voice.slots.look_in_pages() else "in a copy, layer by layer"
+            log.info("the %s's slots are looked at %s", voice.model.role, way)
         return Recorder(self._device).capture(self.functions) if self._capture else Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:

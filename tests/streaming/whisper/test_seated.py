@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from waveforms import murmur
 
 from streaming.job import ALWAYS, NEVER, Job, Result
-from streaming.whisper.decode import Proposer, decode
+from streaming.whisper.decode import Proposer, decode, detect_languages
 from streaming.whisper.engine import Engine
 from streaming.whisper.graphs import Buckets
 from streaming.whisper.hearing import Model
@@ -181,8 +181,13 @@ def test_a_good_helper_saves_passes(teacher: Speaker) -> None:
 
 
 @torch.inference_mode()
-def test_what_an_earlier_batch_left_is_not_seen(teacher: Speaker) -> None:
+def test_what_an_earlier_batch_left_is_not_seen(teacher: Speaker, linguist: Speaker) -> None:
     """Not even numbers that are none, which a mask does not keep out."""
+    hears = stage(linguist, FAST, Ahead(1))
+    hears.voice.slots.text.fill_(torch.nan)
+    hears.place(list(range(RECORDINGS)), list(range(RECORDINGS)))
+    found = hears.voice.languages(range(RECORDINGS), HEARD)
+    assert found == detect_languages(linguist.decoder, linguist.memory, linguist.rules)
     on = stage(teacher, FAST, Ahead(1))
     on.voice.slots.text.fill_(torch.nan)
     plans = [Plan(number, False, LONGEST, "truth", ((2, "replace", 599),)) for number in range(RECORDINGS)]
