@@ -73,8 +73,8 @@ def _made_up(said: list[bytes], dice: random.Random) -> list[bytes]:
 
 def _pink(numbers: np.random.Generator) -> NDArray[np.float64]:
     spectrum = np.fft.rfft(numbers.normal(size=_NOISE_SECONDS * RATE))
-    samples = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)))
-    return samples / np.abs(samples).max()
+    samples: NDArray[np.float64] = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)))
+    return samples / float(np.abs(samples).max())
 
 
 def _murmur(said: list[bytes], dice: random.Random) -> NDArray[np.float64]:
@@ -87,4 +87,5 @@ def _murmur(said: list[bytes], dice: random.Random) -> NDArray[np.float64]:
 
 
 def _pcm(samples: NDArray[np.floating]) -> bytes:
-    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+    clipped: NDArray[np.floating] = np.clip(samples, -1, 1)
+    return (clipped * 32767).astype("<i2").tobytes()
