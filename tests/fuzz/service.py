@@ -43,15 +43,19 @@ class _Exceptions(logging.Handler):
 
 
 class Daemon:
-    """open, then any number of `exchange`, then close."""
+    """open, then any number of `exchange`, then close. sections: of its settings, beside those of every attack."""
+
+    def __init__(self, sections: dict[str, object] | None = None) -> None:
+        self._settings = Settings.model_validate({**_SECTIONS, **(sections or {})})
 
     def open(self) -> None:
         self._log = _Exceptions()
         logging.getLogger().addHandler(self._log)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)  # it shall not outlive a failure
         self._thread.start()
         self._service = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result(PATIENCE)
+        self._own_subscribers = self._service.pipeline.metrics.subscribers._value.get()  # that of MQTT
         self.http = _place(self._service.server.url)
         assert self._service.wyoming is not None
         self.wyoming = self._service.wyoming.address
@@ -66,7 +70,7 @@ class Daemon:
             self._thread.join()
             self._loop.close()
             logging.getLogger().removeHandler(self._log)
-        assert self._log.seen == [], self._log.seen
+        self.check_log()
 
     def exchange(self, place: tuple[str, int], pieces: list[bytes]) -> bytes:
         """Say all, hear all until the other side is done or silent; then leave."""
@@ -82,8 +86,11 @@ class Daemon:
                 raise
             except OSError:
                 pass  # it has heard enough, and hung up
-        assert self._log.seen == [], self._log.seen
+        self.check_log()
         return heard
+
+    def check_log(self) -> None:
+        assert self._log.seen == [], self._log.seen
 
     def is_alive(self) -> bool:
         connection = http.client.HTTPConnection(*self.http, timeout=PATIENCE)
@@ -95,7 +102,7 @@ class Daemon:
 
     async def _make(self) -> Service:
         eot = Tokenizer.from_file(str(_TOKENIZER)).get_vocab()["<|endoftext|>"]
-        service = Service(Settings.model_validate(_SECTIONS), Surroundings(), lambda _: ScriptedEngine(_TOKENIZER, eot))
+        service = Service(self._settings, Surroundings(), lambda _: ScriptedEngine(_TOKENIZER, eot))
         self._run = asyncio.create_task(service.run())
         await service.wait_ready()
         return service
@@ -113,7 +120,7 @@ class Daemon:
                 "streams": float(self._service.pipeline.sources.open_streams),
                 "streams_open": metrics.streams_open._value.get(),
                 "wyoming_clients": metrics.wyoming_clients._value.get(),
-                "subscribers": metrics.subscribers._value.get(),
+                "subscribers": metrics.subscribers._value.get() - self._own_subscribers,
                 "stream seats": float(server._streams._taken),
                 "handshakes": float(len(server._handshakes._waiting)),
             }
