@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 BENCHMARKS = {
     "engine": "the parts of the engine beside the device's roofline; --random measures a published size",
+    "targets": "what is meant to be reached on one large GPU, beside its roofline (--small anywhere)",
+    "exactness": "how often drafts change a final in low precision, and that they never do in deterministic mode",
     "streams": "live streams at the pace of speech into a real service: lag, latency, what is left of the machine",
     "offline": "what drafting from the last partial saves, and the real-time factor",
     "day": "a day at home: people speak, broker, microphone and service fail, and what became of each final",

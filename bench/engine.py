@@ -25,7 +25,8 @@ from streaming.job import NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
-from streaming.whisper.engine import Engine, Model
+from streaming.whisper.engine import Engine
+from streaming.whisper.hearing import Model
 from streaming.whisper.model import Cache
 
 RECORDING = Path(__file__).parent / "data" / "commands.flac"
@@ -56,7 +57,7 @@ def parts(model: Model, rows: int, seconds: float, widths: Sequence[int]) -> Ite
     ones = torch.ones(rows, dtype=torch.long, device=device)
     for width in widths:
         tokens = torch.zeros(rows, CACHED + width, dtype=torch.long, device=device)
-        window = Window(tokens, ones * CACHED, ones * (CACHED + width), ones, width)
+        window = Window(tokens, ones * CACHED, ones * (CACHED + width), ones, ones, width)
         name = f"{model.role}: " + ("a step" if width == 1 else f"a check of {width - 1} tokens")
         check = partial(verify, model.decoder, cache, scores, window)
         yield name, check, checking(sizes, rows, width, positions, CACHED, says.itemsize), says

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from streaming.whisper.checkpoint import Checkpoint, Dimensions, Grammar
-from streaming.whisper.engine import Engine, Model, assemble
-from streaming.whisper.locate import Role
+from streaming.whisper.engine import Engine, assemble
 from streaming.whisper.model import Decoder, Encoder
+from streaming.whisper.seated import Seated
 
 _ENGLISH, _MULTILINGUAL, _WITH_CANTONESE = 51864, 51865, 51866
 
@@ -46,29 +46,48 @@ SHAPES: Mapping[str, Shape] = {
 """From the checkpoints' `config.json`."""
 
 
-def random_pair(name: str, device: str, dtype: torch.dtype, contexts: Sequence[float]) -> Engine:
+def random_pair(
+    name: str,
+    device: str,
+    dtype: torch.dtype,
+    contexts: Sequence[float],
+    *,
+    shape: Shape | None = None,
+    seats: int | None = None,
+    agree: bool = False,
+) -> Engine:
     """A teacher of the published size `name`, and a student with its encoder and fewer decoder layers.
 
-    contexts: seconds, ascending, which both shall hear.
+    contexts: seconds, ascending, which both shall hear. shape: another than that of `name`. seats: jobs in a batch at
+    fixed addresses; in tensors made anew where None. agree: the teacher's further layers add nothing, so that it says
+    what the student says, at its own cost.
     """
     place = torch.device(device)
-    shape = SHAPES[name]
+    shape = shape or SHAPES[name]
     teacher = _checkpoint(name, shape, contexts)
     fewer = replace(shape, decoder_layers=shape.drafts)
     student = _checkpoint(f"{name} of {shape.drafts} decoder layers", fewer, contexts)
     torch.manual_seed(0)
     encoder = _random("encoder", Encoder, teacher.dimensions, place, dtype)
-    hears = _assemble(student, "student", encoder, place, dtype, None)
-    checks = _assemble(teacher, "teacher", encoder, place, dtype, hears)
-    return Engine(hears, checks, place, str(dtype).removeprefix("torch."))
+    drafts = _random("decoder", Decoder, student.dimensions, place, dtype)
+    checks = _random("decoder", Decoder, teacher.dimensions, place, dtype)
+    if agree:
+        _silence(checks, shape.drafts)
+        checks |= drafts
+    first = assemble(student, "student", encoder | drafts, place)
+    second = assemble(teacher, "teacher", encoder | checks, place, first)
+    way = None
+    if seats is not None:
+        way = Seated(first, second, place, largest=seats, deterministic=False, capture=True)
+    return Engine(first, second, place, str(dtype).removeprefix("torch."), way)
 
 
-def _assemble(
-    checkpoint: Checkpoint, role: Role, encoder: dict[str, Tensor], device: torch.device, dtype: torch.dtype,
-    sibling: Model | None,
-) -> Model:  # fmt: skip
-    weights = encoder | _random("decoder", Decoder, checkpoint.dimensions, device, dtype)
-    return assemble(checkpoint, role, weights, device, sibling)
+def _silence(weights: Mapping[str, Tensor], layers: int) -> None:
+    """Let the decoder's layers from number `layers` on add nothing to what the earlier ones say."""
+    for name, value in weights.items():
+        number = name.split(".")[2]
+        if number.isdecimal() and int(number) >= layers and ("out_proj" in name or "fc2" in name):
+            value.zero_()
 
 
 def _random(

@@ -21,10 +21,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from daemon import announce, status
+from daemon import announce, gpu, status
 from daemon.access import exposed, wyoming_remark
 from daemon.config import (
     ConfigurationError,
@@ -36,16 +37,20 @@ from daemon.config import (
     secret_trouble,
     with_tokens,
 )
+from daemon.config import Dialects as DialectSettings
 from daemon.descriptors import Accepting
+from daemon.dialects import deepgram, native, openai_files, openai_realtime, vosk, whisperlive
+from daemon.dialects.codec import Dialect
 from daemon.edges import Visitors
 from daemon.faults import Fault
 from daemon.health import Health
 from daemon.hub import Hub, Outbox
-from daemon.logs import hide, set_level
+from daemon.logs import hide, set_format, set_level
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
+from daemon.release import our_version
 from daemon.reload import plan
 from daemon.scheduler import EngineThread, Scheduler, Worker
 from daemon.server import Server
@@ -55,9 +60,12 @@ from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
 from daemon.wyoming import Wyoming
 from streaming.events import Final, Start
-from streaming.job import Job, Result
+from streaming.job import Captured, Job, Result
 from streaming.text import Text
 from streaming.vad import Detector
+
+if TYPE_CHECKING:
+    from daemon.uploads import Uploads
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +103,7 @@ class Engine(Protocol):
     @property
     def languages(self) -> tuple[str, ...]: ...
 
-    def warm(self) -> None: ...
+    def warm(self) -> Captured: ...
 
     def run(self, jobs: Sequence[Job]) -> list[Result]: ...
 
@@ -132,8 +140,9 @@ def load_engine(settings: Settings) -> Engine:
     models = settings.models
     try:
         return WhisperEngine.load(
-            models.student, settings.teacher, models.device, dtype=models.dtype, threads=models.threads
-        )
+            models.student, settings.teacher, models.device, dtype=models.dtype, threads=models.threads,
+            graphs=models.graphs, mode=models.mode, batch=settings.scheduler.batch,
+        )  # fmt: skip
     except (CheckpointError, ValueError) as error:
         raise ServiceError(str(error)) from None
 
@@ -154,9 +163,9 @@ class _Host:
         self._engine = await self.thread.call(self._load, self._settings)
         return self._engine
 
-    async def warm(self) -> None:
+    async def warm(self) -> Captured:
         assert self._engine is not None, "load it first"
-        await self.thread.call(self._engine.warm)
+        return await self.thread.call(self._engine.warm)
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """In the thread."""
@@ -170,6 +179,7 @@ class Pipeline:
     def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.metrics.gpus.read = gpu.memory
         self.sources = Sources()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
         self._hosts = [_Host(each, load) for each in settings.for_each_device()]
@@ -189,13 +199,14 @@ class Pipeline:
             _check_longest(self.settings, engine)
         except ConfigurationError as error:
             raise ServiceError(str(error)) from None
-        await asyncio.gather(*(host.warm() for host in self._hosts))
+        self._count(await asyncio.gather(*(host.warm() for host in self._hosts)))
         # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
         Detector(self.settings.vad_settings())
         devices = ", ".join(each.device for each in engines)
         model = Model(
             engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
         )
+        self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
         self._shared = Neighbours(
             model=model,
             session=self.settings.session_settings(),
@@ -208,6 +219,12 @@ class Pipeline:
         )
         self._warm.set()
         return model
+
+    def _count(self, captured: Sequence[Captured]) -> None:
+        self.metrics.graphs.set(sum(each.graphs for each in captured))
+        self.metrics.graphs_missing.set(sum(each.missing for each in captured))
+        self.metrics.graphs_seconds.set(sum(each.seconds for each in captured))
+        self.metrics.graphs_bytes.set(sum(each.held for each in captured))
 
     def reload(self, settings: Settings) -> None:
         """For streams to come.
@@ -293,8 +310,19 @@ class Service:
         self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
-        pages = Pages(self.health.unready, metrics.text, metrics.content_type, self._sources)
-        self.server = Server(settings.server, settings.subscribers.send_timeout, self, pages, metrics)
+        metrics.ready.set_function(lambda: self.health.unready() is None)
+        models = partial(openai_files.models, [settings.models.student], int(time.time()))
+        pages = Pages(
+            self.health.unready,
+            metrics.text,
+            metrics.content_type,
+            self._sources,
+            models if settings.dialects.openai else None,
+        )
+        self.server = Server(
+            settings.server, settings.subscribers.send_timeout, self, pages, metrics, _dialects(settings.dialects)
+        )
+        self.uploads = self._make_uploads()
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
@@ -379,6 +407,9 @@ class Service:
         await self._ready.wait()
 
     async def _listen(self) -> None:
+        if self.uploads is not None:
+            await self.uploads.open()
+            self.server.hand_over = self.uploads.protocol
         try:
             self._sockets = [_inherit(each) for each in self._around.sockets]
             self._check_guarded(self.settings)
@@ -395,9 +426,22 @@ class Service:
         if self._sockets:
             _log.info("the service manager listens for us: server.host and server.port do not count")
         _log.info("listening on %s", self.server.url)
+        for dialect in _dialects_apart(self.settings.dialects):
+            await self._listen_for(dialect)
         self._note_secrets()
         if self.wyoming is not None:
             await self._listen_wyoming(self.wyoming)
+
+    async def _listen_for(self, dialect: Dialect) -> None:
+        port = self.settings.dialects.ports[dialect.name]
+        try:
+            await self.server.listen_for(dialect, port)
+        except OSError as error:
+            address = f"{self.settings.server.host}:{port}"
+            raise ServiceError(
+                f"dialects.{dialect.name}: cannot listen on {address}: {error.strerror or error}"
+            ) from None
+        _log.info("%s: listening on %s", dialect.name, self.server.urls[dialect.name])
 
     async def _listen_wyoming(self, wyoming: Wyoming) -> None:
         try:
@@ -481,6 +525,8 @@ class Service:
             async with asyncio.timeout(self.settings.shutdown.drain):
                 await self._end_microphones()
                 await self.server.wait_streams()
+                if self.uploads is not None:
+                    await self.uploads.close()
                 if self.wyoming is not None:
                     await self.wyoming.wait_closed()
                 self.pipeline.hub.close()
@@ -530,6 +576,15 @@ class Service:
             [microphone.source] if microphone.enabled else [],
             pipeline.hub.kept,
         )
+
+    def _make_uploads(self) -> Uploads | None:
+        if not self.settings.dialects.openai:
+            return None
+        # Here: it takes a while to import, and not every command serves.
+        from daemon.uploads import Uploads
+
+        send_timeout = self.settings.subscribers.send_timeout
+        return Uploads(self.server, self.settings.dialects.max_upload, send_timeout, self.pipeline.metrics)
 
     def _make_wyoming(self) -> Wyoming | None:
         settings = self.settings.wyoming
@@ -650,12 +705,26 @@ class Service:
         self._hide_secrets()
         if "log.level" in planned.changed:
             set_level(planned.settings.log.level)
+        if "log.format" in planned.changed:
+            set_format(planned.settings.log.format)
         _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")
         self._notes = ()
         if planned.waiting:
             keys = ", ".join(planned.waiting)
             self._notes = (f"restart for {keys}",)
             _log.warning("reload: %s cannot change while the service runs: restart it", keys)
+
+
+def _dialects(settings: DialectSettings) -> list[Dialect]:
+    """Those that are spoken on the port that all share."""
+    optional = ((settings.openai, openai_realtime.DIALECT), (settings.deepgram, deepgram.DIALECT))
+    return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
+
+
+def _dialects_apart(settings: DialectSettings) -> list[Dialect]:
+    """Those that have a port of their own."""
+    known = (vosk.dialect(settings.vosk_sample_rate), whisperlive.DIALECT)
+    return [dialect for dialect in known if dialect.name in settings.ports]
 
 
 def _inherit(descriptor: int) -> socket.socket:

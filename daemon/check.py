@@ -91,7 +91,7 @@ def address(server: Server) -> str:
     if trouble := exposed([server.host], server.tokens, open_to_all=server.open):
         raise ProbeError(trouble)
     place = f"{server.host}:{server.port}"
-    where = _bind(server.host, server.port, "server", lambda: _is_whisperd(server))
+    where = _bind(server.host, server.port, _SERVER, lambda: _is_whisperd(server))
     if where is None:
         return f"{place}: a whisperd runs there{_holder(server.port)}"
     guarded = "with tokens" if server.tokens else "without tokens"
@@ -108,14 +108,27 @@ def wyoming(settings: Wyoming) -> str:
     if settings.zeroconf and (mend := announce.missing()):
         raise ProbeError(f"wyoming.zeroconf {mend}")
     place = f"{settings.host}:{settings.port}"
-    if _bind(settings.host, settings.port, "wyoming", lambda: _speaks_wyoming(settings)) is None:
+    if _bind(settings.host, settings.port, _WYOMING, lambda: _speaks_wyoming(settings)) is None:
         return f"{place}: a whisperd runs there{_holder(settings.port)}"
     remark = wyoming_remark(settings.host)
     return f"{place}{', announced by zeroconf' if settings.zeroconf else ''}{f'; {remark}' if remark else ''}"
 
 
-def _bind(host: str, port: int, section: str, is_ours: Callable[[], bool]) -> str | None:
-    """The address that `host` is, if one can listen there; None if what listens there already is ours.
+def dialect(name: str, port: int, server: Server) -> str:
+    """That a dialect's own port is free, or that a whisperd is there already."""
+    place, keys = f"{server.host}:{port}", (f"dialects.{name}", f"dialects.{name}")
+    if _bind(server.host, port, keys, lambda: _is_whisperd(server.model_copy(update={"port": port}))) is None:
+        return f"{place}: a whisperd runs there{_holder(port)}"
+    return place
+
+
+_SERVER = ("server.port", "server.host and server.port")
+_WYOMING = ("wyoming.port", "wyoming.host and wyoming.port")
+
+
+def _bind(host: str, port: int, keys: tuple[str, str], is_ours: Callable[[], bool]) -> str | None:
+    """The address that `host` is, if one can listen there; None if what listens there already is ours. keys: that of
+    the port, and those of the address.
 
     Raises:
         ProbeError: neither.
@@ -132,10 +145,9 @@ def _bind(host: str, port: int, section: str, is_ours: Callable[[], bool]) -> st
             return None
         place, holder = f"{host}:{port}", _holder(port) if taken else ""
         if error.errno == errno.EACCES:
-            raise ProbeError(f"{place}: only root may use ports below 1024: choose another {section}.port") from None
+            raise ProbeError(f"{place}: only root may use ports below 1024: choose another {keys[0]}") from None
         raise ProbeError(
-            f"{place}: {error.strerror or error}{holder}: stop what listens there, or set {section}.host and "
-            f"{section}.port"
+            f"{place}: {error.strerror or error}{holder}: stop what listens there, or set {keys[1]}"
         ) from None
     return str(where[0])
 
@@ -221,6 +233,15 @@ def tls(server: Server) -> str:
             f"{server.certificate}, {server.key}: {error.strerror or error}: give readable PEM files that match"
         ) from None
     return server.certificate
+
+
+def no_microphone(input_devices: Callable[[], Sequence[str]]) -> str:
+    """What could record if a microphone were asked for. That nothing could is no fault then, whatever the reason."""
+    try:
+        found = len(input_devices())
+    except Exception as error:
+        return f"off; {error}, to use one"
+    return f"off; {found or 'no'} device{'' if found == 1 else 's'} could record"
 
 
 def devices(models: Models) -> str:

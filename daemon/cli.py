@@ -127,11 +127,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
     from daemon.app import Service, ServiceError, reload_on_signal, stop_on_signals
-    from daemon.config import load, surroundings
+    from daemon.config import ConfigurationError, load, surroundings
     from daemon.logs import to_stderr
 
     around = surroundings()
-    to_stderr(settings.log.level, around.journal)
+    to_stderr(settings.log.level, around.journal, settings.log.format)
     log = logging.getLogger("whisperd")
     service: Service | None = None
 
@@ -148,6 +148,11 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     except ServiceError as error:
         log.error("%s", error)
         code = FAILED
+    except ConfigurationError as error:
+        if settings.log.format == "text":
+            raise
+        log.critical("%s", error)  # a reader of JSON reads all of it
+        code = BAD_USAGE
     if service is not None and not service.pipeline.ended():
         logging.shutdown()
         os._exit(code)
@@ -268,7 +273,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon import check as checks
     from daemon.app import describe_models
     from daemon.config import find, mqtt_password, secret_files, surroundings, with_tokens
-    from daemon.sound import find_device
+    from daemon.sound import find_device, input_devices
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
     around, path = surroundings(), options.config or find()
@@ -281,6 +286,10 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("state", lambda: checks.state(around.state)),
         checks.Probe("address", lambda: checks.address(with_tokens(settings, around).server)),
         checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
+        *(
+            checks.Probe(name, partial(checks.dialect, name, port, settings.server))
+            for name, port in settings.dialects.ports.items()
+        ),
         checks.Probe("TLS", lambda: checks.tls(server)),
         checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
         *(
@@ -290,6 +299,8 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         checks.Probe("device", lambda: checks.devices(settings.models)),
         checks.Probe("models", lambda: describe_models(settings)),
     ]
+    if not settings.all_microphones:
+        probes.insert(-2, checks.Probe("microphone", partial(checks.no_microphone, input_devices)))
     answers = []
     for answer in checks.ask(probes):
         answers.append(answer)

@@ -117,6 +117,14 @@ class Models(Section):
     device: str = Field(default="auto", pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")
     dtype: Literal["auto", "mixed", "float32", "float16", "bfloat16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    graphs: Literal["auto", "on", "off"] = "auto"
+    mode: Literal["fast", "deterministic"] = "fast"
+
+    @field_validator("graphs", mode="before")
+    @classmethod
+    def _yaml_means_a_word(cls, value: object) -> object:
+        """YAML reads a bare on or off as a truth."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -212,6 +220,21 @@ class Wyoming(Section):
     zeroconf: bool = False
 
 
+class Dialects(Section):
+    openai: bool = True
+    max_upload: int = Field(default=26_214_400, ge=1024)  # what the hosted service takes: 25 MiB
+    deepgram: bool = True
+    vosk: int | None = Field(default=None, ge=0, le=65535)
+    vosk_sample_rate: int = Field(default=8000, ge=8000, le=192000)
+    whisperlive: int | None = Field(default=None, ge=0, le=65535)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Of those that have one of their own and are wanted, by their names."""
+        wanted = {"vosk": self.vosk, "whisperlive": self.whisperlive}
+        return {name: port for name, port in wanted.items() if port is not None}
+
+
 class AnyMicrophone(Section):
     device: str | int | None = None
     source: str
@@ -243,6 +266,7 @@ class Shutdown(Section):
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
     transcripts: bool = False
 
 
@@ -283,6 +307,7 @@ class Settings(Section):
     subscribers: Subscribers = Subscribers()
     mqtt: Mqtt = Mqtt()
     wyoming: Wyoming = Wyoming()
+    dialects: Dialects = Dialects()
     microphone: Microphone = Microphone()
     microphones: tuple[AnyMicrophone, ...] = Field(default=(), strict=False)
     health: Health = Health()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import soundfile
 
@@ -22,6 +23,8 @@ class FileError(Exception):
 class AudioFile:
     """An open file, of any format that libsndfile reads.
 
+    path: its name in messages, and where it is, unless it is open already: `file`.
+
     Attributes:
         sample_rate, channels: as in the file. seconds: its length.
 
@@ -29,11 +32,11 @@ class AudioFile:
         FileError: there is no such file, or it holds no sound.
     """
 
-    def __init__(self, path: str) -> None:
-        if not Path(path).is_file():
+    def __init__(self, path: str, file: IO[bytes] | None = None) -> None:
+        if file is None and not Path(path).is_file():
             raise FileError(f"{path}: there is no such file")
         try:
-            self._file = soundfile.SoundFile(path)
+            self._file = soundfile.SoundFile(path if file is None else file)
         except (soundfile.SoundFileError, OSError) as error:
             raise FileError(f"{path}: is no sound file that can be read: {error}") from None
         self.path = path

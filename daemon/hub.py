@@ -218,6 +218,8 @@ class Hub:
             self.on_final(event)
             self.metrics.finals.labels(event.model).inc()
             self.metrics.final_latency.observe(event.latency_ms / 1000)
+        elif isinstance(event, Error):
+            self.metrics.errors.labels(event.code).inc()
         for subscription in list(self._subscriptions.values()):
             if subscription.wants(source, stream):
                 subscription.outbox.put(event, stream)

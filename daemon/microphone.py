@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from daemon import sound
 from daemon.config import AnyMicrophone
+from daemon.logs import speak_of, speaking_of
 from daemon.metrics import Metrics
 from daemon.sound import BLOCK_SECONDS, MicrophoneError
 from streaming.events import Audio, Inbound, Start
@@ -74,6 +75,7 @@ class Microphone:
         Raises:
             MicrophoneError: there is no sound library: no pause would mend that.
         """
+        speak_of(source=self.source)
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
             began = time.monotonic()
@@ -97,8 +99,9 @@ class Microphone:
         Raises:
             MicrophoneError: the device cannot be opened, or went away. What was heard has become final.
         """
-        async with self._opened() as device:
-            await self._pump(device, open_stream)
+        with speaking_of(source=self.source):
+            async with self._opened() as device:
+                await self._pump(device, open_stream)
 
     async def _pump(self, device: _Device, open_stream: Callable[[Start], Stream]) -> None:
         stream = open_stream(

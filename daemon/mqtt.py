@@ -40,6 +40,7 @@ from daemon.broker import (
 from daemon.config import Mqtt as MqttSettings
 from daemon.discovery import Device, payload
 from daemon.faults import Fault
+from daemon.logs import speaking_of
 from daemon.metrics import Metrics
 from daemon.sources import Sources, State, check_name
 from daemon.spool import Entry, Spool
@@ -340,7 +341,8 @@ class Mqtt:
             self._metrics.mqtt_bad_commands.inc()
             _log.warning("mqtt: a command for %.60a was ignored: %s", source, fault.message)
             return
-        _log.info("mqtt: %s is switched %s", source, command.lower())
+        with speaking_of(source=source):
+            _log.info("mqtt: %s is switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
         self._retain_switch(source)  # whoever turned it waits for that, even if nothing changed
 

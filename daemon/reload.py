@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from daemon.config import Section, Settings
 
+_SOMETIMES = frozenset({"escalate.when", "server.certificate", "server.key"})
+"""Depending on what it is and what it shall be: see `_may_change`."""
+
 _SECTIONS = frozenset({"vad", "segment", "confidence", "partials", "log", "shutdown"})
 _KEYS = frozenset(
     {
@@ -54,6 +57,11 @@ def plan(now: Settings, wanted: Settings, *, teacher_loaded: bool) -> Plan:
     return Plan(settings, tuple(changed), tuple(waiting))
 
 
+def reloadable(key: str) -> bool:
+    """Whether `key`, as `server.port`, may change while the service runs, at least from some values to some others."""
+    return key in _KEYS | _SOMETIMES or key.partition(".")[0] in _SECTIONS
+
+
 def _differing(now: Settings, wanted: Settings) -> list[str]:
     found = []
     for name in Settings.model_fields:
@@ -73,7 +81,7 @@ def _may_change(key: str, now: Settings, wanted: Settings, teacher_loaded: bool)
         case "server.certificate" | "server.key":
             # Another one may come; but a port does not begin or cease to speak TLS.
             return now.server.certificate is not None and wanted.server.certificate is not None
-    return key in _KEYS or key.partition(".")[0] in _SECTIONS
+    return reloadable(key)
 
 
 def _with(settings: Settings, path: str, wanted: Settings) -> Settings:

@@ -11,6 +11,7 @@ their jobs, and nothing of an engine but `run`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import queue
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from daemon.metrics import Metrics
@@ -119,11 +121,16 @@ class Scheduler:
         self._metrics = metrics
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
         self._away: set[Client] = set()  # those in a batch that runs
-        self._clients: set[Client] = set()
+        self._clients: dict[Client, contextvars.Context] = {}
         # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
         self._waiting: dict[Kind, dict[Client, float]] = {kind: {} for kind in _KINDS}
         self._work = asyncio.Event()
         self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
+        self._worked = 0.0  # seconds, of batches that are over
+        metrics.engines.set(len(workers))
+        metrics.engine_busy_seconds.set_function(lambda: self.busy_seconds)
+        for kind in _KINDS:
+            metrics.jobs_oldest.labels(kind).set_function(partial(self._waited, kind))
 
     @property
     def busy_since(self) -> float | None:
@@ -137,13 +144,24 @@ class Scheduler:
         It is what a stream that comes now would have to wait as well. One that has much to catch up with waits no
         longer than others for each of its turns, and so keeps nobody out.
         """
-        since = next(iter(self._waiting["final"].values()), None)
+        return self._waited("final")
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long all engines together have worked. Batches that run count too: one that hangs is no idle engine."""
+        now = time.monotonic()
+        return self._worked + sum(now - since for since in self._busy.values())
+
+    def _waited(self, kind: Kind) -> float:
+        """Seconds, of the stream that waits longest for its turn with a job of this kind."""
+        since = next(iter(self._waiting[kind].values()), None)
         return 0.0 if since is None else time.monotonic() - since
 
     # --- the three verbs -------------------------------------------------------------------------------------------
 
     def add(self, client: Client) -> None:
-        self._clients.add(client)
+        """What it is asked for from now on it does as whoever adds it: its lines in the log name the same stream."""
+        self._clients[client] = contextvars.copy_context()
 
     def schedule(self, client: Client) -> None:
         """`client` may have a job now. It keeps its place if it waits already."""
@@ -159,10 +177,8 @@ class Scheduler:
         self._count_waiting()
 
     async def deliver(self, batch: Sequence[tuple[Client, Job]], results: Sequence[Result]) -> None:
-        for (client, _), result in zip(batch, results, strict=True):
-            if result.error is not None:
-                self._metrics.job_failures.inc()
-            self._count(result)
+        for (client, job), result in zip(batch, results, strict=True):
+            self._count(job, result)
             if client in self._clients:
                 self._guarded(client, client.receive_result, result)
                 self.schedule(client)
@@ -172,7 +188,7 @@ class Scheduler:
 
     def remove(self, client: Client) -> None:
         """Nothing more is asked of `client`, nor told to it."""
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         for kind in _KINDS:
             self._waiting[kind].pop(client, None)
         self._count_waiting()
@@ -195,6 +211,7 @@ class Scheduler:
                 results = await self._execute(worker, [job for _, job in batch])
             finally:
                 del self._busy[worker]
+                self._worked += time.monotonic() - started
             self._metrics.batch_seconds.observe(time.monotonic() - started)
             self._metrics.batch_size.observe(len(batch))
             if any(result.error is None for result in results):
@@ -243,17 +260,26 @@ class Scheduler:
 
     def _guarded(self, client: Client, call: Callable[..., _T], *arguments: Any) -> _T | None:
         """`call`, so that a client that raises harms nobody but itself."""
+        # A copy, for it may ask for its next turn meanwhile, and a context cannot be entered twice.
+        context = self._clients[client].copy()
         try:
-            return call(*arguments)
+            return context.run(call, *arguments)
         except Exception as error:
-            _log.exception("a stream broke")
+            context.run(_log.exception, "a stream broke")
             self.remove(client)
             client.broke(error)
             return None
 
-    def _count(self, result: Result) -> None:
+    def _count(self, job: Job, result: Result) -> None:
+        if result.error is not None:
+            self._metrics.job_failures.inc()
+            return
         self._metrics.tokens.inc(len(result.tokens))
-        self._metrics.draft_tokens_accepted.inc(result.accepted)
+        self._metrics.draft_tokens.labels("student").inc(len(job.draft))
+        self._metrics.draft_tokens_accepted.labels("student").inc(result.accepted)
+        if result.teacher_passes:  # its draft is what the student heard
+            self._metrics.draft_tokens.labels("teacher").inc(len(result.student_tokens))
+            self._metrics.draft_tokens_accepted.labels("teacher").inc(result.teacher_accepted)
         self._metrics.passes.labels("student").inc(result.passes)
         self._metrics.passes.labels("teacher").inc(result.teacher_passes)
 

@@ -1,65 +1,76 @@
-"""The listening port: websockets and a few plain pages.
+"""The listening ports: websockets and a few plain pages.
 
-Owns the sockets, who may come in and how many, the limits on what they send, and how long a peer that does not read is
-waited for. Knows the dialect by the path, and of what lies behind only that streams can be opened and events
-subscribed to (`Gateway`). Every fault of a client becomes an error event and, when fatal, a close; none becomes a
-traceback.
+Owns the sockets, who may come in and how many, and the limits on what they send. Picks the dialect by the path, or by
+the port where it has one of its own, and hands the client to a `Conversation`; of what lies behind it knows only that
+streams can be opened and events subscribed to (`Gateway`). Every fault of a client becomes an error in the words of its
+dialect and, when fatal, a close; none becomes a traceback.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import Any, Protocol, cast
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
-from websockets.exceptions import ConcurrencyError, ConnectionClosed
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
-from daemon.access import Rights, is_local, rights_of
+from daemon.access import Rights, is_local
 from daemon.config import Server as ServerSettings
+from daemon.conversation import Conversation
 from daemon.dialects import native
+from daemon.dialects.codec import (
+    CLOSE_SHUTTING_DOWN,
+    Codec,
+    Dialect,
+    Frame,
+    Handshake,
+    Rejection,
+    check_known,
+    close_code,
+    query_once,
+)
 from daemon.edges import Outbox, Pace, Readers, Seats, Stream, Visitors
+from daemon.entrance import Entrance, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
-from daemon.sources import DEFAULT_SOURCE, check_name
-from daemon.web import NOTHING, SOURCES, Page, Pages, refusal
-from streaming.events import Event, Inbound, Start, Stop
+from daemon.peer import Peer, address_of, name_of
+from daemon.sources import check_name
+from daemon.web import MODELS, NOTHING, SOURCES, Page, Pages, refusal
+from streaming.events import Start
 
 _log = logging.getLogger(__name__)
 
-STREAM, EVENTS = "/v1/stream", "/v1/events"
+EVENTS = "/v1/events"
 METRICS = "/metrics"
 """How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
 
-# What the public name service gives to nobody.
-_PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
-
-_START_GRACE = 1.0
-"""Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
-
 _CLOSE_TIMEOUT = 10.0
+_OPEN_TIMEOUT = 10.0
+"""Seconds that a connection may say nothing, and again the library's for the rest of its request."""
+
 _TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _PING_INTERVAL = 20.0
 # A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
-# here, and the kernel's keepalive (below) for peers that are really gone.
+# here, and the kernel's keepalive (see `Peer`) for peers that are really gone.
 _PING_TIMEOUT = 120.0
-_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+Find = Callable[[str], Dialect | None]
+"""The dialect that is spoken under a path."""
 
 
 class Gateway(Protocol):
@@ -73,27 +84,40 @@ class Gateway(Protocol):
 
 class Server:
     """send_timeout: seconds that a peer may take to take in one message.
+    dialects: those of the port that all share.
 
     Attributes:
-        listening: set once it does; url is then where.
+        listening: set once it does; url is then where. urls: of the dialects with ports of their own, by their names.
+        hand_over: what serves a connection on the shared port that begins with a POST, for the library here reads no
+            bodies; None: nothing does.
     """
 
     def __init__(
-        self, settings: ServerSettings, send_timeout: float, gateway: Gateway, pages: Pages, metrics: Metrics
+        self,
+        settings: ServerSettings,
+        send_timeout: float,
+        gateway: Gateway,
+        pages: Pages,
+        metrics: Metrics,
+        dialects: Iterable[Dialect] = (native.DIALECT,),
     ) -> None:
         self.listening = asyncio.Event()
         self.url = ""
+        self.urls: dict[str, str] = {}
         self.max_message = settings.max_message
+        self.entrance = Entrance(settings)
+        self.hand_over: Callable[[], asyncio.Protocol] | None = None
         self._settings = settings
         self._send_timeout = send_timeout
-        self.gateway = gateway
+        self._gateway = gateway
         self._pages = pages
         self._metrics = metrics
+        self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
-        self._streams = Seats(settings.max_streams, "streams")
+        self.seats = self._streams = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
-        self._visitors = Visitors(settings.max_per_address)
+        self.visitors = self._visitors = Visitors(settings.max_per_address)
         self._handshakes = _Handshakes(settings, metrics)
         self.readers = Readers()
 
@@ -109,29 +133,46 @@ class Server:
         self._tls = _tls(settings.certificate, settings.key)
         places: list[dict[str, Any]] = [{"sock": each} for each in inherited]
         for place in places or [{"host": settings.host, "port": settings.port}]:
-            self._listeners.append(await self._serve_at(place))
-        self.url = _url(next(iter(self._listeners[0].sockets)), tls=self._tls is not None)
+            await self._serve_at(place, self._by_path.get, self.hand_over)
+        self.url = self._url(0)
         self.listening.set()
 
-    async def _serve_at(self, place: dict[str, Any]) -> WebsocketServer:
+    async def listen_for(self, dialect: Dialect, port: int) -> None:
+        """On a port of its own too, once the server listens.
+
+        Raises:
+            OSError: the port is taken or not ours.
+        """
+        await self._serve_at({"host": self._settings.host, "port": port}, partial(_always, dialect))
+        self.urls[dialect.name] = self._url(-1)
+
+    async def _serve_at(
+        self, place: dict[str, Any], find: Find, hand_over: Callable[[], asyncio.Protocol] | None = None
+    ) -> None:
         settings = self._settings
         # The library wants a class here, and calls it: anything that makes a connection will do.
-        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes), **place}
+        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes, hand_over), **place}
         if self._tls is not None:
             options["ssl_handshake_timeout"] = _TLS_TIMEOUT
-        return await serve(
-            self._handle,
+        largest = max(4 * settings.max_message, *(each.largest for each in self._by_path.values()))
+        listener = await serve(
+            partial(self._handle, find),
             **options,
             ssl=self._tls,
-            process_request=self._respond,
+            process_request=partial(self._respond, find),
+            select_subprotocol=partial(_select_subprotocol, find),
             compression=None,
-            max_size=4 * settings.max_message,  # what is a little too big is read, and answered
+            max_size=largest,  # what is a little too big is read, and answered
             ping_interval=_PING_INTERVAL,
             ping_timeout=_PING_TIMEOUT,
             close_timeout=_CLOSE_TIMEOUT,
             server_header=None,
             logger=_quiet_logger(),
         )
+        self._listeners.append(listener)
+
+    def _url(self, listener: int) -> str:
+        return _url(next(iter(self._listeners[listener].sockets)), tls=self._tls is not None)
 
     def reload(self, settings: ServerSettings) -> None:
         """For connections to come: tokens, origins, numbers, and the certificate, read again even under its old name.
@@ -142,7 +183,7 @@ class Server:
         if self._tls is not None and settings.certificate is not None:
             _tls(settings.certificate, settings.key)
             self._tls.load_cert_chain(settings.certificate, settings.key)
-        self._settings = settings
+        self._settings = self.entrance.settings = settings
         self._streams.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
         self._visitors.most = settings.max_per_address
@@ -152,6 +193,7 @@ class Server:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
         for listener in self._listeners:
             listener.close(close_connections=False)
+        self._handshakes.end()
         self.readers.stop()
 
     async def wait_streams(self) -> None:
@@ -165,247 +207,139 @@ class Server:
 
     # --- plain HTTP ------------------------------------------------------------------------------------------------
 
-    def _respond(self, ws: ServerConnection, request: Request) -> Response | None:
+    def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
+        assert isinstance(ws, _Visitor), "the listener makes no others"
         self._handshakes.over(ws)
         if request.method != "GET":
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
-        path = urlsplit(request.path).path
-        if ",".join(request.headers.get_all("Upgrade")).lower() == "websocket":
-            return None if path in (STREAM, EVENTS) else _response(NOTHING)
+        handshake = _handshake(request)
+        if ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
+            dialect = find(handshake.path)
+            if dialect is None:
+                return None if handshake.path == EVENTS else _response(NOTHING)
+            return self._reject(dialect, ws, handshake)
+        return _response(self.page(handshake))
+
+    def page(self, handshake: Handshake) -> Page:
+        """The answer to a GET."""
         rights = Rights()
-        if path in (SOURCES, METRICS):
+        if handshake.path in (SOURCES, METRICS, MODELS):
             try:
-                rights = self._let_in(path, request)
+                rights = self._let_in(handshake)
             except Fault as fault:
                 self._metrics.client_errors.labels(fault.code).inc()
                 status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
-                return _response(refusal(status, native.encode(fault.event(fatal=True))))
-        known = ",".join(request.headers.get_all("If-None-Match"))
-        return _response(self._pages.get(path, known, rights.may_read))
+                return refusal(status, native.encode(fault.event(fatal=True)))
+        known = ",".join(handshake.headers.get("if-none-match", ()))
+        return self._pages.get(handshake.path, known, rights.may_read)
 
-    def _let_in(self, path: str, request: Request) -> Rights:
+    def _let_in(self, handshake: Handshake) -> Rights:
         """Raises:
-        Fault: the page at `path` is not for whoever asks.
+        Fault: the page is not for whoever asks.
         """
-        if path == SOURCES:
+        if handshake.path == SOURCES:
             # A page asks its own origin without naming it.
-            _check_name(_host(request), self._settings)
-        return self._authorise(request, _parse_query(urlsplit(request.path).query).get("token"))
+            self.entrance.check_name(handshake)
+        return self.entrance.authorise(handshake, native.tokens(handshake))
+
+    def _reject(self, dialect: Dialect, ws: ServerConnection, handshake: Handshake) -> Response | None:
+        """The refusal that a dialect makes before the handshake, if it makes any."""
+        if dialect.reject is None:
+            return None
+        try:
+            self._admit(dialect, handshake)
+        except Fault as fault:
+            self._peer(ws).note(fault)
+            return _rejection(dialect.reject(fault))
+        return None
 
     # --- websockets ------------------------------------------------------------------------------------------------
 
-    async def _handle(self, ws: ServerConnection) -> None:
-        _notice_dead_peers(ws)
+    async def _handle(self, find: Find, ws: ServerConnection) -> None:
+        assert ws.request is not None, "the handshake is over"
+        dialect = find(split(ws.request.path).path) or _EVENTS
+        peer = self._peer(ws)
         code: int | None
         try:
-            with self._visitors.visit(_address(ws)):
-                code = await self._serve(ws)
+            with self._visitors.visit(address_of(ws.transport)):
+                code = await self._serve(dialect, peer, ws.request)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
-            code = native.close_code(fault.code)
-            self.note(ws, fault)
-            with contextlib.suppress(ConnectionClosed, TimeoutError):
-                await self.send(ws, fault.event(fatal=True))
+            code = dialect.close_code(fault.code)
+            peer.note(fault)
+            peer.reason = dialect.close_reason(fault)
+            fault.fatal = True
+            with contextlib.suppress(ConnectionClosed):
+                await peer.tell(await _refusal(dialect, peer, fault))
         except ConnectionClosed:
             return
         except Exception:
             _log.exception("a connection's handler failed")
-            code = native.close_code("internal")
+            self._metrics.errors.labels("internal").inc()
+            code = dialect.close_code("internal")
         if code is not None:
-            await _close(ws, code, _CLOSE_TIMEOUT)
+            await peer.close(code, _CLOSE_TIMEOUT)
 
-    async def _serve(self, ws: ServerConnection) -> int | None:
+    async def _serve(self, dialect: Dialect, peer: Peer, request: Request) -> int | None:
         """Until it is over; the code to close with, or None where it is closed already."""
-        request = ws.request
-        assert request is not None, "the handshake is over"
-        parts = urlsplit(request.path)
-        query = _parse_query(parts.query)
-        rights = self._authorise(request, query.pop("token", None))
-        if parts.path == STREAM:
-            return await self._serve_stream(ws, query, rights)
-        return await self._serve_events(ws, query, rights)
-
-    async def _serve_stream(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
-        _only(query, "source")
+        if dialect is _EVENTS:
+            return await self._serve_events(peer, request)
+        codec, rights = self._admit(dialect, _handshake(request))
         with self._streams:
-            return await _Conversation(self, ws, query.get("source"), rights).run()
+            return await Conversation(self, peer, dialect, codec, rights).run()
 
-    async def _serve_events(self, ws: ServerConnection, query: dict[str, str], rights: Rights) -> int | None:
-        _only(query, "source", "since")
+    async def _serve_events(self, peer: Peer, request: Request) -> int | None:
+        handshake = _handshake(request)
+        rights = self.entrance.authorise(handshake, native.tokens(handshake))
+        query = query_once(handshake.query)
+        check_known(query, "source", "since")
         source = check_name(query["source"]) if "source" in query else None
         rights.check_read(source)
         since = _since(query)
         with self._subscribers:
-            outbox = self.gateway.subscribe(source, since, rights.may_read)
-            writer = asyncio.create_task(self.write(ws, outbox))
-            reader = asyncio.create_task(_hear_nothing(ws))
+            outbox = self._gateway.subscribe(source, since, rights.may_read)
+            writer = asyncio.create_task(peer.write(outbox, lambda event: [native.encode(event)]))
+            reader = asyncio.create_task(_hear_nothing(peer.ws))
             try:
                 await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
                 if not reader.done():
-                    return native.CLOSE_SHUTTING_DOWN
+                    return CLOSE_SHUTTING_DOWN
                 fault = reader.result()
                 if fault is None:
                     return None
-                self.note(ws, fault)
+                peer.note(fault)
                 outbox.put(fault.event(fatal=True))
-                return native.close_code(fault.code)
+                return close_code(fault.code)
             finally:
                 reader.cancel()
                 outbox.close()
                 await writer
 
-    def _authorise(self, request: Request, token: str | None) -> Rights:
-        _check_origin(request, self._settings)
-        given = [token] if token is not None else []
-        for header in request.headers.get_all("Authorization"):
-            scheme, _, bearer = header.partition(" ")
-            given += [bearer.strip()] if scheme.lower() == "bearer" else []
-        rights = rights_of(given, self._settings.tokens)
-        if rights is None:
-            raise Fault(
-                "unauthorised", "a token is needed: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
-            )
-        return rights
+    def _admit(self, dialect: Dialect, handshake: Handshake) -> tuple[Codec, Rights]:
+        """Raises:
+        Fault: it may not come in, or its address will not do.
+        """
+        rights = self.entrance.authorise(handshake, dialect.tokens(handshake))
+        return dialect.make(handshake), rights
+
+    def _peer(self, ws: ServerConnection) -> Peer:
+        return Peer(ws, self._send_timeout, self._metrics)
 
     # --- what conversations ask for --------------------------------------------------------------------------------
 
-    async def send(self, ws: ServerConnection, event: Event) -> None:
-        async with asyncio.timeout(self._send_timeout):
-            await ws.send(native.encode(event))
-
-    async def write(self, ws: ServerConnection, outbox: Outbox) -> None:
-        """All of `outbox` to the peer. One that is too slow is disconnected."""
-        try:
-            async for event in outbox:
-                await self.send(ws, event)
-            if not outbox.overflowed:
-                return
-        except ConnectionClosed:
-            return
-        except TimeoutError:
-            pass
-        self._metrics.subscribers_dropped.inc()
-        _log.info("%s reads too slowly: disconnected", _peer(ws))
-        await _close(ws, native.CLOSE_TRY_LATER, self._send_timeout, "too slow: reconnect with ?since=SEQ")
+    @property
+    def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
+        return self._gateway.open_stream
 
     def pace(self) -> Pace:
         """Of one client."""
         return Pace(self._settings.max_rate, self._metrics.slowed_seconds.inc)
 
-    def note(self, ws: ServerConnection, fault: Fault, level: int = logging.INFO) -> None:
-        self._metrics.client_errors.labels(fault.code).inc()
-        _log.log(level, "%s: %s: %s", _peer(ws), fault.code, fault.message)
 
-
-class _Conversation:
-    """One client of `/v1/stream`, from its first frame to its close."""
-
-    def __init__(self, server: Server, ws: ServerConnection, source: str | None, rights: Rights) -> None:
-        self._rights = rights
-        self._server = server
-        self._ws = ws
-        self._source = source
-        self._decoder = native.Decoder()
-        self._pace = server.pace()
-        self._stream: Stream | None = None
-        self._writer: asyncio.Task[None] | None = None
-        self._blamed = False
-
-    async def run(self) -> int | None:
-        """Until the last final is out, whatever ended it; the code to close with, None where it is closed already.
-
-        Raises:
-            Fault: before there was a stream.
-        """
-        try:
-            code = await self._listen()
-            await self._finish()
-        finally:
-            await self._leave()
-        return code
-
-    async def _listen(self) -> int | None:
-        try:
-            async with self._server.readers.reading():
-                await self._read()
-        except TimeoutError:
-            return native.CLOSE_SHUTTING_DOWN
-        except ConnectionClosed:
-            return None
-        except Fault as fault:
-            if self._stream is None:
-                raise
-            self._blame(fault, fatal=True)
-            return native.close_code(fault.code)
-        except Exception as error:
-            if self._stream is None:
-                raise
-            _log.exception("a stream broke")
-            self._stream.broke(error)
-            return native.close_code("internal")
-        return native.CLOSE_DONE
-
-    async def _read(self) -> None:
-        first = await self._first()
-        await self._open(first if isinstance(first, Start) else Start())
-        message: Inbound | None = None if isinstance(first, Start) else first
-        while not isinstance(message, Stop):
-            if isinstance(message, Start):
-                await self._open(message)  # `ready` was sent in vain: its client was only slow
-            elif message is not None:
-                assert self._stream is not None, "it was opened above"
-                await self._stream.receive(message)
-            message = await self._next()
-
-    async def _first(self) -> Inbound | None:
-        try:
-            async with asyncio.timeout(_START_GRACE):
-                return await self._next()
-        except TimeoutError:
-            return None
-
-    async def _next(self) -> Inbound | None:
-        """The next message; None in place of one that could not be read but does not end the stream."""
-        await self._pace.wait()
-        frame = await self._ws.recv()
-        limit = self._server.max_message
-        if len(frame) > limit:
-            raise Fault("message_too_big", f"a message may have {limit} bytes, got {len(frame)}: send smaller frames")
-        try:
-            return self._decoder.decode(frame)
-        except Fault as fault:
-            if fault.fatal:
-                raise
-            self._blame(fault, fatal=False)
-            return None
-
-    async def _open(self, start: Start) -> None:
-        await self._leave()
-        start = replace(start, source=start.source if start.source is not None else self._source)
-        self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
-        self._stream = await self._server.gateway.open_stream(start)
-        self._writer = asyncio.create_task(self._server.write(self._ws, self._stream.outbox))
-        self._stream.ready()
-
-    async def _finish(self) -> None:
-        if self._stream is not None:
-            await self._stream.finish()
-
-    async def _leave(self) -> None:
-        """What is in the outbox is still sent."""
-        if self._stream is not None:
-            self._stream.close()
-        if self._writer is not None:
-            await self._writer
-        self._stream = self._writer = None
-
-    def _blame(self, fault: Fault, *, fatal: bool) -> None:
-        assert self._stream is not None, "a fault before there is a stream is raised"
-        # One line for each client: whoever sends rubbish does so by the thousand.
-        self._server.note(self._ws, fault, logging.DEBUG if self._blamed else logging.INFO)
-        self._blamed = True
-        self._stream.outbox.put(fault.event(fatal=fatal))
+_EVENTS = Dialect(
+    "events", native.Native, native.tokens, native.refuse
+)  # those who only listen; it is never asked for a codec
 
 
 class _Handshakes:
@@ -414,12 +348,12 @@ class _Handshakes:
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
-        self._waiting: dict[ServerConnection, str | None] = {}
+        self._waiting: dict[_Visitor, str | None] = {}
         self._of: Counter[str | None] = Counter()
 
-    def begins(self, ws: ServerConnection) -> bool:
+    def begins(self, ws: _Visitor, transport: asyncio.BaseTransport) -> bool:
         """False: it is one too many."""
-        address = _address(ws)
+        address = address_of(transport)
         counted = address is not None and not is_local(address)
         if len(self._waiting) >= self.settings.max_handshakes:
             self.metrics.connections_refused.labels("handshakes").inc()
@@ -431,7 +365,12 @@ class _Handshakes:
         self._of[address] += 1
         return True
 
-    def over(self, ws: ServerConnection) -> None:
+    def end(self) -> None:
+        """Nobody who has said nothing yet is waited for any more."""
+        for ws in list(self._waiting):
+            ws.give_up()
+
+    def over(self, ws: _Visitor) -> None:
         """It has said what it wants, or gone."""
         if ws in self._waiting:
             address = self._waiting.pop(ws)
@@ -441,29 +380,79 @@ class _Handshakes:
 
 
 class _Visitor(ServerConnection):
-    """The library's connection, counted from its first moment, and not answered without bound."""
+    """The library's connection, counted from its first moment, and not answered without bound.
 
-    def __init__(self, handshakes: _Handshakes, *arguments: Any, **options: Any) -> None:
+    It is the library's from its first byte on. One that begins with a POST is another's: `hand_over` makes whoever
+    serves it from there.
+    """
+
+    def __init__(
+        self, handshakes: _Handshakes, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._handshakes = handshakes
+        self._hand_over = hand_over
+        self._fresh: asyncio.Transport | None = None  # until the first byte
+        self._silence: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if not self._handshakes.begins(self):
-            self.transport.write(_TOO_MANY)
-            self.transport.close()
+        self._fresh = cast(asyncio.Transport, transport)
+        if not self._handshakes.begins(self, transport):
+            self._fresh.write(_TOO_MANY)
+            self._fresh.close()
+            return
+        self._silence = asyncio.get_running_loop().call_later(_OPEN_TIMEOUT, self.give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._handshakes.over(self)
-        super().connection_lost(exc)
+        if self._fresh is not None:
+            self._listen_to(None)
+        else:
+            super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if (transport := self._fresh) is not None:
+            if transport.is_closing():
+                return
+            if data[:1] == b"P" and self._hand_over is not None:
+                self._handshakes.over(self)
+                self._listen_to(None)
+                other = self._hand_over()
+                transport.set_protocol(other)
+                other.connection_made(transport)
+                other.data_received(data)
+                return
+            self._listen_to(transport)
         super().data_received(data)
         # Events wait until their peer takes them in; the library's own answers to pings do not.
         if self.transport.get_write_buffer_size() > _MOST_UNREAD:
             self._handshakes.metrics.client_errors.labels("not_reading").inc()
-            _log.info("%s sends without reading: disconnected", _peer(self))
+            _log.info("%s sends without reading: disconnected", name_of(self))
             self.transport.abort()
+
+    def eof_received(self) -> None:
+        if self._fresh is None:
+            super().eof_received()
+
+    def give_up(self) -> None:
+        """It has said nothing."""
+        if self._fresh is not None:
+            self._fresh.abort()
+
+    def _listen_to(self, transport: asyncio.Transport | None) -> None:
+        """From here on it is the library's; None: it is not."""
+        self._fresh = None
+        if self._silence is not None:
+            self._silence.cancel()
+        if transport is not None:
+            super().connection_made(transport)
+
+
+async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:
+    """What `dialect` tells one that does not come in."""
+    if dialect.refuse_by_name is not None and (frame := await peer.first()) is not None:
+        return dialect.refuse_by_name(fault, frame)
+    return dialect.refuse(fault)
 
 
 async def _hear_nothing(ws: ServerConnection) -> Fault | None:
@@ -472,70 +461,10 @@ async def _hear_nothing(ws: ServerConnection) -> Fault | None:
         await ws.recv()
     except ConnectionClosed:
         return None
-    return Fault("subscribe_only", f"{EVENTS} only sends: stream audio to {STREAM}")
-
-
-async def _close(ws: ServerConnection, code: int, patience: float, reason: str = "") -> None:
-    """Close, and do not wait for ever for a peer that does not answer."""
-    # Its answer comes behind all that it is still sending, which somebody must take in.
-    discarding = asyncio.create_task(_discard(ws))
-    try:
-        async with asyncio.timeout(patience):
-            await ws.close(code, reason)
-    except TimeoutError:
-        ws.transport.abort()
-    finally:
-        discarding.cancel()
-
-
-async def _discard(ws: ServerConnection) -> None:
-    # Or somebody else takes it in already.
-    with contextlib.suppress(ConnectionClosed, ConcurrencyError):
-        while True:
-            await ws.recv()
-
-
-def _address(ws: ServerConnection) -> str | None:
-    """Of the peer; None where there is none: it came by a path, or has left."""
-    address = ws.remote_address
-    return str(address[0]) if isinstance(address, tuple) and address else None
-
-
-def _peer(ws: ServerConnection) -> str:
-    address = ws.remote_address
-    return f"{address[0]}:{address[1]}" if address else "a client that left"
-
-
-def _notice_dead_peers(ws: ServerConnection) -> None:
-    sock: socket.socket = ws.transport.get_extra_info("socket")
-    # A peer that left meanwhile has no socket to set anything on.
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):  # Linux has them all
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return Fault("subscribe_only", f"{EVENTS} only sends: stream audio to {native.STREAM}")
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
-
-
-def _parse_query(text: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=16)
-    except ValueError:
-        raise Fault("bad_parameter", "too many parameters in the address") from None
-    query = dict(pairs)
-    if len(query) != len(pairs):
-        raise Fault("bad_parameter", "a parameter in the address may come once")
-    return query
-
-
-def _only(query: dict[str, str], *known: str) -> None:
-    for name in query:
-        if name not in known:
-            raise Fault(
-                "unknown_parameter", f"unknown parameter {name[:60]!a} in the address: {', '.join(known)} or token"
-            )
 
 
 def _since(query: dict[str, str]) -> int | None:
@@ -549,63 +478,40 @@ def _since(query: dict[str, str]) -> int | None:
     return int(text)
 
 
-def _check_origin(request: Request, settings: ServerSettings) -> None:
-    """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
-    host = _host(request)
-    for origin in request.headers.get_all("Origin"):
-        if origin in settings.origins or "*" in settings.origins:
-            continue
-        if _split(origin).netloc != host:
-            raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
-        _check_name(host, settings)
+def _handshake(request: Request) -> Handshake:
+    headers: dict[str, tuple[str, ...]] = {}
+    for name, value in request.headers.raw_items():
+        headers[name.lower()] = (*headers.get(name.lower(), ()), value)
+    offered = ",".join(headers.get("sec-websocket-protocol", ())).split(",")
+    parts = split(request.path)
+    return Handshake(parts.path, parts.query, headers, tuple(each.strip() for each in offered if each.strip()))
 
 
-def _host(request: Request) -> str:
-    return next(iter(request.headers.get_all("Host")), "")
+def _always(dialect: Dialect, _: str) -> Dialect:
+    """Whatever the path: the port is its own."""
+    return dialect
 
 
-def _check_name(host: str, settings: ServerSettings) -> None:
-    """Our own page has our own name, but so has a stranger's whose public name was made to point at this machine.
-
-    So without a token, which a stranger would need, only names are ours that no stranger can own. `host` is as in the
-    header.
-    """
-    if settings.tokens or _is_ours(_split(f"//{host}").hostname or "."):
-        return
-    if "*" not in settings.origins and host not in (_split(origin).netloc for origin in settings.origins):
-        raise Fault(
-            "bad_origin",
-            f"{host[:60]!a} is a public name that anybody might point here: add its https://... to server.origins, "
-            "or set server.tokens",
-        )
-
-
-def _is_ours(name: str) -> bool:
-    """Whether `name` is an address, or one that the public name service does not give away."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return "." not in name or name.endswith(_PRIVATE_NAMES)
-    return True
-
-
-def _split(url: str) -> SplitResult:
-    """Its parts; none of what is no URL at all."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
+def _select_subprotocol(find: Find, ws: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    assert ws.request is not None, "it is being answered"
+    dialect = find(split(ws.request.path).path)
+    return next((each for each in offered if dialect is not None and each in dialect.subprotocols), None)
 
 
 def _response(page: Page, allow: str | None = None) -> Response:
-    headers = Headers({"Connection": "close", "Cache-Control": "no-store"} | page.headers)
+    headers = {"Connection": "close", "Cache-Control": "no-store"} | page.headers
     if page.status is not HTTPStatus.NOT_MODIFIED:
-        headers.update({"Content-Type": page.content_type, "Content-Length": str(len(page.body))})
+        headers |= {"Content-Type": page.content_type, "Content-Length": str(len(page.body))}
     if allow:
         headers["Allow"] = allow
     if page.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(page.status.value, page.status.phrase, headers, page.body)
+    return Response(page.status.value, page.status.phrase, Headers(headers), page.body)
+
+
+def _rejection(rejection: Rejection) -> Response:
+    headers = {"Connection": "close", "Content-Length": str(len(rejection.body)), **rejection.headers}
+    return Response(rejection.status, HTTPStatus(rejection.status).phrase, Headers(headers), rejection.body)
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

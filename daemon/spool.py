@@ -67,6 +67,11 @@ class Entry:
     sent: int = 0
     since: float = 0.0
 
+    @property
+    def size(self) -> int:
+        """Bytes of what will be told."""
+        return len(self.final.encode()) + len(self.text.encode())
+
 
 Change = tuple[str, tuple[object, ...]]
 """An SQL statement and its values."""
@@ -104,6 +109,8 @@ class Spool:
         self._saved = saved
         self._writer = _Writer(path, self._found, self._snapshot, metrics, saved) if path is not None else None
         self._full = False
+        self._bytes = 0  # of those that wait
+        metrics.mqtt_oldest.set_function(self._oldest)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -118,6 +125,7 @@ class Spool:
     def add(self, entry: Entry) -> None:
         entry.since = self._steady()
         self._entries[entry.id] = entry
+        self._bytes += entry.size
         self._note(_insert(entry))
         if not self.on_disk:
             self._saved(entry.id)
@@ -181,6 +189,7 @@ class Spool:
         for entry in entries:
             entry.since = self._steady() - max(0.0, self._clock() - entry.at)
         self._entries = {**{entry.id: entry for entry in entries}, **self._entries}
+        self._bytes = sum(entry.size for entry in self._entries.values())
         self._sources = {**sources, **self._sources}
         self._limit_age()
         self._limit_count()
@@ -217,11 +226,18 @@ class Spool:
 
     def _remove(self, entry: Entry) -> None:
         # It may have been dropped by a limit while it was on its way.
-        if self._entries.pop(entry.id, None) is not None:
+        if (gone := self._entries.pop(entry.id, None)) is not None:
+            self._bytes -= gone.size
             self._note(("DELETE FROM finals WHERE id = ?", (entry.id,)))
 
     def _count(self) -> None:
         self._metrics.mqtt_waiting.set(len(self._entries))
+        self._metrics.mqtt_waiting_bytes.set(self._bytes)
+
+    def _oldest(self) -> float:
+        """Seconds for which the first has waited; 0 where none does."""
+        entry = next(iter(self._entries.values()), None)
+        return 0.0 if entry is None else max(0.0, self._steady() - entry.since)
 
     def _note(self, change: Change) -> None:
         if self._writer is not None:

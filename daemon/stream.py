@@ -11,18 +11,21 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from daemon.faults import Fault
 from daemon.hub import Hub
+from daemon.logs import speak_of
 from daemon.metrics import Metrics
 from daemon.scheduler import Kind, Scheduler
 from daemon.sources import DEFAULT_SOURCE, Sources
 from streaming.audio import AudioDecoder, AudioFormat, FormatError
 from streaming.events import (
     Audio,
+    Discard,
+    Endpointing,
     Error,
     Event,
     Flush,
@@ -80,17 +83,18 @@ class Stream:
     only into `outbox`, which follows this stream among all.
 
     Raises:
-        Fault: `bad_language`, `bad_format`, `bad_encoding`; fatal.
+        Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_endpointing`; fatal.
     """
 
     def __init__(self, start: Start, shared: Neighbours) -> None:
         self.id = uuid.uuid4().hex
         self.source = start.source if start.source is not None else DEFAULT_SOURCE
+        speak_of(source=self.source, session=self.id)
         self._shared = shared
         self._decoder = AudioDecoder(_format(start))
         self._session = Session(
             self.source,
-            shared.session,
+            _session_settings(shared.session, start.endpointing),
             Detector(shared.vad),
             shared.model.text,
             language=_language(start, shared.model),
@@ -108,6 +112,7 @@ class Stream:
         shared.sources.opened(self.source)
         shared.metrics.streams.inc()
         shared.metrics.streams_open.inc()
+        _log.debug("begun: %s at %d Hz", start.encoding, start.sample_rate)
 
     @property
     def settled(self) -> bool:
@@ -128,6 +133,8 @@ class Stream:
                 await self._hear(data, time.monotonic())
             case Flush(id):
                 self._say(self._session.flush(id, time.monotonic()))
+            case Discard(id):
+                self._say(self._session.discard(id, time.monotonic()))
             case Stop():
                 self._end()
             case Start():
@@ -145,6 +152,11 @@ class Stream:
         self._set_speaking(False)
         self._shared.sources.closed(self.source)
         self._shared.metrics.streams_open.dec()
+        _log.debug("ended: %.1f s heard, of which %.1f s speech", *self._heard())
+
+    def _heard(self) -> tuple[float, float]:
+        """Seconds of audio, and of speech."""
+        return self._session.audio_seconds, self._session.voiced_seconds
 
     async def _hear(self, data: bytes, now: float) -> None:
         for at in range(0, len(data), self._slice):
@@ -164,7 +176,13 @@ class Stream:
             self._shared.metrics.muted_seconds.inc(seconds)
         else:
             self._muted = False
-        self._say(self._session.receive(samples, arrived))
+        self._say(self._receive(samples, arrived))
+
+    def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
+        before = self._session.voiced_seconds
+        events = self._session.receive(samples, arrived)
+        self._shared.metrics.voiced_seconds.inc(self._session.voiced_seconds - before)
+        return events
 
     def _mute(self, now: float) -> None:
         if not self._muted:
@@ -187,9 +205,11 @@ class Stream:
             return
         self._ended = True
         now = time.monotonic()
-        self._say(self._session.receive(self._decoder.finish(), now))
+        self._say(self._receive(self._decoder.finish(), now))
         if self._decoder.leftover:
-            self.outbox.put(_odd_bytes(self._decoder))
+            fault = _odd_bytes(self._decoder)
+            self._shared.metrics.client_errors.labels(fault.code).inc()
+            self.outbox.put(fault)
         self._say(self._session.stop(now))
 
     # --- what goes out ---------------------------------------------------------------------------------------------
@@ -201,6 +221,9 @@ class Stream:
                     pass  # nobody asked
                 case Flushed() | Stopped():
                     self.outbox.put(event, self.id)
+                case Error():
+                    _log.error("%s", event.message)
+                    self._shared.hub.publish(event, self.id)
                 case _:
                     self._shared.hub.publish(event, self.id)
         self._set_speaking(self._session.speaking)
@@ -226,6 +249,7 @@ class Stream:
         self._say(self._session.receive_result(result, time.monotonic()))
 
     def broke(self, error: Exception) -> None:
+        self._shared.metrics.errors.labels("internal").inc()
         self.outbox.put(Error("internal", "this stream failed inside the service; the log says how", fatal=True))
         self._ended = True
         self._finished.set()
@@ -237,6 +261,20 @@ def _format(start: Start) -> AudioFormat:
         return AudioFormat(start.encoding, start.sample_rate, start.channels)
     except FormatError as error:
         raise Fault(error.code, str(error), fatal=True) from None
+
+
+def _session_settings(settings: SessionSettings, wanted: Endpointing) -> SessionSettings:
+    """`settings`, with what this stream wants otherwise."""
+    changes = {key: value for key, value in asdict(wanted).items() if value is not None}
+    if not changes:
+        return settings
+    segment = settings.segment
+    # What closes an utterance may not need more than what opens one.
+    release = min(segment.release, changes.get("threshold", segment.threshold))
+    try:
+        return replace(settings, segment=replace(segment, release=release, **changes))
+    except ValueError as error:
+        raise Fault("bad_endpointing", str(error), fatal=True) from None
 
 
 def _language(start: Start, model: Model) -> str | None:

@@ -17,6 +17,9 @@ _JSON = "application/json; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
 _SCRIPT = "text/javascript; charset=utf-8"
 
+MODELS = "/v1/models"
+"""Which there are, for clients that ask before they speak."""
+
 SOURCES = "/v1/sources"
 """The one page that tells what was heard of: whoever asks must be let in like a websocket client."""
 
@@ -66,7 +69,7 @@ NOTHING = Page(
 
 class Pages:
     """unready: why the service is not ready, or None. metrics: the exposition, and its content type. sources: JSON
-    of those that one may read."""
+    of those that one may read. models: JSON, as OpenAI's clients read it; None: there is no such page."""
 
     def __init__(
         self,
@@ -74,11 +77,13 @@ class Pages:
         metrics: Callable[[], bytes],
         metrics_type: str,
         sources: Callable[[MayRead], bytes],
+        models: Callable[[], bytes] | None = None,
     ) -> None:
         self._unready = unready
         self._metrics = metrics
         self._metrics_type = metrics_type
         self._sources = sources
+        self._models = models
         self._files = {path: _read(*named) for path, named in _FILES.items()}
 
     def get(self, path: str, known: str = "", may_read: MayRead = lambda _: True) -> Page:
@@ -87,6 +92,8 @@ class Pages:
             return _unchanged(page) if page.headers["ETag"] in known else page
         if path == SOURCES:
             return Page(HTTPStatus.OK, self._sources(may_read), _JSON)
+        if path == MODELS and self._models is not None:
+            return Page(HTTPStatus.OK, self._models(), _JSON)
         match path:
             case "/healthz":
                 return Page(HTTPStatus.OK, b"alive\n")

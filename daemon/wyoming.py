@@ -21,7 +21,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 from daemon.config import Wyoming as WyomingSettings
@@ -29,6 +28,7 @@ from daemon.dialects import wyoming as dialect
 from daemon.edges import Pace, Readers, Seats, Stream, Visitors
 from daemon.faults import Fault
 from daemon.metrics import Metrics
+from daemon.release import our_version
 from streaming.events import Audio, Final, Start, Stop
 
 _log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class Wyoming:
             await self.refuse(connection, fault)
         except Exception:
             _log.exception("a Wyoming connection's handler failed")
+            self._metrics.errors.labels("internal").inc()
         finally:
             await connection.close()
             self._metrics.wyoming_clients.dec()
@@ -261,7 +262,7 @@ class _Conversation:
         description = f"checked by {model.teacher}" if model.teacher else "without a teacher"
         await self._connection.send(
             dialect.info(
-                _our_version(),
+                our_version(),
                 model.student,
                 description,
                 model.languages,
@@ -352,10 +353,3 @@ class _Turn:
         seconds = self._bytes / self._bytes_per_second
         waited = bool(self.answer.text) or seconds >= settings.no_speech
         return seconds >= settings.longest or (waited and self._stream.settled)
-
-
-def _our_version() -> str | None:
-    try:
-        return version("whisperd")
-    except PackageNotFoundError:  # run from its sources
-        return None

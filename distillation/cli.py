@@ -90,6 +90,11 @@ def _add_label(command: argparse.ArgumentParser) -> None:
 def _add_init(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--decoder-layers", type=int, default=2, help="(default: %(default)s)")
+    command.add_argument(
+        "--start",
+        metavar="CHECKPOINT",
+        help="a student of this teacher before it learnt on: its decoder is kept",
+    )
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument("--name", default="student", help="what it calls itself (default: %(default)s)")
     command.set_defaults(run=_init)
@@ -284,13 +289,20 @@ def _label(options: argparse.Namespace) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
-    from distillation.model import export_student, load_model, make_student, student_layers
+    from distillation.model import continue_student, export_student, load_model, make_student, student_layers
+    from streaming.whisper.checkpoint import require_same_vocabulary
 
     teacher = _checkpoint(options.teacher, "teacher")
     layers = student_layers(teacher.dimensions.decoder_layers, options.decoder_layers)
     student = make_student(load_model(teacher), options.decoder_layers)
+    decoder = f"its decoder layers {', '.join(map(str, layers))} (the first is 0)"
+    if options.start:
+        earlier = _checkpoint(options.start, "student")
+        require_same_vocabulary(earlier, teacher)
+        continue_student(student, load_model(earlier))
+        decoder = f"the decoder of {options.start}"
     export_student(student, teacher, layers, options.out, options.name)
-    print(f"{options.out}: the teacher's encoder and its decoder layers {', '.join(map(str, layers))} (the first is 0)")
+    print(f"{options.out}: the teacher's encoder and {decoder}")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -160,6 +160,19 @@ def make_student(teacher: Whisper, layers: int) -> Whisper:
     return student
 
 
+def continue_student(student: Whisper, earlier: Whisper) -> None:
+    """Gives `student` the decoder of a student that the same teacher had before it learnt on.
+
+    Raises:
+        ModelError: it has other layers, or another width.
+    """
+    for size in ("d_model", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"):
+        own, other = getattr(student.config, size), getattr(earlier.config, size)
+        if own != other:
+            raise ModelError(f"the student to go on from has {size} {other}, this one {own}: begin without --start")
+    student.model.decoder.load_state_dict(earlier.model.decoder.state_dict())
+
+
 def encode(model: Whisper, mel: Tensor) -> Tensor:
     """Log-mel features [rows, bins, frames] -> states [rows, frames // 2, width]; any number of frames up to 30 s."""
     encoder = model.model.encoder

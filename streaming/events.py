@@ -26,6 +26,19 @@ Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
 
 
 @dataclass(frozen=True, slots=True)
+class Endpointing:
+    """Where an utterance of this stream begins and ends, if not where the service's settings say. Seconds.
+
+    threshold: probability of speech that may open one. pre_roll: audio before it that belongs to it. hangover: silence
+    that closes one.
+    """
+
+    threshold: float | None = None
+    pre_roll: float | None = None
+    hangover: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """The stream's parameters. Optional: without it these defaults hold."""
 
@@ -36,6 +49,7 @@ class Start:
     language: str | None = None
     partials: bool = True
     words: bool = False
+    endpointing: Endpointing = Endpointing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +67,18 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Forget the utterance that is open: it gets no final. Answered by `Flushed` with the same id, as a flush is."""
+
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """No more audio: the last finals, then `Stopped`."""
 
 
-Inbound = Start | Audio | Flush | Stop
+Inbound = Start | Audio | Flush | Discard | Stop
 
 
 # --- what goes out ---------------------------------------------------------------------------------------------------

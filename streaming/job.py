@@ -89,6 +89,20 @@ class Result:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What a warm-up made of a device that has graphs; all zero elsewhere.
+
+    missing: graphs that did not fit into memory; larger ones, or plain calls, do their work. seconds: that it took.
+    held: bytes of the device's memory that the graphs hold.
+    """
+
+    graphs: int = 0
+    missing: int = 0
+    seconds: float = 0.0
+    held: int = 0
+
+
 def utterance_confidence(log_probs: tuple[float, ...]) -> float:
     """Geometric mean of the tokens' probabilities, end of text included, 0..1. An empty sequence has 0."""
     if not log_probs:

@@ -93,12 +93,14 @@ class Segmenter:
     Attributes:
         open: the segment that is growing, or None.
         heard: samples so far, in whole frames.
+        voiced: those of them that were speech, by the threshold that held at the time.
     """
 
     def __init__(self, settings: SegmentSettings | None = None) -> None:
         self.settings = settings = settings or SegmentSettings()
         self.open: Segment | None = None
         self.heard = 0
+        self.voiced = 0
         self._onset_frames = max(1, round(settings.onset * SAMPLE_RATE / FRAME))
         self._pre_roll = round(settings.pre_roll * SAMPLE_RATE)
         self._hangover = round(settings.hangover * SAMPLE_RATE)
@@ -122,9 +124,9 @@ class Segmenter:
         it.
         """
         self.heard += FRAME
-        if self.open is None:
-            return self._listen(probability >= self.settings.threshold, level)
-        return self._grow(self.open, probability >= self.settings.release, level)
+        voiced = probability >= (self.settings.threshold if self.open is None else self.settings.release)
+        self.voiced += FRAME if voiced else 0
+        return self._listen(voiced, level) if self.open is None else self._grow(self.open, voiced, level)
 
     def flush(self, received: int) -> list[Boundary]:
         """Close what is open. `received` counts every sample, those of the frame not yet complete

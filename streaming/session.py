@@ -159,6 +159,14 @@ class Session:
         """
         return self._end(Flushed(id), now)
 
+    def discard(self, id: str | None, now: float) -> list[Event]:
+        """Forget what is open: it gets no final. `Flushed` comes after the finals of all that was said before it.
+
+        Raises:
+            RuntimeError: the stream was stopped.
+        """
+        return self._end(Flushed(id), now, forget=True)
+
     def stop(self, now: float) -> list[Event]:
         """No more audio. `Stopped` comes after the last final, and then the session is `finished`.
 
@@ -202,6 +210,11 @@ class Session:
         return _seconds(self._recent.received)
 
     @property
+    def voiced_seconds(self) -> float:
+        """Those of them that were speech."""
+        return _seconds(self._segmenter.voiced)
+
+    @property
     def backlog_seconds(self) -> float:
         """Audio of closed utterances whose final is not decided: what this session keeps beyond the open
         one.
@@ -230,10 +243,12 @@ class Session:
         if self._stopping:
             raise RuntimeError(f"the stream {self.source!r} was stopped")
 
-    def _end(self, mark: Flushed | Stopped, now: float) -> list[Event]:
+    def _end(self, mark: Flushed | Stopped, now: float, *, forget: bool = False) -> list[Event]:
         """Close what is open, and put `mark` behind it."""
         self._check_running()
         events = [self._cross(boundary) for boundary in self._segmenter.flush(self._recent.received)]
+        if forget and events:
+            self._settle(self._due.pop(), None)
         self._recent.forget_before(self._segmenter.keep_from)
         self._outbox.append(mark)
         return events + self._drain(now)

@@ -36,9 +36,10 @@ ENTRY_POINTS = {"daemon.cli", "daemon.__main__"}
 KNOW_SEVERAL = {"daemon.app", "daemon.stream"}
 VOCABULARIES = {
     "daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources", "daemon.edges", "daemon.access",
+    "daemon.release", "daemon.logs",
 }  # fmt: skip
 """Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states,
-what listening edges have in common, and who may do what."""
+what listening edges have in common, who may do what, which release this is, and what a log line speaks of."""
 
 ALSO_KNOWS = {
     "daemon.config": {  # the defaults are those of the library's own settings
@@ -54,7 +55,31 @@ ALSO_KNOWS = {
     "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
-    "daemon.server": {"daemon.dialects.native", "daemon.web"},  # one listener: it picks who answers
+    # One listener: it picks who answers.
+    "daemon.server": {
+        "daemon.conversation",
+        "daemon.dialects.codec",
+        "daemon.dialects.native",
+        "daemon.entrance",
+        "daemon.peer",
+        "daemon.web",
+    },
+    "daemon.conversation": {"daemon.dialects.codec", "daemon.peer"},  # any dialect, by its shape, over one socket
+    "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
+    "daemon.entrance": {"daemon.dialects.codec"},  # a request, as all ports have it
+    "daemon.uploads": {  # the other half of that port: one dialect's files, read as `transcribe` reads them
+        "daemon.dialects.codec",
+        "daemon.dialects.openai_files",
+        "daemon.dialects.openai_realtime",
+        "daemon.entrance",
+        "daemon.files",
+        "daemon.web",
+    },
+    "daemon.dialects.openai_files": {"daemon.dialects.openai_session"},
+    "daemon.dialects.openai_realtime": {"daemon.dialects.codec", "daemon.dialects.openai_session"},
+    "daemon.dialects.deepgram": {"daemon.dialects.codec"},
+    "daemon.dialects.vosk": {"daemon.dialects.codec"},
+    "daemon.dialects.whisperlive": {"daemon.dialects.codec"},
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},

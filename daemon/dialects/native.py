@@ -1,48 +1,81 @@
 """The native protocol: websocket frames <-> events, without I/O.
 
-Owns the JSON of what comes in, what a client may write in it, and the close code that follows a fatal fault. Knows
-nothing of sockets, of streams, or of whether a format can be decoded. A frame that cannot be read raises a `Fault`
-whose message says what to send instead.
+Owns the JSON of what comes in, what a client may write in it, and when a stream begins that nobody began. Knows nothing
+of sockets, of streams, or of whether a format can be decoded. A frame that cannot be read raises a `Fault` whose
+message says what to send instead.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
+from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
+from daemon.dialects.codec import close_code as close_code
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Flush, Inbound, Start, Stop, to_json
-
-CLOSE_DONE = 1000
-CLOSE_SHUTTING_DOWN = 1001
-CLOSE_TRY_LATER = 1013
-
-_CLOSE_BAD_DATA = 1007
-_CLOSE_CODES = {
-    "subscribe_only": 1003,
-    "unauthorised": 1008,
-    "forbidden": 1008,
-    "bad_origin": 1008,
-    "message_too_big": 1009,
-    "internal": 1011,
-    "full": CLOSE_TRY_LATER,
-    "too_many_connections": CLOSE_TRY_LATER,
-    "busy": CLOSE_TRY_LATER,
-    "shutting_down": CLOSE_SHUTTING_DOWN,
-}
 
 _MESSAGES: dict[str, type[Start | Flush | Stop]] = {"start": Start, "flush": Flush, "stop": Stop}
 _LONGEST_TEXT = 256
 
+STREAM = "/v1/stream"
 
-def close_code(code: str) -> int:
-    """The websocket close code that follows the fatal error `code`."""
-    return _CLOSE_CODES.get(code, _CLOSE_BAD_DATA)
+_GRACE = 1.0
+"""Seconds that a client has for its `start`. One that sends nothing gets `ready` then, in case it waits for that."""
 
 
 def encode(event: Event) -> str:
     return to_json(event)
+
+
+def tokens(handshake: Handshake) -> list[str]:
+    """Raises:
+    Fault: `bad_parameter`.
+    """
+    query_once(handshake.query)
+    return shown_tokens(handshake, "bearer")
+
+
+def refuse(fault: Fault) -> list[Frame]:
+    return [encode(fault.event())]
+
+
+class Native(Codec):
+    """One client of `/v1/stream`.
+
+    Raises:
+        Fault: `bad_parameter`, `unknown_parameter`.
+    """
+
+    grace = _GRACE
+
+    def __init__(self, handshake: Handshake) -> None:
+        query = query_once(handshake.query)
+        check_known(query, "source")
+        self._source = query.get("source")
+        self._decoder = Decoder()
+        self._started = False
+
+    def assume(self) -> Iterable[Message]:
+        yield self._start(Start())
+
+    def decode(self, frame: Frame) -> Iterable[Message]:
+        message = self._decoder.decode(frame)
+        if isinstance(message, Start):
+            yield self._start(message)  # where one was assumed meanwhile, the client was only slow
+            return
+        if not self._started:
+            yield self._start(Start())
+        yield message
+
+    def encode(self, event: Event) -> Iterable[Frame]:
+        return [encode(event)]
+
+    def _start(self, start: Start) -> Start:
+        self._started = True
+        return replace(start, source=start.source if start.source is not None else self._source)
 
 
 class Decoder:
@@ -116,7 +149,8 @@ def _checked(message: type[Start | Flush | Stop], body: dict[str, Any]) -> dict[
 
     Numbers and the encoding are left to whoever decodes the audio, who knows which will do.
     """
-    known = [field.name for field in fields(message)]
+    # Endpointing is the service's; a few dialects whose protocols have it may set it.
+    known = [field.name for field in fields(message) if field.name != "endpointing"]
     hints = get_type_hints(message)
     kind = message.__name__.lower()
     for key, value in body.items():
@@ -144,3 +178,6 @@ def _shown(value: object) -> str:
     """`value` as JSON, cut: what a client sent must not fill its own error or our log."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+DIALECT = Dialect("native", Native, tokens, refuse, paths=frozenset({STREAM}))

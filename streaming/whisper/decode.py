@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streaming.whisper.model import Cache, Decoder, Memory
+from streaming.whisper.model import Cache, Decoder, Memory, Store
 from streaming.whisper.rows import Draft, Row
 from streaming.whisper.rules import Rules
 
@@ -25,14 +25,16 @@ Scores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class Window(NamedTuple):
     """What one pass looks at. Row b checks its tokens from position `starts[b]`, the first that is not in the cache.
 
-    tokens: [rows, length], prompt, text and draft, padded behind. starts, lengths, begins: [rows]; `lengths` counts
-    the true tokens, `begins` those of the prompt. width: positions in the pass, the most that any row needs.
+    tokens: [rows, length], prompt, text and draft, padded behind. starts, lengths, begins, fixed: [rows]; `lengths`
+    counts the true tokens, `begins` those of the prompt, `fixed` those of prompt and text, which are not to be judged.
+    width: positions in the pass; what a row has beyond them is left for the next.
     """
 
     tokens: Tensor
     starts: Tensor
     lengths: Tensor
     begins: Tensor
+    fixed: Tensor
     width: int
 
 
@@ -49,16 +51,16 @@ class Verdict(NamedTuple):
     logits: Tensor
 
 
-def verify(decoder: Decoder, cache: Cache, scores: Scores, window: Window) -> Verdict:
+def verify(decoder: Decoder, store: Store, scores: Scores, window: Window) -> Verdict:
     """One decoder pass. Fixed shapes, and nothing in it waits for the device."""
     places = window.starts[:, None] + torch.arange(window.width, device=window.tokens.device)
     last = window.tokens.shape[1] - 1
-    logits = decoder(window.tokens.gather(1, places.clamp(max=last)), places, cache).float()
+    logits = decoder(window.tokens.gather(1, places.clamp(max=last)), places, store).float()
     allowed = scores(logits, window.tokens, places, window.begins)
     best, chosen = allowed.max(-1)
     others = (allowed - best[..., None]).exp_().sum(-1)  # relative to the best: exact for a sure token
     following = window.tokens.gather(1, (places + 1).clamp(max=last))
-    given = places + 1 < window.begins[:, None]  # the prompt is not the model's to choose
+    given = places + 1 < window.fixed[:, None]  # prompt and text are not the model's to choose
     agrees = ((chosen == following) | given) & (places + 1 < window.lengths[:, None])
     return Verdict(chosen, -others.log(), agrees.long().cumprod(1).sum(1), logits)
 
@@ -74,9 +76,11 @@ def advance(decoder: Decoder, cache: Cache, rules: Rules, rows: Sequence[Row]) -
         row.tokens + offer + [0] * (longest - length) for row, offer, length in zip(rows, offers, lengths, strict=True)
     ]
     width = max(length - start for length, start in zip(lengths, starts, strict=True))
-    begins = [len(row.prompt) for row in rows]
-    tokens, first, ends, texts = (torch.tensor(part, device=device) for part in (padded, starts, lengths, begins))
-    window = Window(tokens, first, ends, texts, width)
+    begins, fixed = [len(row.prompt) for row in rows], [len(row.tokens) for row in rows]
+    tokens, first, ends, texts, said = (
+        torch.tensor(part, device=device) for part in (padded, starts, lengths, begins, fixed)
+    )
+    window = Window(tokens, first, ends, texts, said, width)
     stamped = [row.timestamps for row in rows]
     scores = partial(rules.text, stamped=torch.tensor(stamped, device=device) if any(stamped) else None)
     cache.reserve(longest)
@@ -149,7 +153,7 @@ def detect_languages(decoder: Decoder, memory: Memory, rules: Rules) -> list[str
         decoder,
         cache,
         rules.language,
-        Window(torch.full((count, 1), rules.grammar.sot, device=device), ones - 1, ones, ones, 1),
+        Window(torch.full((count, 1), rules.grammar.sot, device=device), ones - 1, ones, ones, ones, 1),
     )
     names = {token: name for name, token in rules.grammar.languages.items()}
     return [names[token] for token in verdict.chosen[:, 0].tolist()]

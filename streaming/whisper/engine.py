@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streaming.job import ALWAYS, SAMPLE_RATE, Job, Result, isolated, utterance_confidence
+from streaming.job import ALWAYS, SAMPLE_RATE, Captured, Job, Result, isolated, utterance_confidence
 from streaming.whisper.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -25,25 +25,16 @@ from streaming.whisper.checkpoint import (
     read_weights,
     require_same_vocabulary,
 )
-from streaming.whisper.decode import Proposer, decode, detect_languages
+from streaming.whisper.hearing import LARGEST_BATCH, Fresh, Hearing, Model, Way, one_encoder
 from streaming.whisper.mel import LogMel
-from streaming.whisper.model import Decoder, Encoder, Memory, build_decoder, build_encoder, encoder_weights
+from streaming.whisper.model import Encoder, build_decoder, build_encoder, encoder_weights
 from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain
-from streaming.whisper.rows import Draft, Row
+from streaming.whisper.rows import Row
 from streaming.whisper.rules import Rules
+from streaming.whisper.seated import Seated
 from streaming.whisper.times import attention, default_heads, token_times
 
 log = logging.getLogger(__name__)
-
-LARGEST_BATCH = 32
-"""Jobs in one pass; more are taken in turns, so that memory stays bounded."""
-
-WORTHWHILE = 4
-"""The student proposes to the teacher where the teacher has at least so many times its layers: below, a proposal of
-a few tokens costs as much as the teacher's own steps that it saves."""
-
-LOOKAHEAD = 8
-"""Tokens in such a proposal."""
 
 NOT_FINITE = "the model's output is not finite: its weights may be damaged, or need a wider dtype"
 
@@ -53,46 +44,13 @@ _DTYPES = {
 """Of the decoder, and of the encoder too unless it is mixed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One checkpoint on the device: its parts, which keep nothing between calls."""
-
-    role: Literal["student", "teacher"]
-    checkpoint: Checkpoint
-    mel: LogMel
-    encoder: Encoder
-    decoder: Decoder
-    rules: Rules
-
-    def context(self, job: Job) -> float:
-        """The smallest context that holds the job's audio."""
-        return next(s for s in self.checkpoint.contexts if len(job.audio) <= round(s * SAMPLE_RATE))
-
-    def listen(self, jobs: Sequence[Job], seconds: float) -> Tensor:
-        """Encoder states [jobs, positions, d_model]."""
-        features = self.mel([job.audio for job in jobs], seconds)
-        states: Tensor = self.encoder(features.to(self.encoder.conv1.weight.dtype))
-        return states.to(self.decoder.embed_tokens.weight.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class _Hearing:
-    """What one model made of a batch of jobs: their rows, languages and memory, in order."""
-
-    model: Model
-    memory: Memory
-    rows: list[Row]
-    languages: list[str | None]
-
-    @property
-    def said(self) -> Iterable[tuple[Row, str | None]]:
-        return zip(self.rows, self.languages, strict=True)
-
-
 class Engine:
     """Holds the weights and no state: `run` may be called with any jobs in any order."""
 
-    def __init__(self, student: Model, teacher: Model | None, device: torch.device, dtype: str) -> None:
+    def __init__(
+        self, student: Model, teacher: Model | None, device: torch.device, dtype: str, way: Way | None = None
+    ) -> None:
+        """way: how batches are heard; where None, in tensors made anew."""
         self._student, self._teacher = student, teacher
         checkpoints = [model.checkpoint for model in (student, teacher) if model is not None]
         self.student = student.checkpoint.name
@@ -105,9 +63,13 @@ class Engine:
         self.contexts = tuple(seconds for seconds in student.checkpoint.contexts if seconds <= longest)
         self.multilingual = bool(student.checkpoint.grammar.languages)
         self.languages = tuple(student.checkpoint.grammar.languages) or ("en",)
-        self._one_encoder = teacher is not None and (
-            teacher.encoder is student.encoder and teacher.checkpoint.contexts == student.checkpoint.contexts
-        )
+        self._one_encoder = teacher is not None and one_encoder(student, teacher)
+        self._way = way or Fresh(student, teacher)
+
+    @property
+    def way(self) -> Way:
+        """How batches are heard: for measuring it."""
+        return self._way
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -116,14 +78,26 @@ class Engine:
 
     @staticmethod
     def load(
-        student: str, teacher: str | None, device: str = "auto", *, dtype: str = "auto", threads: int | None = None
+        student: str,
+        teacher: str | None,
+        device: str = "auto",
+        *,
+        dtype: str = "auto",
+        threads: int | None = None,
+        graphs: Literal["auto", "on", "off"] = "auto",
+        mode: Literal["fast", "deterministic"] = "fast",
+        batch: int = LARGEST_BATCH,
     ) -> Engine:
         """Load a pair, or a student alone.
 
         student, teacher: a shipped name, a directory, or a hub name. device: "auto", "cpu", "cuda", "cuda:1"...
         dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto" (bfloat16 on a
         GPU; on a CPU mixed where that is measured to be faster, else float32). threads: how many the CPU may use;
-        PyTorch's choice where None. Raises CheckpointError, and ValueError for a device or dtype that is not there.
+        PyTorch's choice where None. graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU;
+        auto: there alone, as a processor is faster without. mode: deterministic gives every pass one and the same
+        shape, so that not even rounding depends on drafts or company; it too needs fixed addresses. batch: jobs in a
+        pass at most, of which there must be memory for all at fixed addresses.
+        Raises CheckpointError, and ValueError for a device or dtype that is not there.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -144,22 +118,32 @@ class Engine:
             for model in (hears, checks):
                 if model is not None:
                     model.encoder.to(torch.bfloat16)
-        engine = Engine(hears, checks, place, "mixed" if mixed else str(kind).removeprefix("torch."))
+        fixed = mode == "deterministic" or graphs == "on" or (graphs == "auto" and place.type == "cuda")
+        way = _seated(hears, checks, place, min(batch, LARGEST_BATCH), mode, graphs) if fixed else None
+        engine = Engine(hears, checks, place, "mixed" if mixed else str(kind).removeprefix("torch."), way)
         log.info(
-            "student %s, teacher %s, on %s in %s precision, %s encoder",
+            "student %s, teacher %s, on %s in %s precision, %s encoder, %s",
             engine.student,
             engine.teacher or "none",
             engine.device,
             engine.dtype,
             "one shared" if engine._one_encoder or checks is None else "two",
+            "every pass of one shape" if mode == "deterministic" else "fixed shapes" if fixed else "any shape",
         )
         return engine
 
-    def warm(self) -> None:
-        """Run canaries of every context and some batch sizes, so that the first real job is not the slow one.
+    def warm(self) -> Captured:
+        """Capture what can be captured, and run canaries of every context and some batch sizes, so that the first real
+        job is not the slow one.
 
         Raises RuntimeError when a canary fails: such an engine must not be called ready.
         """
+        captured = self._way.prepare()
+        if captured.graphs:
+            log.info(
+                "captured %d graphs in %.1f s, which hold %.0f MB; %d did not fit into memory",
+                captured.graphs, captured.seconds, captured.held / 2**20, captured.missing,
+            )  # fmt: skip
         noise = np.random.default_rng(0)
         for seconds in self.contexts:
             audio = noise.normal(0.0, 0.01, round(seconds * SAMPLE_RATE)).astype(np.float32)
@@ -169,6 +153,7 @@ class Engine:
                 for result in isolated(self.run, [canary] * count):
                     if result.error is not None:
                         raise RuntimeError(f"the canary decode of {seconds:g} s failed: {result.error}")
+        return captured
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[Result]:
@@ -185,8 +170,8 @@ class Engine:
             else:
                 groups.setdefault(self._student.context(job), []).append(index)
         for group in groups.values():
-            for start in range(0, len(group), LARGEST_BATCH):
-                batch = group[start : start + LARGEST_BATCH]
+            for start in range(0, len(group), self._way.largest):
+                batch = group[start : start + self._way.largest]
                 results.update(zip(batch, self._batch([jobs[index] for index in batch]), strict=True))
         return [results[index] for index in range(len(jobs))]
 
@@ -217,8 +202,7 @@ class Engine:
 
     def _batch(self, jobs: Sequence[Job]) -> list[Result]:
         """Jobs of one context: the student hears all of them, the teacher those that the student is unsure of."""
-        states = self._student.listen(jobs, self._student.context(jobs[0]))
-        heard = _hear(self._student, jobs, states, [job.draft for job in jobs])
+        heard = self._way.student(jobs)
         results = [_student_result(job, *said) for job, said in zip(jobs, heard.said, strict=True)]
         unsure = [
             index
@@ -229,7 +213,7 @@ class Engine:
         _add_times(heard, jobs, results, dict(zip(decided, decided, strict=True)))
         if self._teacher is not None:
             for indices in self._teacher_batches(self._teacher, jobs, unsure):
-                checked = self._check(self._teacher, heard, jobs, states, indices)
+                checked = self._way.teacher(heard, jobs, indices)
                 for index, said in zip(indices, checked.said, strict=True):
                     results[index] = _teacher_result(results[index], *said)
                 _add_times(checked, jobs, results, dict(enumerate(indices)))
@@ -241,51 +225,6 @@ class Engine:
         for index in indices:
             groups.setdefault(0.0 if self._one_encoder else teacher.context(jobs[index]), []).append(index)
         return groups.values()
-
-    def _check(
-        self, teacher: Model, heard: _Hearing, jobs: Sequence[Job], states: Tensor, indices: Sequence[int]
-    ) -> _Hearing:
-        """The teacher's own hearing of some of the jobs, with the student's text as the draft."""
-        asked = [jobs[index] for index in indices]
-        own = None if self._one_encoder else teacher.listen(asked, teacher.context(asked[0]))
-        drafts = [heard.rows[index].text for index in indices]
-        student = heard.model
-        proposer = None
-        if teacher.checkpoint.dimensions.decoder_layers >= WORTHWHILE * student.checkpoint.dimensions.decoder_layers:
-            chosen = heard.memory.select(torch.tensor(indices, device=heard.memory.device))
-            proposer = Proposer(student.decoder, chosen, student.rules, LOOKAHEAD)
-        return _hear(teacher, asked, states[list(indices)] if own is None else own, drafts, proposer)
-
-
-def _hear(
-    model: Model,
-    jobs: Sequence[Job],
-    states: Tensor,
-    drafts: Sequence[Sequence[int]],
-    proposer: Proposer | None = None,
-) -> _Hearing:
-    """Decode jobs from encoder states of the same order."""
-    memory = model.decoder.remember(states)
-    rules, eot = model.rules, model.rules.grammar.eot
-    languages: list[str | None] = [job.language for job in jobs]
-    detecting = model.rules.grammar.languages and None in languages
-    if detecting:
-        detected = detect_languages(model.decoder, memory, rules)
-        languages = [given or found for given, found in zip(languages, detected, strict=True)]
-    elif not rules.grammar.languages:
-        languages = ["en"] * len(jobs)
-    rows = []
-    for job, language, draft in zip(jobs, languages, drafts, strict=True):
-        prompt = rules.prompt(language, job.task, job.timestamps)
-        limit = rules.limit(prompt, model.decoder.positions, job.max_tokens)
-        # What a draft says behind an end of text is no part of the text.
-        text = draft[: draft.index(eot)] if eot in draft else draft
-        rows.append(Row(prompt, limit, Draft(text), job.timestamps, eot))
-    decode(model.decoder, memory, rules, rows, proposer)
-    if detecting:
-        for job, row in zip(jobs, rows, strict=True):
-            row.passes += job.language is None
-    return _Hearing(model, memory, rows, languages)
 
 
 def _student_result(job: Job, row: Row, language: str | None) -> Result:
@@ -321,7 +260,7 @@ def _teacher_result(student: Result, row: Row, language: str | None) -> Result:
     )
 
 
-def _add_times(heard: _Hearing, jobs: Sequence[Job], results: list[Result], places: Mapping[int, int]) -> None:
+def _add_times(heard: Hearing, jobs: Sequence[Job], results: list[Result], places: Mapping[int, int]) -> None:
     """Align those texts whose jobs want it. places: a row of `heard` to its job's and result's index."""
     wanted = {row: index for row, index in places.items() if jobs[index].times and heard.rows[row].text}
     if not wanted:
@@ -329,8 +268,9 @@ def _add_times(heard: _Hearing, jobs: Sequence[Job], results: list[Result], plac
     sizes = heard.model.checkpoint.dimensions
     heads = heard.model.checkpoint.alignment_heads or default_heads(sizes.decoder_layers, sizes.decoder_heads)
     rows = [heard.rows[row] for row in wanted]
-    memory = heard.memory.select(torch.tensor(list(wanted), device=heard.memory.device))
-    scores = attention(heard.model.decoder, memory, [[*row.prompt, *row.text] for row in rows], heads)
+    scores = attention(
+        heard.model.decoder, heard.memory(list(wanted)), [[*row.prompt, *row.text] for row in rows], heads
+    )
     for row, score, index in zip(rows, scores, wanted.values(), strict=True):
         first = len(row.prompt) - 1  # the position that foretells the first token of the text
         spoken = [token < row.eot for token in row.text]
@@ -380,6 +320,18 @@ def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
     return own.keys() == weights.keys() and all(
         own[name].shape == value.shape and torch.equal(own[name].cpu(), value) for name, value in weights.items()
     )
+
+
+def _seated(student: Model, teacher: Model | None, device: torch.device, batch: int, mode: str, graphs: str) -> Seated:
+    try:
+        return Seated(
+            student, teacher, device, largest=batch, deterministic=mode == "deterministic", capture=graphs != "off"
+        )
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{device} has no memory for {batch} jobs at once: lower scheduler.batch, or set models.graphs to off "
+            f"({error})"
+        ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
@@ -22,8 +22,8 @@ from streaming.whisper.checkpoint import CheckpointError, Dimensions
 CAPACITY_STEP = 64
 """The cache grows in steps of this many positions, so that few shapes of the pass exist."""
 
-Watch = Callable[[int, Tensor, Tensor], None]
-"""Called with a decoder layer's number and its cross-attention's queries and keys, [rows, heads, length, head_dim]."""
+Watch = Callable[[int, Tensor], None]
+"""Called with a decoder layer's number and its cross-attention's queries, [rows, heads, length, head_dim]."""
 
 
 class Attention(nn.Module):
@@ -48,9 +48,8 @@ class Attention(nn.Module):
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.k_proj(states)), self.split(self.v_proj(states))
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[rows, length, width]; `mask` is True where a query may look."""
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    def merge(self, attended: Tensor) -> Tensor:
+        """[rows, heads, length, head_dim] -> [rows, length, width]"""
         merged: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return merged
 
@@ -67,7 +66,8 @@ class EncoderLayer(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         normed = self.self_attn_layer_norm(states)
         keys, values = self.self_attn.keys_values(normed)
-        states = states + self.self_attn.attend(self.self_attn.queries(normed), keys, values)
+        attended = F.scaled_dot_product_attention(self.self_attn.queries(normed), keys, values)
+        states = states + self.self_attn.merge(attended)
         states = states + self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
         if states.dtype == torch.float16:
             # The large checkpoints overflow here in half precision; transformers clamps at the same bound.
@@ -123,6 +123,27 @@ class Memory:
         return Memory(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
 
 
+class Glance(Protocol):
+    """A pass over a window of each row: what its queries, [rows, heads, width, head_dim], find in the caches.
+
+    Both return what was attended to, in the queries' shape.
+    """
+
+    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Keep the window's own keys and values, then look at all of the row's text up to each position."""
+        ...
+
+    def audio(self, layer: int, queries: Tensor) -> Tensor: ...
+
+
+class Store(Protocol):
+    """Where a decoder's keys and values are kept."""
+
+    def at(self, positions: Tensor) -> Glance:
+        """For a pass over a window at `positions`, [rows, width]."""
+        ...
+
+
 class Cache:
     """Self-attention keys and values of every row, beside the row's memory of its audio.
 
@@ -150,19 +171,38 @@ class Cache:
             self.keys = F.pad(self.keys, (0, 0, 0, grown))
             self.values = F.pad(self.values, (0, 0, 0, grown))
 
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [rows, heads, width, head_dim] at `positions` [rows, width]; returns the layer's keys and values."""
-        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
-        places = positions.clamp(max=self.capacity - 1)
-        self.keys[layer][rows, :, places] = keys.transpose(1, 2)
-        self.values[layer][rows, :, places] = values.transpose(1, 2)
-        return self.keys[layer], self.values[layer]
+    def at(self, positions: Tensor) -> Glance:
+        return _CacheGlance(self, positions)
 
     def select(self, rows: Tensor) -> Cache:
         """A copy of some rows; `rows`: [count] indices."""
         chosen = Cache(self.memory.select(rows))
         chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
         return chosen
+
+
+class _CacheGlance:
+    def __init__(self, cache: Cache, positions: Tensor) -> None:
+        self._cache = cache
+        self._rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
+        self._places = positions.clamp(max=cache.capacity - 1)
+        self._mask = seen(positions, cache.capacity)
+
+    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        own_keys, own_values = self._cache.keys[layer], self._cache.values[layer]
+        own_keys[self._rows, :, self._places] = keys.transpose(1, 2)
+        own_values[self._rows, :, self._places] = values.transpose(1, 2)
+        return F.scaled_dot_product_attention(queries, own_keys, own_values, attn_mask=self._mask)
+
+    def audio(self, layer: int, queries: Tensor) -> Tensor:
+        # Every position of the context may be seen, padding included, as in training: no mask, the fast kernel.
+        memory = self._cache.memory
+        return F.scaled_dot_product_attention(queries, memory.keys[layer], memory.values[layer])
+
+
+def seen(positions: Tensor, length: int) -> Tensor:
+    """Which of `length` positions each of `positions`, [rows, width], may look at: bool, [rows, 1, width, length]."""
+    return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
 
 
 class DecoderLayer(nn.Module):
@@ -176,19 +216,14 @@ class DecoderLayer(nn.Module):
         self.fc1 = nn.Linear(width, ffn)
         self.fc2 = nn.Linear(ffn, width)
 
-    def forward(
-        self, states: Tensor, positions: Tensor, mask: Tensor, cache: Cache, layer: int, watch: Watch | None
-    ) -> Tensor:
+    def forward(self, states: Tensor, glance: Glance, layer: int, watch: Watch | None) -> Tensor:
         normed = self.self_attn_layer_norm(states)
-        keys, values = cache.write(layer, positions, *self.self_attn.keys_values(normed))
-        states = states + self.self_attn.attend(self.self_attn.queries(normed), keys, values, mask)
-
+        attended = glance.text(layer, self.self_attn.queries(normed), *self.self_attn.keys_values(normed))
+        states = states + self.self_attn.merge(attended)
         queries = self.encoder_attn.queries(self.encoder_attn_layer_norm(states))
-        keys, values = cache.memory.keys[layer], cache.memory.values[layer]
         if watch is not None:
-            watch(layer, queries, keys)
-        # Every position of the context may be seen, padding included, as in training: no mask, the fast kernel.
-        states = states + self.encoder_attn.attend(queries, keys, values)
+            watch(layer, queries)
+        states = states + self.encoder_attn.merge(glance.audio(layer, queries))
         fed: Tensor = self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
         return states + fed
 
@@ -200,6 +235,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.scale = sizes.d_model**0.5 if sizes.scale_embedding else 1.0
         self.positions = sizes.target_positions
+        self.heads = sizes.decoder_heads
         self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.d_model)
         self.embed_positions = nn.Embedding(sizes.target_positions, sizes.d_model)
         self.layers = nn.ModuleList(
@@ -213,17 +249,16 @@ class Decoder(nn.Module):
         pairs = [layer.encoder_attn.keys_values(states) for layer in self.layers]  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
         return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
-    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, watch: Watch | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, store: Store, watch: Watch | None = None) -> Tensor:
         """One pass: [rows, width] tokens at [rows, width] positions -> logits [rows, width, vocabulary].
 
-        Writes the tokens into the cache, which must have room for every true position (`Cache.reserve`).
+        Writes the tokens into the store, which must have room for every true position (`Cache.reserve`).
         """
         places = self.embed_positions(positions.clamp(max=self.positions - 1))
         states = self.embed_tokens(tokens) * self.scale + places
-        seen = torch.arange(cache.capacity, device=positions.device)
-        mask = (seen <= positions[..., None])[:, None]
+        glance = store.at(positions)
         for number, layer in enumerate(self.layers):
-            states = layer(states, positions, mask, cache, number, watch)
+            states = layer(states, glance, number, watch)
         weight = self.embed_tokens.weight if self.proj_out is None else self.proj_out.weight
         logits: Tensor = F.linear(self.layer_norm(states), weight)
         return logits

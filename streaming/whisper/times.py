@@ -47,11 +47,12 @@ def attention(decoder: Decoder, memory: Memory, sequences: Sequence[Sequence[int
     places = torch.arange(longest, device=device).expand(len(sequences), longest)
     seen: dict[int, Tensor] = {}
 
-    def watch(layer: int, queries: Tensor, keys: Tensor) -> None:
+    def watch(layer: int, queries: Tensor) -> None:
         wanted = [head for number, head in heads if number == layer]
         if wanted:
             scale = queries.shape[-1] ** -0.5
-            seen[layer] = (queries[:, wanted].float() * scale) @ keys[:, wanted].float().transpose(-1, -2)
+            keys = memory.keys[layer][:, wanted].float()
+            seen[layer] = (queries[:, wanted].float() * scale) @ keys.transpose(-1, -2)
 
     cache = Cache(memory)
     cache.reserve(longest)

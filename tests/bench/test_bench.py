@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,26 @@ def test_drafts_save_passes() -> None:
     assert drafted[1:3] == alone[1:3]  # the same jobs and the same tokens
     assert int(drafted[3]) < int(alone[3])
     assert int(finals[1]) == 3
+
+
+@pytest.mark.timeout(600)  # three benchmarks, one after the other: a minute on a free machine
+def test_the_script_for_a_gpu_runs_anywhere() -> None:
+    done = subprocess.run(
+        ["bench/gpu.sh", "--small"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    targets, exactness, streams = done.stdout.split("\n## ")[1:]
+    rows = {row[0]: row for row in cells(targets)}
+    assert len(rows) == 17
+    assert rows["graphs captured after ready"][1] == "0"
+    assert all(float(row[3]) > 0 for row in rows.values() if row[3])
+    right = [row for name, row in rows.items() if name.startswith("speculation")]
+    assert len(right) == 4
+    assert all("100% of the student's right" in row[0] and "not all identical" not in row[0] for row in right)
+    assert [row[4] for row in cells(exactness) if row[0] == "deterministic"] == ["100.0%"] * 4
+    ((count, *_),) = cells(streams)
+    assert count == "2"
 
 
 def test_percentiles_and_tables() -> None:

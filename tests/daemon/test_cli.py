@@ -19,6 +19,7 @@ from harness import DATA, broker, scripted, service
 
 from daemon import app, cli
 from daemon import check as checks
+from daemon.sound import MicrophoneError
 
 KITCHEN = str(DATA / "turn_on_the_kitchen_light.flac")
 Whisperd = Callable[..., tuple[int, str, str]]
@@ -191,6 +192,18 @@ def test_each_failure_names_its_mend(check: Whisperd, tmp_path: Path) -> None:
     assert "whisperd devices" in found["microphone"][1] or "apt-get install" in found["microphone"][1]
 
 
+def test_what_could_record_is_said_where_nothing_shall(check: Whisperd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.sound.input_devices", lambda: ["*   0  default"])
+    assert answers(check()[1])["microphone"] == ("ok", "off; 1 device could record")
+
+    def missing() -> list[str]:
+        raise MicrophoneError("PortAudio is not installed: apt-get install libportaudio2")
+
+    monkeypatch.setattr("daemon.sound.input_devices", missing)
+    expected = "off; PortAudio is not installed: apt-get install libportaudio2, to use one"
+    assert answers(check()[1])["microphone"] == ("ok", expected)
+
+
 def test_a_port_open_to_all_is_remarked_on(check: Whisperd) -> None:
     _, out, _ = check(server={"host": "0.0.0.0", "port": 0})
     assert "set server.tokens" in answers(out)["address"][1]
@@ -212,6 +225,24 @@ def test_a_whisperd_that_runs_is_no_fault(check: Whisperd, tokenizer_file: Path)
     assert code == 0, out
     for what in ("address", "Wyoming"):
         assert "a whisperd runs there" in answers(out)[what][1]
+
+
+def test_the_ports_of_dialects(check: Whisperd, tokenizer_file: Path) -> None:
+    async def ask() -> tuple[int, str, str]:
+        async with service(scripted(tokenizer_file), {"dialects": {"vosk": 0}}) as daemon:
+            ours = int(daemon.server.urls["vosk"].rpartition(":")[2])
+            with socket.create_server(("127.0.0.1", 0)) as stranger:
+                dialects = {"vosk": ours, "whisperlive": stranger.getsockname()[1]}
+                return await asyncio.to_thread(check, server={"port": 0}, dialects=dialects)
+
+    code, out, _ = asyncio.run(ask())
+    assert code == 1
+    assert "a whisperd runs there" in answers(out)["vosk"][1]
+    state, said = answers(out)["whisperlive"]
+    assert state == "FAIL"
+    assert said.endswith("stop what listens there, or set dialects.whisperlive")
+    code, out, _ = check(server={"port": 0})
+    assert (code, "vosk" in answers(out)) == (0, False)
 
 
 def test_the_answers_as_json(check: Whisperd, tmp_path: Path) -> None:

@@ -112,6 +112,13 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
     assert settings.session_settings().segment.hangover == 0.4
 
 
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, meant: str) -> None:
+    file = tmp_path / "whisperd.yaml"
+    file.write_text(f"models: {{graphs: {written}}}")
+    assert load(file, {}).models.graphs == meant
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -124,7 +131,7 @@ def test_the_environment_is_over_the_file(tmp_path: Path) -> None:
         ("str: 1", "str: unknown key; known are server, models"),
         (".: 1", ".: unknown key; known are server, models"),
         ("server: {a.b.c: 1}", "server.a.b.c: unknown key; known are host, port"),
-        ("log: {zzz: 1}", "log.zzz: unknown key; known are level, transcripts"),
+        ("log: {zzz: 1}", "log.zzz: unknown key; known are level, format, transcripts"),
         ("server: {port: 70000}", "server.port: must be less than or equal to 65535, got 70000"),
         ("server: {port: true}", "server.port: must be a valid integer, got True"),
         ("server: 3", "server: must be a section with keys of its own, got 3"),

@@ -1,24 +1,28 @@
-"""What the log of a real process holds, and what it never does."""
+"""What the log of a real process holds, in which form, and what it never does."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import logging
 import os
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
-from harness import PATIENCE, ROOT, broker, client, listener, speech, wait_until
+from harness import PATIENCE, ROOT, Event, broker, client, listener, scripted, service, speech, wait_until
 from test_mqtt_outages import DAEMON
 from test_server import fetch
 from websockets.exceptions import ConnectionClosed
 
 from daemon import logs
+from daemon.config import Settings
 
 TOKEN, LATER = "a-token/that%nobody?guesses", "another-token-after-a-reload"
 WRONG_PLACES = [
@@ -98,7 +102,7 @@ async def test_a_log_of_everything_holds_no_token_and_text_only_on_request(
 
 
 def test_a_secret_is_struck_out_as_a_word() -> None:
-    formatter = logs._Formatter("%(message)s")
+    formatter = logs._Text("%(message)s")
 
     def line(text: str) -> str:
         return formatter.format(logging.makeLogRecord({"msg": text}))
@@ -112,3 +116,170 @@ def test_a_secret_is_struck_out_as_a_word() -> None:
         assert line("t") == "t"
     finally:
         logs.hide([])
+
+
+# --- the form --------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, threading, warnings
+import harness
+from pathlib import Path
+from daemon import app, cli
+
+ran = 0
+
+def before(jobs):
+    global ran
+    ran += 1
+    if ran == 2:
+        warnings.warn("a library\\nwarns")
+        threading.Thread(target=lambda: 1 / 0).start()
+    if ran % 5 == 0:
+        raise RuntimeError("a kernel failed\\nin two lines")
+
+app.Service.__init__.__defaults__ = (harness.scripted(Path(sys.argv[1]), before=before),)
+sys.exit(cli.main(["run", "-c", sys.argv[2]]))
+"""
+"""`whisperd run` with an engine of which all that may go wrong goes wrong."""
+
+
+async def talk(url: str, source: str) -> list[Event]:
+    """Two sentences, a fault between them, and a farewell."""
+    async with client(url, f"/v1/stream?source={source}") as mine:
+        await mine.play(speech())
+        await mine.say(type="start", sample_rate=1)
+        await mine.play(speech())
+        await mine.say(type="stop")
+        await mine.rest()
+        return mine.events
+
+
+async def logged(tmp_path: Path, tokenizer_file: Path, log: dict[str, Any]) -> tuple[list[str], list[list[Event]]]:
+    """The lines of a process under load, standard output's too; and what its clients were told."""
+    file, config = tmp_path / "log", tmp_path / "whisperd.yaml"
+    config.write_text(json.dumps({"server": {"port": 0}, "log": log, "escalate": {"when": "never"}}))
+    with open(file, "w") as output:  # noqa: ASYNC230 - a small file, in a test
+        popen = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, str(tokenizer_file), str(config), cwd=ROOT, stdout=output, stderr=output,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'daemon'}", "STATE_DIRECTORY": str(tmp_path)},
+        )  # fmt: skip
+        try:
+            await wait_until(lambda: "ready: " in file.read_text())
+            url = file.read_text().partition("listening on ")[2].split()[0].rstrip('",}')
+            told = await asyncio.gather(*(talk(url, f"room{number}") for number in range(8)))
+            await asyncio.to_thread(fetch, url, "/nothing")
+            popen.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(popen.wait(), PATIENCE) == 0
+        finally:
+            if popen.returncode is None:
+                popen.kill()
+                await popen.wait()
+    return file.read_text().splitlines(), told
+
+
+async def test_json_every_line_parses_and_each_of_a_stream_names_it(tmp_path: Path, tokenizer_file: Path) -> None:
+    log = {"level": "debug", "format": "json", "transcripts": True}
+    lines, told = await logged(tmp_path, tokenizer_file, log)
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        assert {"time", "level", "logger", "message"} <= record.keys()
+        assert datetime.fromisoformat(record["time"]).tzinfo is not None
+        assert record["level"] in ("debug", "info", "warning", "error", "critical")
+        assert all(isinstance(value, str) for value in record.values())
+    failures = 0
+    for events in told:
+        session, source = events[0]["session"], events[0]["source"]
+        mine = [record for record in records if record.get("session") == session]
+        assert {record["source"] for record in mine} == {source}
+        said = [record["message"] for record in mine]
+        assert said[0].startswith("begun: pcm_s16le")
+        assert said[-1].startswith("ended: ")
+        # What others said of this stream is under its session, and nothing else is.
+        texts = [event["text"] for event in events if event["type"] == "final"]
+        assert [message for message in said if message.startswith(f"{source}: ")] == [
+            f"{source}: {text}" for text in texts
+        ]
+        failed = [event["message"] for event in events if event.get("code") == "transcription_failed"]
+        failures += len(failed)
+        assert [message for message in said if message.startswith("utterance ")] == failed
+        assert sum(": late_start: " in message for message in said) == 1
+    assert failures, "some must fail, or nothing was tested"
+    names = {events[0]["source"] for events in told}
+    assert all("session" in record for record in records if record.get("source") in names)
+    strangers = [record["message"] for record in records if "session" not in record]
+    assert not any(name in message for name in names for message in strangers)
+    # Exceptions and what others print.
+    batches = [record for record in records if "a batch of" in record["message"]]
+    assert batches
+    assert all("RuntimeError: a kernel failed\nin two lines" in record["exception"] for record in batches)
+    assert any("a library\nwarns" in record["message"] and record["logger"] == "py.warnings" for record in records)
+    (uncaught,) = [record for record in records if record["level"] == "critical"]
+    assert "ZeroDivisionError" in uncaught["exception"]
+
+
+async def test_text_names_streams_too(tmp_path: Path, tokenizer_file: Path) -> None:
+    lines, told = await logged(tmp_path, tokenizer_file, {"transcripts": True})
+    for events in told:
+        subject = f"[{events[0]['source']} {events[0]['session']}] "
+        texts = [event["text"] for event in events if event["type"] == "final"]
+        said = [line.partition(subject)[2] for line in lines if subject in line]
+        assert [each for each in said if each.startswith("room")] == [
+            f"{events[0]['source']}: {text}" for text in texts
+        ]
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_the_journal_gets_a_priority_before_each_line(format: logs.Format) -> None:
+    handler = logs._Stderr(journal=True)
+    handler.use(format)
+    record = logging.makeLogRecord({"msg": "one\ntwo", "levelno": logging.WARNING, "levelname": "WARNING"})
+    try:
+        raise ValueError("three")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    lines = handler.format(record).splitlines()
+    assert all(line.startswith("<4>") for line in lines)
+    if format == "json":
+        (line,) = lines
+        assert json.loads(line.removeprefix("<4>"))["message"] == "one\ntwo"
+    else:
+        assert [line for line in lines if "one" in line or "two" in line or "ValueError: three" in line] != lines[:1]
+        assert len(lines) > 4
+
+
+def test_a_secret_is_struck_out_of_json_however_json_would_write_it() -> None:
+    try:
+        logs.hide(['se"cret\\ö'])
+        record = logging.makeLogRecord({"name": "x", "msg": 'a se"cret\\ö here', "levelname": "INFO"})
+        assert json.loads(logs._Json().format(record))["message"] == "a *** here"
+    finally:
+        logs.hide([])
+
+
+def test_a_block_speaks_of_what_it_says_and_no_longer() -> None:
+    def names() -> list[str]:
+        fields = json.loads(logs._Json().format(logging.makeLogRecord({"msg": "x", "levelname": "INFO"})))
+        return [fields[name] for name in ("source", "session") if name in fields]
+
+    def speaks() -> None:
+        assert names() == []
+        with logs.speaking_of(source="kitchen"):
+            assert names() == ["kitchen"]
+            logs.speak_of(session="1")
+            assert names() == ["kitchen", "1"]
+        assert names() == []
+
+    contextvars.Context().run(speaks)
+
+
+async def test_the_form_changes_with_a_reload(tmp_path: Path, tokenizer_file: Path) -> None:
+    handler = logs._Stderr(journal=False)
+    handler.use("text")
+    logging.getLogger().addHandler(handler)
+    try:
+        async with service(scripted(tokenizer_file)) as daemon:
+            section = {"server": {"port": 0}, "log": {"format": "json"}}
+            daemon.reload(lambda: Settings.model_validate(section))
+            await wait_until(lambda: isinstance(handler.formatter, logs._Json))
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -54,6 +54,9 @@ def test_from_voices_to_a_report(
     assert main(["train", *learning, "--teacher", "home-en"]) == 1
     assert "vocabularies of the student" in capsys.readouterr().err
     assert main(["export", *pair, "--trained", trained, "--out", student, "--name", "small"]) == 0
+    again = ["init", "--teacher", checkpoint, "--decoder-layers", "1", "--start", student, "--out", begun]
+    assert main(again) == 0
+    assert f"the decoder of {student}" in capsys.readouterr().out
 
     report = tmp_path / "report"  # of the shipped pair: this one babbles
     assert main(["evaluate", "--corpus", corpus, "--out", str(report), "--clips", "3", "--noise-seconds", "1"]) == 0

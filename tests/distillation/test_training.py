@@ -32,6 +32,7 @@ from distillation.model import (
     CONTEXTS,
     ModelError,
     Whisper,
+    continue_student,
     deepen,
     encode,
     encoding,
@@ -221,6 +222,18 @@ def test_a_student_of_all_layers_begins_as_its_teacher(tokenizer: Tokenizer) -> 
     torch.testing.assert_close(logits(student, tokens, states), logits(teacher, tokens, states))
     objective = StudentObjective(student, teacher, 0.0, 1.0, 2.0)
     assert objective.module is student
+
+
+def test_a_student_goes_on_after_its_teacher_did(tokenizer: Tokenizer) -> None:
+    earlier, teacher = make_student(_tiny(tokenizer), 2).eval(), _tiny(tokenizer).eval()
+    student = make_student(teacher, 2).eval()
+    continue_student(student, earlier)
+    sound, tokens = torch.randn(1, 80, 100), torch.tensor([own_layout(tokenizer).prompt])
+    assert torch.equal(encode(student, sound), encode(teacher, sound))
+    states = encode(teacher, sound)
+    assert torch.equal(logits(student, tokens, states), logits(earlier, tokens, states))
+    with pytest.raises(ModelError, match="decoder_layers 2, this one 3"):
+        continue_student(make_student(teacher, 3), earlier)
 
 
 def test_a_deeper_teacher_begins_as_it_was(tokenizer: Tokenizer) -> None:

@@ -217,6 +217,7 @@ def test_verify_by_hand(teacher: Speaker) -> None:
             torch.tensor([start]),
             torch.tensor([len(tokens)]),
             torch.tensor([begin]),
+            torch.tensor([max(begin, start + 1)]),
             len(tokens) - start,
         )
         verdict = verify(teacher.decoder, cache, partial(teacher.rules.text, stamped=None), window)

@@ -1,0 +1,120 @@
+"""Whether drafts and company change what is decided, in low precision: how often, and how near the tie was.
+
+In float32 a draft never changes a text. In bfloat16 a check of many tokens and a step of one may round otherwise, and
+where two tokens are all but equally likely the text then departs. Fast mode: the rate of finals that stay identical is
+measured, with the margin (of the scores of the two best tokens, natural log) at each departure. Deterministic mode
+gives every pass one shape: there the texts must be identical, or this ends with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from tqdm import tqdm
+
+from bench.table import circumstances, table
+from streaming.job import Job, Waveform
+from streaming.offline import utterances
+from streaming.whisper.decode import Window, verify
+from streaming.whisper.engine import Engine
+from streaming.whisper.hearing import rows_of
+from streaming.whisper.model import Cache
+
+RECORDING = Path(__file__).parent / "data" / "commands.flac"
+BATCH = 8
+
+Tokens = tuple[int, ...]
+
+
+def cut(waves: Sequence[Waveform], count: int) -> list[Waveform]:
+    """`count` pieces: the utterances, then again and again less of their ends, as partials hear them."""
+    pieces = [wave[: len(wave) - len(wave) * part // 8] for part in range(6) for wave in waves]
+    return [piece for piece in pieces if len(piece)][:count]
+
+
+def drafted(jobs: Sequence[Job], drafts: Sequence[Tokens]) -> list[Job]:
+    return [Job(job.audio, draft=draft) for job, draft in zip(jobs, drafts, strict=True)]
+
+
+def compare(engine: Engine, jobs: Sequence[Job], drafts: dict[str, list[Tokens]]) -> list[list[object]]:
+    """A row for each kind of draft, checked one at a time and in batches, against no draft and nobody beside."""
+    expected = [engine.run([job])[0].tokens for job in tqdm(jobs, desc="alone", leave=False)]
+    rows: list[list[object]] = []
+    for name, texts in drafts.items():
+        asked = drafted(jobs, texts)
+        for company in (1, BATCH):
+            found: list[Tokens] = []
+            for start in range(0, len(asked), company):
+                found += [result.tokens for result in engine.run(asked[start : start + company])]
+            different = [index for index, text in enumerate(expected) if found[index] != text]
+            margins = sorted(margin(engine, jobs[index], expected[index], found[index]) for index in different)
+            rows.append([
+                name, company, len(jobs), f"{1 - len(different) / len(jobs):.1%}",
+                ", ".join(f"{each:.3f}" for each in margins) or "none",
+            ])  # fmt: skip
+    return rows
+
+
+@torch.inference_mode()
+def margin(engine: Engine, job: Job, one: Tokens, other: Tokens) -> float:
+    """By how much the best token is likelier than the second where two texts depart."""
+    (model,) = engine.models
+    places = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    shared = next(places, min(len(one), len(other)))
+    (row,) = rows_of(model, [job], ["en"], [()])
+    tokens = torch.tensor([[*row.prompt, *one[:shared]]], device=engine.device)
+    length, start = torch.tensor([tokens.shape[1]], device=engine.device), torch.zeros(1, dtype=torch.long)
+    cache = Cache(model.decoder.remember(model.listen([job], model.context(job))))
+    cache.reserve(tokens.shape[1])
+    begin = torch.tensor([len(row.prompt)], device=engine.device)
+    window = Window(tokens, start.to(engine.device), length, begin, length, tokens.shape[1])
+    logits = verify(model.decoder, cache, partial(model.rules.text, stamped=None), window).logits[0, -1]
+    best = logits.topk(2).values.tolist()
+    return float(best[0] - best[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="whisperd bench exactness", description=__doc__)
+    parser.add_argument("--student", default="home-en")
+    parser.add_argument("--teacher", default="home-en")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--utterances", type=int, default=60)
+    parser.add_argument("--recording", type=Path, default=RECORDING)
+    options = parser.parse_args(arguments)
+    audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
+    jobs = [Job(wave) for wave in cut(list(utterances(audio)), options.utterances)]
+    student = Engine.load(options.student, None, options.device, dtype=options.dtype)
+    own = [result.tokens for result in student.run(jobs)]
+    drafts = {"student's own": own, "another utterance's": [*own[1:], *own[:1]]}
+    # The teacher as an engine of its own, so that each of its finals is a check of the draft that is given.
+    teacher = directory(options.teacher)
+    print(f"{circumstances()}\n\nFinals of {options.teacher}'s teacher in {options.dtype} on {student.device}, against "
+          "its own without a draft and alone.\n", flush=True)  # fmt: skip
+    lines, broken = [], False
+    for mode in ("fast", "deterministic"):
+        engine = Engine.load(teacher, None, options.device, dtype=options.dtype, mode=mode, batch=BATCH)
+        engine.warm()
+        found = compare(engine, jobs, drafts)
+        lines += [[mode, *row] for row in found]
+        broken = broken or (mode == "deterministic" and any(row[3] != "100.0%" for row in found))
+    print(table(["mode", "draft", "batch", "finals", "identical", "margins where they depart"], lines))
+    if broken:
+        print("\nDeterministic mode was not deterministic.")
+    return int(broken)
+
+
+def directory(name: str) -> str:
+    from streaming.whisper.checkpoint import open_checkpoint
+
+    return str(open_checkpoint(name, "teacher").directory)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,620 @@
+"""Deepgram's live transcription (`/v1/listen`): a query and websocket frames <-> events, without I/O.
+
+Owns what may stand in the query and what of it is refused, the JSON of both directions, and the marks on a result.
+Knows nothing of sockets, of streams, or of which languages there are. Where the two differ, ours is told so in their
+words:
+
+- an utterance's final is one result with `is_final`. It is `speech_final` too where a pause ended the utterance, and
+  not where that was only cut for its length
+- the last result that a Finalize brings out says `from_finalize`. Where nothing was left to say an empty one does, so
+  that a client which waits for it never waits in vain
+- `UtteranceEnd` goes by the audio's clock: so much audio came after the last word, and nobody spoke in it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from daemon.dialects.codec import (
+    Codec,
+    Dialect,
+    Frame,
+    Handshake,
+    Message,
+    Rejection,
+    Reply,
+    close_reason,
+    query_pairs,
+    shown_tokens,
+)
+from daemon.faults import Fault
+from streaming.events import (
+    Audio,
+    Encoding,
+    Endpointing,
+    Error,
+    Event,
+    Final,
+    Flush,
+    Flushed,
+    Partial,
+    Ready,
+    SpeechStarted,
+    SpeechStopped,
+    Start,
+    Stop,
+    Stopped,
+)
+
+PATH = "/v1/listen"
+SOURCE = "deepgram"
+"""The name of a stream whose query has none: `source=kitchen` is ours."""
+
+_MOST_PARAMETERS = 64
+_LONGEST = 256
+
+_ENCODINGS: dict[str, tuple[Encoding, int]] = {
+    "linear16": ("pcm_s16le", 2),
+    "linear32": ("pcm_f32le", 4),
+    "mulaw": ("mulaw", 1),
+    "alaw": ("alaw", 1),
+}
+"""Their word -> ours, and the bytes of a sample."""
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+"""Seconds. Each utterance is heard by itself here: pauses as short as those inside words would cut words in two."""
+
+_PAUSE = 0.3
+"""Seconds between two utterances that make a pause of it rather than a cut, where the client has named none."""
+
+_SHORTEST_UTTERANCE_END, _LONGEST_UTTERANCE_END = 0.1, 60.0
+_MOST_MILLISECONDS = 600_000
+
+_REFUSED = {
+    "alternatives": "there is one alternative of each text",
+    "callback": "results are sent on this connection alone",
+    "callback_method": "results are sent on this connection alone",
+    "detect_entities": "entities are not looked for",
+    "detect_language": "leave language out, and a model of several languages finds out",
+    "dictation": "spoken punctuation is not turned into signs",
+    "diarize": "speakers are not told apart",
+    "diarize_model": "speakers are not told apart",
+    "diarize_version": "speakers are not told apart",
+    "intents": "intents are not looked for",
+    "keyterm": "the models cannot be told which words to expect",
+    "keywords": "the models cannot be told which words to expect",
+    "language_hint": "ask for one language, or leave it out",
+    "multichannel": "channels are mixed into one: open a connection for each",
+    "paragraphs": "text is not arranged in paragraphs",
+    "profanity_filter": "nothing that was said is left out",
+    "redact": "nothing that was said is left out",
+    "replace": "text is not replaced",
+    "search": "audio is not searched",
+    "sentiment": "sentiment is not judged",
+    "summarize": "text is not summarized",
+    "topics": "topics are not looked for",
+    "translate": "text is not translated",
+    "utt_split": "endpointing says how long a pause ends an utterance",
+    "utterances": "each final is an utterance already",
+}
+"""What would change a result, and cannot be had -> why, or what to do instead."""
+
+_WITHOUT_EFFECT = {
+    "filler_words": "the model writes an um, or leaves it out, as it was trained to",
+    "measurements": "the model writes measures as it was trained to",
+    "numerals": "the model writes numbers as it was trained to",
+    "smart_format": "punctuation is written, and numbers and dates as the model was trained to",
+}
+"""How a text is written, which is right with or without them. Whoever asks is told in the last `Metadata`."""
+
+_ALREADY_SO = {"mip_opt_out", "no_delay", "tag", "token"}
+"""Nothing is trained on what is heard, and nothing held back; a tag is for their bills; the token was judged before."""
+
+_SIGNS = '.,!?;:…"“”„«»()[]¡¿。，、？！；：'  # noqa: RUF001 - the signs of other scripts are meant
+"""Punctuation, at a word's edge. Not the apostrophe, nor currencies: those belong to the word."""
+
+_STATUS = {"unauthorised": 401, "forbidden": 403, "bad_origin": 403}
+_ERR_CODES = {401: "INVALID_AUTH", 403: "INSUFFICIENT_PERMISSIONS", 400: "Bad Request"}
+_UNREADABLE = {"bad_json", "unknown_type", "unknown_field", "bad_field"}
+
+
+# --- the query -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a client asked for. Seconds.
+
+    start: its stream's. interim, vad_events: whether those messages are wanted. endpointing: whether results are marked
+    `speech_final`. pause: what it named to end an utterance. utterance_end: after how much silence `UtteranceEnd` is
+    due; None: never. written: the text as the model wrote it, rather than bare words in small letters. extra: goes back
+    with each result. warnings: what was asked for, and is not as it was asked for.
+    """
+
+    start: Start
+    model: str | None = None
+    interim: bool = False
+    vad_events: bool = False
+    endpointing: bool = True
+    pause: float | None = None
+    utterance_end: float | None = None
+    written: bool = False
+    extra: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[dict[str, str], ...] = ()
+
+
+def parse(query: str) -> Parameters:
+    """Raises:
+    Fault: `unknown_parameter`, `bad_parameter`, `unsupported`.
+    """
+    return _Query(query).parameters()
+
+
+class _Query:
+    """Each parameter is taken once; what is left over at the end is not known."""
+
+    def __init__(self, query: str) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in query_pairs(query, _MOST_PARAMETERS):
+            self._values.setdefault(name, []).append(value)
+        self._warnings: list[dict[str, str]] = []
+
+    def parameters(self) -> Parameters:
+        self._refuse()
+        without_effect = self._pass_over()
+        endpointing, pause = self._endpointing()
+        interim = self._switch("interim_results")
+        parameters = Parameters(
+            start=self._start(pause, partials=interim),
+            model=self._one("model"),
+            interim=interim,
+            vad_events=self._switch("vad_events"),
+            endpointing=endpointing,
+            pause=pause,
+            utterance_end=self._milliseconds("utterance_end_ms", _SHORTEST_UTTERANCE_END, _LONGEST_UTTERANCE_END),
+            written=self._switch("punctuate") or "smart_format" in without_effect,
+            extra=self._extra(),
+            warnings=tuple(self._warnings),
+        )
+        if self._values:
+            raise Fault("unknown_parameter", f"unknown parameter {_shown(next(iter(self._values)))}: leave it out")
+        return parameters
+
+    # --- what cannot be had ----------------------------------------------------------------------------------------
+
+    def _refuse(self) -> None:
+        for name in [name for name in self._values if name in _REFUSED]:
+            for value in self._values.pop(name):
+                if value.lower() not in ("", "false") and (name, value) != ("alternatives", "1"):
+                    raise Fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
+        if self._one("version") not in (None, "latest"):
+            raise Fault("unsupported", "version may be latest: there is one version of the model")
+
+    def _pass_over(self) -> list[str]:
+        """Of what changes no result, that for which somebody asked in vain."""
+        for name in _ALREADY_SO:
+            self._values.pop(name, None)
+        asked = [name for name in _WITHOUT_EFFECT if self._switch(name)]
+        for name in asked:
+            self._warn(name, _WITHOUT_EFFECT[name])
+        return asked
+
+    def _warn(self, parameter: str, message: str) -> None:
+        self._warnings.append({"parameter": parameter, "type": "unsupported_parameter", "message": message})
+
+    # --- values ----------------------------------------------------------------------------------------------------
+
+    def _one(self, name: str) -> str | None:
+        """None where it is not there, or empty."""
+        values = self._values.pop(name, [""])
+        if len(values) > 1:
+            raise Fault("bad_parameter", f"{name} may come once")
+        if len(values[0]) > _LONGEST or not values[0].isprintable():
+            raise Fault("bad_parameter", f"{name} must be a text of at most {_LONGEST} characters")
+        return values[0] or None
+
+    def _switch(self, name: str) -> bool:
+        value = (self._one(name) or "false").lower()
+        if value not in ("true", "false"):
+            raise Fault("bad_parameter", f"{name} must be true or false, got {_shown(value)}")
+        return value == "true"
+
+    def _number(self, name: str, low: int, high: int) -> int | None:
+        value = self._one(name)
+        if value is None:
+            return None
+        # Longer ones are out of any range, and would take long to read.
+        if not (value.isascii() and value.isdigit() and len(value) <= 9 and low <= int(value) <= high):
+            raise Fault("bad_parameter", f"{name} must be a number, {low}..{high}, got {_shown(value)}")
+        return int(value)
+
+    def _milliseconds(self, name: str, low: float, high: float) -> float | None:
+        """As the nearest seconds that can be had."""
+        wanted = self._number(name, 0, _MOST_MILLISECONDS)
+        if wanted is None:
+            return None
+        had = min(max(wanted / 1000, low), high)
+        if had != wanted / 1000:
+            self._warn(name, f"{wanted} was taken as {had * 1000:g}, the nearest that can be had")
+        return had
+
+    def _endpointing(self) -> tuple[bool, float | None]:
+        """Whether results are marked, and the pause that was named."""
+        if self._values.get("endpointing") in (["true"], ["false"]):
+            return self._switch("endpointing"), None
+        return True, self._milliseconds("endpointing", _SHORTEST_PAUSE, _LONGEST_PAUSE)
+
+    def _start(self, pause: float | None, *, partials: bool) -> Start:
+        name = self._one("encoding")
+        if name not in _ENCODINGS:
+            got = "without it a container is meant, and those are not read" if name is None else f"got {_shown(name)}"
+            raise Fault("unsupported", f"encoding must be one of {', '.join(_ENCODINGS)} ({got})")
+        rate = self._number("sample_rate", 8000, 192000)
+        if rate is None:
+            raise Fault("bad_parameter", f"sample_rate is needed with encoding={name}")
+        return Start(
+            source=self._one("source") or SOURCE,
+            encoding=_ENCODINGS[name][0],
+            sample_rate=rate,
+            channels=self._number("channels", 1, 8) or 1,
+            language=self._language(),
+            partials=partials,
+            words=True,
+            endpointing=Endpointing(hangover=pause),
+        )
+
+    def _language(self) -> str | None:
+        """The code of a tag: `en` of `en-US`. `multi`: the model finds out, as it does without one."""
+        tag = self._one("language")
+        return None if tag in (None, "multi") else tag.replace("_", "-").partition("-")[0].lower()
+
+    def _extra(self) -> dict[str, str]:
+        """`extra=key:value`, as often as it comes."""
+        pairs = [each.partition(":") for each in self._values.pop("extra", []) if each]
+        if any(not colon or max(len(key), len(value)) > _LONGEST for key, colon, value in pairs):
+            raise Fault("bad_parameter", f"extra must be key:value, each of at most {_LONGEST} characters")
+        return {key: value for key, _, value in pairs}
+
+
+# --- the conversation ------------------------------------------------------------------------------------------------
+
+
+class Deepgram(Codec):
+    """One client of `/v1/listen`.
+
+    now: when it came.
+
+    Raises:
+        Fault: see `parse`.
+    """
+
+    def __init__(self, handshake: Handshake, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
+        self._parameters = parse(handshake.query)
+        self._created = now()
+        self._request_id = str(uuid.uuid4())
+        self._audio = hashlib.sha256()
+        self._heard = 0  # bytes
+        self._models: dict[str, str] = {}  # "student", "teacher" -> their names
+        self._held: Final | None = None  # the newest that a Finalize may have brought out
+        self._finalizing = 0  # how many of those are not answered
+        self._silence = _Silence(self._parameters.utterance_end)
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def greet(self) -> Iterable[Message]:
+        return [self._parameters.start]
+
+    def decode(self, frame: Frame) -> Iterator[Message]:
+        """Raises:
+        Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`; none is fatal.
+        """
+        if isinstance(frame, str):
+            yield from self._obey(_command(frame))
+        elif frame:
+            self._audio.update(frame)
+            yield Audio(frame)
+            self._heard += len(frame)
+            for said in self._utterance_end():
+                yield Reply(said)
+        else:
+            yield Stop()  # as their clients of old said it
+
+    def _obey(self, command: str) -> Iterator[Message]:
+        match command:
+            case "Finalize":
+                self._finalizing += 1
+                yield Flush()
+            case "CloseStream":
+                yield Stop()
+            case "Configure":
+                yield Reply(self._configure_failure())
+
+    # --- what goes out ---------------------------------------------------------------------------------------------
+
+    def encode(self, event: Event) -> Iterator[Frame]:
+        match event:
+            case Ready(student=student, teacher=teacher):
+                self._models = {"student": student, "teacher": teacher or student}
+            case SpeechStarted(start=start):
+                self._silence.broken(event.utterance, start)
+                if self._parameters.vad_events:
+                    yield _json("SpeechStarted", channel=[0, 1], timestamp=round(start, 3))
+            case Partial() if self._parameters.interim:
+                yield self._interim(event)
+            case SpeechStopped(end=end):
+                self._silence.begun(event.utterance, end)
+            case Final():
+                yield from self._final(event)
+            case Flushed():
+                self._finalizing -= 1
+                yield self._result(self._held, from_finalize=True)
+                self._held = None
+            case Stopped(audio_seconds=seconds):
+                yield self._metadata(seconds)
+            case Error():
+                yield from self._failure(event)
+
+    def blame(self, fault: Fault) -> Iterable[Frame]:
+        return [_error(fault)]
+
+    def _final(self, final: Final) -> Iterator[Frame]:
+        held, self._held = self._held, final if self._finalizing else None
+        yield from [self._result(each) for each in (held, None if self._held else final) if each is not None]
+        self._silence.last_word(final.utterance, final.words[-1].end if final.words else final.end)
+        yield from self._utterance_end()
+
+    def _failure(self, error: Error) -> Iterator[Frame]:
+        if error.fatal and self._held is not None:
+            yield self._result(self._held)
+            self._held = None
+        yield _error(error)
+
+    def _utterance_end(self) -> Iterator[Frame]:
+        end = self._silence.due(self._seconds)
+        if end is not None and self._held is None:
+            self._silence.told()
+            yield _json("UtteranceEnd", channel=[0, 1], last_word_end=round(end, 3))
+
+    @property
+    def _seconds(self) -> float:
+        """Of audio that came."""
+        start = self._parameters.start
+        width = next(width for encoding, width in _ENCODINGS.values() if encoding == start.encoding)
+        return self._heard / (width * start.channels * start.sample_rate)
+
+    # --- messages --------------------------------------------------------------------------------------------------
+
+    def _interim(self, partial: Partial) -> str:
+        """Words have no times yet, nor has the text a confidence."""
+        alternative = {"transcript": self._text(partial.stable + partial.tail), "confidence": 0.0, "words": []}
+        return self._results(partial.start, partial.end, alternative, "student", is_final=False)
+
+    def _result(self, final: Final | None, *, from_finalize: bool = False) -> str:
+        """None: nothing was left to say."""
+        if final is None:
+            nothing = {"transcript": "", "confidence": 0.0, "words": []}
+            at = self._seconds
+            return self._results(at, at, nothing, "student", speech_final=False, from_finalize=from_finalize)
+        words = [
+            {
+                "word": _bare(word.text) or word.text,
+                "start": round(word.start, 3),
+                "end": round(word.end, 3),
+                "confidence": word.confidence,
+                **({"punctuated_word": word.text} if self._parameters.written else {}),
+            }
+            for word in final.words or ()
+        ]
+        alternative = {"transcript": self._text(final.text), "confidence": final.confidence, "words": words}
+        cut = self._silence.before_next(final) < (self._parameters.pause or _PAUSE)
+        return self._results(
+            final.start,
+            final.end,
+            alternative,
+            final.model,
+            speech_final=self._parameters.endpointing and not cut,
+            from_finalize=from_finalize,
+        )
+
+    def _results(
+        self,
+        start: float,
+        end: float,
+        alternative: dict[str, Any],
+        model: str,
+        *,
+        is_final: bool = True,
+        speech_final: bool = False,
+        from_finalize: bool = False,
+    ) -> str:
+        return _json(
+            "Results",
+            channel_index=[0, 1],
+            start=round(start, 3),
+            duration=round(end - start, 3),
+            is_final=is_final,
+            speech_final=speech_final,
+            from_finalize=from_finalize,
+            channel={"alternatives": [alternative]},
+            metadata={
+                "request_id": self._request_id,
+                "model_uuid": self._model_uuid(model),
+                "model_info": self._model_info(model),
+                **({"extra": self._parameters.extra} if self._parameters.extra else {}),
+            },
+        )
+
+    def _metadata(self, seconds: float) -> str:
+        return _json(
+            "Metadata",
+            transaction_key="deprecated",
+            request_id=self._request_id,
+            sha256=self._audio.hexdigest(),
+            created=self._created.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            duration=round(seconds, 3),
+            channels=self._parameters.start.channels,
+            models=[self._model_uuid("student")],
+            model_info={self._model_uuid("student"): self._model_info("student")},
+            **({"extra": self._parameters.extra} if self._parameters.extra else {}),
+            warnings=[*self._parameters.warnings, *self._about_the_model()],
+        )
+
+    def _about_the_model(self) -> Iterator[dict[str, str]]:
+        wanted, had = self._parameters.model, self._models.get("student", "")
+        if wanted not in (None, had):
+            yield {"parameter": "model", "type": "unsupported_model", "message": f"the model here is {had}"}
+
+    def _model_info(self, model: str) -> dict[str, str]:
+        return {"name": self._models.get(model, ""), "version": "latest", "arch": "whisper"}
+
+    def _model_uuid(self, model: str) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, self._models.get(model, "")))
+
+    def _configure_failure(self) -> str:
+        return _json(
+            "ConfigureFailure",
+            request_id=self._request_id,
+            code="CONFIGURE_KEYTERMS_NOT_SUPPORTED",
+            description="nothing of a stream can change while it is on: open another connection",
+        )
+
+    def _text(self, text: str) -> str:
+        text = text.strip()
+        return text if self._parameters.written else " ".join(filter(None, map(_bare, text.split())))
+
+
+class _Silence:
+    """What is known of who spoke when, for `UtteranceEnd` and `speech_final`. Seconds of the stream.
+
+    An utterance in which nothing was said has no final, so none is waited for.
+    """
+
+    def __init__(self, wanted: float | None) -> None:
+        self._wanted = wanted
+        self._last_word: float | None = None  # of the newest final, until it was told
+        # Utterances after that of the newest final, [number, start, end or None]: no more than can be waiting at once.
+        self._after: deque[tuple[int, float, float | None]] = deque(maxlen=64)
+
+    def broken(self, utterance: int, at: float) -> None:
+        self._after.append((utterance, at, None))
+
+    def begun(self, utterance: int, at: float) -> None:
+        if self._after and self._after[-1][0] == utterance:
+            self._after[-1] = (utterance, self._after[-1][1], at)
+
+    def last_word(self, utterance: int, end: float) -> None:
+        self._last_word = end
+        while self._after and self._after[0][0] <= utterance:
+            self._after.popleft()
+
+    def before_next(self, final: Final) -> float:
+        """Silence between this utterance and the next, if that is known."""
+        starts = (start for number, start, _ in self._after if number > final.utterance)
+        return next(starts, float("inf")) - final.end
+
+    def due(self, now: float) -> float | None:
+        """The end of the last word, once it is as long ago as was wanted, and nobody has spoken since."""
+        if self._wanted is None or self._last_word is None:
+            return None
+        since: float = self._last_word
+        for _, start, end in self._after:
+            if start - since >= self._wanted:
+                return self._last_word
+            if end is None:
+                return None
+            since = max(since, end)
+        return self._last_word if now - since >= self._wanted else None
+
+    def told(self) -> None:
+        self._last_word = None
+
+
+def _command(frame: str) -> str:
+    """Raises:
+    Fault: see `Deepgram.decode`.
+    """
+    try:
+        body = json.loads(frame)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise Fault("bad_json", f'a text frame must be a JSON object such as {{"type":"Finalize"}}: {reason}') from None
+    kind = body.get("type") if isinstance(body, dict) else None
+    if kind not in ("KeepAlive", "Finalize", "CloseStream", "Configure"):
+        raise Fault(
+            "unknown_type", "a text frame is of type KeepAlive, Finalize or CloseStream; audio goes in binary frames"
+        )
+    if kind == "Configure":
+        return "Configure"
+    if kind == "Finalize" and body.pop("channel", 0) not in (0, None):
+        raise Fault("bad_field", "channel may be 0: channels are mixed into one")
+    if unknown := [name for name in body if name != "type"]:
+        raise Fault("unknown_field", f"unknown field {_shown(unknown[0])} in {kind}: it takes none")
+    return str(kind)
+
+
+def _bare(word: str) -> str:
+    return word.strip().strip(_SIGNS).lower()
+
+
+def _json(kind: str, **values: Any) -> str:
+    return json.dumps({"type": kind, **values}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _error(what: Fault | Error) -> str:
+    variant = "SchemaError" if what.code in _UNREADABLE else what.code
+    return _json("Error", variant=variant, code=what.code, description=what.message)
+
+
+def _shown(value: str) -> str:
+    """What a client sent must not fill its own error or our log."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- before the conversation -----------------------------------------------------------------------------------------
+
+
+def _tokens(handshake: Handshake) -> list[str]:
+    """In the header, as `Token K` or `Bearer K`; or, from a browser, as the subprotocols `token`, `K`.
+
+    Raises:
+        Fault: `bad_parameter`.
+    """
+    offered = handshake.subprotocols
+    hidden = offered[1:2] if offered and offered[0].lower() in ("token", "bearer") else ()
+    return [*shown_tokens(handshake, "token", "bearer"), *hidden]
+
+
+def _refuse(fault: Fault) -> list[Frame]:
+    return [_error(fault)]
+
+
+def _reject(fault: Fault) -> Rejection:
+    status = _STATUS.get(fault.code, 400)
+    request_id = str(uuid.uuid4())
+    body = {"err_code": _ERR_CODES[status], "err_msg": fault.message, "request_id": request_id}
+    headers = {
+        "Content-Type": "application/json",
+        "dg-request-id": request_id,
+        "dg-error": fault.message.encode("ascii", "backslashreplace").decode(),
+    }
+    return Rejection(status, json.dumps(body).encode(), headers)
+
+
+DIALECT = Dialect(
+    "deepgram",
+    Deepgram,
+    _tokens,
+    _refuse,
+    close_reason=close_reason,
+    paths=frozenset({PATH}),
+    subprotocols=("token", "bearer"),
+    reject=_reject,
+)

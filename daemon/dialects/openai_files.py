@@ -1,0 +1,266 @@
+"""OpenAI's transcription of files (`POST /v1/audio/transcriptions`): its form and its answers, without I/O.
+
+Owns the fields of the form, what of them cannot be given here, and the five formats of the answer. Knows nothing of
+HTTP, of files, or of how audio becomes finals. Nothing that cannot be given is ignored: it is a fault that names its
+field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.dialects.openai_session import Refused
+from daemon.faults import Fault
+from streaming.events import Final, Word
+
+PATH = "/v1/audio/transcriptions"
+
+FORMATS = {
+    "json": "application/json; charset=utf-8",
+    "verbose_json": "application/json; charset=utf-8",
+    "text": "text/plain; charset=utf-8",
+    "srt": "application/x-subrip; charset=utf-8",
+    "vtt": "text/vtt; charset=utf-8",
+}
+
+_KNOWN = frozenset(
+    {
+        "model", "language", "prompt", "temperature", "response_format", "timestamp_granularities[]", "stream",
+        "include[]", "chunking_strategy",
+    }
+)  # fmt: skip
+
+_STATUS = {
+    "unauthorised": 401,
+    "forbidden": 403,
+    "bad_origin": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "message_too_big": 413,
+    "too_many_connections": 429,
+    "internal": 500,
+    "transcription_failed": 500,
+    "full": 503,
+    "busy": 503,
+    "shutting_down": 503,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the form asks for."""
+
+    language: str | None
+    response_format: str
+    words: bool
+    segments: bool
+    stream: bool
+    log_probs: bool
+
+    @property
+    def word_times(self) -> bool:
+        """Whether finals need their words."""
+        return self.words or self.log_probs
+
+
+def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
+    """The form without its file.
+
+    Raises:
+        Refused.
+    """
+    once = _once(fields)
+    response_format = once.get("response_format") or "json"
+    if response_format not in FORMATS:
+        raise _bad("response_format", f"must be one of {', '.join(FORMATS)}, got {_shown(response_format)}")
+    stream = _flag("stream", once.get("stream", "false"))
+    if stream and response_format not in ("json", "text"):
+        raise _bad("response_format", "a stream carries events: ask for json, or leave it out")
+    _check_not_asked(once)
+    given = [value for name, value in fields if name == "timestamp_granularities[]"]
+    if unknown := set(given) - {"word", "segment"}:
+        raise _bad("timestamp_granularities", f"must be word or segment, got {_shown(min(unknown))}")
+    if given and response_format != "verbose_json":
+        raise _bad("timestamp_granularities", "these need response_format=verbose_json")
+    include = [value for name, value in fields if name == "include[]"]
+    if set(include) - {"logprobs"} or (include and response_format != "json"):
+        raise _bad("include", "only logprobs can be included, and only in json")
+    language = once.get("language")
+    return Wanted(
+        language=language.partition("-")[0].lower() if language else None,
+        response_format=response_format,
+        words="word" in given,
+        segments="segment" in given or not given,
+        stream=stream,
+        log_probs=bool(include),
+    )
+
+
+def _once(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
+    once: dict[str, str] = {}
+    for name, value in fields:
+        if name not in _KNOWN:
+            raise _cannot(name[:60], "it cannot be asked for here: leave it out")
+        if name in once and not name.endswith("[]"):
+            raise _bad(name, "may come once")
+        once[name] = value
+    return once
+
+
+def _check_not_asked(once: dict[str, str]) -> None:
+    if once.get("prompt"):
+        raise _cannot("prompt", "the models here take no prompt: leave it out")
+    temperature = once.get("temperature") or "0"
+    try:
+        warm = float(temperature) != 0
+    except ValueError:
+        raise _bad("temperature", f"must be a number, got {_shown(temperature)}") from None
+    if warm:
+        raise _cannot("temperature", "decoding is greedy here: leave it out, or 0")
+    if once.get("chunking_strategy", "auto") != "auto":
+        raise _cannot("chunking_strategy", "audio is cut as the service's settings say: leave it out, or auto")
+
+
+def _flag(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise _bad(name, f"must be true or false, got {_shown(value)}")
+    return value.lower() == "true"
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def text_of(finals: Sequence[Final]) -> str:
+    return " ".join(final.text.strip() for final in finals if final.text.strip())
+
+
+def answer(finals: Sequence[Final], seconds: float, asked: Wanted) -> str:
+    """The body. seconds: how long the audio was."""
+    match asked.response_format:
+        case "text":
+            return text_of(finals) + "\n"
+        case "srt":
+            return "".join(
+                f"{number}\n{_clock(final.start, ',')} --> {_clock(final.end, ',')}\n{final.text.strip()}\n\n"
+                for number, final in enumerate(finals, 1)
+            )
+        case "vtt":
+            cues = (f"{_clock(each.start)} --> {_clock(each.end)}\n{each.text.strip()}\n\n" for each in finals)
+            return "WEBVTT\n\n" + "".join(cues)
+        case "verbose_json":
+            return _json(_verbose(finals, seconds, asked))
+    return _json({"text": text_of(finals), **_log_probs(finals, asked), "usage": _usage(seconds)})
+
+
+def delta(final: Final, *, first: bool) -> str:
+    """One utterance of a stream."""
+    return _sse({"type": "transcript.text.delta", "delta": final.text.strip() if first else f" {final.text.strip()}"})
+
+
+def done(finals: Sequence[Final], seconds: float, asked: Wanted) -> str:
+    body = {"type": "transcript.text.done", "text": text_of(finals), **_log_probs(finals, asked)}
+    return _sse({**body, "usage": _usage(seconds)})
+
+
+def stream_error(fault: Fault) -> str:
+    return _sse(error_body(fault))
+
+
+def error(fault: Fault) -> tuple[int, str]:
+    """The status, and the body."""
+    return _STATUS.get(fault.code, 400), _json(error_body(fault))
+
+
+def error_body(fault: Fault) -> dict[str, Any]:
+    kind = "server_error" if _STATUS.get(fault.code, 400) >= 500 else "invalid_request_error"
+    param = getattr(fault, "param", None)
+    return {"error": {"message": fault.message, "type": kind, "param": param, "code": fault.code}}
+
+
+def models(names: Sequence[str], created: int) -> bytes:
+    """`GET /v1/models`. created: seconds since 1970."""
+    listed = [{"id": name, "object": "model", "created": created, "owned_by": "whisperd"} for name in names]
+    return _json({"object": "list", "data": listed}).encode()
+
+
+def _verbose(finals: Sequence[Final], seconds: float, asked: Wanted) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "task": "transcribe",
+        "language": next((final.language for final in finals if final.language), asked.language),
+        "duration": round(seconds, 3),
+        "text": text_of(finals),
+        "usage": _usage(seconds),
+    }
+    if asked.segments:
+        body["segments"] = [_segment(number, final) for number, final in enumerate(finals)]
+    if asked.words:
+        words = (word for final in finals for word in final.words or ())
+        body["words"] = [{"word": word.text, "start": word.start, "end": word.end} for word in words]
+    return body
+
+
+def _segment(number: int, final: Final) -> dict[str, Any]:
+    """An utterance. What is not known of it is null: tokens are no part of a final, nor what the silence said."""
+    text = final.text.encode()
+    return {
+        "id": number,
+        "seek": round(100 * final.start),
+        "start": round(final.start, 3),
+        "end": round(final.end, 3),
+        "text": final.text.strip(),
+        "tokens": None,
+        "temperature": 0.0,
+        "avg_logprob": _log(final.confidence),
+        "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
+        "no_speech_prob": None,
+    }
+
+
+def _log_probs(finals: Sequence[Final], asked: Wanted) -> dict[str, Any]:
+    words = (word for final in finals for word in final.words or ())
+    return {"logprobs": [_log_prob(word) for word in words]} if asked.log_probs else {}
+
+
+def _log_prob(word: Word) -> dict[str, Any]:
+    """A word in place of a token, as in the realtime protocol."""
+    return {"token": word.text, "bytes": list(word.text.encode()), "logprob": _log(word.confidence)}
+
+
+def _log(confidence: float) -> float:
+    return round(math.log(max(confidence, 1e-6)), 4)
+
+
+def _usage(seconds: float) -> dict[str, Any]:
+    return {"type": "duration", "seconds": math.ceil(seconds)}
+
+
+def _clock(seconds: float, point: str = ".") -> str:
+    whole, milliseconds = divmod(round(1000 * seconds), 1000)
+    minutes, second = divmod(whole, 60)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{second:02}{point}{milliseconds:03}"
+
+
+def _sse(body: dict[str, Any]) -> str:
+    return f"data: {_json(body)}\n\n"
+
+
+def _json(body: dict[str, Any]) -> str:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+def _bad(param: str, message: str) -> Refused:
+    return Refused("invalid_value", f"{param}: {message}", param)
+
+
+def _cannot(param: str, message: str) -> Refused:
+    return Refused("unsupported_parameter", f"{param}: {message}", param)
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,437 @@
+"""OpenAI's realtime protocol for transcription (`/v1/realtime`): websocket frames <-> events, without I/O.
+
+Owns the events of both sides, in the present shape and the earlier ("beta") one, and which utterance is which item.
+What a session may ask for is read in `openai_session`. Knows nothing of sockets, of streams, or of the models.
+
+An item is what was said in one turn. With turn detection a turn is an utterance of the stream; without it is all that
+was said up to the client's commit, however many utterances that was. Text that has been sent cannot be taken back in
+this protocol, so deltas carry what is stable, while somebody still speaks; `completed` is right where they were not.
+
+A change of the session after audio came begins another stream, behind the last final of the one before.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import uuid
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply, query_pairs, shown_tokens
+from daemon.dialects.openai_session import Refused, SessionConfig, updated, updated_beta
+from daemon.faults import Fault
+from streaming.events import (
+    Audio,
+    Discard,
+    Error,
+    Event,
+    Final,
+    Flush,
+    Flushed,
+    Partial,
+    SpeechStarted,
+    SpeechStopped,
+    Stopped,
+    Word,
+)
+
+PATHS = frozenset({"/v1/realtime"})
+SOURCE = "openai"
+"""The source of a stream whose client names none with `?source=`."""
+
+_LARGEST = 1024 * 1024
+"""Bytes of a frame: clients send up to a quarter of a minute at once, and base64 makes a third more of it."""
+
+_LEAST_COMMIT = 0.1
+"""Seconds of audio, as in the hosted service."""
+
+_EDGE = 0.1
+"""Seconds before a commit in which an utterance that begins belongs to what follows: the resampler still held it."""
+
+_KEY_PREFIX = "openai-insecure-api-key."
+_BETA_PROTOCOL = "openai-beta.realtime-v1"
+
+_TRANSCRIPTION = "conversation.item.input_audio_transcription"
+
+_NO_CONVERSATION = frozenset(
+    {
+        "response.create", "response.cancel", "conversation.item.create", "conversation.item.delete",
+        "conversation.item.retrieve", "conversation.item.truncate", "output_audio_buffer.clear",
+    }
+)  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """end: seconds since the session began, where its client committed it. said: the finals of its utterances.
+
+    forgotten: the client cleared the buffer: nothing is told of it.
+    """
+
+    id: str
+    begun: float = 0.0
+    end: float = math.inf
+    said: list[str] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+    streamed: str = ""
+    forgotten: bool = False
+
+    def joined(self, more: str = "") -> str:
+        return " ".join(part for part in (*self.said, more.strip()) if part)
+
+    def delta(self, text: str) -> str:
+        """What `text` adds to what was streamed; nothing where it is not a continuation."""
+        if len(text) <= len(self.streamed) or not text.startswith(self.streamed):
+            return ""
+        more, self.streamed = text[len(self.streamed) :], text
+        return more
+
+
+class Realtime(Codec):
+    """One client.
+
+    Raises:
+        Fault: `bad_parameter`, `unsupported_parameter`.
+    """
+
+    def __init__(self, handshake: Handshake) -> None:
+        query = dict(query_pairs(handshake.query, 64))
+        if (intent := query.get("intent", "transcription")) != "transcription":
+            raise Fault("unsupported_parameter", f"the intent can only be transcription here, not {intent[:60]!a}")
+        headers = ",".join(handshake.headers.get("openai-beta", ()))
+        self._beta = "realtime=v1" in headers or _BETA_PROTOCOL in handshake.subprotocols
+        self._source = query.get("source", SOURCE)
+        self._id = _new_id("sess")
+        self._config = SessionConfig()
+        self._live: SessionConfig | None = None  # that of the stream which is open
+        self._offset = 0.0  # seconds of audio in the streams before it
+        self._heard = 0  # bytes of audio in it
+        self._committed_at = 0.0  # seconds since the session began
+        self._flushes: deque[float] = deque()  # likewise: when each was asked for that is not answered
+        self._items: deque[_Item] = deque()  # those that are not completed, the next first
+        self._of: dict[int, _Item] = {}  # with turn detection: by their utterances
+        self._last_id: str | None = None  # of the item that was committed last
+        self._fresh = False  # with turn detection: a turn was committed since the client last asked for one
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def greet(self) -> Iterable[Message]:
+        created = "transcription_session.created" if self._beta else "session.created"
+        yield Reply(_event(created, session=self._session()))
+
+    def decode(self, frame: Frame) -> Iterable[Message]:
+        body = _object(frame)
+        event_id = body.get("event_id")
+        try:
+            yield from self._messages(body)
+        except Refused as refused:
+            refused.event_id = event_id if isinstance(event_id, str) else None
+            raise
+
+    def _messages(self, body: dict[str, Any]) -> Iterable[Message]:
+        match body.get("type"):
+            case "input_audio_buffer.append":
+                yield from self._append(body)
+            case "input_audio_buffer.commit":
+                yield from self._commit()
+            case "input_audio_buffer.clear":
+                yield from self._clear()
+            case "session.update":
+                read = updated_beta if self._beta else updated
+                self._config = read(self._config, body.get("session"))
+                yield Reply(_event("session.updated", session=self._session()))
+            case "transcription_session.update":
+                self._beta = True
+                self._config = updated_beta(self._config, body.get("session"))
+                yield Reply(_event("transcription_session.updated", session=self._session()))
+            case kind if isinstance(kind, str) and kind in _NO_CONVERSATION:
+                raise Refused(
+                    "unsupported_event", f"{kind}: this service transcribes, and holds no conversation", "type"
+                )
+            case kind:
+                raise Refused("invalid_value", f"unknown event type {_shown(kind)}", "type")
+
+    def _append(self, body: dict[str, Any]) -> Iterable[Message]:
+        audio = _audio(body.get("audio"))
+        if not audio:
+            return
+        if self._live != self._config:
+            yield self._config.start(self._source)
+            # Not before: the stream before it ends while this start is taken in, and its events are still its own.
+            self._live = self._config
+            self._heard = 0
+        self._heard += len(audio)
+        yield Audio(audio)
+
+    def _commit(self) -> Iterable[Message]:
+        now = self._now()
+        if now - self._committed_at < _LEAST_COMMIT:
+            raise Refused(
+                "input_audio_buffer_commit_empty",
+                f"the buffer holds {1000 * (now - self._committed_at):.0f} ms of audio: "
+                f"a commit needs {1000 * _LEAST_COMMIT:.0f} ms",
+            )
+        self._committed_at = now
+        if self._live is not None and self._live.turns is None:
+            item = self._buffer()
+            item.end = now
+            for frame in self._tell_committed(item):
+                yield Reply(frame)
+        else:
+            self._fresh = False
+        if self._live is not None:
+            self._flushes.append(now)
+            yield Flush("commit")
+
+    def _clear(self) -> Iterable[Message]:
+        if self._live is not None:
+            if self._live.turns is None:
+                item = self._buffer()
+                item.forgotten, item.end = True, self._now()
+            self._committed_at = self._now()
+            self._flushes.append(self._committed_at)
+            yield Discard("clear")
+        yield Reply(_event("input_audio_buffer.cleared"))
+
+    def _now(self) -> float:
+        """Seconds of audio since the session began."""
+        return self._offset + (self._heard / self._live.bytes_per_second if self._live is not None else 0.0)
+
+    # --- what goes out ---------------------------------------------------------------------------------------------
+
+    def encode(self, event: Event) -> Iterable[Frame]:
+        if isinstance(event, Error):
+            return self._tell_error(event)
+        if isinstance(event, Stopped):
+            return self._end_stream(event)
+        if self._live is not None and self._live.turns is None:
+            return self._tell_manual(event)
+        return self._tell_turn(event)
+
+    def blame(self, fault: Fault) -> Iterable[Frame]:
+        return [error(fault)]
+
+    # with turn detection
+
+    def _tell_turn(self, event: Event) -> Iterable[Frame]:
+        match event:
+            case SpeechStarted(utterance=utterance, start=start):
+                item = self._of[utterance] = _Item(_new_id("item"), begun=self._offset + start)
+                self._items.append(item)
+                yield _event("input_audio_buffer.speech_started", audio_start_ms=_ms(item.begun), item_id=item.id)
+            case Partial(utterance=utterance, stable=stable) if utterance in self._of:
+                yield from self._tell_delta(self._of[utterance], stable.strip())
+            case SpeechStopped(utterance=utterance, end=end) if utterance in self._of:
+                item = self._of[utterance]
+                item.end = self._offset + end
+                self._fresh = True
+                yield _event("input_audio_buffer.speech_stopped", audio_end_ms=_ms(item.end), item_id=item.id)
+                yield from self._tell_committed(item)
+            case Final(utterance=utterance) if utterance in self._of:
+                item = self._of[utterance]
+                yield from self._complete(each for each in self._items if each.begun < item.begun)
+                yield from self._take_final(item, event)
+                yield from self._tell_completed(item)
+            case Flushed(id):
+                asked = self._flushes.popleft()
+                yield from self._complete(each for each in self._items if each.end <= asked)
+                if id == "commit" and not self._fresh:
+                    yield error(Refused("input_audio_buffer_commit_empty", "nothing was said since the last turn"))
+
+    def _complete(self, items: Iterable[_Item]) -> Iterable[Frame]:
+        """These had no final when theirs was due, for finals come in order: they were silence, or were cleared."""
+        for item in list(items):
+            yield from self._tell_completed(item)
+
+    # without
+
+    def _buffer(self) -> _Item:
+        """The item that is not committed."""
+        if not self._items or not math.isinf(self._items[-1].end):
+            self._items.append(_Item(_new_id("item"), begun=self._committed_at))
+        return self._items[-1]
+
+    def _tell_manual(self, event: Event) -> Iterable[Frame]:
+        match event:
+            case SpeechStarted(utterance=utterance, start=start):
+                self._of[utterance] = self._item_at(self._offset + start)
+            case Partial(utterance=utterance, stable=stable) if utterance in self._of:
+                item = self._of[utterance]
+                yield from self._tell_delta(item, item.joined(stable))
+            case Final(utterance=utterance):
+                self._of.pop(utterance, None)
+                # In order, and a commit's mark comes behind the last of its own.
+                yield from self._take_final(self._items[0] if self._items else self._buffer(), event)
+            case Flushed():
+                self._flushes.popleft()
+                yield from self._tell_completed(self._items[0])
+
+    def _item_at(self, time: float) -> _Item:
+        return next((each for each in self._items if time < each.end - _EDGE), None) or self._buffer()
+
+    # both
+
+    def _take_final(self, item: _Item, final: Final) -> Iterable[Frame]:
+        yield from self._tell_delta(item, item.joined(final.text))
+        if final.text.strip():
+            item.said.append(final.text.strip())
+        item.words += final.words or ()
+
+    def _tell_delta(self, item: _Item, text: str) -> Iterable[Frame]:
+        if not item.forgotten and (more := item.delta(text)):
+            yield _event(f"{_TRANSCRIPTION}.delta", item_id=item.id, content_index=0, delta=more)
+
+    def _tell_committed(self, item: _Item) -> list[Frame]:
+        before, self._last_id = self._last_id, item.id
+        shown = {
+            "id": item.id,
+            "object": "realtime.item",
+            "type": "message",
+            "status": "completed",
+            "role": "user",
+            "content": [{"type": "input_audio", "transcript": None}],
+        }
+        kinds = ["conversation.item.created"]
+        if not self._beta:
+            kinds = ["conversation.item.added", *kinds, "conversation.item.done"]
+        committed = _event("input_audio_buffer.committed", item_id=item.id, previous_item_id=before)
+        return [committed, *(_event(kind, item=shown, previous_item_id=before) for kind in kinds)]
+
+    def _tell_completed(self, item: _Item) -> Iterable[Frame]:
+        self._let_go(item)
+        if item.forgotten:
+            return
+        config = self._live or self._config
+        log_probs = {"logprobs": [_log_prob(word) for word in item.words]} if config.log_probs else {}
+        yield _event(
+            f"{_TRANSCRIPTION}.completed",
+            item_id=item.id,
+            content_index=0,
+            transcript=item.joined(),
+            usage={"type": "duration", "seconds": round(item.end - item.begun, 3)},
+            **log_probs,
+        )
+
+    def _let_go(self, item: _Item) -> None:
+        self._items.remove(item)
+        for utterance in [number for number, each in self._of.items() if each is item]:
+            del self._of[utterance]
+
+    def _tell_error(self, event: Error) -> Iterable[Frame]:
+        if event.code == "transcription_failed" and self._items:
+            item = self._items[0]
+            item.forgotten = True
+            if self._live is None or self._live.turns is not None:
+                self._let_go(item)
+            told = {"type": "server_error", "code": event.code, "message": event.message, "param": None}
+            yield _event(f"{_TRANSCRIPTION}.failed", item_id=item.id, content_index=0, error=told)
+            return
+        yield error(Fault(event.code, event.message))
+
+    def _end_stream(self, event: Stopped) -> Iterable[Frame]:
+        live = self._live or self._config
+        if live.turns is not None:
+            yield from self._complete(self._items)
+        elif self._config.turns is not None and self._items:
+            # From now on nobody commits: what waits for it is a turn of its own.
+            item = self._items[0]
+            item.end = self._now()
+            yield from () if item.forgotten else self._tell_committed(item)
+            yield from self._tell_completed(item)
+        self._offset += event.audio_seconds
+        self._live, self._heard = None, 0
+        self._of.clear()
+
+    def _session(self) -> dict[str, Any]:
+        return {"id": self._id, **(self._config.as_beta() if self._beta else self._config.as_ga())}
+
+
+# --- the wire --------------------------------------------------------------------------------------------------------
+
+
+def error(fault: Fault) -> str:
+    ours = fault.code in ("internal", "busy", "full", "shutting_down", "transcription_failed")
+    return _event(
+        "error",
+        error={
+            "type": "server_error" if ours else "invalid_request_error",
+            "code": fault.code,
+            "message": fault.message,
+            "param": getattr(fault, "param", None),
+            "event_id": getattr(fault, "event_id", None),
+        },
+    )
+
+
+def tokens(handshake: Handshake) -> list[str]:
+    """Raises:
+    Fault: `bad_parameter`.
+    """
+    shown = shown_tokens(handshake, "bearer")
+    shown += [value for name, value in query_pairs(handshake.query, 256) if name == "api-key"]
+    shown += handshake.headers.get("api-key", ())
+    return shown + [each.removeprefix(_KEY_PREFIX) for each in handshake.subprotocols if each.startswith(_KEY_PREFIX)]
+
+
+def _object(frame: Frame) -> dict[str, Any]:
+    if isinstance(frame, bytes):
+        raise Refused("invalid_frame", "events are text frames; audio goes as base64 in input_audio_buffer.append")
+    try:
+        body = json.loads(frame)
+    except (ValueError, RecursionError) as wrong:
+        reason = str(wrong) if isinstance(wrong, ValueError) else "nested too deeply"
+        raise Refused("invalid_json", f"an event must be one JSON object: {reason}") from None
+    if not isinstance(body, dict):
+        raise Refused("invalid_json", f"an event must be one JSON object, got {_shown(body)}")
+    return body
+
+
+def _audio(value: object) -> bytes:
+    try:
+        if isinstance(value, str):
+            return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    raise Refused("invalid_value", f"audio must be base64, got {_shown(value)}", "audio")
+
+
+def _event(kind: str, **fields: Any) -> str:
+    return json.dumps({"type": kind, "event_id": _new_id("event"), **fields}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _log_prob(word: Word) -> dict[str, Any]:
+    """A word in place of a token: words are what the service is sure or unsure of."""
+    return {
+        "token": word.text,
+        "bytes": list(word.text.encode()),
+        "logprob": round(math.log(max(word.confidence, 1e-6)), 4),
+    }
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex[:20]}"
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+DIALECT = Dialect(
+    "openai",
+    Realtime,
+    tokens,
+    lambda fault: [error(fault)],
+    paths=PATHS,
+    subprotocols=("realtime",),
+    largest=_LARGEST,
+)

@@ -1,0 +1,226 @@
+"""The protocol of Vosk's websocket server: frames <-> events, without I/O.
+
+Owns its JSON, the settings that a client may send before its audio, and the rule that its clients live by: each frame
+of audio, each `reset` and the `eof` gets exactly one answer. An answer to audio is the final that is ready and was not
+told yet, or else the text so far; one to `reset` and `eof` is all that was not told yet. Knows nothing of sockets or
+streams.
+
+The protocol has no word for errors. A client whose fault ends the conversation reads the reason in the close.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from daemon.dialects.codec import (
+    Codec,
+    Dialect,
+    Frame,
+    Handshake,
+    Message,
+    Reply,
+    check_known,
+    close_reason,
+    query_once,
+    shown_tokens,
+)
+from daemon.faults import Fault
+from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, SpeechStarted, Start, Stop, Stopped
+
+SOURCE = "vosk"
+"""The name of a stream whose address has none."""
+
+_MOST_ALTERNATIVES = 1000
+
+_REFUSED = {
+    "grammar": "the model cannot be told which words to expect",
+    "model": "the service's settings name the model",
+    "phrase_list": "the model cannot be told which words to expect",
+    "spk": "speakers are not told apart",
+    "spk_model": "speakers are not told apart",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """words: whether answers list them. alternatives: whether texts come as a list of such."""
+
+    sample_rate: int
+    words: bool = True
+    alternatives: bool = False
+
+
+class Vosk(Codec):
+    """One client.
+
+    sample_rate: of audio whose client says nothing of it.
+
+    Raises:
+        Fault: `bad_parameter`, `unknown_parameter`.
+    """
+
+    def __init__(self, handshake: Handshake, sample_rate: int) -> None:
+        query = query_once(handshake.query)
+        check_known(query, "source")
+        self._source = query.get("source") or SOURCE
+        self._config = _Config(sample_rate)
+        self._begun = False
+        self._ended = False
+        self._untold: deque[Final] = deque()
+        self._partial = ""
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def decode(self, frame: Frame) -> Iterator[Message]:
+        """Raises:
+        Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`, `unsupported`, `late_config`; all are fatal,
+            for what the client would wait for does not come.
+        """
+        if isinstance(frame, bytes):
+            yield from self._begin()
+            yield Audio(frame)
+            yield Reply(self._answer())
+            return
+        match _request(frame):
+            case ("config", config):
+                self._configure(config)
+            case ("reset", _):
+                yield from self._begin()
+                yield Flush()
+            case _:
+                yield from self._begin()
+                self._ended = True
+                yield Stop()
+
+    def _begin(self) -> Iterator[Message]:
+        if not self._begun:
+            self._begun = True
+            yield Start(source=self._source, sample_rate=self._config.sample_rate, words=self._config.words)
+
+    def _configure(self, body: object) -> None:
+        if self._begun:
+            raise _fault("late_config", "config comes before the audio: open another connection to change it")
+        if not isinstance(body, dict):
+            raise _fault("bad_field", f"config must be an object, got {_shown(body)}")
+        for name, value in body.items():
+            self._set(name, value)
+
+    def _set(self, name: str, value: object) -> None:
+        match name:
+            case "sample_rate":
+                self._config = replace(self._config, sample_rate=_whole(name, value, 8000, 192000))
+            case "words":
+                self._config = replace(self._config, words=bool(_whole(name, value, 0, 1)))
+            case "max_alternatives":
+                self._config = replace(self._config, alternatives=_whole(name, value, 0, _MOST_ALTERNATIVES) > 0)
+            case _ if name in _REFUSED:
+                if value:
+                    raise _fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
+            case _:
+                raise _fault(
+                    "unknown_field", f"unknown setting {_shown(name)}: there are sample_rate, words, max_alternatives"
+                )
+
+    # --- what goes out ---------------------------------------------------------------------------------------------
+
+    def encode(self, event: Event) -> Iterator[Frame]:
+        match event:
+            case SpeechStarted():
+                self._partial = ""
+            case Partial(stable=stable, tail=tail):
+                self._partial = (stable + tail).strip()
+            case Final():
+                self._untold.append(event)
+                self._partial = ""
+            case Flushed():
+                yield self._all_untold()
+            case Stopped() if self._ended or self._untold:  # the service's own end was not asked for
+                yield self._all_untold()
+
+    def blame(self, fault: Fault) -> Iterable[Frame]:
+        return ()
+
+    def _answer(self) -> str:
+        return self._result([self._untold.popleft()]) if self._untold else json.dumps({"partial": self._partial})
+
+    def _all_untold(self) -> str:
+        finals, self._partial = list(self._untold), ""
+        self._untold.clear()
+        return self._result(finals)
+
+    def _result(self, finals: list[Final]) -> str:
+        text = " ".join(final.text.strip() for final in finals)
+        words = [
+            {
+                "conf": word.confidence,
+                "end": round(word.end, 3),
+                "start": round(word.start, 3),
+                "word": word.text,
+            }
+            for final in finals
+            for word in final.words or ()
+        ]
+        body: dict[str, Any] = {**({"result": words} if words else {}), "text": text}
+        if self._config.alternatives:
+            body = {"alternatives": [{"confidence": _confidence(finals), **body}]}
+        return json.dumps(body, ensure_ascii=False)
+
+
+def _confidence(finals: list[Final]) -> float:
+    """The least, for all of them must be right for the text to be."""
+    return min((final.confidence for final in finals), default=1.0)
+
+
+def _request(frame: str) -> tuple[str, object]:
+    """`config`, `reset` or `eof`, and what is said with it.
+
+    Raises:
+        Fault: `bad_json`, `unknown_type`.
+    """
+    try:
+        body = json.loads(frame)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise _fault("bad_json", f'a text frame must be JSON such as {{"eof" : 1}}: {reason}') from None
+    known = [name for name in ("config", "reset", "eof") if isinstance(body, dict) and body.get(name)]
+    if len(known) != 1 or len(body) != 1:
+        advice = 'a text frame is {"config" : {...}}, {"reset" : 1} or {"eof" : 1}; audio is binary'
+        raise _fault("unknown_type", advice)
+    return known[0], body[known[0]]
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    """Clients write 16000.0 for 16000, and true for 1."""
+    if not isinstance(value, int | float) or value not in range(low, high + 1):
+        raise _fault("bad_field", f"{name} must be {low}..{high}, got {_shown(value)}")
+    return int(value)
+
+
+def _fault(code: str, message: str) -> Fault:
+    return Fault(code, message, fatal=True)
+
+
+def _shown(value: object) -> str:
+    """What a client sent must not fill its own error or our log."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- before the conversation -----------------------------------------------------------------------------------------
+
+
+def _tokens(handshake: Handshake) -> list[str]:
+    """Raises:
+    Fault: `bad_parameter`.
+    """
+    return shown_tokens(handshake, "bearer")
+
+
+def dialect(sample_rate: int) -> Dialect:
+    """sample_rate: of audio whose client names none."""
+    make: Callable[[Handshake], Codec] = lambda handshake: Vosk(handshake, sample_rate)  # noqa: E731
+    return Dialect("vosk", make, _tokens, lambda fault: (), close_reason=close_reason)

@@ -1,0 +1,88 @@
+"""Who may come in at the listening ports, whatever they speak there.
+
+Owns the judgement of a request: the page it comes from, the name it was sent to, and the tokens it shows. Knows no
+socket and no dialect; a dialect says where in its requests tokens are.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import SplitResult, urlsplit
+
+from daemon.access import Rights, rights_of
+from daemon.config import Server as ServerSettings
+from daemon.dialects.codec import Handshake
+from daemon.faults import Fault
+
+# What the public name service gives to nobody.
+_PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
+
+
+class Entrance:
+    """settings: those in force; they may change, and nobody who is here has to leave."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+
+    def authorise(self, handshake: Handshake, shown: Iterable[str]) -> Rights:
+        """What whoever sent this may do.
+
+        Raises:
+            Fault: `bad_origin`, `unauthorised`.
+        """
+        self._check_origin(handshake)
+        rights = rights_of(shown, self.settings.tokens)
+        if rights is None:
+            raise Fault(
+                "unauthorised", "a token is needed: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
+            )
+        return rights
+
+    def check_name(self, handshake: Handshake) -> None:
+        """Our own page has our own name, but so has a stranger's whose public name was made to point at this machine.
+
+        So without a token, which a stranger would need, only names are ours that no stranger can own.
+
+        Raises:
+            Fault: `bad_origin`.
+        """
+        settings, host = self.settings, _host(handshake)
+        if settings.tokens or _is_ours(split(f"//{host}").hostname or "."):
+            return
+        if "*" not in settings.origins and host not in (split(origin).netloc for origin in settings.origins):
+            raise Fault(
+                "bad_origin",
+                f"{host[:60]!a} is a public name that anybody might point here: add its https://... to server.origins, "
+                "or set server.tokens",
+            )
+
+    def _check_origin(self, handshake: Handshake) -> None:
+        """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
+        for origin in handshake.headers.get("origin", ()):
+            if origin in self.settings.origins or "*" in self.settings.origins:
+                continue
+            if split(origin).netloc != _host(handshake):
+                raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
+            self.check_name(handshake)
+
+
+def split(url: str) -> SplitResult:
+    """Its parts; none of what is no URL at all."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _host(handshake: Handshake) -> str:
+    return next(iter(handshake.headers.get("host", ())), "")
+
+
+def _is_ours(name: str) -> bool:
+    """Whether `name` is an address, or one that the public name service does not give away."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith(_PRIVATE_NAMES)
+    return True

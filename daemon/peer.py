@@ -1,0 +1,131 @@
+"""One websocket client, as those see it who talk to it.
+
+Owns how it is told things (in order, within the time that a peer may take to take in a message, or it is disconnected),
+how its faults are counted and logged, and a close that does not wait for ever. Knows no dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterable
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConcurrencyError, ConnectionClosed
+
+from daemon.edges import Outbox
+from daemon.faults import Fault
+from daemon.metrics import Metrics
+from streaming.events import Event
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TRY_LATER = 1013
+
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+
+class Peer:
+    """patience: seconds that it may take to take in one message.
+
+    Attributes:
+        reason: what its close shall say beside the code.
+    """
+
+    def __init__(self, ws: ServerConnection, patience: float, metrics: Metrics) -> None:
+        self.ws = ws
+        self.reason = ""
+        self._patience = patience
+        self._metrics = metrics
+        self._telling = asyncio.Lock()  # what belongs together comes together
+        self._dropped = False
+        self._blamed = False
+        _notice_dead_peers(ws)
+
+    async def tell(self, frames: Iterable[str | bytes]) -> None:
+        """All of `frames`. One that does not take them in is disconnected; the next call then raises.
+
+        Raises:
+            ConnectionClosed: it has gone.
+        """
+        async with self._telling:
+            try:
+                for frame in frames:
+                    async with asyncio.timeout(self._patience):
+                        await self.ws.send(frame)
+            except TimeoutError:
+                await self._drop()
+
+    async def write(self, outbox: Outbox, encode: Callable[[Event], Iterable[str | bytes]]) -> None:
+        """All of `outbox`, until it or the peer ends. One that is too far behind is disconnected."""
+        try:
+            async for event in outbox:
+                await self.tell(encode(event))
+        except ConnectionClosed:
+            return
+        if outbox.overflowed:
+            await self._drop()
+
+    def note(self, fault: Fault) -> None:
+        """Count it; one line for each client: whoever sends rubbish does so by the thousand."""
+        self._metrics.client_errors.labels(fault.code).inc()
+        level = logging.DEBUG if self._blamed else logging.INFO
+        _log.log(level, "%s: %s: %s", name_of(self.ws), fault.code, fault.message)
+        self._blamed = True
+
+    async def first(self) -> str | bytes | None:
+        """What it says first; None if it says nothing for as long as it may take to take in a message."""
+        with contextlib.suppress(TimeoutError, ConnectionClosed):
+            async with asyncio.timeout(self._patience):
+                return await self.ws.recv()
+        return None
+
+    async def close(self, code: int, patience: float, reason: str | None = None) -> None:
+        """Close, and do not wait for ever for a peer that does not answer."""
+        # Its answer comes behind all that it is still sending, which somebody must take in.
+        discarding = asyncio.create_task(self._discard())
+        try:
+            async with asyncio.timeout(patience):
+                await self.ws.close(code, self.reason if reason is None else reason)
+        except TimeoutError:
+            self.ws.transport.abort()
+        finally:
+            discarding.cancel()
+
+    async def _drop(self) -> None:
+        if self._dropped:
+            return
+        self._dropped = True
+        self._metrics.subscribers_dropped.inc()
+        _log.info("%s reads too slowly: disconnected", name_of(self.ws))
+        await self.close(CLOSE_TRY_LATER, self._patience, "too slow: reconnect with ?since=SEQ")
+
+    async def _discard(self) -> None:
+        # Or somebody else takes it in already.
+        with contextlib.suppress(ConnectionClosed, ConcurrencyError):
+            while True:
+                await self.ws.recv()
+
+
+def address_of(transport: asyncio.BaseTransport) -> str | None:
+    """None where there is none: it came by a path, or has left."""
+    address = transport.get_extra_info("peername")
+    return str(address[0]) if isinstance(address, tuple) and address else None
+
+
+def name_of(ws: ServerConnection) -> str:
+    """For the log."""
+    address = ws.remote_address
+    return f"{address[0]}:{address[1]}" if address else "a client that left"
+
+
+def _notice_dead_peers(ws: ServerConnection) -> None:
+    sock: socket.socket = ws.transport.get_extra_info("socket")
+    # A peer that left meanwhile has no socket to set anything on.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):  # Linux has them all
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

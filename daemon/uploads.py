@@ -1,0 +1,334 @@
+"""Files that are sent to be transcribed: `POST /v1/audio/transcriptions` on the port that all share.
+
+Owns the requests with bodies: reading a form within its limit, the stream that its audio becomes, and the answer, whole
+or as it comes. Who may come in, how many, and when the service stops is decided by the port (`Host`). Knows the words
+of one dialect, and of what lies behind only that streams can be opened.
+
+The websockets library that listens reads no bodies, so aiohttp does, on the same port: the listener hands it each
+connection that begins with a POST. One port, because clients have one address for both (`base_url`); aiohttp, because
+multipart forms, `Expect: 100-continue` and chunked bodies are a library's work.
+
+A file takes a seat among the streams and its utterances wait in the same queue, one at a time like everybody's: it is
+transcribed as fast as the machine allows, and no live final waits longer than for one more row in a batch. A client
+that leaves ends its stream; when the service stops, what was heard of a file becomes final for the others, and its
+client is told to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import IO, Protocol, TypeVar
+
+from aiohttp import BodyPartReader, ClientError, MultipartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from daemon.access import Rights
+from daemon.dialects import openai_files as dialect
+from daemon.dialects.codec import Handshake
+from daemon.dialects.openai_realtime import SOURCE, tokens
+from daemon.edges import Outbox, Readers, Seats, Stream, Visitors
+from daemon.entrance import Entrance, split
+from daemon.faults import Fault
+from daemon.files import AudioFile, FileError
+from daemon.metrics import Metrics
+from daemon.web import Page
+from streaming.events import Error, Final, Start
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_CHUNK = 65536
+_IN_MEMORY = 1024 * 1024
+"""Bytes of a file that need no disk."""
+
+_FIELD = 16 * 1024
+_MOST_FIELDS = 64
+_IDLE = 30.0
+"""Seconds within which more of a body must come, and for which a connection without a request is kept."""
+
+
+class Host(Protocol):
+    """The port that requests come by."""
+
+    @property
+    def entrance(self) -> Entrance: ...
+
+    @property
+    def seats(self) -> Seats: ...
+
+    @property
+    def visitors(self) -> Visitors: ...
+
+    @property
+    def readers(self) -> Readers: ...
+
+    @property
+    def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
+        """Raises: Fault."""
+
+    def page(self, handshake: Handshake) -> Page:
+        """The answer to a GET that comes on a connection which began otherwise."""
+
+
+class Uploads:
+    """max_upload: bytes of a request. send_timeout: seconds that a client may take to take in a piece of an answer."""
+
+    def __init__(self, host: Host, max_upload: int, send_timeout: float, metrics: Metrics) -> None:
+        self._host = host
+        self._max_upload = max_upload
+        self._send_timeout = send_timeout
+        self._metrics = metrics
+        app = web.Application(client_max_size=max_upload)
+        app.router.add_post(dialect.PATH, self._transcribe)
+        app.router.add_route("*", "/{path:.*}", self._other)
+        # A client that leaves takes its stream with it. What it asks for is in no log.
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0
+        )
+
+    async def open(self) -> None:
+        await self._runner.setup()
+
+    def protocol(self) -> asyncio.Protocol:
+        """For one connection."""
+        assert self._runner.server is not None, "open it first"
+        return self._runner.server()
+
+    async def close(self) -> None:
+        """Every connection ends; no answer is waited for that has not begun."""
+        await self._runner.cleanup()
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        if request.method != "GET":
+            wrong = Fault(
+                "not_found", f"nothing takes {request.method} under {request.path[:60]!a}: {dialect.PATH} does"
+            )
+            return self._refusal(request, wrong)
+        page = self._host.page(_handshake(request))
+        return web.Response(
+            status=page.status, body=page.body, headers={"Content-Type": page.content_type, **page.headers}
+        )
+
+    async def _transcribe(self, request: web.Request) -> web.StreamResponse:
+        try:
+            with self._host.visitors.visit(request.remote):
+                handshake = _handshake(request)
+                rights = self._host.entrance.authorise(handshake, tokens(handshake))
+                with self._host.seats:
+                    return await self._answer(request, rights)
+        except Fault as fault:
+            return self._refusal(request, fault)
+        except (HttpProcessingError, ClientError, ValueError) as error:
+            return self._refusal(request, Fault("bad_form", f"the form cannot be read: {str(error)[:200]}"))
+        except OSError:
+            raise  # the client has gone
+        except Exception:
+            _log.exception("a file's handler failed")
+            return self._refusal(request, Fault("internal", "this failed inside the service; its log says how"))
+
+    async def _answer(self, request: web.Request, rights: Rights) -> web.StreamResponse:
+        source = request.query.get("source", SOURCE)
+        rights.check_send(source)
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as upload:
+            try:
+                async with self._host.readers.reading():
+                    fields = await self._read_form(request, upload)
+            except TimeoutError:
+                raise Fault("shutting_down", "the service stops: send the file again later") from None
+            asked = dialect.wanted(fields)
+            try:
+                file = AudioFile("the file", upload)
+            except FileError as error:
+                raise Fault("bad_audio", str(error)) from None
+            start = file.start(partials=False, words=asked.word_times)
+            heard = _Heard(await self._host.open_stream(replace(start, source=source, language=asked.language)), file)
+            async with heard.hearing(self._host.readers) as finals:
+                if asked.stream:
+                    return await self._stream(request, asked, heard, finals)
+                said = [final async for final in finals]
+            heard.check()
+            body = dialect.answer(said, file.seconds, asked)
+            return web.Response(text=body, headers={"Content-Type": dialect.FORMATS[asked.response_format]})
+
+    async def _stream(
+        self, request: web.Request, asked: dialect.Wanted, heard: _Heard, finals: AsyncIterator[Final]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        await response.prepare(request)
+        said: list[Final] = []
+        try:
+            async for final in finals:
+                await self._send(response, dialect.delta(final, first=not said))
+                said.append(final)
+            heard.check()
+        except Fault as fault:
+            self._note(request, fault)
+            await self._send(response, dialect.stream_error(fault))
+        else:
+            await self._send(response, dialect.done(said, heard.file.seconds, asked))
+        await response.write_eof()
+        return response
+
+    async def _send(self, response: web.StreamResponse, text: str) -> None:
+        """Raises:
+        ConnectionError: the client has gone, or does not take it in.
+        """
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await response.write(text.encode())
+        except TimeoutError:
+            self._metrics.subscribers_dropped.inc()
+            raise ConnectionResetError("it reads too slowly") from None
+
+    # --- forms -----------------------------------------------------------------------------------------------------
+
+    async def _read_form(self, request: web.Request, upload: IO[bytes]) -> list[tuple[str, str]]:
+        """The fields; the file goes into `upload`.
+
+        Raises:
+            Fault: `message_too_big`, `bad_form`, `missing_file`.
+        """
+        if not request.content_type.startswith("multipart/"):
+            raise Fault("bad_form", "send a form: multipart/form-data with the field file")
+        _Budget(self._max_upload).take(request.content_length or 0)  # before any of it is read
+        budget = _Budget(self._max_upload)
+        fields: list[tuple[str, str]] = []
+        found = False
+        parts = await request.multipart()
+        while (part := await _patiently(parts.next())) is not None:
+            if isinstance(part, MultipartReader):
+                raise Fault("bad_form", "a form within a form: send fields and one file")
+            if part.name == "file":
+                if found:
+                    raise Fault("bad_form", "one file at a time")
+                found = True
+                async for chunk in _chunks(part, budget, self._max_upload):
+                    upload.write(chunk)
+            else:
+                value = b"".join([chunk async for chunk in _chunks(part, budget, _FIELD)])
+                fields.append((part.name or "", value.decode("utf-8", "replace")))
+            if len(fields) > _MOST_FIELDS:
+                raise Fault("bad_form", f"a form may have {_MOST_FIELDS} fields")
+        if not found:
+            raise Fault("missing_file", "the form has no field file: send the audio in it")
+        upload.seek(0)
+        return fields
+
+    # --- refusals --------------------------------------------------------------------------------------------------
+
+    def _refusal(self, request: web.Request, fault: Fault) -> web.Response:
+        self._note(request, fault)
+        status, body = dialect.error(fault)
+        headers = {"Content-Type": dialect.FORMATS["json"], "Cache-Control": "no-store"}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if status in (429, 503):
+            headers["Retry-After"] = "10"
+        response = web.Response(status=status, text=body, headers=headers)
+        response.force_close()  # what is still to come of the body is not read
+        return response
+
+    def _note(self, request: web.Request, fault: Fault) -> None:
+        self._metrics.client_errors.labels(fault.code).inc()
+        _log.info("%s: %s: %s", request.remote or "a client that left", fault.code, fault.message)
+
+
+class _Heard:
+    """The stream that a file becomes."""
+
+    def __init__(self, stream: Stream, file: AudioFile) -> None:
+        self.file = file
+        self._stream = stream
+        self._fault: Fault | None = None
+
+    @contextlib.asynccontextmanager
+    async def hearing(self, readers: Readers) -> AsyncIterator[AsyncIterator[Final]]:
+        """Its finals, as they come, while it is heard."""
+        hearing = asyncio.create_task(self._hear(readers))
+        try:
+            yield self._finals(self._stream.outbox)
+            await hearing
+        finally:
+            hearing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await hearing
+            self._stream.close()
+
+    def check(self) -> None:
+        """Raises:
+        Fault: not all of it was heard, or not all that was heard has its text.
+        """
+        if self._fault is not None:
+            raise self._fault
+
+    async def _hear(self, readers: Readers) -> None:
+        try:
+            async with readers.reading():
+                for audio, _ in self.file.blocks():
+                    await self._stream.receive(audio)
+        except TimeoutError:
+            self._fault = Fault("shutting_down", "the service stops: send the file again later")
+        except FileError as error:
+            self._fault = Fault("bad_audio", str(error))
+        except Exception as error:
+            _log.exception("a stream broke")
+            self._stream.broke(error)
+        await self._stream.finish()
+        self._stream.close()
+
+    async def _finals(self, outbox: Outbox) -> AsyncIterator[Final]:
+        async for event in outbox:
+            match event:
+                case Final():
+                    yield event
+                case Error(code=code, message=message):
+                    self._fault = self._fault or Fault(code, message)
+        if outbox.overflowed:
+            self._fault = Fault("internal", "the answer was not taken in fast enough")
+
+
+class _Budget:
+    """Bytes that may still come."""
+
+    def __init__(self, left: int) -> None:
+        self._all = self._left = left
+
+    def take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise Fault("message_too_big", f"a request may have {self._all} bytes (dialects.max_upload)")
+
+
+async def _chunks(part: BodyPartReader, budget: _Budget, most: int) -> AsyncIterator[bytes]:
+    size = 0
+    while chunk := await _patiently(part.read_chunk(_CHUNK)):
+        budget.take(len(chunk))
+        size += len(chunk)
+        if size > most:
+            raise Fault("bad_form", f"a field may have {most} bytes")
+        yield chunk
+
+
+async def _patiently(work: Awaitable[_T]) -> _T:
+    """`work`, unless nothing more comes."""
+    try:
+        async with asyncio.timeout(_IDLE):
+            return await work
+    except TimeoutError:
+        raise Fault("timeout", f"half a form came, and no more of it in {_IDLE:g} s") from None
+
+
+def _handshake(request: web.Request) -> Handshake:
+    headers: dict[str, tuple[str, ...]] = {}
+    for name, value in request.headers.items():
+        headers[name.lower()] = (*headers.get(name.lower(), ()), value)
+    parts = split(request.raw_path)
+    return Handshake(parts.path, parts.query, headers)

@@ -1,0 +1,163 @@
+"""Writes the pages that follow from the code: `python docs/generate.py`.
+
+`configuration.md` from the settings' model (types, defaults, limits), the list of what a reload takes over, and the
+comments of `config/whisperd.yaml`, which are the one place where a key is explained. `metrics.md` from the declared
+counters. A test holds both pages equal to what this writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from daemon.config import PREFIX, Settings
+from daemon.metrics import Metrics
+from daemon.reload import reloadable
+
+DOCS = Path(__file__).parent
+SHIPPED = DOCS.parent / "config" / "whisperd.yaml"
+
+HEAD = f"""# Configuration
+
+<!-- Written by docs/generate.py: change config/whisperd.yaml or daemon/config.py, and run it again. -->
+
+One YAML file: `./whisperd.yaml`, or else `/etc/whisperd/whisperd.yaml`, or the one that `whisperd run -c FILE` names.
+[`config/whisperd.yaml`](../config/whisperd.yaml) has every key with its default; delete what you do not change. An
+unknown key is an error that names the nearest known one.
+
+The environment is over the file: `{PREFIX}SERVER__PORT=9000` is `server.port`, with two underscores between the section
+and the key; its value is read as YAML (`{PREFIX}SERVER__TOKENS='[a, b]'`), a text as it is.
+
+Times are in seconds. *Reload*: `systemctl reload whisperd` (SIGHUP) takes a new value over, and drops nobody;
+[systemd/README.md](../systemd/README.md#settings-that-change) says for whom it holds. All else waits for a restart, and
+the log names it.
+"""
+
+METRICS = """# Metrics
+
+<!-- Written by docs/generate.py: change daemon/metrics.py, and run it again. -->
+
+`GET /metrics`, on the one port, in Prometheus' text format. Where there are tokens it takes one. Nothing is labelled by
+source or by client: clients choose those names. [config/grafana.json](../config/grafana.json) draws them, and
+[operations.md](operations.md#metrics) says which to look at first.
+
+| name | type | labels | what it is |
+|---|---|---|---|
+"""
+
+PROCESS = """
+Of the process itself there is what the library tells everywhere: `process_resident_memory_bytes`,
+`process_cpu_seconds_total`, `process_open_fds`, `process_max_fds`, `process_start_time_seconds`.
+"""
+
+
+# --- the comments of the shipped file --------------------------------------------------------------------------------
+
+
+def comments(text: str) -> dict[str, str]:
+    """`server` or `server.port` -> what is said of it: above a section, beside and below a key."""
+    found: dict[str, list[str]] = {}
+    above: list[str] = []
+    section = key = ""
+    for line in text.splitlines():
+        code, _, comment = _split(line)
+        if not line.strip():
+            above, key = [], ""
+        elif match := re.match(r"(\w+):", code):
+            section = key = match[1]
+            found[section] = [*above, comment]
+        elif match := re.match(r"  (\w+):", code):
+            key = f"{section}.{match[1]}"
+            found[key] = [comment]
+        elif line.startswith("#"):
+            above.append(comment)
+        elif key:
+            found[key].append(comment)
+    return {name: " ".join(part for part in parts if part) for name, parts in found.items()}
+
+
+def _split(line: str) -> tuple[str, str, str]:
+    """Code, `#`, comment; a `#` inside of quotes or a value begins none."""
+    match = re.match(r"""((?:[^#"']|"[^"]*"|'[^']*'|(?<=\S)#)*)(#?)\s?(.*)""", line)
+    assert match is not None, "it matches everything"
+    return match[1], match[2], match[3].strip()
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def kind(schema: dict[str, Any]) -> str:
+    """A value's type and limits, in words."""
+    if "anyOf" in schema:
+        kinds = list(dict.fromkeys(kind(each) for each in schema["anyOf"]))
+        return ("; or " if any("," in each for each in kinds) else " or ").join(kinds)
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`",
+             "array": "list", "null": "`null`", "object": "section"}  # fmt: skip
+    name = names[schema.get("type", "object")]
+    return f"{name}, {limits}" if (limits := _limits(schema)) else name
+
+
+def _limits(schema: dict[str, Any]) -> str:
+    least, most, above = (schema.get(each) for each in ("minimum", "maximum", "exclusiveMinimum"))
+    if least is not None and most is not None:
+        return f"{least:g}..{most:g}"
+    if least is not None:
+        return f"{least:g} or more"
+    return f"more than {above:g}" if above is not None else ""
+
+
+def default(value: Any) -> str:
+    """As YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[]" if not value else str(list(value))
+    return str(value) if value != "" else '""'
+
+
+def sections() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each section, and the JSON schema of its keys; of a list of sections, those of one of them."""
+    schema = Settings.model_json_schema()
+    for name, field in schema["properties"].items():
+        reference = field.get("$ref") or field.get("items", {}).get("$ref")
+        yield name, schema["$defs"][reference.rpartition("/")[2]]["properties"]
+
+
+# --- the pages -------------------------------------------------------------------------------------------------------
+
+
+def configuration() -> str:
+    said, defaults = comments(SHIPPED.read_text(encoding="utf-8")), Settings().model_dump(mode="json")
+    page = HEAD
+    for name, keys in sections():
+        page += f"\n## {name}\n\n{said[name]}\n\n| key | type | default | reload | |\n|---|---|---|---|---|\n"
+        for key, schema in keys.items():
+            value = defaults[name][key] if isinstance(defaults[name], dict) else schema.get("default", "")
+            row = (
+                f"`{key}`",
+                kind(schema),
+                f"`{default(value)}`",
+                "yes" if reloadable(f"{name}.{key}") else "",
+                said.get(f"{name}.{key}", ""),
+            )
+            page += f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n"
+    return page
+
+
+def metrics() -> str:
+    rows = [
+        f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {help} |\n"
+        for name, kind, labels, help in sorted(Metrics().declared)
+    ]
+    return METRICS + "".join(rows) + PROCESS
+
+
+PAGES = {"configuration.md": configuration, "metrics.md": metrics}
+
+if __name__ == "__main__":
+    for name, make in PAGES.items():
+        (DOCS / name).write_text(make(), encoding="utf-8")

@@ -1,0 +1,396 @@
+"""Batches of jobs at fixed addresses: every job takes a seat, a slot of each model, and passes are replayed on seats.
+
+Owns a model's static buffers, the loop that asks for passes and reads what came of them, and `Seated`, which hears
+whole batches so. No pass has a shape of its own, so each can be a graph; the host decides shapes alone, from counts
+that it reads a step late. Knows nothing of who decides, confidence or results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from streaming.job import Captured, Job
+from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
+from streaming.whisper.decode import Window, verify
+from streaming.whisper.graphs import Buckets, Function, Recorder, Shape, shapes, up_to
+from streaming.whisper.hearing import (
+    LOOKAHEAD,
+    Hearing,
+    Model,
+    count_detections,
+    languages_of,
+    one_encoder,
+    proposes,
+    rows_of,
+)
+from streaming.whisper.rows import Row
+from streaming.whisper.slots import OVERHANG, Seats, Slots
+from streaming.whisper.texts import Count, Texts, follow, hand_over, sent, step
+
+WIDTHS = (1, 2, 5, 9, 17, 33)
+"""Of windows: a step, a draft's first step, and checks of 4, 8, 16 and 32 tokens."""
+
+REACHES = (64, 192)
+"""Positions of text that a pass looks at, besides all of them: most texts are short."""
+
+CATCH_UP = 17
+"""Width of a student's first pass after a whole text was checked: it has not followed the corrections."""
+
+
+class Ahead(NamedTuple):
+    """How many passes are asked for before the first is read: it hides the host behind the device.
+
+    steps: where each says a token. checks: where drafts are checked, of which the first may have ended everything.
+    """
+
+    steps: int
+    checks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """Numbers on their way from the device."""
+
+    numbers: Tensor
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> list[Count]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return [Count(*row) for row in self.numbers.tolist()]
+
+
+class Voice:
+    """One model's slots and texts, and its functions on them."""
+
+    def __init__(
+        self, model: Model, buckets: Buckets, contexts: Sequence[float], device: torch.device, ahead: Ahead
+    ) -> None:
+        self.model = model
+        self.buckets = buckets
+        self.device = device
+        self.heard = tuple(round(seconds * POSITIONS_PER_SECOND) for seconds in contexts)
+        self.slots = Slots(model.decoder, buckets.batches[-1], self.heard[-1])
+        self.texts = Texts(self.slots.count, model.decoder.positions, buckets.widths[-1], device)
+        self.rows = torch.full((self.slots.count,), self.slots.trash, device=device)
+        self._found = torch.zeros(self.slots.count + 1, dtype=torch.long, device=device)
+        self._ahead = ahead
+        self._seats = self.rows[:0]  # the slots of the batch at hand
+        self._cleared = 0
+        self.check = Function(
+            f"{model.role}: check", self._check, shapes(buckets.batches, self.heard, buckets.widths, buckets.reaches)
+        )
+        self.language = Function(
+            f"{model.role}: language",
+            self._language,
+            shapes(buckets.batches, self.heard, (1,), buckets.reaches[:1]) if model.rules.grammar.languages else (),
+        )
+
+    def seats(self, shape: Shape) -> Seats:
+        return Seats(self.slots, self.rows[: shape.batch], shape.heard, shape.reach)
+
+    def sit(self, slots: Sequence[int], batch: int) -> None:
+        """Let the next passes be about these slots; the trash fills the batch."""
+        filled = [*slots, *[self.slots.trash] * (batch - len(slots))]
+        self.rows[:batch].copy_(sent(filled, self.device))
+
+    def make_room(self, reach: int) -> None:
+        """Let the passes of this batch look so far: what lies there must not be of an earlier one."""
+        if reach > self._cleared:
+            self.slots.clear(self._seats, self._cleared, reach)
+            self._cleared = reach
+
+    # --- functions: only what is on the device already, in shapes that are told ---------------------------------------
+
+    def _check(self, shape: Shape) -> None:
+        self.step(shape, stamped=False)
+
+    def step(self, shape: Shape, *, stamped: bool) -> None:
+        step(self.model.decoder, self.model.rules, self.texts, self.seats(shape), shape.width, stamped=stamped)
+
+    def _language(self, shape: Shape) -> None:
+        """The likeliest language of every row, by the token after start of transcript."""
+        ones = torch.ones(shape.batch, dtype=torch.long, device=self.device)
+        tokens = torch.full((shape.batch, 1), self.model.rules.grammar.sot, device=self.device)
+        window = Window(tokens, ones - 1, ones, ones, ones, 1)
+        verdict = verify(self.model.decoder, self.seats(shape), self.model.rules.language, window)
+        self._found.index_copy_(0, self.rows[: shape.batch], verdict.chosen[:, 0])
+
+    # --- what the host does -------------------------------------------------------------------------------------------
+
+    def languages(self, slots: Sequence[int], heard: int) -> list[str]:
+        wanted = Shape(self.buckets.fit(len(slots), heard, 1, 1).batch, heard, 1, self.buckets.reaches[0])
+        shape, graph = self.language.graph(wanted)
+        self.sit(slots, shape.batch)
+        graph.replay()
+        names = {token: name for name, token in self.model.rules.grammar.languages.items()}
+        return [names[token] for token in self._found.index_select(0, self.rows[: len(slots)]).tolist()]
+
+    def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, helper: Helper | None = None) -> None:
+        """Bring every row to its end; each is in its slot's place, with its audio there already."""
+        self._seats, self._cleared = sent(slots, self.device), 0
+        counts = dict(zip(slots, self.texts.open(self._seats, rows), strict=True))
+        stamped = any(row.timestamps for row in rows)
+        posted: deque[tuple[list[int], Letter]] = deque()
+        waiting, first = list(slots), True
+        while waiting or posted:
+            if waiting:
+                checked = self._pass(waiting, counts, heard, len(posted), stamped, None if first else helper)
+                posted.append((waiting, self._post(len(waiting))))
+                first = False
+            ahead = (self._ahead.checks if checked or helper else self._ahead.steps) if waiting else 0
+            while len(posted) > ahead:
+                asked, letter = posted.popleft()
+                counts.update(zip(asked, letter.read(), strict=True))
+            waiting = [slot for slot in slots if not counts[slot].done]
+        self.texts.close(self._seats, rows)
+
+    def _pass(
+        self,
+        waiting: Sequence[int],
+        counts: dict[int, Count],
+        heard: int,
+        unread: int,
+        stamped: bool,
+        helper: Helper | None,
+    ) -> bool:
+        """Ask for a pass over the rows that were not done when they were last read; whether it checks drafts.
+
+        unread: passes that were asked for since then. Each may have said a token more.
+        """
+        known = [counts[slot] for slot in waiting]
+        wanting = [count.offered == 0 for count in known]
+        longest = max(count.longest(unread) for count in known)
+        width = max(count.length + count.offered - count.cached for count in known)
+        if helper is not None and any(wanting):
+            longest = max(longest, max(min(count.limit, count.length + unread + helper.count) for count in known))
+            helper.propose(waiting, longest, stamped=stamped)
+            width = max(width, helper.count + 1)
+        shape, graph = self.check.graph(self.buckets.fit(len(waiting), heard, width, longest))
+        self.sit(waiting, shape.batch)
+        self.make_room(shape.reach)
+        if stamped:  # too rare for graphs of its own
+            self.step(shape, stamped=True)
+        else:
+            graph.replay()
+        return width > 1
+
+    def _post(self, count: int) -> Letter:
+        """What has become of the first `count` rows of the pass."""
+        numbers = self.texts.numbers.index_select(0, self.rows[:count])
+        if self.device.type != "cuda":
+            return Letter(numbers, None)
+        pinned = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        pinned.copy_(numbers, non_blocking=True)
+        arrived = torch.cuda.Event(blocking=True)
+        arrived.record()
+        return Letter(pinned, arrived)
+
+
+class Helper:
+    """A cheaper voice that writes the next tokens for rows of another that have no draft left."""
+
+    def __init__(self, own: Voice, other: Voice, count: int) -> None:
+        self.count = count
+        self._own, self._other = own, other
+        self._first = True
+        self._heard = own.heard[0]
+        widths = sorted({min(width, own.buckets.widths[-1]) for width in (2, CATCH_UP)})
+        fixed = own.buckets.widths if len(own.buckets.widths) == 1 else tuple(widths)
+        self._widths = fixed
+        self.draft = Function(
+            "student: draft", self._draft, shapes(own.buckets.batches, own.heard, fixed, own.buckets.reaches)
+        )
+
+    def begin(self, heard: int) -> None:
+        """A new batch, whose audio takes so many positions of the cheaper model's memory."""
+        self._first, self._heard = True, heard
+
+    def propose(self, slots: Sequence[int], longest: int, *, stamped: bool) -> None:
+        own = self._own
+        width = self._widths[-1] if self._first else self._widths[0]
+        self._first = False
+        batch = own.buckets.fit(len(slots), self._heard, 1, 1).batch
+        reach = own.buckets.fit(1, self._heard, 1, longest).reach
+        shape, graph = self.draft.graph(Shape(batch, self._heard, width, reach))
+        own.sit(slots, shape.batch)
+        own.make_room(shape.reach)
+        if stamped:
+            self._draft(shape, stamped=True)
+        else:
+            graph.replay()
+
+    def _draft(self, shape: Shape, *, stamped: bool = False) -> None:
+        """Follow, say `count` tokens, hand over. The first step takes up what the other said meanwhile: of a draft
+        that was right to its end the last token and the one behind it, so it is at least two tokens wide."""
+        own, rows = self._own, self._own.rows[: shape.batch]
+        follow(own.texts, self._other.texts, rows, self.count)
+        step_width = own.buckets.widths[0]
+        for number in range(self.count):
+            own.step(shape if number == 0 else shape._replace(width=step_width), stamped=stamped)
+        hand_over(own.texts, self._other.texts, rows, own.model.rules.grammar.eot)
+
+
+class Ear:
+    """One model's encoder, and the states of every slot: [slots + 1, positions, d_model]."""
+
+    def __init__(self, voice: Voice) -> None:
+        model, sizes = voice.model, voice.model.checkpoint.dimensions
+        self._voice = voice
+        weight = model.decoder.embed_tokens.weight
+        self._states = weight.new_zeros(voice.slots.count + 1, voice.heard[-1], sizes.d_model)
+        most = voice.slots.count * sizes.mels * 2 * voice.heard[-1]
+        self._features = torch.zeros(most, dtype=model.encoder.conv1.weight.dtype, device=voice.device)
+        self.listen = Function(f"{model.role}: listen", self._listen, shapes(voice.buckets.batches, voice.heard))
+
+    def hear(self, slots: Sequence[int], jobs: Sequence[Job], seconds: float) -> int:
+        """Into each job's slot what its voice has to know of its audio; returns the positions it takes."""
+        heard = round(seconds * POSITIONS_PER_SECOND)
+        shape, graph = self.listen.graph(self._voice.buckets.fit(len(jobs), heard, 1, 1)._replace(width=1, reach=1))
+        features = self._buffer(shape)
+        features[: len(jobs)].copy_(self._voice.model.features(jobs, seconds))
+        features[len(jobs) :].zero_()  # whatever an earlier batch left there may not be finite
+        self._voice.sit(slots, shape.batch)
+        graph.replay()
+        return heard
+
+    def remember(self, voice: Voice, shape: Shape) -> None:
+        """What another voice has to know of the audio that this ear has heard, in the same slots."""
+        rows = voice.rows[: shape.batch]
+        states = self._states[:, : shape.heard].index_select(0, rows)
+        voice.slots.remember(voice.model.decoder, states, rows)
+
+    def _listen(self, shape: Shape) -> None:
+        voice = self._voice
+        rows = voice.rows[: shape.batch]
+        states = voice.model.encoder(self._buffer(shape)).to(self._states.dtype)
+        self._states[:, : shape.heard].index_copy_(0, rows, states)
+        voice.slots.remember(voice.model.decoder, states, rows)
+
+    def _buffer(self, shape: Shape) -> Tensor:
+        sides = (shape.batch, self._voice.model.checkpoint.dimensions.mels, 2 * shape.heard)
+        return self._features[: sides[0] * sides[1] * sides[2]].view(sides)
+
+
+class Seated:
+    """Student and perhaps teacher, each at fixed addresses; a job has the same slot in both."""
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Model | None,
+        device: torch.device,
+        *,
+        largest: int,
+        deterministic: bool,
+        capture: bool,
+        ahead: Ahead | None = None,
+    ) -> None:
+        """largest: jobs in a batch. deterministic: every pass has one and the same shape. capture: whether graphs
+        are captured, on a device that has them. ahead: see `Ahead`; where None, what suits the device."""
+        self._device, self._deterministic, self._capture = device, deterministic, capture
+        self.largest = largest
+        ahead = ahead or Ahead(1 if device.type == "cuda" else 0)
+        self._student = self._voice(student, ahead)
+        self._ear = Ear(self._student)
+        self._teacher: Voice | None = None
+        self._helper: Helper | None = None
+        self._own_ear: Ear | None = None
+        if teacher is not None:
+            self._teacher = self._voice(teacher, ahead)
+            if not one_encoder(student, teacher):
+                self._own_ear = Ear(self._teacher)
+            if proposes(student, teacher):
+                self._helper = Helper(self._student, self._teacher, LOOKAHEAD)
+
+    def _voice(self, model: Model, ahead: Ahead) -> Voice:
+        capacity = model.decoder.positions + OVERHANG
+        if self._deterministic:
+            buckets = Buckets((self.largest,), (LOOKAHEAD + 1,), (capacity,))
+        else:
+            buckets = Buckets(up_to(self.largest), WIDTHS, (*(each for each in REACHES if each < capacity), capacity))
+        return Voice(model, buckets, model.checkpoint.contexts, self._device, ahead)
+
+    @cached_property
+    def _recall(self) -> Function | None:
+        """The teacher's memory of what the one encoder has heard: run only when it is asked."""
+        if self._teacher is None or self._own_ear is not None:
+            return None
+        teacher, ear = self._teacher, self._ear
+        wanted = shapes(teacher.buckets.batches, teacher.heard)
+        return Function("teacher: remember", lambda shape: ear.remember(teacher, shape), wanted)
+
+    @property
+    def voices(self) -> dict[str, Voice]:
+        """By their role: for measuring them."""
+        return {voice.model.role: voice for voice in (self._student, self._teacher) if voice is not None}
+
+    @property
+    def functions(self) -> list[Function]:
+        """All that may be captured."""
+        found = [function for voice in self.voices.values() for function in (voice.check, voice.language)]
+        found += [ear.listen for ear in (self._ear, self._own_ear) if ear is not None]
+        if self._helper is not None:
+            found.append(self._helper.draft)
+        return found if self._recall is None else [*found, self._recall]
+
+    @torch.inference_mode()
+    def prepare(self) -> Captured:
+        for voice in self.voices.values() if self._device.type == "cuda" else ():
+            voice.slots.look_in_pages()
+        return Recorder(self._device).capture(self.functions) if self._capture else Captured()
+
+    def student(self, jobs: Sequence[Job]) -> Hearing:
+        slots = list(range(len(jobs)))
+        heard = self._ear.hear(slots, jobs, self._student.model.context(jobs[0]))
+        return self._hear(self._student, jobs, slots, heard, [job.draft for job in jobs], None)
+
+    def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
+        assert self._teacher is not None, "there is none"
+        asked = [jobs[index] for index in indices]
+        if self._own_ear is not None:
+            positions = self._own_ear.hear(indices, asked, self._teacher.model.context(asked[0]))
+        else:
+            positions = self._recalled(indices, self._student.model.context(asked[0]))
+        if self._helper is not None:
+            self._helper.begin(round(self._student.model.context(asked[0]) * POSITIONS_PER_SECOND))
+        drafts = [heard.rows[index].text for index in indices]
+        return self._hear(self._teacher, asked, indices, positions, drafts, self._helper)
+
+    def _recalled(self, slots: Sequence[int], seconds: float) -> int:
+        assert self._teacher is not None, "there is none"
+        assert self._recall is not None, "it has an encoder of its own"
+        heard = round(seconds * POSITIONS_PER_SECOND)
+        wanted = self._teacher.buckets.fit(len(slots), heard, 1, 1)._replace(width=1, reach=1)
+        shape, graph = self._recall.graph(wanted)
+        self._teacher.sit(slots, shape.batch)
+        graph.replay()
+        return heard
+
+    @staticmethod
+    def _hear(
+        voice: Voice,
+        jobs: Sequence[Job],
+        slots: Sequence[int],
+        heard: int,
+        drafts: Sequence[Sequence[int]],
+        helper: Helper | None,
+    ) -> Hearing:
+        languages = languages_of(voice.model, jobs, lambda: voice.languages(slots, heard))
+        rows = rows_of(voice.model, jobs, languages, drafts)
+        voice.say(slots, rows, heard, helper)
+        count_detections(voice.model, jobs, rows)
+        seats = list(slots)
+        return Hearing(
+            voice.model,
+            rows,
+            languages,
+            lambda chosen: voice.slots.memory(torch.tensor([seats[row] for row in chosen], device=voice.device), heard),
+        )

@@ -1,0 +1,180 @@
+"""Caches at fixed addresses: a slot for every row, `[slots + 1, ...]`, whichever rows a pass is about.
+
+Owns the layout, and how a pass looks at the slots that it is told: by a copy of them on any device, or as pages where
+they lie, on a GPU whose kernel can. The last slot is the trash: rows that only fill a batch write there. Knows nothing
+of tokens, texts or graphs.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
+from torch import Tensor
+
+from streaming.whisper.model import Decoder, Glance, Memory, seen
+
+log = logging.getLogger(__name__)
+
+PAGE = 256
+"""Positions in a page: what the kernel for pages wants, and so what lengths of slots are multiples of."""
+
+OVERHANG = 64
+"""Positions behind a decoder's last: the widest window may stand with its padding there."""
+
+_NEAR = 0.05
+"""How far the two ways to look may differ, relative to the largest value, before the kernel is not believed."""
+
+
+class Slots:
+    """A decoder's keys and values of `count` rows and the trash.
+
+    text: [layers, 2 (keys, values), slots + 1, capacity, heads, head_dim]. audio: for each layer the same of the
+    audio, [2, slots + 1, positions, heads, head_dim]: the largest thing there is, so each layer's is its own tensor.
+    """
+
+    def __init__(self, decoder: Decoder, count: int, positions: int) -> None:
+        """positions: of the longest context that will be heard."""
+        weight = decoder.embed_tokens.weight
+        heads = decoder.heads
+        shape = (heads, weight.shape[1] // heads)
+        capacity, heard = _whole_pages(decoder.positions + OVERHANG), _whole_pages(positions)
+        # Zeros, not uninitialised memory: a masked position still meets its value, and 0 * NaN is NaN.
+        self.text = weight.new_zeros(len(decoder.layers), 2, count + 1, capacity, *shape)
+        self.audio = tuple(weight.new_zeros(2, count + 1, heard, *shape) for _ in decoder.layers)
+        self.count = count
+        self.in_pages = False
+
+    @property
+    def trash(self) -> int:
+        return self.count
+
+    @property
+    def capacity(self) -> int:
+        return self.text.shape[3]
+
+    def clear(self, rows: Tensor, first: int, last: int) -> None:
+        """Forget the texts from one position to before another: what a job left there may not even be finite."""
+        self.text[:, :, :, first:last].index_fill_(2, rows, 0.0)
+
+    def remember(self, decoder: Decoder, states: Tensor, rows: Tensor) -> None:
+        """Encoder states [rows, positions, d_model] as keys and values, in the slots `rows`."""
+        for layer, pool in zip(decoder.layers, self.audio, strict=True):
+            for part, found in zip(pool, layer.encoder_attn.keys_values(states), strict=True):  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
+                part[:, : states.shape[1]].index_copy_(0, rows, found.transpose(1, 2))
+
+    def memory(self, rows: Tensor, positions: int) -> Memory:
+        """A copy of some slots' audio, as a decoder without slots has it."""
+        pairs = [pool[:, :, :positions].index_select(1, rows).transpose(2, 3) for pool in self.audio]
+        return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
+
+    @torch.inference_mode()
+    def look_in_pages(self) -> bool:
+        """Whether from now on slots are looked at where they lie: tried here, against the copying way."""
+        rows = torch.arange(min(2, self.count), device=self.text.device).flip(0)
+        heads, size = self.text.shape[-2:]
+        queries, keys, values = torch.randn(3, len(rows), heads, 2, size, device=rows.device).to(self.text.dtype)
+        positions = torch.stack([rows + 3, rows + 4], 1)
+        self.audio[0].normal_()
+        try:
+            tried: list[Tensor] = []
+            for way in (_Copying, _Paging):
+                glance = way(Seats(self, rows, PAGE, PAGE), positions)
+                tried += [glance.text(0, queries, keys, values), glance.audio(0, queries)]
+            *expected, text, audio = (each.float() for each in tried)
+            worst = max(float((a - b).abs().max()) for a, b in zip(expected, (text, audio), strict=True))
+            self.in_pages = worst <= _NEAR * float(expected[0].abs().max())
+        except (RuntimeError, NotImplementedError, TypeError, ImportError, ValueError) as error:
+            log.debug("no attention in pages here: %s", error)
+            self.in_pages = False
+        self.text.zero_()
+        self.audio[0].zero_()
+        return self.in_pages
+
+
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """Some slots as the rows of a pass: a `Store`.
+
+    rows: [rows] slots, at a fixed address. heard: encoder positions. reach: positions of text that any row may see.
+    """
+
+    slots: Slots
+    rows: Tensor
+    heard: int
+    reach: int
+
+    def at(self, positions: Tensor) -> Glance:
+        return (_Paging if self.slots.in_pages else _Copying)(self, positions)
+
+
+class _Copying:
+    """The slots' rows are gathered for each layer: on any device, in any precision."""
+
+    def __init__(self, seats: Seats, positions: Tensor) -> None:
+        self._seats, self._positions = seats, positions
+        self._mask = seen(positions, seats.reach)
+
+    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        _write(self._seats, layer, self._positions, keys, values)
+        seen_keys, seen_values = self._gathered(self._seats.slots.text[layer], self._seats.reach)
+        return F.scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=self._mask)
+
+    def audio(self, layer: int, queries: Tensor) -> Tensor:
+        keys, values = self._gathered(self._seats.slots.audio[layer], self._seats.heard)
+        return F.scaled_dot_product_attention(queries, keys, values)
+
+    def _gathered(self, pool: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = pool[:, :, :length]
+        rows = self._seats.rows
+        return keys.index_select(0, rows).transpose(1, 2), values.index_select(0, rows).transpose(1, 2)
+
+
+class _Paging:
+    """The kernel reads the slots where they lie, each row to its own length. One split: a row's sum of products must
+    not depend on how long its neighbours are."""
+
+    def __init__(self, seats: Seats, positions: Tensor) -> None:
+        from torch.nn.attention.varlen import varlen_attn  # PyTorch 2.13 has pages; an older one raises
+
+        self._attend = varlen_attn
+        self._seats, self._positions = seats, positions
+        rows, self._width = positions.shape
+        device = positions.device
+        self._firsts = torch.arange(0, (rows + 1) * self._width, self._width, device=device, dtype=torch.int32)
+        self._lengths = (positions[:, -1] + 1).int()
+        self._heard = torch.full((rows,), seats.heard, device=device, dtype=torch.int32)
+
+    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        _write(self._seats, layer, self._positions, keys, values)
+        pool = self._seats.slots.text[layer]
+        return self._paged(pool, queries, self._lengths, self._seats.slots.capacity, (-1, 0))
+
+    def audio(self, layer: int, queries: Tensor) -> Tensor:
+        pool = self._seats.slots.audio[layer]
+        return self._paged(pool, queries, self._heard, self._seats.heard, (-1, -1))
+
+    def _paged(self, pool: Tensor, queries: Tensor, lengths: Tensor, longest: int, window: tuple[int, int]) -> Tensor:
+        pages = pool.shape[2] // PAGE
+        table = self._seats.rows[:, None] * pages + torch.arange(pages, device=pool.device)
+        keys, values = pool.flatten(1, 2).view(2, -1, PAGE, *pool.shape[3:])
+        found = self._attend(
+            queries.transpose(1, 2).flatten(0, 1), keys, values, self._firsts, None, self._width, longest,
+            window_size=window, seqused_k=lengths, block_table=table.int(), num_splits=1,
+        )  # fmt: skip
+        assert isinstance(found, Tensor), "nothing besides was asked for"
+        attended: Tensor = found.unflatten(0, (-1, self._width)).transpose(1, 2)
+        return attended
+
+
+def _write(seats: Seats, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+    own_keys, own_values = seats.slots.text[layer]
+    places = (seats.rows[:, None], positions)
+    own_keys.index_put_(places, keys.transpose(1, 2))
+    own_values.index_put_(places, values.transpose(1, 2))
+
+
+def _whole_pages(length: int) -> int:
+    return -(-length // PAGE) * PAGE

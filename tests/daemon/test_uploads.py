@@ -1,0 +1,356 @@
+"""Files to transcribe: OpenAI's stock client, unmodified, and forms by hand, against the service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import io
+import json
+import ssl
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+from harness import DATA, PATIENCE, certificate, client, process, scripted, service, speech, wait_until
+from openai import AsyncOpenAI
+from test_server import fetch
+
+from streaming.job import Job
+
+SAID = "turn on the kitchen light"
+FLAC = DATA / "turn_on_the_kitchen_light.flac"
+PATH = "/v1/audio/transcriptions"
+
+
+def http_url(url: str) -> str:
+    return url.replace("ws", "http", 1)
+
+
+def file_of(times: int = 1, format: str = "WAV") -> bytes:
+    """The recording, said so often, as a file."""
+    samples = np.frombuffer(speech() * times, "<i2")
+    out = io.BytesIO()
+    soundfile.write(out, samples, 16000, format=format)
+    return out.getvalue()
+
+
+@asynccontextmanager
+async def stock(url: str, **options: Any) -> AsyncIterator[AsyncOpenAI]:
+    settings = {"api_key": "any", "max_retries": 0, "timeout": PATIENCE, **options}
+    async with AsyncOpenAI(base_url=http_url(url) + "/v1", **settings) as made:
+        yield made
+
+
+async def transcribe(url: str, **form: Any) -> Any:
+    async with stock(url) as made:
+        return await made.audio.transcriptions.create(**{"model": "whisper-1", "file": FLAC, **form})
+
+
+async def post(url: str, fields: Sequence[tuple[str, Any]], **options: Any) -> httpx.Response:
+    files = [(name, value if isinstance(value, tuple) else (None, value)) for name, value in fields]
+    async with httpx.AsyncClient(base_url=http_url(url), timeout=PATIENCE) as made:
+        return await made.post(options.pop("path", PATH), files=files, **options)
+
+
+AUDIO = ("file", ("a.wav", file_of()))
+
+
+# --- the stock client ------------------------------------------------------------------------------------------------
+
+
+async def test_every_format(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url, "/v1/events") as other:
+        url = daemon.server.url
+        plain = await transcribe(url)
+        final = await other.until("final")
+        assert plain.text == final["text"].strip()
+        assert plain.text.startswith("turn on")
+        assert final["source"] == "openai"
+        assert plain.usage.seconds == 4 or plain.usage.seconds == -(-len(speech()) // 32000)
+        assert await transcribe(url, response_format="text") == plain.text + "\n"
+        start, end = final["start"], final["end"]
+        assert (await transcribe(url, response_format="vtt")) == (
+            f"WEBVTT\n\n00:00:{start:06.3f} --> 00:00:{end:06.3f}\n{plain.text}\n\n"
+        )
+        cue = f"1\n00:00:{start:06.3f} --> 00:00:{end:06.3f}\n{plain.text}\n\n".replace(".", ",")
+        assert (await transcribe(url, response_format="srt")) == cue
+        verbose = await transcribe(
+            url, response_format="verbose_json", timestamp_granularities=["word", "segment"], language="en"
+        )
+        assert verbose.duration == pytest.approx(len(speech()) / 32000, abs=0.001)
+        assert (verbose.language, verbose.text) == ("en", plain.text)
+        (segment,) = verbose.segments
+        assert (segment.start, segment.end, segment.text) == (round(start, 3), round(end, 3), plain.text)
+        assert segment.avg_logprob < 0
+        assert [word.word for word in verbose.words] == plain.text.split()
+        assert all(a.start <= b.start for a, b in zip(verbose.words, verbose.words[1:], strict=False))
+        unsure = await transcribe(url, include=["logprobs"])
+        assert [each.token for each in unsure.logprobs] == plain.text.split()
+
+
+async def test_a_stream_of_events(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, stock(daemon.server.url) as made:
+        events = [
+            event
+            async for event in await made.audio.transcriptions.create(
+                model="whisper-1", file=("three.wav", file_of(3)), stream=True
+            )
+        ]
+    *deltas, done = events
+    assert {event.type for event in deltas} == {"transcript.text.delta"}
+    assert len(deltas) > 1
+    assert done.type == "transcript.text.done"
+    assert "".join(event.delta for event in deltas) == done.text
+
+
+async def test_models_and_the_same_connection_for_all(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, stock(daemon.server.url) as made:
+        assert [model.id async for model in made.models.list()] == ["home-en"]
+        await made.audio.transcriptions.create(model="home-en", file=FLAC)
+        # Of a connection that began with a POST the next request is a GET.
+        assert [model.id async for model in made.models.list()] == ["home-en"]
+        connection = http.client.HTTPConnection(daemon.server.url.removeprefix("ws://"), timeout=PATIENCE)
+
+        def by_hand() -> list[tuple[int, str]]:
+            answers = []
+            for method, path in [("POST", "/nothing"), ("GET", "/healthz"), ("GET", "/nothing"), ("PUT", PATH)]:
+                connection.request(method, path)
+                response = connection.getresponse()
+                answers.append((response.status, response.read().decode()))
+            connection.close()
+            return answers
+
+        answers = await asyncio.to_thread(by_hand)
+        assert [status for status, _ in answers] == [404, 200, 404, 404]
+        assert json.loads(answers[0][1])["error"]["type"] == "invalid_request_error"
+        assert answers[1][1] == "alive\n"
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
+async def test_containers(format: str, tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        assert (await transcribe(daemon.server.url, file=("a", file_of(1, format)))).text.startswith("turn on")
+
+
+async def test_tls_tokens_and_sources(tokenizer_file: Path, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    tokens = ["right", {"token": "porch", "send": ["porch"]}]
+    sections = {"server": {"tokens": tokens, "certificate": str(cert), "key": str(key)}}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+
+        async def status(token: str, **options: Any) -> int:
+            async with (
+                httpx.AsyncClient(verify=ssl.create_default_context(cafile=cert), timeout=PATIENCE) as web,
+                stock(daemon.server.url, api_key=token, http_client=web) as made,
+            ):
+                try:
+                    await made.audio.transcriptions.create(model="x", file=FLAC, **options)
+                except openai.APIStatusError as error:
+                    return error.status_code
+                return 200
+
+        assert await status("right") == 200
+        assert await status("wrong") == 401
+        assert await status("porch") == 403
+        assert await status("porch", extra_query={"source": "porch"}) == 200
+
+
+# --- what will not do ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ([("model", "x")], 400, "missing_file", None),
+        ([AUDIO, AUDIO], 400, "bad_form", None),
+        ([("file", ("a.wav", b"no sound"))], 400, "bad_audio", None),
+        ([AUDIO, ("prompt", "lamps")], 400, "unsupported_parameter", "prompt"),
+        ([AUDIO, ("temperature", "0.4")], 400, "unsupported_parameter", "temperature"),
+        ([AUDIO, ("temperature", "warm")], 400, "invalid_value", "temperature"),
+        ([AUDIO, ("response_format", "diarized_json")], 400, "invalid_value", "response_format"),
+        ([AUDIO, ("timestamp_granularities[]", "word")], 400, "invalid_value", "timestamp_granularities"),
+        ([AUDIO, ("stream", "true"), ("response_format", "srt")], 400, "invalid_value", "response_format"),
+        ([AUDIO, ("language", "tlh")], 400, "bad_language", None),
+        ([AUDIO, ("known_speaker_names[]", "a")], 400, "unsupported_parameter", "known_speaker_names[]"),
+        ([AUDIO, ("model", "a"), ("model", "b")], 400, "invalid_value", "model"),
+        ([AUDIO, ("model", "x" * 20000)], 400, "bad_form", None),
+        ([("file", ("a.wav", bytes(300_000)))], 413, "message_too_big", None),
+    ],
+)
+async def test_what_will_not_do(
+    fields: list[tuple[str, Any]], status: int, code: str, param: str | None, tokenizer_file: Path
+) -> None:
+    async with service(scripted(tokenizer_file), {"dialects": {"max_upload": 262_144}}) as daemon:
+        answer = await post(daemon.server.url, fields)
+        assert answer.status_code == status
+        error = answer.json()["error"]
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param)
+        assert daemon.pipeline.metrics.client_errors.labels(code)._value.get() == 1
+        assert (await post(daemon.server.url, [AUDIO])).status_code == 200
+
+
+async def test_bodies_that_are_no_forms(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with service(scripted(tokenizer_file), {"dialects": {"max_upload": 10_000}}) as daemon:
+        url = http_url(daemon.server.url) + PATH
+
+        async def send(body: bytes | AsyncIterator[bytes], kind: str) -> tuple[int, str]:
+            async with httpx.AsyncClient(timeout=PATIENCE) as made:
+                answer = await made.post(url, content=body, headers={"Content-Type": kind})
+                return answer.status_code, answer.json()["error"]["code"]
+
+        async def endless() -> AsyncIterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            for _ in range(100):
+                yield bytes(1000)
+
+        assert await send(b"{}", "application/json") == (400, "bad_form")
+        assert await send(b"rubbish", "multipart/form-data") == (400, "bad_form")
+        assert await send(b"rubbish", "multipart/form-data; boundary=x") == (400, "bad_form")
+        # No length was said: it is counted.
+        assert await send(endless(), "multipart/form-data; boundary=x") == (413, "message_too_big")
+    assert "Traceback" not in caplog.text
+
+
+async def test_curl(tokenizer_file: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big.wav"
+    big.write_bytes(file_of(20))  # it waits for 100 Continue with so much
+    async with service(scripted(tokenizer_file)) as daemon:
+        command = [
+            "curl",
+            "-sS",
+            http_url(daemon.server.url) + PATH,
+            "-F",
+            f"file=@{big}",
+            "-F",
+            "response_format=text",
+        ]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("turn on")
+
+
+async def test_off_is_off(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file), {"dialects": {"openai": False}}) as daemon:
+        assert (await asyncio.to_thread(fetch, daemon.server.url, PATH, "POST"))[0] == 405
+        assert (await asyncio.to_thread(fetch, daemon.server.url, "/v1/models"))[0] == 404
+
+
+# --- beside live streams ---------------------------------------------------------------------------------------------
+
+
+async def test_a_full_house_is_told_to_come_again(tokenizer_file: Path) -> None:
+    async with (
+        service(scripted(tokenizer_file), {"server": {"max_streams": 1}}) as daemon,
+        client(daemon.server.url) as mine,
+    ):
+        await mine.say(type="start")
+        await mine.until("ready")
+        answer = await post(daemon.server.url, [AUDIO])
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
+        assert answer.json()["error"]["code"] == "full"
+
+
+class Gate:
+    """An engine that stands still until it is let go."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        if any(job.audio.size > 16000 for job in jobs):
+            self.entered.set()
+            assert self.open.wait(4 * PATIENCE)
+
+
+async def test_a_live_final_waits_for_one_utterance_of_a_file_and_not_for_all(tokenizer_file: Path) -> None:
+    order: list[int] = []
+
+    def note(jobs: Sequence[Job]) -> None:
+        order.append(len(jobs))
+
+    async with (
+        service(scripted(tokenizer_file, before=note)) as daemon,
+        client(daemon.server.url, "/v1/events") as other,
+        client(daemon.server.url, "/v1/stream?source=live") as mine,
+    ):
+        await mine.say(type="start", partials=False)
+        sending = asyncio.create_task(post(daemon.server.url, [("file", ("long.wav", file_of(40)))]))
+        await other.until("final")
+        await mine.play(speech())
+        await mine.say(type="stop")
+        await mine.rest()
+        assert len(mine.of("final")) == 1
+        answer = await sending
+    assert answer.status_code == 200
+
+
+async def test_a_client_that_leaves_takes_its_stream_along(tokenizer_file: Path) -> None:
+    gate = Gate()
+    async with service(scripted(tokenizer_file, before=gate)) as daemon:
+        sending = asyncio.create_task(post(daemon.server.url, [AUDIO]))
+        await asyncio.to_thread(gate.entered.wait, PATIENCE)
+        sending.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sending
+        await wait_until(lambda: daemon.pipeline.sources.open_streams == 0)
+        gate.open.set()
+
+
+async def test_an_engine_that_fails(tokenizer_file: Path) -> None:
+    def fail(jobs: Sequence[Job]) -> None:
+        if any(job.audio.size > 16000 for job in jobs):
+            raise RuntimeError("no such kernel")
+
+    async with service(scripted(tokenizer_file, before=fail)) as daemon:
+        answer = await post(daemon.server.url, [AUDIO])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "transcription_failed")
+        answer = await post(daemon.server.url, [AUDIO, ("stream", "true")])
+        assert answer.status_code == 200
+        assert json.loads(answer.text.removeprefix("data: "))["error"]["code"] == "transcription_failed"
+
+
+async def test_the_stop_makes_final_what_was_heard(tokenizer_file: Path) -> None:
+    gate = Gate()
+    async with (
+        service(scripted(tokenizer_file, before=gate), {"scheduler": {"backlog": 1.0}}) as daemon,
+        client(daemon.server.url, "/v1/events") as other,
+    ):
+        sending = asyncio.create_task(post(daemon.server.url, [("file", ("long.wav", file_of(30)))]))
+        await asyncio.to_thread(gate.entered.wait, PATIENCE)
+        daemon.stop()
+        await wait_until(lambda: daemon.server.readers._stop_at is not None)
+        asyncio.get_running_loop().call_later(1.0, gate.open.set)  # it hears no more by then
+        answer = await sending
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert (await other.until("final"))["text"]
+
+
+async def test_connections_that_say_nothing_do_not_hold_up_the_stop(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        host, _, port = daemon.server.url.removeprefix("ws://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        kept, other = await asyncio.open_connection(host, int(port))
+        other.write(b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n")
+        await wait_until(lambda: len(daemon.server._handshakes._waiting) == 1)
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), PATIENCE)
+        await asyncio.wait_for(kept.read(), PATIENCE)
+    for each in (writer, other):
+        each.close()
+
+
+async def test_a_recording_comes_out_right_with_the_shipped_models(tmp_path: Path) -> None:
+    with process(tmp_path, {}) as daemon:
+        heard = await transcribe(daemon.url, language="en")
+        assert daemon.terminate() == 0
+    assert heard.text.lower().strip(" .") == SAID
+    assert "Traceback" not in daemon.log

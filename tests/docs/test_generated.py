@@ -1,0 +1,78 @@
+"""The pages that follow from the code are those that the code writes now, and say all of it."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from daemon.config import Settings
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+
+
+def _generate() -> Any:
+    spec = spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _generate()
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_a_page_is_as_the_code_writes_it(name: str) -> None:
+    written = (DOCS / name).read_text(encoding="utf-8")
+    assert written == generate.PAGES[name](), f"docs/{name} is out of date: make docs"
+
+
+def test_every_key_has_a_row() -> None:
+    page = generate.configuration()
+    for name, value in Settings().model_dump().items():
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        keys = value if isinstance(value, dict) else ["device", "source", "language", "buffer"]
+        assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(keys)
+    assert all(line.count(" | ") == 4 for line in page.splitlines() if line.startswith("| `"))
+
+
+def test_a_row_says_type_limits_default_and_whether_it_may_change() -> None:
+    page = generate.configuration()
+    rows = {
+        "server": "| `max_streams` | whole number, 1 or more | `32` | yes | streams at once; the next is told",
+        "models": "| `threads` | whole number, 1 or more; or `null` | `null` |  | CPU threads of the models",
+        "mqtt": "| `keepalive` | whole number, 2 or more | `15` |  | a silent broker",
+        "log": "| `format` | `text`, `json` | `text` | yes | text: for people",
+    }
+    for section, row in rows.items():
+        assert f"\n{row}" in page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+
+
+def test_comments_are_those_of_the_key_they_stand_at() -> None:
+    said = generate.comments(
+        "# The file's own.\n\n# Of the section,\n# in two lines.\nserver:\n"
+        "  host: x  # beside\n           # and below\n"
+        '  key: "a # b"\n  other: 1 # last\n\n# More.\nlist: []\n'
+    )
+    assert said == {
+        "server": "Of the section, in two lines.",
+        "server.host": "beside and below",
+        "server.key": "",
+        "server.other": "last",
+        "list": "More.",
+    }
+
+
+def test_the_comments_are_found_of_every_section() -> None:
+    said = generate.comments(generate.SHIPPED.read_text(encoding="utf-8"))
+    shipped = yaml.safe_load(generate.SHIPPED.read_text(encoding="utf-8"))
+    assert said.keys() >= shipped.keys()
+    # What its name says, or the line above it.
+    silent = {key for key, text in said.items() if not text}
+    assert len(silent) < len(said) / 8, silent

@@ -1,0 +1,375 @@
+"""At fixed addresses, in fixed widths and batches, the same tokens come out, in the same number of passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import Pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_decode import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix, speaker
+from test_engine import decided
+from torch.utils._python_dispatch import TorchDispatchMode
+from waveforms import murmur
+
+from streaming.job import ALWAYS, NEVER, Job, Result
+from streaming.whisper.decode import Proposer, decode
+from streaming.whisper.engine import Engine
+from streaming.whisper.graphs import Buckets
+from streaming.whisper.hearing import Model
+from streaming.whisper.model import Memory
+from streaming.whisper.rows import Row
+from streaming.whisper.seated import WIDTHS, Ahead, Helper, Seated, Voice
+from streaming.whisper.slots import OVERHANG, Slots
+
+CPU = torch.device("cpu")
+FAST = Buckets((1, 2, 4, 8), WIDTHS, (64, 192, 448 + OVERHANG))
+FIXED = Buckets((8,), (9,), (448 + OVERHANG,))
+NARROW = Buckets((3, 8), (1, 2), (448 + OVERHANG,))
+HEARD = 100
+
+
+@dataclass(repr=False)
+class Stage:
+    """A speaker's model at fixed addresses, and what it last remembered in which slot."""
+
+    speaker: Speaker
+    voice: Voice
+    helper: Helper | None = None
+
+    def place(self, recordings: list[int], slots: list[int]) -> None:
+        memory = self.speaker.memory.select(torch.tensor(recordings))
+        for layer, pool in enumerate(self.voice.slots.audio):
+            for part, found in zip(pool, (memory.keys[layer], memory.values[layer]), strict=True):
+                part[slots, :HEARD] = found.transpose(1, 2)
+
+
+def stage(speaker: Speaker, buckets: Buckets, ahead: Ahead) -> Stage:
+    checkpoint: Any = None
+    model = Model("student", checkpoint, checkpoint, checkpoint, speaker.decoder, speaker.rules)
+    return Stage(speaker, Voice(model, buckets, (2.0,), CPU, ahead))
+
+
+@pytest.fixture(scope="module")
+def teacher(english: Pair) -> Speaker:
+    return speaker(english.teacher)
+
+
+@pytest.fixture(scope="module")
+def student(english: Pair) -> Speaker:
+    return speaker(english.student)
+
+
+@pytest.fixture(scope="module")
+def linguist(multilingual: Pair) -> Speaker:
+    return speaker(multilingual.student)
+
+
+WAYS = {
+    "fast": (FAST, Ahead(0)),
+    "a step late": (FAST, Ahead(1)),
+    "later still": (FAST, Ahead(3, 2)),
+    "one shape": (FIXED, Ahead(0)),
+    "narrow": (NARROW, Ahead(1, 1)),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def stages(request: pytest.FixtureRequest, teacher: Speaker, student: Speaker) -> tuple[Stage, Stage]:
+    """The teacher with no helper; and with the student as its helper."""
+    buckets, ahead = WAYS[request.param]
+    alone, helped, helps = (stage(each, buckets, ahead) for each in (teacher, teacher, student))
+    helped.helper = Helper(helps.voice, helped.voice, 3)
+    return alone, helped
+
+
+@torch.inference_mode()
+def dynamic(speaker: Speaker, batch: list[Plan], proposer: Speaker | None = None) -> list[Row]:
+    rows = rows_of(speaker, batch)
+    recordings = torch.tensor([plan.recording for plan in batch])
+    helper = None
+    if proposer is not None:
+        helper = Proposer(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
+    decode(speaker.decoder, speaker.memory.select(recordings), speaker.rules, rows, helper)
+    return rows
+
+
+def rows_of(speaker: Speaker, batch: list[Plan]) -> list[Row]:
+    return [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps) for plan in batch]
+
+
+@torch.inference_mode()
+def static(on: Stage, batch: list[Plan], slots: list[int], helps: Speaker | None = None) -> list[Row]:
+    """Of the batch in those slots, among whatever earlier batches left."""
+    rows, recordings = rows_of(on.speaker, batch), [plan.recording for plan in batch]
+    on.place(recordings, slots)
+    if on.helper is not None and helps is not None:
+        own = on.helper._own
+        Stage(helps, own).place(recordings, slots)
+        own.say(slots, [helps.row([], LONGEST, plan.timestamps) for plan in batch], HEARD)
+        on.helper.begin(HEARD)
+    on.voice.say(slots, rows, HEARD, on.helper)
+    return rows
+
+
+seatings = st.permutations(range(8))
+
+
+@given(batches, seatings)
+@settings(max_examples=20)
+def test_any_draft_in_any_slots_gives_what_no_draft_gives(
+    stages: tuple[Stage, Stage], batch: list[Plan], slots: list[int]
+) -> None:
+    alone, _ = stages
+    speaker = alone.speaker
+    rows = static(alone, batch, slots[: len(batch)])
+    for plan, row in zip(batch, rows, strict=True):
+        expected = speaker.alone(plan.recording, plan.timestamps)
+        count = min(plan.limit, len(expected.log_probs))
+        assert row.tokens == expected.tokens[: len(row.prompt) + count]
+        assert row.log_probs == pytest.approx(expected.log_probs[:count], abs=1e-3)
+        assert row.accepted == common_prefix(plan.draft(speaker)[: plan.limit], expected.text)
+        assert row.no_speech == pytest.approx(expected.no_speech, rel=1e-3)
+        assert row.done
+
+
+@given(batches, seatings)
+@settings(max_examples=12)
+def test_so_it_is_with_a_helper(
+    stages: tuple[Stage, Stage], student: Speaker, batch: list[Plan], slots: list[int]
+) -> None:
+    _, helped = stages
+    for plan, row in zip(batch, static(helped, batch, slots[: len(batch)], student), strict=True):
+        expected = helped.speaker.alone(plan.recording, plan.timestamps)
+        count = min(plan.limit, len(expected.log_probs))
+        assert row.tokens == expected.tokens[: len(row.prompt) + count]
+        assert row.done
+
+
+@given(batches)
+@settings(max_examples=20)
+def test_passes_are_those_of_the_plain_way(teacher: Speaker, batch: list[Plan]) -> None:
+    """The rows on the device do as `Row` and `Draft` do, where the windows are as wide as the drafts."""
+    wide = stage(teacher, Buckets((8,), (64,), (448 + OVERHANG,)), Ahead(0))
+    assert [row.passes for row in static(wide, batch, list(range(len(batch))))] == [
+        row.passes for row in dynamic(teacher, batch)
+    ]
+
+
+@given(batches)
+@settings(max_examples=10)
+def test_the_same_with_languages(linguist: Speaker, batch: list[Plan]) -> None:
+    rows = static(stage(linguist, FAST, Ahead(1)), batch, list(range(len(batch))))
+    assert [row.tokens for row in rows] == [row.tokens for row in dynamic(linguist, batch)]
+
+
+@torch.inference_mode()
+def test_a_good_helper_saves_passes(teacher: Speaker) -> None:
+    """The model itself is always right: four tokens a pass instead of one, the first pass and catching up apart."""
+    helped, helps = stage(teacher, FAST, Ahead(0)), stage(teacher, FAST, Ahead(0))
+    helped.helper = Helper(helps.voice, helped.voice, 3)
+    plans = [Plan(number, False, LONGEST, "nothing", ()) for number in range(RECORDINGS)]
+    for number, row in enumerate(static(helped, plans, list(range(RECORDINGS)), teacher)):
+        alone = teacher.alone(number, False)
+        assert row.tokens == alone.tokens
+        assert row.passes <= 1 + -(-(len(alone.log_probs) - 1) // 4)
+
+
+@torch.inference_mode()
+def test_what_an_earlier_batch_left_is_not_seen(teacher: Speaker) -> None:
+    """Not even numbers that are none, which a mask does not keep out."""
+    on = stage(teacher, FAST, Ahead(1))
+    on.voice.slots.text.fill_(torch.nan)
+    plans = [Plan(number, False, LONGEST, "truth", ((2, "replace", 599),)) for number in range(RECORDINGS)]
+    rows = static(on, plans, list(range(RECORDINGS)))
+    assert [row.tokens for row in rows] == [teacher.alone(number, False).tokens for number in range(RECORDINGS)]
+
+
+# --- the whole engine ------------------------------------------------------------------------------------------------
+
+
+@cache
+def engine(pair: Pair, graphs: Literal["on", "off"], mode: Literal["fast", "deterministic"] = "fast") -> Engine:
+    made = Engine.load(str(pair.student), str(pair.teacher), "cpu", dtype="float32", graphs=graphs, mode=mode, batch=4)
+    made.warm()
+    return made
+
+
+@pytest.fixture(params=["shared encoder", "own encoders"])
+def pair(request: pytest.FixtureRequest, english: Pair, multilingual: Pair) -> Pair:
+    return english if request.param == "shared encoder" else multilingual
+
+
+def wishes() -> list[Job]:
+    """More than a batch holds, of several contexts, with and without drafts, timestamps, times, teacher."""
+    return [
+        Job(
+            murmur(0.4 + 0.35 * number, number), (5, 6, 7) if number % 3 == 0 else (), None, "transcribe",
+            number % 4 == 3, number % 2 == 0, ALWAYS if number % 3 else NEVER, 14,
+        )
+        for number in range(9)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["fast", "deterministic"])
+def test_an_engine_at_fixed_addresses_hears_the_same(pair: Pair, mode: Literal["fast", "deterministic"]) -> None:
+    expected = engine(pair, "off").run(wishes())
+    for _ in range(2):  # the second time in slots that are not empty
+        for ours, theirs in zip(engine(pair, "on", mode).run(wishes()), expected, strict=True):
+            assert decided(ours) == decided(theirs)
+            assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-3)
+            assert np.ravel(ours.times) == pytest.approx(np.ravel(theirs.times), abs=0.021)
+            assert (ours.accepted, ours.teacher_accepted) == (theirs.accepted, theirs.teacher_accepted)
+
+
+@cache
+def one_shape(pair: Pair, dtype: str) -> Engine:
+    return Engine.load(
+        str(pair.student), str(pair.teacher), "cpu", dtype=dtype, mode="deterministic", graphs="off", batch=4
+    )
+
+
+@cache
+def alone(pair: Pair, dtype: str, number: int) -> Result:
+    return one_shape(pair, dtype).run([wish(number)])[0]
+
+
+def wish(number: int, draft: tuple[int, ...] = ()) -> Job:
+    return Job(murmur(0.3 + 0.1 * number, number), draft, ask_teacher_below=ALWAYS, max_tokens=14)
+
+
+drafts = st.lists(st.integers(0, 599), max_size=14).map(tuple)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@given(batch=st.lists(st.tuples(st.integers(0, 5), drafts, st.booleans()), min_size=1, max_size=4))
+@settings(max_examples=10)
+def test_in_one_shape_not_even_rounding_tells_of_drafts_or_neighbours(
+    english: Pair, dtype: str, batch: list[tuple[int, tuple[int, ...], bool]]
+) -> None:
+    """To the last bit, in any order, beside any others, with right drafts and garbage."""
+    expected = [alone(english, dtype, number) for number, _, _ in batch]
+    jobs = [
+        wish(number, result.tokens if right else draft)
+        for (number, draft, right), result in zip(batch, expected, strict=True)
+    ]
+    for result, before in zip(one_shape(english, dtype).run(jobs), expected, strict=True):
+        assert result.error is None
+        assert (result.tokens, result.log_probs) == (before.tokens, before.log_probs)
+        assert result.student_confidence == before.student_confidence
+
+
+def test_rounding_would_tell(english: Pair) -> None:
+    """In several shapes it is not equal to the last bit: the test above can fail."""
+    fast = Engine.load(str(english.student), None, "cpu", dtype="float32", graphs="on", batch=4)
+    plain = fast.run([wish(number) for number in range(4)])
+    checked = [fast.run([wish(number, result.tokens)])[0] for number, result in enumerate(plain)]
+    assert [result.tokens for result in plain] == [result.tokens for result in checked]
+    assert [result.log_probs for result in plain] != [result.log_probs for result in checked]
+
+
+def test_a_job_that_breaks_leaves_nothing_behind(english: Pair) -> None:
+    """A batch whose encoder gives numbers that are none: its jobs fail, and the next batch is as ever."""
+    on = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="float32", graphs="on", batch=4)
+    jobs = [Job(murmur(0.9, seed), max_tokens=6, ask_teacher_below=ALWAYS) for seed in range(4)]
+    expected = on.run(jobs)
+    hook = on._student.encoder.register_forward_hook(lambda *_: torch.full((4, 50, 32), torch.nan))
+    assert all(result.error is not None for result in on.run(jobs))
+    hook.remove()
+    assert [decided(result) for result in on.run(jobs)] == [decided(result) for result in expected]
+
+
+# --- nothing in a step waits -----------------------------------------------------------------------------------------
+
+
+class NothingWaits(TorchDispatchMode):
+    """Forbids what makes the host wait for a device: reading a number, and shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch does not say
+
+    WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "item"})
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in self.WAITS or self._by_mask(name, args):
+            raise AssertionError(f"{name} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _by_mask(name: str, args: Any) -> bool:
+        """`values[mask]` looks for the places where the mask is true."""
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+@torch.inference_mode()
+def test_no_function_waits_for_the_device(teacher: Speaker, student: Speaker, linguist: Speaker) -> None:
+    helped, helps = stage(teacher, FAST, Ahead(1)), stage(student, FAST, Ahead(1))
+    helper = Helper(helps.voice, helped.voice, 3)
+    shape = FAST.fit(2, HEARD, 5, 60)
+    with NothingWaits():
+        helped.voice.check.call(shape)
+        helped.voice.step(shape, stamped=True)
+        helper.draft.call(shape)
+        stage(linguist, FAST, Ahead(1)).voice.language.call(shape)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda values: values.sum().item(),
+        lambda values: values.nonzero(),
+        lambda values: values[values > 0],
+        lambda values: bool(values[0] > 0),
+    ],
+)
+def test_what_waits_is_seen(wait: Any) -> None:
+    with NothingWaits(), pytest.raises(AssertionError, match="waits"):
+        wait(torch.ones(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@torch.inference_mode()
+def test_a_gpu_is_not_waited_for(english: Pair) -> None:
+    """PyTorch's own check, on whole functions, eager and captured."""
+    engine = Engine.load(str(english.student), str(english.teacher), "cuda", graphs="on")
+    engine.warm()
+    engine.run([Job(murmur(1.0), ask_teacher_below=ALWAYS)] * 3)
+    assert isinstance(engine.way, Seated)
+    for function in engine.way.functions:
+        shape = function.shapes[0]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            function.call(shape)
+            function.graph(shape)[1].replay()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# --- slots -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_a_kernel_that_is_not_there_is_not_used(teacher: Speaker) -> None:
+    """Attention in pages is a GPU's; the trial finds out, and leaves nothing behind."""
+    slots = Slots(teacher.decoder, 4, HEARD)
+    assert not slots.look_in_pages()
+    assert not slots.text.any()
+    assert not any(pool.any() for pool in slots.audio)
+
+
+@torch.inference_mode()
+def test_memory_is_what_was_remembered(teacher: Speaker) -> None:
+    slots = Slots(teacher.decoder, 4, HEARD)
+    states = torch.randn(2, HEARD, 32)
+    slots.remember(teacher.decoder, states, torch.tensor([3, 1]))
+    expected: Memory = teacher.decoder.remember(states)
+    found = slots.memory(torch.tensor([3, 1]), HEARD)
+    for ours, theirs in zip((*found.keys, *found.values), (*expected.keys, *expected.values), strict=True):
+        assert torch.equal(ours, theirs)
