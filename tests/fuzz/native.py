@@ -85,6 +85,14 @@ QUERIES = st.lists(
 script."""
 
 
+def handshake_lines() -> list[str]:
+    """The headers that every websocket's beginning has."""
+    return [
+        "Host: x", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]  # fmt: skip
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
     path = draw(st.sampled_from(["/v1/stream", "/v1/events", "/metrics", "/healthz", "/", "*"]) | st.text(max_size=10))
@@ -95,13 +103,11 @@ def requests(draw: st.DrawFn) -> bytes:
     target = quote(path) + "?" * bool(query) + "&".join(f"{key}={quote(value)}" for key, value in query.items())
     if draw(st.integers(0, 2)) == 0:
         target = quote(path) + "?" + draw(QUERIES)
-    headers = {
-        "Host": "x", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-    }  # fmt: skip
+    lines = handshake_lines()
     if draw(st.booleans()):
-        headers["Authorization"] = draw(st.sampled_from(["Bearer good", "Bearer half", "Bearer \xff", "Basic x"]))
-    lines = [f"{key}: {value}" for key, value in headers.items() if draw(st.integers(0, 30))]
+        token = draw(st.sampled_from(["Bearer good", "Bearer half", "Bearer \xff", "Basic x"]))
+        lines.append(f"Authorization: {token}")
+    lines = [line for line in lines if draw(st.integers(0, 30))]
     if draw(st.integers(0, 5)) == 0:
         lines += draw(st.lists(st.sampled_from(lines) | st.text(max_size=20), max_size=3)) if lines else []
     method = draw(st.sampled_from(["GET"] * 9 + ["POST"]))

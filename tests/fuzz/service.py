@@ -57,6 +57,7 @@ class Daemon:
         self._service = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result(PATIENCE)
         self._own_subscribers = self._service.pipeline.metrics.subscribers._value.get()  # that of MQTT
         self.http = _place(self._service.server.url)
+        self.ports = {name: _place(url) for name, url in self._service.server.urls.items()}
         assert self._service.wyoming is not None
         self.wyoming = self._service.wyoming.address
 
