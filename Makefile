@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_PACKAGES := mosquitto mosquitto-clients curl libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins systemd openssl \
 	chromium espeak-ng flite festival festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k
 
-.PHONY: help demo run test check docs format clean
+.PHONY: help demo run test check audit docs format clean
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
@@ -28,6 +28,10 @@ check: $(VENV)/.test ## ruff, mypy --strict, the layering rule
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_layers.py
+
+audit: $(VENV)/.test ## are the libraries those that are pinned, undamaged, and without known weaknesses?
+	-$(PIP) 'pip-audit>=2.7' # without the network it says what it could not look up
+	$(BIN)/python -m tests.audit
 
 docs: $(VENV)/.run ## write the pages that follow from the code anew
 	$(BIN)/python docs/generate.py

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "offline": "what drafting from the last partial saves, and the real-time factor",
     "day": "a day at home: people speak, broker, microphone and service fail, and what became of each final",
     "faults": "what clients and machines do to a service, and that nothing of what was said is lost",
+    "soak": "hours of mixed streams, come and go: memory, descriptors, waiting, and every final counted at every edge",
     "compare": "the same audio and weights through transformers and faster-whisper",
 }
 

@@ -22,8 +22,8 @@ def percentiles(values: Sequence[float]) -> str:
 
 def circumstances() -> str:
     """Date, commit, hardware and command: without them a figure says nothing."""
-    program = Path(sys.argv[0])
-    said = program.stem if program.suffix != ".py" else f"python -m bench.{program.stem}"
+    spec = sys.modules["__main__"].__spec__
+    said = f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None else Path(sys.argv[0]).stem
     command = " ".join([said, *sys.argv[1:]])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return (

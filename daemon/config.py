@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
@@ -459,16 +459,23 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
+def _parts(error: Any) -> list[str]:
+    *above, last = error["loc"] or ("",)
+    # Where a value may be of two types, the type that was tried is part of pydantic's location. An unknown key may be
+    # called so.
+    found = [str(part) for part in above if part not in ("str", "int")]
+    return found if last in ("str", "int") and error["type"] != "extra_forbidden" else [*found, str(last)]
+
+
 def _path(error: Any) -> str:
-    # Where a value may be of two types, the type that was tried is part of pydantic's location.
-    return ".".join(str(part) for part in error["loc"] if part not in ("str", "int"))
+    return ".".join(_parts(error))
 
 
 def _sentence(error: Any) -> str:
     """One of pydantic's errors as a sentence that begins with the key's path."""
     path = _path(error)
     if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key{_nearest(path)}"
+        return f"{path}: unknown key{_nearest(_parts(error))}"
     # A secret must not get into the log by way of a slip in its own key.
     got = f", got {_kind(error['input']) if _may_be_secret(path, error['input']) else repr(error['input'])}"
     match error["type"]:
@@ -513,10 +520,13 @@ def _sections() -> dict[str, type[Section]]:
     }
 
 
-def _nearest(path: str) -> str:
+def _nearest(parts: Sequence[str]) -> str:
     """What may have been meant: the key of this name in another place, the likest in the same one, or else all."""
-    *above, key = path.split(".")
+    *above, key = parts
     sections = _sections()
+    section, dot, inner = key.partition(".")
+    if not above and dot and section in sections and inner in sections[section].model_fields:
+        return f": a dot makes no section: write {section}: {{{inner}: ...}}"
     namesakes = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
     known = list(sections[above[0]].model_fields if above else sections)
     if above[:2] == ["server", "tokens"]:

@@ -23,6 +23,7 @@ import socket
 import time
 from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import aiomqtt
 
@@ -46,6 +47,7 @@ from daemon.spool import Entry, Spool
 from streaming.events import Event, Final, Partial, to_json
 
 _log = logging.getLogger(__name__)
+_V = TypeVar("_V")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _STEADY = 10.0
@@ -58,6 +60,10 @@ _BIRTH_PAUSE = (5.0, 15.0)
 _DIAGNOSTICS_INTERVAL = 10.0
 
 _MOST_COMMANDS = 100
+_MOST_RETAINED = 4096
+"""Topics that wait to be told, and switches that are known to have been told: clients make up names, and a broker may
+be away for long. What is forgotten is told at the next connection, or once more."""
+
 _MOST_SHOWN = 64
 """Sources that Home Assistant is shown: clients choose their names, and each becomes five entities."""
 
@@ -258,12 +264,12 @@ class Mqtt:
     # --- what is retained ------------------------------------------------------------------------------------------
 
     def _retain(self, topic: str, body: str) -> None:
-        self._retained.pop(topic, None)  # told in the order of the last changes
-        self._retained[topic] = body
+        _put(self._retained, topic, body)
         self._news.set()
 
     def _retain_switch(self, source: str) -> None:
-        self._switches[source] = on = self._sources.is_on(source)
+        on = self._sources.is_on(source)
+        _put(self._switches, source, on)
         self._retain(self._topic(source, "switch"), "ON" if on else "OFF")
 
     def _retain_sources(self) -> None:
@@ -368,6 +374,14 @@ class Mqtt:
 
     def _topic(self, *levels: str) -> str:
         return "/".join((self._settings.topic, *levels))
+
+
+def _put(latest: dict[str, _V], key: str, value: _V) -> None:
+    """In the order of the last changes; the oldest goes where there are too many."""
+    latest.pop(key, None)
+    latest[key] = value
+    if len(latest) > _MOST_RETAINED:
+        del latest[next(iter(latest))]
 
 
 def _entry(final: Final) -> Entry:

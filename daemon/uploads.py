@@ -94,8 +94,25 @@ class Uploads:
         app.router.add_route("*", "/{path:.*}", self._other)
         # A client that leaves takes its stream with it. What it asks for is in no log.
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0
-        )
+            app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0,
+            logger=self._make_logger(),
+        )  # fmt: skip
+
+    def _make_logger(self) -> logging.Logger:
+        """For the library. What is not HTTP is a client's fault like any other: it is counted, and nobody fills the log
+        with it, nor reads there what it sent."""
+
+        def is_ours(record: logging.LogRecord) -> bool:
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, HttpProcessingError):
+                self._metrics.client_errors.labels("bad_request").inc()
+                return False
+            return True
+
+        logger = logging.Logger(f"{__name__}.aiohttp")  # of this port alone
+        logger.parent = _log
+        logger.addFilter(is_ours)
+        return logger
 
     async def open(self) -> None:
         await self._runner.setup()

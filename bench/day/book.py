@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from bench.day.ledger import Arrived, Outage, Told
 from bench.day.schedule import Kind
@@ -60,6 +61,10 @@ class Book:
         if (call := self.when_told) is not None:
             self.when_told = None
             call()
+
+    def arrive(self, final: dict[str, Any]) -> None:
+        """By MQTT."""
+        self.arrivals.append(Arrived(final["source"], final["id"], final["text"], final["at"], time.monotonic()))
 
     def begin(self, kind: Kind, day: float) -> Happened:
         self.faults.append(Happened(kind, day, time.monotonic()))

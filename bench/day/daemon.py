@@ -43,15 +43,8 @@ class Daemon:
         self._folder = folder
         self._environment = {**os.environ, **environment, "STATE_DIRECTORY": str(folder / "state")}
         self._config = folder / "whisperd.yaml"
-        self._config.write_text(  # JSON is YAML
-            json.dumps(
-                {
-                    **settings,
-                    "server": {"host": "127.0.0.1", "port": self.port},
-                    "wyoming": {"host": "127.0.0.1", "port": self.wyoming_port, "source": "satellite"},
-                }
-            )
-        )
+        self._settings = dict(settings)
+        self._write()
         program = ["-m", "bench.day.scripted"] if scripted else ["-m", "daemon.cli", "run", "-c"]
         self._command = [sys.executable, *program, str(self._config)]
         self._popen: subprocess.Popen[bytes] | None = None
@@ -65,6 +58,26 @@ class Daemon:
     @property
     def log(self) -> str:
         return (self._folder / "log").read_text()
+
+    @property
+    def alive(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._popen is not None, "start it first"
+        return self._popen.pid
+
+    def _write(self) -> None:
+        self._config.write_text(  # JSON is YAML
+            json.dumps(
+                {
+                    **self._settings,
+                    "server": {"host": "127.0.0.1", "port": self.port},
+                    "wyoming": {"host": "127.0.0.1", "port": self.wyoming_port, "source": "satellite"},
+                }
+            )
+        )
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -80,7 +93,7 @@ class Daemon:
                 self._command, stderr=log, env=self._environment
             )
         deadline = time.monotonic() + PATIENCE
-        while (await asyncio.to_thread(self._get, "/readyz"))[0] != 200:
+        while (await asyncio.to_thread(self.get, "/readyz"))[0] != 200:
             if self._popen.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"whisperd did not become ready:\n{self.log}")
             await asyncio.sleep(0.05)  # polled, as a supervisor would: there is no event before it listens
@@ -99,6 +112,13 @@ class Daemon:
         """SIGKILL, in this moment."""
         assert self._popen is not None, "start it first"
         self._popen.send_signal(signal.SIGKILL)
+
+    def reload(self, changed: Mapping[str, object]) -> None:
+        """Other settings, and SIGHUP."""
+        assert self._popen is not None, "start it first"
+        self._settings |= changed
+        self._write()
+        self._popen.send_signal(signal.SIGHUP)
 
     async def wait_killed(self) -> None:
         assert self._popen is not None, "start it first"
@@ -120,11 +140,11 @@ class Daemon:
     async def sample(self) -> dict[str, float]:
         """Its counters and gauges, by name; nothing while it is away."""
         life = self.lives
-        status, body = await asyncio.to_thread(self._get, "/metrics")
+        status, body = await asyncio.to_thread(self.get, "/metrics")
         if status != 200 or life != self.lives:
             return {}
         values = dict(_values(body))
-        self._now = {name: value for name, value in values.items() if name.endswith("_total")}
+        self._now = {name: value for name, value in values.items() if "_total" in name}
         return values
 
     async def watch(self) -> None:
@@ -138,7 +158,8 @@ class Daemon:
         """Its counters over all lives, as they were last seen."""
         return self._before + Counter(self._now)
 
-    def _get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str) -> tuple[int, str]:
+        """(status, body) of a page; (0, "") where there is no answer."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):
             try:
@@ -150,9 +171,12 @@ class Daemon:
 
 
 def _values(text: str) -> Iterator[tuple[str, float]]:
-    """Samples of one name are added up, whatever their labels."""
+    """Samples of one name are added up, whatever their labels; each with a label is there under that too, as
+    `name{value}`."""
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            if sample.name.endswith("_total") and sample.labels:
+                sums[f"{sample.name}{{{','.join(sample.labels.values())}}}"] = sample.value
     yield from sums.items()

@@ -68,7 +68,7 @@ async def _play(day: Day, speed: float, scripted: bool) -> tuple[Book, Ending]:
 async def _house(folder: Path, scripted: bool) -> AsyncIterator[House]:
     book = Book({name: Speaker(name) for name in SPEAKERS})
     with _broker(folder) as broker, _sound(folder) as sound:
-        recorder = Recorder(broker.port, _TOPIC, book)
+        recorder = Recorder(broker.port, _TOPIC, book.arrive)
         await recorder.start()
         settings = {
             "mqtt": {"host": "127.0.0.1", "port": broker.port, "topic": _TOPIC, "keepalive": 5},

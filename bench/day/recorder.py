@@ -1,20 +1,17 @@
 """A subscriber of the broker that is not ours: it keeps a session, and so gets what came while it was away.
 
-Owns its connection, which is made anew whenever it is lost. Every final goes into the book as it comes, repeats too.
+Owns its connection, which is made anew whenever it is lost. Every final is handed on as it comes, repeats too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
+from collections.abc import Callable
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-
-from bench.day.book import Book
-from bench.day.ledger import Arrived
 
 _KEEPALIVE = 5
 
@@ -24,11 +21,12 @@ class Recorder:
     connections: made so far. subscribed: it hears; not set while the broker is away.
     """
 
-    def __init__(self, port: int, topic: str, book: Book) -> None:
+    def __init__(self, port: int, topic: str, take: Callable[[dict[str, Any]], None]) -> None:
+        """take: called in another thread."""
         self.connections = 0
         self.subscribed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._book = book
+        self._take = take
         self._topic = f"{topic}/+/final"
         self._port = port
         client = self._client = Client(
@@ -62,6 +60,4 @@ class Recorder:
         self._loop.call_soon_threadsafe(self.subscribed.clear)
 
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
-        final = json.loads(message.payload)
-        arrived = Arrived(final["source"], final["id"], final["text"], final["at"], time.monotonic())
-        self._book.arrivals.append(arrived)
+        self._take(json.loads(message.payload))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from daemon.app import Engine, Service, stop_on_signals
+from daemon.app import Engine, Service, reload_on_signal, stop_on_signals
 from daemon.config import Settings, load, surroundings
 from daemon.logs import to_stderr
 from streaming.fake import ScriptedEngine
@@ -30,6 +30,7 @@ def main(config: str) -> None:
     async def serve() -> None:
         service = Service(settings, around, _engine)
         stop_on_signals(service.stop)
+        reload_on_signal(lambda: service.reload(lambda: load(Path(config))))
         await service.run()
 
     asyncio.run(serve())

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 from harness import Broker, broker, client, listener, publish, scripted, service, speech, unfinished_speech, wait_until
 
-from daemon import mqtt
+from daemon import config, mqtt
 from daemon.app import Service
+from daemon.hub import Outbox
+from daemon.metrics import Metrics
+from daemon.mqtt import Mqtt
+from daemon.sources import Sources
 
 NAMES = ("final", "partial", "text", "state", "switch")
 FINAL, PARTIAL, TEXT, STATE, SWITCH = (f"whisperd/kitchen/{name}" for name in NAMES)
@@ -221,6 +225,25 @@ async def test_what_waits_for_the_broker_is_bounded_and_what_is_dropped_is_count
             assert "whisperd_mqtt_dropped_finals_total 2.0" in counters
     assert caplog.text.count("dropping the oldest") == 1
     assert "2 finals were not delivered" in caplog.text
+
+
+def test_names_that_clients_make_up_are_not_kept_for_ever() -> None:
+    """For years each connection may bring a name of its own, and the broker may be away."""
+    sources = Sources()
+    made = Mqtt(config.Mqtt(host="127.0.0.1"), None, Outbox(10, Metrics(), lambda _: None), sources, Metrics())
+
+    def kept() -> int:
+        return sum(len(each) for each in vars(made).values() if isinstance(each, dict))
+
+    def come_and_go(first: int) -> None:
+        for number in range(first, first + 10_000):
+            sources.opened(f"client-{number}")
+            sources.closed(f"client-{number}")
+
+    come_and_go(0)
+    before = kept()
+    come_and_go(10_000)
+    assert kept() == before
 
 
 async def test_a_password_that_is_wrong_stops_nothing(

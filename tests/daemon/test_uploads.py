@@ -221,6 +221,32 @@ async def test_bodies_that_are_no_forms(tokenizer_file: Path, caplog: pytest.Log
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Connection: close\r\nContent-Length: 1\r\n\r\naPOST / HTTP/1.1\r\n\r\n",
+        b"Content-Length: much\r\n\r\n",
+        b"Authorization: Bearer secret\x00\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_fills_no_log(
+    rest: bytes, tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        host, _, port = daemon.server.url.removeprefix("ws://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\n" + rest)
+            assert (await asyncio.wait_for(reader.readline(), PATIENCE)).split()[1] == b"400"
+            assert 'client_errors_total{code="bad_' in daemon.pipeline.metrics.text().decode()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+    assert "Traceback" not in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_curl(tokenizer_file: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.wav"
     big.write_bytes(file_of(20))  # it waits for 100 Continue with so much

@@ -72,6 +72,27 @@ def decode_all(frames: list[str | bytes]) -> None:
 _daemon = Daemon()
 
 
+QUERIES = st.lists(
+    st.sampled_from(
+        ["token=good", "token=half", "source=a1", "source=", "source", "since=0", "since=-1", "since=9" + "9" * 5000,
+         "since=%D9%A1", "source=%00", "source=%ff", "source=%", "source=a%2Fb", "source=%F0%9F%8E%A4", "x=y", "a;b",
+         "=", "source=" + "a" * 65, "x=" + "y" * 5000]
+    )
+    | st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20),
+    max_size=20,
+).map("&".join)  # fmt: skip
+"""As they come: not quoted, doubled, too many, too long. A number may have thousands of digits, or those of another
+script."""
+
+
+def handshake_lines() -> list[str]:
+    """The headers that every websocket's beginning has."""
+    return [
+        "Host: x", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]  # fmt: skip
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
     path = draw(st.sampled_from(["/v1/stream", "/v1/events", "/metrics", "/healthz", "/", "*"]) | st.text(max_size=10))
@@ -80,13 +101,13 @@ def requests(draw: st.DrawFn) -> bytes:
         for key in draw(st.lists(st.sampled_from(["token", "source", "since", "x"]), max_size=3))
     }
     target = quote(path) + "?" * bool(query) + "&".join(f"{key}={quote(value)}" for key, value in query.items())
-    headers = {
-        "Host": "x", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-    }  # fmt: skip
+    if draw(st.integers(0, 2)) == 0:
+        target = quote(path) + "?" + draw(QUERIES)
+    lines = handshake_lines()
     if draw(st.booleans()):
-        headers["Authorization"] = draw(st.sampled_from(["Bearer good", "Bearer half", "Bearer \xff", "Basic x"]))
-    lines = [f"{key}: {value}" for key, value in headers.items() if draw(st.integers(0, 30))]
+        token = draw(st.sampled_from(["Bearer good", "Bearer half", "Bearer \xff", "Basic x"]))
+        lines.append(f"Authorization: {token}")
+    lines = [line for line in lines if draw(st.integers(0, 30))]
     if draw(st.integers(0, 5)) == 0:
         lines += draw(st.lists(st.sampled_from(lines) | st.text(max_size=20), max_size=3)) if lines else []
     method = draw(st.sampled_from(["GET"] * 9 + ["POST"]))

@@ -44,8 +44,20 @@ class GrowthError(AssertionError):
     """Memory that is not given back."""
 
 
-def attack(target: Target, examples: int, seed: int) -> None:
-    """One round. An input that fails is made small, and shown."""
+@dataclass(frozen=True)
+class Tally:
+    """What was tried. before, after: MiB of memory, once caches were full and at the end."""
+
+    rounds: int
+    examples: int
+    seconds: float
+    before: float
+    after: float
+
+
+def attack(target: Target, examples: int, seed: int) -> int:
+    """One round; how many examples were tried. An input that fails is made small, and shown."""
+    tried = 0
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -53,6 +65,8 @@ def attack(target: Target, examples: int, seed: int) -> None:
     )
     @given(target.examples)
     def once(example: Any) -> None:
+        nonlocal tried
+        tried += 1
         target.attack(example)
 
     target.open()
@@ -60,24 +74,25 @@ def attack(target: Target, examples: int, seed: int) -> None:
         once()
     finally:
         target.close()
+    return tried
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def attack_for(target: Target, minutes: float, say: Callable[[str], None] = _say) -> int:
-    """Rounds until the time is up; how many.
+def attack_for(target: Target, minutes: float, say: Callable[[str], None] = _say) -> Tally:
+    """Rounds until the time is up.
 
     Raises:
         GrowthError: memory grew from round to round. And whatever an attack raises.
     """
-    ends, rounds, floor = time.monotonic() + 60 * minutes, 0, 0.0
-    while time.monotonic() < ends:
+    began, rounds, examples, floor, here = time.monotonic(), 0, 0, 0.0, 0.0
+    while time.monotonic() < began + 60 * minutes:
         seed = random.SystemRandom().randrange(2**32)
         faulthandler.dump_traceback_later(ROUND_TIMEOUT, exit=True)
         try:
-            attack(target, target.size, seed)
+            examples += attack(target, target.size, seed)
         finally:
             faulthandler.cancel_dump_traceback_later()
         rounds += 1
@@ -87,7 +102,7 @@ def attack_for(target: Target, minutes: float, say: Callable[[str], None] = _say
         say(f"{target.name}: round {rounds}, seed {seed}, {here:.0f} MiB")
         if here > floor + _MOST_GROWTH:
             raise GrowthError(f"{target.name}: from {floor:.0f} to {here:.0f} MiB in {rounds} rounds")
-    return rounds
+    return Tally(rounds, examples, time.monotonic() - began, floor, here)
 
 
 def resident() -> float:

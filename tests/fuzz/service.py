@@ -27,7 +27,6 @@ PATIENCE = 30.0
 _TOKENIZER = next(Path(next(iter(pretrained.__path__))).rglob("tokenizer.json"))
 _SECTIONS = {
     "server": {"port": 0, "tokens": ["good", {"token": "half", "send": ["a*"], "read": ["a*"]}]},
-    "dialects": {"vosk": 0, "whisperlive": 0},
     "wyoming": {"host": "127.0.0.1", "port": 0, "timeout": 5.0, "no_speech": 1.0},
     "subscribers": {"send_timeout": 5.0},
 }
@@ -44,16 +43,21 @@ class _Exceptions(logging.Handler):
 
 
 class Daemon:
-    """open, then any number of `exchange`, then close."""
+    """open, then any number of `exchange`, then close. sections: of its settings, beside those of every attack."""
+
+    def __init__(self, sections: dict[str, object] | None = None) -> None:
+        self._settings = Settings.model_validate({**_SECTIONS, **(sections or {})})
 
     def open(self) -> None:
         self._log = _Exceptions()
         logging.getLogger().addHandler(self._log)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)  # it shall not outlive a failure
         self._thread.start()
         self._service = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result(PATIENCE)
+        self._own_subscribers = self._service.pipeline.metrics.subscribers._value.get()  # that of MQTT
         self.http = _place(self._service.server.url)
+        self.ports = {name: _place(url) for name, url in self._service.server.urls.items()}
         assert self._service.wyoming is not None
         self.wyoming = self._service.wyoming.address
 
@@ -67,7 +71,7 @@ class Daemon:
             self._thread.join()
             self._loop.close()
             logging.getLogger().removeHandler(self._log)
-        assert self._log.seen == [], self._log.seen
+        self.check_log()
 
     def exchange(self, place: tuple[str, int], pieces: list[bytes]) -> bytes:
         """Say all, hear all until the other side is done or silent; then leave."""
@@ -83,12 +87,11 @@ class Daemon:
                 raise
             except OSError:
                 pass  # it has heard enough, and hung up
-        assert self._log.seen == [], self._log.seen
+        self.check_log()
         return heard
 
-    def of(self, dialect: str) -> tuple[str, int]:
-        """Where one with a port of its own listens."""
-        return _place(self._service.server.urls[dialect])
+    def check_log(self) -> None:
+        assert self._log.seen == [], self._log.seen
 
     def is_alive(self) -> bool:
         connection = http.client.HTTPConnection(*self.http, timeout=PATIENCE)
@@ -100,7 +103,7 @@ class Daemon:
 
     async def _make(self) -> Service:
         eot = Tokenizer.from_file(str(_TOKENIZER)).get_vocab()["<|endoftext|>"]
-        service = Service(Settings.model_validate(_SECTIONS), Surroundings(), lambda _: ScriptedEngine(_TOKENIZER, eot))
+        service = Service(self._settings, Surroundings(), lambda _: ScriptedEngine(_TOKENIZER, eot))
         self._run = asyncio.create_task(service.run())
         await service.wait_ready()
         return service
@@ -118,7 +121,7 @@ class Daemon:
                 "streams": float(self._service.pipeline.sources.open_streams),
                 "streams_open": metrics.streams_open._value.get(),
                 "wyoming_clients": metrics.wyoming_clients._value.get(),
-                "subscribers": metrics.subscribers._value.get(),
+                "subscribers": metrics.subscribers._value.get() - self._own_subscribers,
                 "stream seats": float(server._streams._taken),
                 "handshakes": float(len(server._handshakes._waiting)),
             }
