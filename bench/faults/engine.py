@@ -17,7 +17,7 @@ from bench.faults.service import COST, PATIENCE, Outcome, Service
 
 
 async def together(service: Service, times: int) -> Outcome:
-    """So many speak at once, so that batches have many jobs, with an engine in trouble; which must be seen to happen."""
+    """So many speak at once, so that batches have many jobs, with an engine whose trouble must be seen."""
     async with witness(service) as listening:
         served = await asyncio.gather(*(speak(service, f"s{number}", PCM[640 * number :]) for number in range(times)))
         arrived = sum([await listening.arrived(f"s{number}", UTTERANCES) for number in range(times)])

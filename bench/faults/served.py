@@ -1,7 +1,7 @@
-"""The process that harm is done to: `whisperd run` with an engine, or a clock, that has troubles which no client causes.
+"""The process that harm is done to: `whisperd run` with an engine, or a clock, in trouble that no client could cause.
 
-Owns those troubles. Everything else of it is the service's own. The engine is the scripted one (`streaming.fake`), which
-always hears the same in the same audio; for numbers that are none it is the real one.
+Owns those troubles. Everything else of it is the service's own. The engine is the scripted one (`streaming.fake`),
+which always hears the same in the same audio; where numbers are none, it is the real one.
 """
 
 from __future__ import annotations
