@@ -84,7 +84,7 @@ def running(folder: Path, settings: dict[str, Any] | None = None, trouble: str =
         RuntimeError: it did not become ready; its log is in the message.
     """
     config, log = folder / "whisperd.yaml", folder / "log"
-    server = {"host": "127.0.0.1", "port": 0, "max_streams": 200}
+    server = {"host": "127.0.0.1", "port": 0, "max_streams": 200, "max_handshakes": 200}
     config.write_text(yaml.safe_dump({**(settings or {}), "server": server}))
     with open(log, "w") as out:
         popen = subprocess.Popen(
