@@ -8,24 +8,37 @@ from bench.faults import FAULTS, attempt
 
 A_LITTLE = {
     "gone in mid-word": 4,
+    "reset in mid-word, and resumed": 4,
+    "half-open, and resumed": 4,
+    "stops reading its own stream": 3,
     "one byte in a message": 1,
     "many times the pace of speech": 6,
     "garbage": 10,
     "connect and leave": 200,
-    "half-open connections": 20,
+    "half of a handshake": 20,
+    "handshakes byte by byte": 5,
     "subscribers that never read": 4,
+    "a job of a batch raises": 6,
+    "out of memory": 6,
+    "a decode hangs": 1,
+    "NaN in the logits (home-en)": 2,
+    "twice the load": 10,
     "no descriptors left": 1,
+    "the clock jumps": 1,
+    "the broker freezes": 1,
+    "a full disk": 1,
     "SIGTERM": 2,
+    "SIGKILL": 3,
 }
 
 
 def test_all_are_tried() -> None:
-    assert A_LITTLE.keys() == {*FAULTS, "SIGTERM"}
+    assert A_LITTLE.keys() == FAULTS.keys()
 
 
-@pytest.mark.timeout(600)  # a process for each: seconds of work, and a busy machine may take its time
+@pytest.mark.timeout(900)  # a process for each: seconds of work, and a busy machine may take its time
 @pytest.mark.parametrize("name", A_LITTLE)
 async def test_nothing_is_lost(name: str) -> None:
     outcome = await attempt(name, A_LITTLE[name])
     assert outcome.survived == outcome.tried, outcome
-    assert outcome.arrived == outcome.said, outcome
+    assert outcome.lost == 0, outcome

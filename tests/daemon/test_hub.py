@@ -276,3 +276,27 @@ async def test_a_keeper_that_hangs_holds_up_nobody_for_ever(monkeypatch: pytest.
     assert len(house._unkept) == 3
     assert [event.utterance for event in await taken(other) if isinstance(event, Final)] == list(range(6))
     assert not house._unkept
+
+
+async def test_whoever_is_cancelled_while_it_waits_takes_nothing_with_it() -> None:
+    house = hub()
+    keeper = house.keep_first()
+    outbox = house.follow("kitchen")
+    house.publish(final(), "kitchen")
+    (kept,) = await taken(keeper)
+    assert isinstance(kept, Final)
+    assert kept.id is not None
+
+    async def read() -> Event:
+        return await anext(aiter(outbox))
+
+    first = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    house.kept(kept.id)
+    assert await second == kept
+    assert len(outbox) == 0

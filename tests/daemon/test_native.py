@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from daemon.dialects import native
 from daemon.faults import Fault
 from streaming import events
-from streaming.events import Audio, Error, Event, Final, Flush, Partial, Start, Stop, Word
+from streaming.events import Audio, Error, Event, Final, Flush, Partial, Resume, Start, Stop, Word
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -52,6 +52,16 @@ def test_what_is_left_out_has_its_default() -> None:
     assert native.Decoder().decode('{"type":"flush"}') == Flush(None)
 
 
+def test_a_stream_is_resumed_in_place_of_its_start() -> None:
+    assert native.Decoder().decode('{"type":"start","resume":30}') == Start(resume=30)
+    wanted = native.Decoder().decode('{"type":"resume","token":"secret","events":12}')
+    assert wanted == Resume("secret", 12)
+    assert "secret" not in repr(wanted)
+    with pytest.raises(Fault) as caught:
+        native.Decoder().decode('{"type":"resume","token":["secret"],"events":12}')
+    assert "secret" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("frame", "begun", "code", "says"),
     [
@@ -73,6 +83,16 @@ def test_what_is_left_out_has_its_default() -> None:
         ('{"type":"start","source":1}', False, "bad_field", "source must be a string"),
         ('{"type":"flush","id":' + json.dumps("x" * 300) + "}", True, "bad_field", "at most 256"),
         ('{"type":"start"}', True, "late_start", "once, before any audio"),
+        ('{"type":"start","resume":true}', False, "bad_field", "resume must be a number of seconds"),
+        ('{"type":"start","resume":-1}', False, "bad_field", "from 0 on, got -1"),
+        ('{"type":"start","resume":NaN}', False, "bad_field", "a number of seconds"),
+        ('{"type":"start","resume":1' + "0" * 400 + "}", False, "bad_field", "a number of seconds"),
+        ('{"type":"start","resume":"secret"}', False, "bad_field", "a number of seconds"),
+        ('{"type":"resume","token":"x"}', False, "missing_field", "resume needs events: it takes token, events"),
+        ('{"type":"resume","events":1}', False, "missing_field", "resume needs token"),
+        ('{"type":"resume","token":null,"events":1}', False, "bad_field", "token must be a string"),
+        ('{"type":"resume","token":"x","events":1.5}', False, "bad_field", "a whole number from 0 on, got 1.5"),
+        ('{"type":"resume","token":"x","events":1}', True, "late_start", "to change parameters or to resume"),
     ],
 )
 def test_each_fault_has_its_code_and_says_what_to_send(frame: str, begun: bool, code: str, says: str) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from resuming import Cut, RefusedError, Speaker, network
 from websockets.exceptions import ConnectionClosed
 
+import daemon.resume
 from daemon.app import Service
 from streaming.job import Job
 
@@ -333,6 +334,28 @@ async def test_events_that_did_not_arrive_are_told_again_and_no_others(tokenizer
             assert "8..8" in error["message"]
         async with client(daemon.server.url) as again:  # that has cost nothing
             assert (await resume(again, ready, 8))["type"] == "ready"
+            await again.say(type="stop")
+            assert await again.rest() == 1000
+
+
+async def test_what_is_kept_of_what_was_told_is_bounded(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon.resume, "_MOST_KEPT", 3)
+    async with service(scripted(tokenizer_file)) as running:
+        async with client(running.server.url) as mine:
+            ready = await begin(mine, partials=False)
+            await mine.play(speech())
+            await mine.say(type="flush", id="a")
+            await mine.until("flushed")
+            await mine.play(speech())
+            await mine.say(type="flush", id="b")
+            await mine.until("flushed")
+            await drop(running, mine)
+        async with client(running.server.url) as again:
+            await resume(again, ready, 1)
+            error = await again.next()
+            assert (error["code"], error["fatal"]) == ("replay_incomplete", False)
+            assert error["message"].startswith("4 events are not kept any more")
+            assert [await again.next() for _ in range(3)] == mine.events[-3:]
             await again.say(type="stop")
             assert await again.rest() == 1000
 

@@ -1,0 +1,94 @@
+"""What an engine does to a service: an exception, a wedge, no memory, numbers that are none, too much to do.
+
+Owns the faults; the engines that have them are in `service.py`. Counts as `clients.py` does; an utterance whose client
+was told that there will be no final of it has failed, and is not lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+from websockets.exceptions import ConnectionClosed
+
+from bench.faults.people import PCM, UTTERANCES, speak, stream, witness
+from bench.faults.service import COST, PATIENCE, Outcome, Service
+
+
+async def together(service: Service, times: int) -> Outcome:
+    """So many speak at once, so that batches have many jobs, with an engine whose trouble must be seen."""
+    async with witness(service) as listening:
+        served = await asyncio.gather(*(speak(service, f"s{number}", PCM[640 * number :]) for number in range(times)))
+        arrived = sum([await listening.arrived(f"s{number}", UTTERANCES) for number in range(times)])
+        failed = sum(listening.failed.values())
+    log = service.log.read_text()
+    said = log.count("does not fit into memory")
+    note = f"the operator was told {said} time(s)" if said else ""
+    return Outcome(times, sum(served) if failed or said == 1 else 0, times * UTTERANCES, arrived, note, failed)
+
+
+async def wedged(service: Service, times: int) -> Outcome:
+    """The decode hangs while everybody speaks: it is noticed, the service no longer vouches for itself; then it goes on
+    by itself, and all finals come."""
+    wedge = service.log.parent / "wedge"
+    noticed = 0
+    async with witness(service) as listening:
+        for number in range(times):
+            wedge.touch()
+            speaking = asyncio.create_task(speak(service, f"w{number}", PCM))
+            await _until(service, ready=False)
+            noticed += not speaking.done()
+            wedge.unlink()
+            await speaking
+            await _until(service, ready=True)
+        arrived = sum([await listening.arrived(f"w{number}", UTTERANCES) for number in range(times)])
+    return Outcome(times, noticed, times * UTTERANCES, arrived, f"noticed {noticed} time(s)")
+
+
+async def _until(service: Service, *, ready: bool) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while await asyncio.to_thread(service.ready) != ready:  # noqa: ASYNC110 - another process's
+            await asyncio.sleep(0.1)
+
+
+async def overload(service: Service, times: int) -> Outcome:
+    """`times` streams at the pace of speech, more than twice what an engine of this cost can do (partials twice a
+    second, and finals): partials thin, a new stream is told to come later, all finals come; and then it recovers."""
+    frame, pause = 3200, 0.1
+
+    async def alone(name: str) -> bool:
+        return await speak(service, name, PCM, frame, pause)
+
+    async with witness(service) as listening:
+        await alone("calm")
+        refused = asyncio.create_task(_refused(service))
+        served = await asyncio.gather(*(alone(f"s{number}") for number in range(times)))
+        arrived = sum([await listening.arrived(f"s{number}", UTTERANCES) for number in range(times)])
+        slowest = listening.slowest
+        turned_away = await refused
+        await alone("after")
+        arrived += await listening.arrived("calm", UTTERANCES) + await listening.arrived("after", UTTERANCES)
+        crowded = sum(listening.partials[f"s{number}"] for number in range(times)) / times
+    calm, after = listening.partials["calm"], listening.partials["after"]
+    well = all(served) and turned_away and crowded < calm and after > crowded
+    note = (
+        f"partials of a stream {calm} -> {crowded:.1f} -> {after}; slowest final {slowest:.1f} s; 1013: {turned_away}"
+    )
+    capacity = f"{1 / COST:.0f} jobs a second; "
+    return Outcome(times, times if well else 0, (times + 2) * UTTERANCES, arrived, capacity + note)
+
+
+async def _refused(service: Service) -> bool:
+    """Whether, within the patience, somebody new is told to come later."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE / 10):
+            while True:
+                async with stream(service, "late") as ws:
+                    with contextlib.suppress(ConnectionClosed):
+                        await ws.send('{"type":"start"}')
+                        if json.loads(await ws.recv()).get("code") == "busy":
+                            await ws.wait_closed()
+                            return ws.close_code == 1013
+                await asyncio.sleep(0.05)
+    return False

@@ -1,0 +1,143 @@
+"""The process that harm is done to: `whisperd run` with an engine, or a clock, in trouble that no client could cause.
+
+Owns those troubles. Everything else of it is the service's own. The engine is the scripted one (`streaming.fake`),
+which always hears the same in the same audio; where numbers are none, it is the real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from bench.faults.service import COST
+from streaming.job import SAMPLE_RATE, Job, Result
+
+Run = Callable[[Sequence[Job]], list[Result]]
+
+
+def cursed(job: Job) -> bool:
+    """About a third of the jobs, the same ones whatever they are batched with."""
+    return len(job.audio) // 512 % 3 == 0
+
+
+def _raises(run: Run, _: Path) -> Run:
+    def raising(jobs: Sequence[Job]) -> list[Result]:
+        if any(cursed(job) for job in jobs):
+            raise ValueError("this job cannot be run")
+        return run(jobs)
+
+    return raising
+
+
+def _out_of_memory(run: Run, _: Path) -> Run:
+    def small(jobs: Sequence[Job]) -> list[Result]:
+        if len(jobs) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return run(jobs)
+
+    return small
+
+
+def _wedged(run: Run, folder: Path) -> Run:
+    """It hangs while there is a file `wedge`."""
+
+    def hanging(jobs: Sequence[Job]) -> list[Result]:
+        while (folder / "wedge").exists():
+            time.sleep(0.01)
+        return run(jobs)
+
+    return hanging
+
+
+def _slow(run: Run, _: Path) -> Run:
+    def slowly(jobs: Sequence[Job]) -> list[Result]:
+        time.sleep(COST * len(jobs))
+        return run(jobs)
+
+    return slowly
+
+
+TROUBLES: dict[str, Callable[[Run, Path], Run]] = {
+    "raises": _raises,
+    "out of memory": _out_of_memory,
+    "wedged": _wedged,
+    "slow": _slow,
+}
+"""Of the scripted engine. Two more are of others: "nan", of the real engine, and "clock", of the machine's."""
+
+
+def jump(times: Sequence[float] = (86400.0, -86400.0, 1e9, -3600.0)) -> None:
+    """The time of day, as this process sees it, jumps ten times a second."""
+    real, ahead = time.time, 0.0
+    time.time = lambda: real() + ahead
+
+    def run() -> None:
+        nonlocal ahead
+        while True:
+            for each in times:
+                ahead += each
+                time.sleep(0.1)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def _load_scripted(trouble: str, folder: Path) -> Callable[[Any], Any]:
+    from tokenizers import Tokenizer
+
+    from streaming.fake import ScriptedEngine
+
+    file = Path(__file__).parents[2] / "streaming" / "pretrained" / "home-en" / "student" / "tokenizer.json"
+    eot = Tokenizer.from_file(str(file)).get_vocab()["<|endoftext|>"]
+
+    def load(_: Any) -> ScriptedEngine:
+        engine = ScriptedEngine(file, eot)
+        if trouble in TROUBLES:
+            cast(Any, engine).run = TROUBLES[trouble](engine.run, folder)
+        return engine
+
+    return load
+
+
+def _load_poisoned(settings: Any) -> Any:
+    """The real engine. For a job that is cursed a weight is not a number; for the others it is as it was."""
+    from daemon import app
+
+    engine = cast(Any, app.load_engine(settings))
+    run, warm, weight = engine.run, engine.warm, engine._student.decoder.layer_norm.weight
+    good = weight.detach().clone()
+
+    def poisoned(job: Job) -> list[Result]:
+        bad = cursed(job) and len(job.audio) > SAMPLE_RATE  # not the canary
+        weight.data.copy_(good * math.nan if bad else good)
+        return cast(list[Result], run([job]))
+
+    def warm_up() -> None:
+        warm()
+        engine.run = lambda jobs: [result for job in jobs for result in poisoned(job)]
+
+    engine.warm = warm_up
+    return engine
+
+
+def main(arguments: Sequence[str]) -> int:
+    from daemon import app, cli
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("trouble")
+    options = parser.parse_args(arguments)
+    if options.trouble == "clock":
+        jump()
+    load = _load_poisoned if options.trouble == "nan" else _load_scripted(options.trouble, Path(options.config).parent)
+    app.Service.__init__.__defaults__ = (load,)  # its engine
+    return cli.main(["run", "-c", options.config])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
