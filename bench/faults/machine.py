@@ -102,7 +102,7 @@ async def home(folder: Path) -> AsyncIterator[Home]:
     broker = Broker(folder)
     broker.start()
     made = Home(broker, Book({}))
-    recorder = Recorder(broker.port, "whisperd", made.book)
+    recorder = Recorder(broker.port, "whisperd", made.book.arrive)
     try:
         await recorder.start()
         yield made
