@@ -164,8 +164,9 @@ class Conversation:
 
     async def _leave(self) -> None:
         """What is in the outbox is still sent."""
-        if self._stream is not None:
-            self._stream.close()
-        if self._writer is not None:
-            await self._writer
-        self._stream = self._writer = None
+        # Forgotten first: a writer that fails must not have the stream closed, and counted out, twice.
+        stream, writer, self._stream, self._writer = self._stream, self._writer, None, None
+        if stream is not None:
+            stream.close()
+        if writer is not None:
+            await writer
