@@ -80,15 +80,11 @@ class Conversation:
         """
         async with self._holding:
             try:
-                code = await self._end(await self._listen())
+                return await self._end(await self._listen())
             finally:
                 if self._writer is not None:
                     self._writer.cancel()
                     await asyncio.gather(self._writer, return_exceptions=True)
-        if code is not None:
-            with contextlib.suppress(ConnectionClosed):
-                await self._peer.tell(self._codec.part(code))
-        return code
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -200,24 +196,35 @@ class Conversation:
 
     async def _leave(self) -> None:
         """Have no stream any more; what it has said is still told."""
-        if self._line is not None:
-            self._line.over = True
-            self._line.discard()
-        if self._writer is not None:
-            await self._writer
-        self._line = self._writer = None
-        await self._holding.aclose()
+        # Forgotten first: a writer that fails must not have the stream ended twice.
+        line, writer, self._line, self._writer = self._line, self._writer, None, None
+        if line is not None:
+            line.over = True
+            line.discard()
+        try:
+            if writer is not None:
+                await writer
+        finally:
+            await self._holding.aclose()
 
     async def _end(self, code: int | None) -> int | None:
         """After `code`, see `_listen`: the same as `run` gives."""
         line = self._line
         if line is None:
+            await self._part(code)
             return code
         if code is not None:
             line.code = line.code or code
             await line.finish()
             told = self._writer is not None and await self._writer
+            await self._part(line.code)
             # Whoever has not answered the close may not have read what came before it, and may come back for it.
             line.over = await self._peer.close(line.code) and told
         line.left = line.overflowed or self._peer.left
         return None
+
+    async def _part(self, code: int | None) -> None:
+        """Say goodbye, in a dialect that has a word for it."""
+        if code is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await self._peer.tell(self._codec.part(code))

@@ -401,7 +401,9 @@ def _audio(value: object) -> bytes:
 
 
 def _event(kind: str, **fields: Any) -> str:
-    return json.dumps({"type": kind, "event_id": _new_id("event"), **fields}, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps({"type": kind, "event_id": _new_id("event"), **fields}, ensure_ascii=False, separators=(",", ":"))
+    # Half a surrogate pair that a client sent comes back to it as JSON can write it; UTF-8 cannot.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _log_prob(word: Word) -> dict[str, Any]:
