@@ -148,6 +148,7 @@ async def test_a_full_house(tokenizer_file: Path) -> None:
     async with listening(scripted(tokenizer_file), server={"max_streams": 1}) as (_, url), vosk(url) as first:
         await first.ask(SECOND)
         async with connect(url) as second:
+            await second.send(SECOND)
             code, reason = await closed(second)
             assert (code, "try again later" in reason) == (1013, True)
         assert await first.eof() == {"text": ""}
