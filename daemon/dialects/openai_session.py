@@ -238,7 +238,8 @@ def _nothing_else(body: Mapping[str, Any], at: str) -> None:
     """What is null asks for nothing."""
     for name, value in body.items():
         if value is not None:
-            raise _cannot(f"{at}.{name[:60]}", "it is no part of a transcription session here: leave it out")
+            shown = name[:60].encode("utf-8", "backslashreplace").decode()  # it may hold half a surrogate pair
+            raise _cannot(f"{at}.{shown}", "it is no part of a transcription session here: leave it out")
 
 
 def _text(value: object, at: str) -> str | None:
