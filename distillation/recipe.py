@@ -29,12 +29,12 @@ THEN_PEOPLE = {
 # For a teacher that has found its way: beside tens of thousands of clips by older synthetic voices, those that sound
 # most like people weigh most, and festival's diphones, of which there are few.
 REFINING = {
-    "festival": 2.0,
+    "festival": 3.5,
     "kokoro": 3.0,
     "piper": 3.0,
-    "kathleen": 2.0,
-    "speechocean762": 1.3,
-    "common_voice_min": 2.0,
+    "kathleen": 3.5,
+    "speechocean762": 2.0,
+    "common_voice_min": 3.0,
     "digits_fsdd": 0.4,
     "hymel_custom": 0.3,
     "wake_precise": 0.5,
