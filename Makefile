@@ -21,7 +21,7 @@ run: $(VENV)/.run ## the service, with config/whisperd.yaml
 
 test: $(VENV)/.test system-packages ## ruff, mypy, and every test
 	$(MAKE) check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.test ## ruff, mypy --strict, the layering rule
 	$(BIN)/ruff check .

@@ -61,7 +61,6 @@ class Line:
         self._kept: deque[tuple[int, Event]] = deque()  # sent, with its number; partials are not worth it
         self._forgotten = 0  # the number of the newest that is not kept any more
         self._again: deque[Event] = deque()
-        self._closed = False
 
     # --- what its client is told -----------------------------------------------------------------------------------
 
@@ -137,9 +136,7 @@ class Line:
 
     def discard(self) -> None:
         """Its place among the streams is free, whether or not it has finished."""
-        if not self._closed:
-            self._closed = True
-            self.stream.close()
+        self.stream.close()
 
     def leave(self) -> None:
         self.discard()

@@ -107,6 +107,7 @@ class Stream:
         self.flushes = 0
         self._slice = max(1, round(_SLICE_SECONDS * start.sample_rate)) * self._decoder.format.frame_bytes
         self._ended = False  # nothing more is taken in
+        self._closed = False
         self._finished = asyncio.Event()  # the last final is out
         self._progress = asyncio.Event()  # a result came: there may be room again
         self._speaking = False
@@ -165,7 +166,10 @@ class Stream:
         await self._finished.wait()
 
     def close(self) -> None:
-        """Leave, finished or not."""
+        """Leave, finished or not; however often it is said."""
+        if self._closed:
+            return
+        self._closed = True
         self._shared.scheduler.remove(self)
         self.outbox.close()
         self._set_speaking(False)

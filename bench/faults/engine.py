@@ -25,7 +25,7 @@ async def together(service: Service, times: int) -> Outcome:
     log = service.log.read_text()
     said = log.count("does not fit into memory")
     note = f"the operator was told {said} time(s)" if said else ""
-    return Outcome(times, sum(served) if failed or said == 1 else 0, times * UTTERANCES, arrived, note, failed)
+    return Outcome(times, sum(served) if failed or said else 0, times * UTTERANCES, arrived, note, failed)
 
 
 async def wedged(service: Service, times: int) -> Outcome:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.faults.service import COST
-from streaming.job import SAMPLE_RATE, Job, Result
+from streaming.job import SAMPLE_RATE, Captured, Job, Result
 
 Run = Callable[[Sequence[Job]], list[Result]]
 
@@ -117,9 +117,10 @@ def _load_poisoned(settings: Any) -> Any:
         weight.data.copy_(good * math.nan if bad else good)
         return cast(list[Result], run([job]))
 
-    def warm_up() -> None:
-        warm()
+    def warm_up() -> Captured:
+        captured = cast(Captured, warm())
         engine.run = lambda jobs: [result for job in jobs for result in poisoned(job)]
+        return captured
 
     engine.warm = warm_up
     return engine

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from harness import ROOT, client, scripted, service, speech
 
-STAMPS = {"daemon/hub.py", "daemon/spool.py"}
-"""A final's `at`; and how old that is of one that an earlier process left."""
+STAMPS = {"daemon/hub.py", "daemon/spool.py", "daemon/app.py", "daemon/dialects/deepgram.py"}
+"""A final's `at`; how old that is of one that an earlier process left; `created`, of OpenAI's models and Deepgram's
+streams."""
 
 
 def tells_the_time_of_day(source: str) -> bool:

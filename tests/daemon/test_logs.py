@@ -134,7 +134,7 @@ def before(jobs):
     if ran == 2:
         warnings.warn("a library\\nwarns")
         threading.Thread(target=lambda: 1 / 0).start()
-    if ran % 5 == 0:
+    if ran % 3 == 0:
         raise RuntimeError("a kernel failed\\nin two lines")
 
 app.Service.__init__.__defaults__ = (harness.scripted(Path(sys.argv[1]), before=before),)
