@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ from numpy.typing import NDArray
 from websockets.asyncio.client import connect
 
 FRAME_SECONDS = 0.02
+
+COMMANDS = Path(__file__).parent / "data" / "commands.flac"
+"""Ten commands with pauses between them; beside it, a line an utterance, what is said."""
+
+DEMO = COMMANDS.with_name("demo.flac")
+"""Three sentences, likewise."""
 
 
 def read_pcm(path: str) -> tuple[bytes, int]:

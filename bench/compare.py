@@ -25,6 +25,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from bench.client import COMMANDS
 from bench.table import circumstances, table
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
@@ -32,7 +33,6 @@ from streaming.text import Text
 from streaming.whisper.checkpoint import open_checkpoint
 from streaming.whisper.engine import Engine
 
-RECORDING = Path(__file__).parent / "data" / "commands.flac"
 Transcribe = Callable[[Waveform], str]
 
 
@@ -157,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench compare", description=__doc__)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
-    parser.add_argument(
-        "--recording", type=Path, default=RECORDING, help="beside it, a line an utterance, what is said"
-    )
+    parser.add_argument("--recording", type=Path, default=COMMANDS, help="beside it, a line an utterance, what is said")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
     student = open_checkpoint(options.student, "student").directory

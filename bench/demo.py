@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 from typing import Any
 
-from bench.client import play, read_pcm
+from bench.client import DEMO, play, read_pcm
 from bench.service import running
-
-RECORDING = Path(__file__).parent / "data" / "demo.flac"
 
 
 class Screen:
@@ -42,11 +39,11 @@ class Screen:
 
 
 def main() -> int:
-    expected = RECORDING.with_suffix(".txt").read_text().splitlines()
-    pcm, rate = read_pcm(str(RECORDING))
+    expected = DEMO.with_suffix(".txt").read_text().splitlines()
+    pcm, rate = read_pcm(str(DEMO))
     print("starting whisperd ...", flush=True)
     with running() as service:
-        print(f"ready after {service.seconds_to_ready:.1f} s; playing {RECORDING.name} into {service.url}/v1/stream\n")
+        print(f"ready after {service.seconds_to_ready:.1f} s; playing {DEMO.name} into {service.url}/v1/stream\n")
         print(f"  {'heard':>8}  what comes back (before the bar: settled; behind it: may yet change)")
         screen = Screen()
         asyncio.run(play(service.url, "demo", pcm, rate, screen.show))

@@ -11,13 +11,13 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from tqdm import tqdm
 
+from bench.client import COMMANDS
 from bench.roofline import Cost, Device, checking, encoding, probe, remembering, timed
 from bench.shapes import SHAPES, random_pair
 from bench.table import circumstances, table
@@ -29,7 +29,6 @@ from streaming.whisper.engine import Engine
 from streaming.whisper.hearing import Model
 from streaming.whisper.model import Cache
 
-RECORDING = Path(__file__).parent / "data" / "commands.flac"
 CACHED = 16
 """Tokens that a measured step finds in the cache."""
 TOKENS = 24
@@ -140,7 +139,7 @@ def _noise(seconds: float, seed: int) -> Waveform:
 
 
 def _speech() -> list[Waveform]:
-    audio = np.asarray(soundfile.read(RECORDING, dtype="float32")[0])
+    audio = np.asarray(soundfile.read(COMMANDS, dtype="float32")[0])
     return list(utterances(audio))
 
 

@@ -18,6 +18,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from bench.client import COMMANDS
 from bench.table import circumstances, table
 from streaming.job import Job, Waveform
 from streaming.offline import utterances
@@ -26,7 +27,6 @@ from streaming.whisper.engine import Engine
 from streaming.whisper.hearing import rows_of
 from streaming.whisper.model import Cache
 
-RECORDING = Path(__file__).parent / "data" / "commands.flac"
 BATCH = 8
 
 Tokens = tuple[int, ...]
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--utterances", type=int, default=60)
-    parser.add_argument("--recording", type=Path, default=RECORDING)
+    parser.add_argument("--recording", type=Path, default=COMMANDS)
     options = parser.parse_args(arguments)
     audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
     jobs = [Job(wave) for wave in cut(list(utterances(audio)), options.utterances)]

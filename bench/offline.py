@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from bench.client import COMMANDS
 from bench.table import circumstances, table
 from streaming.events import Final
 from streaming.job import SAMPLE_RATE, Job, Result, Waveform
@@ -24,8 +25,6 @@ from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector
 from streaming.whisper.engine import Engine
-
-RECORDING = Path(__file__).parent / "data" / "commands.flac"
 
 
 @dataclass(slots=True)
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench offline", description=__doc__)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
-    parser.add_argument("--recording", type=Path, default=RECORDING)
+    parser.add_argument("--recording", type=Path, default=COMMANDS)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
     audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])

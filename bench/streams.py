@@ -19,15 +19,13 @@ import jiwer
 import numpy as np
 import psutil
 
-from bench.client import FRAME_SECONDS, play, read_pcm
+from bench.client import COMMANDS, FRAME_SECONDS, play, read_pcm
 from bench.gpu import Use, watched
 from bench.service import Service, running
 from bench.table import circumstances, percentiles, table
 
 if TYPE_CHECKING:
     from distillation.pictures import Panel
-
-RECORDING = Path(__file__).parent / "data" / "commands.flac"
 
 
 @dataclass(slots=True)
@@ -112,7 +110,7 @@ def _draw(path: Path, measured: Mapping[str, Mapping[int, Sequence[float]]]) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench streams", description=__doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--recording", type=Path, default=RECORDING)
+    parser.add_argument("--recording", type=Path, default=COMMANDS)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
     parser.add_argument("--device", default="auto")

@@ -17,6 +17,12 @@ from daemon.access import is_local
 from daemon.faults import Fault
 from streaming.events import Event, Inbound, Ready
 
+OPEN_TIMEOUT = 10.0
+"""Seconds that a connection may say nothing."""
+
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+"""The answer to a connection that is one too many, before it has said what it wants."""
+
 _LAST_WORDS = 0.3
 """Seconds for which audio that is on its way is still read when the service stops."""
 

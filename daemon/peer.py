@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConcurrencyError, ConnectionClosed
 
+from daemon.dialects.codec import CLOSE_TRY_LATER
 from daemon.edges import Outbox
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from streaming.events import Event
 
 _log = logging.getLogger(__name__)
-
-CLOSE_TRY_LATER = 1013
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that a peer has to answer a close."""

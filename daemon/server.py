@@ -41,7 +41,7 @@ from daemon.dialects.codec import (
     close_code,
     query_once,
 )
-from daemon.edges import Outbox, Pace, Readers, Seats, Stream, Visitors
+from daemon.edges import OPEN_TIMEOUT, TOO_MANY, Outbox, Pace, Readers, Seats, Stream, Visitors
 from daemon.entrance import Entrance, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
@@ -57,15 +57,11 @@ EVENTS = "/v1/events"
 METRICS = "/metrics"
 """How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
 
-_OPEN_TIMEOUT = 10.0
-"""Seconds that a connection may say nothing, and again the library's for the rest of its request."""
-
 _TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
 _MOST_FRAMES = 4
 """Messages of a client that wait to be read, at most; beyond that the network holds them back."""
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _PING_INTERVAL = 20.0
 # A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
 # here, and the kernel's keepalive (see `Peer`) for peers that are really gone.
@@ -117,11 +113,11 @@ class Server:
         self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
-        self.seats = self._streams = Seats(settings.max_streams, "streams")
+        self.seats = Seats(settings.max_streams, "streams")
         # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
         self._lobby = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
-        self.visitors = self._visitors = Visitors(settings.max_per_address)
+        self.visitors = Visitors(settings.max_per_address)
         self._handshakes = _Handshakes(settings, metrics)
         self.readers = Readers()
         self.lines = Lines(self.readers, metrics)
@@ -190,9 +186,9 @@ class Server:
             _tls(settings.certificate, settings.key)
             self._tls.load_cert_chain(settings.certificate, settings.key)
         self._settings = self.entrance.settings = settings
-        self._streams.number = self._lobby.number = settings.max_streams
+        self.seats.number = self._lobby.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
-        self._visitors.most = settings.max_per_address
+        self.visitors.most = settings.max_per_address
         self._handshakes.settings = settings
 
     def stop_accepting(self) -> None:
@@ -205,7 +201,7 @@ class Server:
     async def wait_streams(self) -> None:
         """Until the last final of every stream is on its way to its client."""
         await self._lobby.wait_free()
-        await self._streams.wait_free()
+        await self.seats.wait_free()
 
     async def wait_closed(self) -> None:
         """Until every connection has ended."""
@@ -269,7 +265,7 @@ class Server:
         peer = self._peer(ws)
         code: int | None
         try:
-            with self._visitors.visit(address_of(ws.transport)):
+            with self.visitors.visit(address_of(ws.transport)):
                 code = await self._serve(dialect, peer, ws.request)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
@@ -340,13 +336,13 @@ class Server:
         """Raises:
         Fault: `full`; or see `Gateway`.
         """
-        self._streams.take()
+        self.seats.take()
         try:
             stream = await self._gateway.open_stream(start)
         except BaseException:
-            self._streams.give_back()
+            self.seats.give_back()
             raise
-        return self.lines.begin(stream, min(start.resume, self._settings.resume), self._streams.give_back)
+        return self.lines.begin(stream, min(start.resume, self._settings.resume), self.seats.give_back)
 
     async def open_stream(self, start: Start) -> Stream:
         """For one that has a seat of `seats` already. Raises: Fault."""
@@ -418,10 +414,10 @@ class _Visitor(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._fresh = cast(asyncio.Transport, transport)
         if not self._handshakes.begins(self, transport):
-            self._fresh.write(_TOO_MANY)
+            self._fresh.write(TOO_MANY)
             self._fresh.close()
             return
-        self._silence = asyncio.get_running_loop().call_later(_OPEN_TIMEOUT, self.give_up)
+        self._silence = asyncio.get_running_loop().call_later(OPEN_TIMEOUT, self.give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._handshakes.over(self)

@@ -31,7 +31,7 @@ from daemon.access import Rights
 from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
-from daemon.edges import Outbox, Readers, Seats, Stream, Visitors
+from daemon.edges import OPEN_TIMEOUT, TOO_MANY, Outbox, Readers, Seats, Stream, Visitors
 from daemon.entrance import Entrance, split
 from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
@@ -43,10 +43,6 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_OPEN_TIMEOUT = 10.0
-"""Seconds that a connection may take to say what it wants."""
-
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _CHUNK = 65536
 _IN_MEMORY = 1024 * 1024
 """Bytes of a file that need no disk."""
@@ -125,7 +121,7 @@ class Uploads:
             self._metrics.connections_refused.labels("handshakes").inc()
             return _Refusing()
         made = server()
-        self._silent[made] = asyncio.get_running_loop().call_later(_OPEN_TIMEOUT, self._give_up, made)
+        self._silent[made] = asyncio.get_running_loop().call_later(OPEN_TIMEOUT, self._give_up, made)
         return made
 
     @property
@@ -345,7 +341,7 @@ class _Refusing(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         made = cast(asyncio.Transport, transport)
-        made.write(_TOO_MANY)
+        made.write(TOO_MANY)
         made.close()
 
 

@@ -23,6 +23,7 @@ from streaming.text import Text
 
 if TYPE_CHECKING:
     from checkpoints import Pair
+    from speakers import Speaker
 
 # No deadline: how long an example takes says more about the machine than about the code.
 settings.register_profile("whisperd", deadline=None)
@@ -99,3 +100,24 @@ def multilingual(folder: Path) -> Pair:
     teacher = checkpoints.build_checkpoint(folder / "multilingual-teacher", shape, contexts=[2, 5])
     student = checkpoints.build_checkpoint(folder / "multilingual", shape, seed=1, contexts=[1, 5])
     return checkpoints.Pair(student, teacher)
+
+
+@pytest.fixture(scope="module")
+def teacher(english: Pair) -> Speaker:
+    from speakers import speaker  # as above
+
+    return speaker(english.teacher)
+
+
+@pytest.fixture(scope="module")
+def student(english: Pair) -> Speaker:
+    from speakers import speaker  # as above
+
+    return speaker(english.student)
+
+
+@pytest.fixture(scope="module")
+def linguist(multilingual: Pair) -> Speaker:
+    from speakers import speaker  # as above
+
+    return speaker(multilingual.student)

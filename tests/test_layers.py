@@ -36,10 +36,11 @@ ENTRY_POINTS = {"daemon.cli", "daemon.__main__"}
 KNOW_SEVERAL = {"daemon.app", "daemon.stream"}
 VOCABULARIES = {
     "daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources", "daemon.edges", "daemon.access",
-    "daemon.release", "daemon.logs",
+    "daemon.release", "daemon.logs", "daemon.dialects.words",
 }  # fmt: skip
 """Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states,
-what listening edges have in common, who may do what, which release this is, and what a log line speaks of."""
+what listening edges have in common, who may do what, which release this is, what a log line speaks of, and how a client
+is shown what it sent."""
 
 ALSO_KNOWS = {
     "daemon.config": {  # the defaults are those of the library's own settings
@@ -68,6 +69,7 @@ ALSO_KNOWS = {
     # Any dialect, by its shape, over one socket; and what it leaves behind when that drops.
     "daemon.conversation": {"daemon.dialects.codec", "daemon.peer", "daemon.resume"},
     "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
+    "daemon.peer": {"daemon.dialects.codec"},  # the close codes that all share
     "daemon.entrance": {"daemon.dialects.codec"},  # a request, as all ports have it
     "daemon.uploads": {  # the other half of that port: one dialect's files, read as `transcribe` reads them
         "daemon.dialects.codec",

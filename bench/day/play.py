@@ -27,6 +27,7 @@ from bench.day.report import Ending, broken_promises, report, verdicts
 from bench.day.schedule import SPEAKERS, Day, Sentence, plan
 from bench.sound_server import SoundServer, pulseaudio
 from bench.table import circumstances
+from bench.tasks import first_error
 
 _PATIENCE = 180.0
 """Seconds that the finals of the last outage may take: the daemon's pauses grow to one minute."""
@@ -144,13 +145,6 @@ async def _wait_for_the_last(book: Book) -> None:
         await asyncio.sleep(0.2)  # what is missed makes no event
 
 
-def _first(error: Exception) -> Exception:
-    """What went wrong in one of several tasks."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _missing(book: Book) -> bool:
     return any(verdict.lost for verdict in verdicts(book).values())
 
@@ -174,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.monotonic()
         book, ending = play(day, options.speed, scripted=options.scripted)
     except (MissingError, RuntimeError, ExceptionGroup) as error:
-        print(f"whisperd bench day: {_first(error)}", file=sys.stderr)
+        print(f"whisperd bench day: {first_error(error)}", file=sys.stderr)
         return 1
     said = (
         f"{circumstances()}\n\nA day of {options.minutes:g} minutes, seed {options.seed}, {options.speed:g} times as "

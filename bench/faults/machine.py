@@ -14,9 +14,9 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from websockets.asyncio.client import ClientConnection
@@ -113,48 +113,48 @@ async def home(folder: Path) -> AsyncIterator[Home]:
 
 async def frozen_broker(folder: Path, times: int) -> Outcome:
     """The broker stands still while somebody speaks, and goes on afterwards."""
-    survived = 0
-    async with home(folder) as made:
-        with running(folder, made.settings) as service:
-            for number in range(times):
-                made.broker.signal(signal.SIGSTOP)
-                survived += await speak(service, f"s{number}", PCM)
-                await asyncio.sleep(_FROZEN)
-                made.broker.signal(signal.SIGCONT)
-            arrived = await made.count(times * UTTERANCES)
-    return Outcome(times, survived, times * UTTERANCES, arrived)
-
-
-async def full_disk(folder: Path, times: int) -> Outcome:
-    """No byte more can be written where finals wait for the broker, who is away; then there is room again."""
-    survived = 0
-    async with home(folder) as made:
-        with running(folder, made.settings) as service:
-            for number in range(times):
-                made.broker.signal(signal.SIGSTOP)
-                soft, hard = resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE)
-                resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE, (_FULL, hard))
-                survived += await speak(service, f"s{number}", PCM)
-                await asyncio.sleep(_FROZEN)
-                resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE, (soft, hard))
-                made.broker.signal(signal.SIGCONT)
-            arrived = await made.count(times * UTTERANCES)
-        said = service.log.read_text().count("cannot be used")
-    return Outcome(times, survived if said else 0, times * UTTERANCES, arrived, f"said {said} time(s)")
+    return (await _with_the_broker_away(folder, times))[0]
 
 
 async def jumping_clock(folder: Path, times: int) -> Outcome:
     """The time of day jumps by days and years, also while finals wait for the broker."""
+    return (await _with_the_broker_away(folder, times, "clock"))[0]
+
+
+async def full_disk(folder: Path, times: int) -> Outcome:
+    """No byte more can be written where finals wait for the broker, who is away; then there is room again."""
+    outcome, log = await _with_the_broker_away(folder, times, meanwhile=_no_room)
+    said = log.count("cannot be used")
+    return replace(outcome, survived=outcome.survived if said else 0, note=f"said {said} time(s)")
+
+
+@contextlib.contextmanager
+def _no_room(service: Service) -> Iterator[None]:
+    soft, hard = resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE, (_FULL, hard))
+    yield
+    resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def _with_the_broker_away(
+    folder: Path,
+    times: int,
+    trouble: str = "",
+    meanwhile: Callable[[Service], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+) -> tuple[Outcome, str]:
+    """What came of it, and the service's log."""
     survived = 0
     async with home(folder) as made:
-        with running(folder, made.settings, "clock") as service:
+        with running(folder, made.settings, trouble) as service:
             for number in range(times):
                 made.broker.signal(signal.SIGSTOP)
-                survived += await speak(service, f"s{number}", PCM)
-                await asyncio.sleep(_FROZEN)
+                with meanwhile(service):
+                    survived += await speak(service, f"s{number}", PCM)
+                    await asyncio.sleep(_FROZEN)
                 made.broker.signal(signal.SIGCONT)
             arrived = await made.count(times * UTTERANCES)
-    return Outcome(times, survived, times * UTTERANCES, arrived)
+        log = service.log.read_text()
+    return Outcome(times, survived, times * UTTERANCES, arrived), log
 
 
 # --- signals, at any moment ------------------------------------------------------------------------------------------

@@ -11,16 +11,15 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bench.client import read_pcm
+from bench.client import DEMO, read_pcm
 from bench.faults.service import PATIENCE, Service
 
-PCM = read_pcm(str(Path(__file__).parents[1] / "data" / "demo.flac"))[0]
+PCM = read_pcm(str(DEMO))[0]
 UTTERANCES = 3  # in it
 SECONDS = len(PCM) / 32000
 

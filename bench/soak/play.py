@@ -28,6 +28,7 @@ from bench.soak.report import picture, report
 from bench.soak.samples import Sampler
 from bench.soak.sounds import Sounds, gather
 from bench.table import circumstances
+from bench.tasks import first_error
 
 _TOPIC = "whisperd"
 _PATIENCE = 120.0
@@ -190,13 +191,6 @@ async def _wait_for_the_last(house: House) -> None:
         await house.people.visit(_VISITED, 2.0)
 
 
-def _first(error: BaseException) -> BaseException:
-    """What went wrong in one of several tasks."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(
@@ -226,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sounds = gather(options.speech, options.noise, dice)
         book, end = asyncio.run(soak(plan, sounds, dice, warm_up, options.slope))
     except (MissingError, RuntimeError, ValueError, ExceptionGroup) as error:
-        print(f"whisperd bench soak: {_first(error)}", file=sys.stderr)
+        print(f"whisperd bench soak: {first_error(error)}", file=sys.stderr)
         return 1
     engine = "scripted" if options.scripted else "home-en"
     said = (

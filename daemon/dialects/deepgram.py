@@ -34,6 +34,7 @@ from daemon.dialects.codec import (
     query_pairs,
     shown_tokens,
 )
+from daemon.dialects.words import quoted, read_json
 from daemon.faults import Fault
 from streaming.events import (
     Audio,
@@ -184,7 +185,7 @@ class _Query:
             warnings=tuple(self._warnings),
         )
         if self._values:
-            raise Fault("unknown_parameter", f"unknown parameter {_shown(next(iter(self._values)))}: leave it out")
+            raise Fault("unknown_parameter", f"unknown parameter {quoted(next(iter(self._values)))}: leave it out")
         return parameters
 
     # --- what cannot be had ----------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ class _Query:
     def _switch(self, name: str) -> bool:
         value = (self._one(name) or "false").lower()
         if value not in ("true", "false"):
-            raise Fault("bad_parameter", f"{name} must be true or false, got {_shown(value)}")
+            raise Fault("bad_parameter", f"{name} must be true or false, got {quoted(value)}")
         return value == "true"
 
     def _number(self, name: str, low: int, high: int) -> int | None:
@@ -232,7 +233,7 @@ class _Query:
             return None
         # Longer ones are out of any range, and would take long to read.
         if not (value.isascii() and value.isdigit() and len(value) <= 9 and low <= int(value) <= high):
-            raise Fault("bad_parameter", f"{name} must be a number, {low}..{high}, got {_shown(value)}")
+            raise Fault("bad_parameter", f"{name} must be a number, {low}..{high}, got {quoted(value)}")
         return int(value)
 
     def _milliseconds(self, name: str, low: float, high: float) -> float | None:
@@ -254,7 +255,7 @@ class _Query:
     def _start(self, pause: float | None, *, partials: bool) -> Start:
         name = self._one("encoding")
         if name not in _ENCODINGS:
-            got = "without it a container is meant, and those are not read" if name is None else f"got {_shown(name)}"
+            got = "without it a container is meant, and those are not read" if name is None else f"got {quoted(name)}"
             raise Fault("unsupported", f"encoding must be one of {', '.join(_ENCODINGS)} ({got})")
         rate = self._number("sample_rate", 8000, 192000)
         if rate is None:
@@ -541,10 +542,9 @@ def _command(frame: str) -> str:
     Fault: see `Deepgram.decode`.
     """
     try:
-        body = json.loads(frame)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise Fault("bad_json", f'a text frame must be a JSON object such as {{"type":"Finalize"}}: {reason}') from None
+        body = read_json(frame)
+    except ValueError as error:
+        raise Fault("bad_json", f'a text frame must be a JSON object such as {{"type":"Finalize"}}: {error}') from None
     kind = body.get("type") if isinstance(body, dict) else None
     if kind not in ("KeepAlive", "Finalize", "CloseStream", "Configure"):
         raise Fault(
@@ -555,7 +555,7 @@ def _command(frame: str) -> str:
     if kind == "Finalize" and body.pop("channel", 0) not in (0, None):
         raise Fault("bad_field", "channel may be 0: channels are mixed into one")
     if unknown := [name for name in body if name != "type"]:
-        raise Fault("unknown_field", f"unknown field {_shown(unknown[0])} in {kind}: it takes none")
+        raise Fault("unknown_field", f"unknown field {quoted(unknown[0])} in {kind}: it takes none")
     return str(kind)
 
 
@@ -570,12 +570,6 @@ def _json(kind: str, **values: Any) -> str:
 def _error(what: Fault | Error) -> str:
     variant = "SchemaError" if what.code in _UNREADABLE else what.code
     return _json("Error", variant=variant, code=what.code, description=what.message)
-
-
-def _shown(value: str) -> str:
-    """What a client sent must not fill its own error or our log."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- before the conversation -----------------------------------------------------------------------------------------

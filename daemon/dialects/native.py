@@ -7,13 +7,13 @@ message says what to send instead.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
 from daemon.dialects.codec import close_code as close_code
+from daemon.dialects.words import read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json
 
@@ -132,15 +132,14 @@ class Decoder:
                 '{"type":"stop"}',
             )
         try:
-            body = json.loads(frame)
-        except (ValueError, RecursionError) as error:
-            reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+            body = read_json(frame)
+        except ValueError as error:
             raise Fault(
-                "bad_json", f'a text frame must be one JSON object such as {{"type":"stop"}}: {reason}'
+                "bad_json", f'a text frame must be one JSON object such as {{"type":"stop"}}: {error}'
             ) from None
         if not isinstance(body, dict):
             raise Fault(
-                "bad_json", f'a text frame must be one JSON object such as {{"type":"stop"}}, got {_shown(body)}'
+                "bad_json", f'a text frame must be one JSON object such as {{"type":"stop"}}, got {shown(body)}'
             )
         return body
 
@@ -149,7 +148,7 @@ def _unknown_type(kind: object) -> str:
     advice = 'send "start", "flush" or "stop" as JSON, and audio in binary frames'
     if kind is None:
         return f'a message needs a "type": {advice}'
-    return f"unknown type {_shown(kind)}: {advice}"
+    return f"unknown type {shown(kind)}: {advice}"
 
 
 def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
@@ -164,9 +163,9 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
     for key, value in body.items():
         if key not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise Fault("unknown_field", f"unknown field {_shown(key)} in {kind}: {takes}")
+            raise Fault("unknown_field", f"unknown field {shown(key)} in {kind}: {takes}")
         if wanted := _wanted(f"{kind}.{key}", hints[key], value):
-            got = "something else" if key == _SECRET else _shown(value)
+            got = "something else" if key == _SECRET else shown(value)
             raise Fault("bad_field", f"{key} must be {wanted}, got {got}")
     for field in fields(message):
         if field.default is MISSING and field.name not in body:
@@ -200,12 +199,6 @@ def _is_text(value: object) -> bool:
         and len(value) <= _LONGEST_TEXT
         and not any("\ud800" <= each <= "\udfff" for each in value)
     )
-
-
-def _shown(value: object) -> str:
-    """`value` as JSON, cut: what a client sent must not fill its own error or our log."""
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 DIALECT = Dialect("native", Native, tokens, refuse, paths=frozenset({STREAM}))

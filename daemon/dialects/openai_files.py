@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.dialects.openai_session import Refused
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 from streaming.events import Final, Word
 
@@ -77,14 +78,14 @@ def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
     once = _once(fields)
     response_format = once.get("response_format") or "json"
     if response_format not in FORMATS:
-        raise _bad("response_format", f"must be one of {', '.join(FORMATS)}, got {_shown(response_format)}")
+        raise _bad("response_format", f"must be one of {', '.join(FORMATS)}, got {quoted(response_format)}")
     stream = _flag("stream", once.get("stream", "false"))
     if stream and response_format not in ("json", "text"):
         raise _bad("response_format", "a stream carries events: ask for json, or leave it out")
     _check_not_asked(once)
     given = [value for name, value in fields if name == "timestamp_granularities[]"]
     if unknown := set(given) - {"word", "segment"}:
-        raise _bad("timestamp_granularities", f"must be word or segment, got {_shown(min(unknown))}")
+        raise _bad("timestamp_granularities", f"must be word or segment, got {quoted(min(unknown))}")
     if given and response_format != "verbose_json":
         raise _bad("timestamp_granularities", "these need response_format=verbose_json")
     include = [value for name, value in fields if name == "include[]"]
@@ -119,7 +120,7 @@ def _check_not_asked(once: dict[str, str]) -> None:
     try:
         warm = float(temperature) != 0
     except ValueError:
-        raise _bad("temperature", f"must be a number, got {_shown(temperature)}") from None
+        raise _bad("temperature", f"must be a number, got {quoted(temperature)}") from None
     if warm:
         raise _cannot("temperature", "decoding is greedy here: leave it out, or 0")
     if once.get("chunking_strategy", "auto") != "auto":
@@ -128,7 +129,7 @@ def _check_not_asked(once: dict[str, str]) -> None:
 
 def _flag(name: str, value: str) -> bool:
     if value.lower() not in ("true", "false"):
-        raise _bad(name, f"must be true or false, got {_shown(value)}")
+        raise _bad(name, f"must be true or false, got {quoted(value)}")
     return value.lower() == "true"
 
 
@@ -259,8 +260,3 @@ def _bad(param: str, message: str) -> Refused:
 
 def _cannot(param: str, message: str) -> Refused:
     return Refused("unsupported_parameter", f"{param}: {message}", param)
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

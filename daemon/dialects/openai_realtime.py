@@ -24,6 +24,7 @@ from typing import Any
 
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply, query_pairs, shown_tokens
 from daemon.dialects.openai_session import Refused, SessionConfig, updated, updated_beta
+from daemon.dialects.words import quoted, read_json
 from daemon.faults import Fault
 from streaming.events import (
     Audio,
@@ -154,7 +155,7 @@ class Realtime(Codec):
                     "unsupported_event", f"{kind}: this service transcribes, and holds no conversation", "type"
                 )
             case kind:
-                raise Refused("invalid_value", f"unknown event type {_shown(kind)}", "type")
+                raise Refused("invalid_value", f"unknown event type {quoted(kind)}", "type")
 
     def _append(self, body: dict[str, Any]) -> Iterable[Message]:
         audio = _audio(body.get("audio"))
@@ -382,12 +383,11 @@ def _object(frame: Frame) -> dict[str, Any]:
     if isinstance(frame, bytes):
         raise Refused("invalid_frame", "events are text frames; audio goes as base64 in input_audio_buffer.append")
     try:
-        body = json.loads(frame)
-    except (ValueError, RecursionError) as wrong:
-        reason = str(wrong) if isinstance(wrong, ValueError) else "nested too deeply"
-        raise Refused("invalid_json", f"an event must be one JSON object: {reason}") from None
+        body = read_json(frame)
+    except ValueError as wrong:
+        raise Refused("invalid_json", f"an event must be one JSON object: {wrong}") from None
     if not isinstance(body, dict):
-        raise Refused("invalid_json", f"an event must be one JSON object, got {_shown(body)}")
+        raise Refused("invalid_json", f"an event must be one JSON object, got {quoted(body)}")
     return body
 
 
@@ -397,7 +397,7 @@ def _audio(value: object) -> bytes:
             return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         pass
-    raise Refused("invalid_value", f"audio must be base64, got {_shown(value)}", "audio")
+    raise Refused("invalid_value", f"audio must be base64, got {quoted(value)}", "audio")
 
 
 def _event(kind: str, **fields: Any) -> str:
@@ -421,11 +421,6 @@ def _new_id(kind: str) -> str:
 
 def _ms(seconds: float) -> int:
     return round(1000 * seconds)
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 DIALECT = Dialect(

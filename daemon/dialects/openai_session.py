@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 from streaming.events import Encoding, Endpointing, Start
 
@@ -117,7 +118,7 @@ def updated(config: SessionConfig, session: object) -> SessionConfig:
     body = _object(session, "session")
     kind = body.pop("type", "transcription")
     if kind != "transcription":
-        raise _cannot("session.type", f"sessions here are of the type transcription, not {_shown(kind)}")
+        raise _cannot("session.type", f"sessions here are of the type transcription, not {quoted(kind)}")
     audio = _object(body.pop("audio", None) or {}, "session.audio")
     heard = _object(audio.pop("input", None) or {}, "session.audio.input")
     _nothing_else(audio, "session.audio")
@@ -141,7 +142,7 @@ def updated_beta(config: SessionConfig, session: object) -> SessionConfig:
     if (name := body.pop("input_audio_format", None)) is not None:
         known = {beta: format for format, (_, beta) in _NAMES.items()}
         if name not in known:
-            raise _bad("session.input_audio_format", f"must be one of {', '.join(known)}, got {_shown(name)}")
+            raise _bad("session.input_audio_format", f"must be one of {', '.join(known)}, got {quoted(name)}")
         config = _with_format(config, {"type": known[name]}, "session.input_audio_format")
     config = _with_shared(config, body, "session", "input_audio_noise_reduction", "input_audio_transcription")
     config = _with_include(config, body)
@@ -158,10 +159,10 @@ def _with_format(config: SessionConfig, format: dict[str, Any], at: str) -> Sess
     kind, rate = format.pop("type", config.format), format.pop("rate", None)
     _nothing_else(format, at)
     if kind not in _NAMES:
-        raise _bad(f"{at}.type", f"must be one of {', '.join(_NAMES)}, got {_shown(kind)}")
+        raise _bad(f"{at}.type", f"must be one of {', '.join(_NAMES)}, got {quoted(kind)}")
     own = _PCM_RATE if kind == "audio/pcm" else _TELEPHONE_RATE
     if rate is not None and (type(rate) is not int or not 8000 <= rate <= 48000):
-        raise _bad(f"{at}.rate", f"must be {own}, or any rate from 8000 to 48000, got {_shown(rate)}")
+        raise _bad(f"{at}.rate", f"must be {own}, or any rate from 8000 to 48000, got {quoted(rate)}")
     return replace(config, format=kind, rate=own if rate is None else rate)
 
 
@@ -199,7 +200,7 @@ def _turns(value: object, at: str) -> TurnDetection | None:
     kind = body.pop("type", "server_vad")
     if kind != "server_vad":
         raise _cannot(
-            f"{at}.type", f"turns are detected by server_vad here, or by your commits (null): no {_shown(kind)}"
+            f"{at}.type", f"turns are detected by server_vad here, or by your commits (null): no {quoted(kind)}"
         )
     for name in ("create_response", "interrupt_response"):
         if body.pop(name, None):
@@ -230,7 +231,7 @@ def _with_include(config: SessionConfig, body: dict[str, Any]) -> SessionConfig:
 def _object(value: object, at: str) -> dict[str, Any]:
     """A copy, from which its readers take what they know."""
     if not isinstance(value, Mapping):
-        raise _bad(at, f"must be an object, got {_shown(value)}")
+        raise _bad(at, f"must be an object, got {quoted(value)}")
     return dict(value)
 
 
@@ -248,7 +249,7 @@ def _text(value: object, at: str) -> str | None:
     # Half a surrogate pair, which JSON can write, could not be sent back.
     fits = isinstance(value, str) and len(value) <= _LONGEST_TEXT and not any("\ud800" <= c <= "\udfff" for c in value)
     if not fits:
-        raise _bad(at, f"must be a text of at most {_LONGEST_TEXT} characters, got {_shown(value)}")
+        raise _bad(at, f"must be a text of at most {_LONGEST_TEXT} characters, got {quoted(value)}")
     return str(value) or None
 
 
@@ -256,7 +257,7 @@ def _number(value: object, at: str, low: float, high: float) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise _bad(at, f"must be {low:g} to {high:g}, got {_shown(value)}")
+        raise _bad(at, f"must be {low:g} to {high:g}, got {quoted(value)}")
     return float(value)
 
 
@@ -275,8 +276,3 @@ def _bad(param: str, message: str) -> Refused:
 
 def _cannot(param: str, message: str) -> Refused:
     return Refused("unsupported_parameter", f"{param}: {message}", param)
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -28,6 +28,7 @@ from daemon.dialects.codec import (
     query_once,
     shown_tokens,
 )
+from daemon.dialects.words import read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, SpeechStarted, Start, Stop, Stopped
 
@@ -105,7 +106,7 @@ class Vosk(Codec):
         if self._begun:
             raise _fault("late_config", "config comes before the audio: open another connection to change it")
         if not isinstance(body, dict):
-            raise _fault("bad_field", f"config must be an object, got {_shown(body)}")
+            raise _fault("bad_field", f"config must be an object, got {shown(body)}")
         for name, value in body.items():
             self._set(name, value)
 
@@ -122,7 +123,7 @@ class Vosk(Codec):
                     raise _fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
             case _:
                 raise _fault(
-                    "unknown_field", f"unknown setting {_shown(name)}: there are sample_rate, words, max_alternatives"
+                    "unknown_field", f"unknown setting {shown(name)}: there are sample_rate, words, max_alternatives"
                 )
 
     # --- what goes out ---------------------------------------------------------------------------------------------
@@ -182,10 +183,9 @@ def _request(frame: str) -> tuple[str, object]:
         Fault: `bad_json`, `unknown_type`.
     """
     try:
-        body = json.loads(frame)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise _fault("bad_json", f'a text frame must be JSON such as {{"eof" : 1}}: {reason}') from None
+        body = read_json(frame)
+    except ValueError as error:
+        raise _fault("bad_json", f'a text frame must be JSON such as {{"eof" : 1}}: {error}') from None
     known = [name for name in ("config", "reset", "eof") if isinstance(body, dict) and body.get(name)]
     if len(known) != 1 or len(body) != 1:
         advice = 'a text frame is {"config" : {...}}, {"reset" : 1} or {"eof" : 1}; audio is binary'
@@ -196,18 +196,12 @@ def _request(frame: str) -> tuple[str, object]:
 def _whole(name: str, value: object, low: int, high: int) -> int:
     """Clients write 16000.0 for 16000, and true for 1."""
     if not isinstance(value, int | float) or value not in range(low, high + 1):
-        raise _fault("bad_field", f"{name} must be {low}..{high}, got {_shown(value)}")
+        raise _fault("bad_field", f"{name} must be {low}..{high}, got {shown(value)}")
     return int(value)
 
 
 def _fault(code: str, message: str) -> Fault:
     return Fault(code, message, fatal=True)
-
-
-def _shown(value: object) -> str:
-    """What a client sent must not fill its own error or our log."""
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- before the conversation -----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from daemon.dialects.codec import (
     query_once,
     shown_tokens,
 )
+from daemon.dialects.words import read_json
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Ready, Start, Stop, Word
 
@@ -218,8 +219,8 @@ def _object(frame: Frame) -> dict[str, Any]:
     if isinstance(frame, bytes):
         raise _fault("bad_order", f"{advice}; audio comes after it")
     try:
-        body = json.loads(frame)
-    except (ValueError, RecursionError):
+        body = read_json(frame)
+    except ValueError:
         raise _fault("bad_json", advice) from None
     if not isinstance(body, dict):
         raise _fault("bad_json", advice)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.dialects.words import read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
 
@@ -185,11 +186,11 @@ class _Samples:
             raise _fault("bad_format", "audio needs rate, width (bytes of a sample) and channels")
         width = values[1]
         if type(width) is not int or width not in _WIDTHS:
-            raise _fault("bad_format", f"width must be 1..4 bytes, got {_shown(width)}")
+            raise _fault("bad_format", f"width must be 1..4 bytes, got {shown(width)}")
         return cls(values[0], width, values[2])
 
     def __str__(self) -> str:
-        return f"{_shown(self.rate)} Hz, {self.width} bytes, {_shown(self.channels)} channel(s)"
+        return f"{shown(self.rate)} Hz, {self.width} bytes, {shown(self.channels)} channel(s)"
 
     def narrow(self, data: bytes) -> bytes:
         """Signed little-endian samples of any width as such of 16 bits: the upper two bytes of each."""
@@ -212,12 +213,11 @@ def _fault(code: str, message: str) -> Fault:
 
 def _object(text: bytes, what: str) -> dict[str, Any]:
     try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise _fault("bad_json", f"{what} must be a JSON object: {reason}") from None
+        body = read_json(text)
+    except ValueError as error:
+        raise _fault("bad_json", f"{what} must be a JSON object: {error}") from None
     if not isinstance(body, dict):
-        raise _fault("bad_json", f"{what} must be a JSON object, got {_shown(body)}")
+        raise _fault("bad_json", f"{what} must be a JSON object, got {shown(body)}")
     return body
 
 
@@ -226,9 +226,9 @@ def _length(header: dict[str, Any], name: str, most: int) -> int:
     if value is None:
         return 0
     if type(value) is not int or value < 0:
-        raise _fault("bad_field", f"{name} must be a number of bytes, got {_shown(value)}")
+        raise _fault("bad_field", f"{name} must be a number of bytes, got {shown(value)}")
     if value > most:
-        raise _fault("message_too_big", f"{name} may be {most}, got {_shown(value)}: send smaller messages")
+        raise _fault("message_too_big", f"{name} may be {most}, got {shown(value)}: send smaller messages")
     return value
 
 
@@ -238,18 +238,13 @@ def _text(data: dict[str, Any], name: str, most: int = 256) -> str | None:
         return None
     # Half a surrogate pair, which JSON can write, could not be sent back.
     if not isinstance(value, str) or len(value) > most or any("\ud800" <= each <= "\udfff" for each in value):
-        raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {_shown(value)}")
+        raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {shown(value)}")
     return value or None
 
 
 def _language(tag: str | None) -> str | None:
     """The code of a tag: "en" of "en-US"."""
     return tag.replace("_", "-").partition("-")[0].lower() if tag else None
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- what goes out ---------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ async def test_connections_of_one_address(tokenizer_file: Path, monkeypatch: pyt
             await first.play(speech())
             await first.until("final")
         assert faults(daemon, "too_many_connections") == 1
-        await wait_until(lambda: not daemon.server._visitors._here)
+        await wait_until(lambda: not daemon.server.visitors._here)
         async with client(url, "/v1/stream") as again:
             await again.say(type="stop")
             assert await again.rest() == 1000

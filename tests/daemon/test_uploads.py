@@ -362,7 +362,7 @@ async def test_the_stop_makes_final_what_was_heard(tokenizer_file: Path) -> None
 
 
 async def test_connections_that_never_say_what_they_post(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "_OPEN_TIMEOUT", 0.2)
+    monkeypatch.setattr(uploads, "OPEN_TIMEOUT", 0.2)
     sections = {"server": {"max_handshakes": 1, "max_streams": 1}}
     async with service(scripted(tokenizer_file), sections) as daemon:
         host, _, port = daemon.server.url.removeprefix("ws://").partition(":")
@@ -376,7 +376,7 @@ async def test_connections_that_never_say_what_they_post(tokenizer_file: Path, m
             reader, writer = await dial()
             assert await reader.read() == b""
             writer.close()
-            monkeypatch.setattr(uploads, "_OPEN_TIMEOUT", 1000.0)
+            monkeypatch.setattr(uploads, "OPEN_TIMEOUT", 1000.0)
             held = []
             for _ in range(2):
                 held.append(await dial())

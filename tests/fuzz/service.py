@@ -122,7 +122,7 @@ class Daemon:
                 "streams_open": metrics.streams_open._value.get(),
                 "wyoming_clients": metrics.wyoming_clients._value.get(),
                 "subscribers": metrics.subscribers._value.get() - self._own_subscribers,
-                "stream seats": float(server._streams._taken),
+                "stream seats": float(server.seats._taken),
                 "handshakes": float(len(server._handshakes._waiting)),
             }
 

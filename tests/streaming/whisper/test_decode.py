@@ -2,114 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import Pair
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from waveforms import murmur
+from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix
 
-from streaming.whisper.checkpoint import open_checkpoint, read_weights
 from streaming.whisper.decode import Proposer, Window, decode, detect_languages, verify
-from streaming.whisper.mel import LogMel
-from streaming.whisper.model import Cache, Decoder, Memory, build_decoder, build_encoder
-from streaming.whisper.rows import Draft, Row
-from streaming.whisper.rules import Rules
-
-RECORDINGS = 6
-LONGEST = 40
-
-
-@dataclass
-class Speaker:
-    """A model, and what it remembers of each of the recordings."""
-
-    decoder: Decoder
-    memory: Memory
-    rules: Rules
-    said: dict[tuple[int, bool], Row] = field(default_factory=dict)
-
-    def row(self, draft: list[int], limit: int, timestamps: bool) -> Row:
-        grammar = self.rules.grammar
-        language = next(iter(grammar.languages), None)
-        text = draft[: draft.index(grammar.eot)] if grammar.eot in draft else draft
-        prompt = self.rules.prompt(language, "transcribe", timestamps)
-        return Row(prompt, limit, Draft(text), timestamps, grammar.eot)
-
-    def alone(self, recording: int, timestamps: bool) -> Row:
-        """What it says of a recording with no draft and nobody beside it."""
-        if (recording, timestamps) not in self.said:
-            row = self.row([], LONGEST, timestamps)
-            decode(self.decoder, self.memory.select(torch.tensor([recording])), self.rules, [row])
-            self.said[recording, timestamps] = row
-        return self.said[recording, timestamps]
-
-
-def speaker(directory: Path) -> Speaker:
-    checkpoint = open_checkpoint(str(directory), "student")
-    weights = read_weights(checkpoint, torch.float32)
-    sizes, cpu = checkpoint.dimensions, torch.device("cpu")
-    decoder = build_decoder(sizes, weights)
-    features = LogMel(sizes.mels, cpu)([murmur(1.5, seed) for seed in range(RECORDINGS)], 2.0)
-    with torch.inference_mode():
-        memory = decoder.remember(build_encoder(sizes, weights)(features))
-    return Speaker(decoder, memory, Rules(checkpoint.grammar, sizes.vocabulary, cpu))
-
-
-@pytest.fixture(scope="module")
-def teacher(english: Pair) -> Speaker:
-    return speaker(english.teacher)
-
-
-@pytest.fixture(scope="module")
-def student(english: Pair) -> Speaker:
-    return speaker(english.student)
-
-
-@pytest.fixture(scope="module")
-def linguist(multilingual: Pair) -> Speaker:
-    return speaker(multilingual.student)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One row of a batch. edits: where and how its draft departs from what the model will say."""
-
-    recording: int
-    timestamps: bool
-    limit: int
-    start: str
-    edits: tuple[tuple[int, str, int], ...]
-
-    def draft(self, speaker: Speaker) -> list[int]:
-        truth = speaker.alone(self.recording, self.timestamps).text
-        other = speaker.alone((self.recording + 1) % RECORDINGS, self.timestamps).text
-        draft = {"truth": truth, "other": other, "nothing": []}[self.start].copy()
-        for place, kind, token in self.edits:
-            place = min(place, len(draft))
-            draft[place : place + (kind != "insert")] = [] if kind == "delete" else [token]
-        return draft
-
-
-TOKENS = 2112
-plans = st.builds(
-    Plan,
-    recording=st.integers(0, RECORDINGS - 1),
-    timestamps=st.booleans(),
-    limit=st.integers(1, LONGEST),
-    start=st.sampled_from(["truth", "truth", "other", "nothing"]),
-    edits=st.lists(
-        st.tuples(
-            st.integers(0, LONGEST), st.sampled_from(["insert", "delete", "replace"]), st.integers(0, TOKENS - 1)
-        ),
-        max_size=4,
-    ).map(tuple),
-)
-batches = st.lists(plans, min_size=1, max_size=5)
+from streaming.whisper.model import Cache
 
 
 @torch.inference_mode()
@@ -128,11 +29,6 @@ def assert_unchanged(speaker: Speaker, batch: list[Plan], proposer: Speaker | No
         assert row.accepted == common_prefix(plan.draft(speaker)[: plan.limit], alone.text)
         assert row.no_speech == pytest.approx(alone.no_speech, rel=1e-3)
         assert row.done
-
-
-def common_prefix(draft: list[int], text: list[int]) -> int:
-    pairs = zip(draft, text, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(draft), len(text)))
 
 
 @given(batches)

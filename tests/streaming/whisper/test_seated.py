@@ -12,7 +12,7 @@ import torch
 from checkpoints import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decode import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix, speaker
+from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix
 from test_engine import decided
 from torch.utils._python_dispatch import TorchDispatchMode
 from waveforms import murmur
@@ -53,21 +53,6 @@ def stage(speaker: Speaker, buckets: Buckets, ahead: Ahead) -> Stage:
     checkpoint: Any = None
     model = Model("student", checkpoint, checkpoint, checkpoint, speaker.decoder, speaker.rules)
     return Stage(speaker, Voice(model, buckets, (2.0,), CPU, ahead))
-
-
-@pytest.fixture(scope="module")
-def teacher(english: Pair) -> Speaker:
-    return speaker(english.teacher)
-
-
-@pytest.fixture(scope="module")
-def student(english: Pair) -> Speaker:
-    return speaker(english.student)
-
-
-@pytest.fixture(scope="module")
-def linguist(multilingual: Pair) -> Speaker:
-    return speaker(multilingual.student)
 
 
 WAYS = {

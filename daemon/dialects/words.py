@@ -1,0 +1,32 @@
+"""What a client sent, read as JSON, or shown to it in its own error. Knows no dialect."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_LONGEST = 60
+
+
+def read_json(text: str | bytes) -> Any:
+    """Raises:
+    ValueError: it is none; says why.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def shown(value: object) -> str:
+    """`value` as JSON, cut: what a client sent must not fill its own error or our log."""
+    return _cut(json.dumps(value, ensure_ascii=True))
+
+
+def quoted(value: object) -> str:
+    """The same as Python writes it, for what came in an address or a form rather than as JSON."""
+    return _cut(ascii(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
