@@ -1,4 +1,4 @@
-"""The automations of docs/home-assistant.md: they parse, and what they refer to is what we publish."""
+"""The automations of the README: they parse, and what they refer to is what we publish."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from home_assistant import Schema, render
 
 from daemon.discovery import Device, payload
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "home-assistant.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
 AUTOMATIONS: dict[str, dict[str, Any]] = {block["alias"]: block for block in BLOCKS if "alias" in block}
 LIGHT, TELL, NIGHT = AUTOMATIONS.values()
