@@ -1,7 +1,8 @@
 """Clean clips -> the log-mel features of what a microphone might have heard.
 
-Owns what can go wrong between a mouth and a model: speed, pitch, the size of the speaker (a warped frequency axis), the
-room, the microphone's colour, noise, babble, gain, silence around, masked bands. Knows nothing of models or files.
+Owns what can go wrong between a mouth and a model: speed, pitch, an uneven pace, the size of the speaker (a warped
+frequency axis) and how steady it is, the room, the microphone's colour, noise, babble, gain, silence around, masked
+bands. Knows nothing of models or files.
 Everything is drawn from the generator that is passed in, so a batch can be made again exactly.
 
 `strength` runs from 0 (clean, but for padding and gain) to 1: training starts clean.
@@ -23,7 +24,7 @@ from streaming.job import SAMPLE_RATE, Waveform
 from streaming.whisper.mel import FFT, HOP, compressed, mel_filters, power_spectrum
 
 _WARPS = tuple(np.linspace(0.86, 1.16, 13).round(3).tolist())
-_NO_WARP = min(_WARPS, key=lambda warp: abs(warp - 1))
+_NO_WARP = min(range(len(_WARPS)), key=lambda index: abs(_WARPS[index] - 1))
 
 Rng = np.random.Generator
 
@@ -33,7 +34,7 @@ def augment_waveform(
 ) -> Waveform:
     """One clip with another speed, room, noise and level, and with silence around it. `babble`: any other clip."""
     if rng.random() < 0.8 * strength:
-        wave = _at_speed(wave, rng.uniform(0.86, 1.16))
+        wave = _at_uneven_speed(wave, rng.uniform(0.86, 1.16), rng)
     lead, trail = rng.uniform(0.0, 0.45), rng.uniform(0.05, 0.6)
     wave = np.pad(wave, (int(lead * SAMPLE_RATE), int(trail * SAMPLE_RATE)))
     if rng.random() < 0.35 * strength:
@@ -67,6 +68,14 @@ def _deceptive(rng: Rng, mistaken: Sequence[Waveform]) -> Waveform:
 
 def _at_speed(wave: Waveform, speed: float) -> Waveform:
     places = np.arange(0, wave.size - 1, speed)
+    return np.asarray(np.interp(places, np.arange(wave.size), wave), dtype=np.float32)
+
+
+def _at_uneven_speed(wave: Waveform, speed: float, rng: Rng, unevenness: float = 0.12) -> Waveform:
+    """`speed` on the whole, a little faster here and slower there: two voices don't hold the same sounds as long."""
+    knots = max(2, wave.size // (SAMPLE_RATE // 4))
+    pace = speed * rng.uniform(1 - unevenness, 1 + unevenness, knots)
+    places = np.cumsum(np.interp(np.linspace(0, knots - 1, int(wave.size / speed)), np.arange(knots), pace))
     return np.asarray(np.interp(places, np.arange(wave.size), wave), dtype=np.float32)
 
 
@@ -150,11 +159,29 @@ def features(
 
 
 def _warped_mel(power: Tensor, mels: int, rng: Rng, strength: float) -> Tensor:
-    warp = float(rng.choice(_WARPS)) if rng.random() < 0.75 * strength else 1.0
-    mel = warped_filters(mels, 1.0 if warp == _NO_WARP else warp) @ power
+    warp = int(rng.integers(len(_WARPS))) if rng.random() < 0.75 * strength else _NO_WARP
+    mel = _filters_of(warp, mels) @ power
+    if rng.random() < 0.8 * strength:
+        _patch(mel, power, warp, mels, rng)
     if rng.random() < 0.5 * strength:
         mel = mel * _colour(mels, rng)[:, None]
     return mel
+
+
+def _filters_of(warp: int, mels: int) -> Tensor:
+    return warped_filters(mels, 1.0 if warp == _NO_WARP else _WARPS[warp])
+
+
+def _patch(mel: Tensor, power: Tensor, warp: int, mels: int, rng: Rng) -> None:
+    """In place: stretches of a few sounds get another warp, near `warp`, and level. Speech joined from pieces that were
+    recorded apart, as diphone voices join it, is as unsteady as that.
+    """
+    at = 0
+    while at < mel.shape[1]:
+        end = at + int(rng.integers(6, 25))
+        near = int(np.clip(warp + rng.integers(-2, 3), 0, len(_WARPS) - 1))
+        mel[:, at:end] = _filters_of(near, mels) @ power[:, at:end] * 10 ** (rng.uniform(-3, 3) / 10)
+        at = end
 
 
 def _colour(mels: int, rng: Rng) -> Tensor:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from distillation.corpus import Corpus, gather, record, recordings_texts, synthesise
+from distillation.corpus import Corpus, Synthesis, gather, record, recordings_texts, synthesise
 from distillation.errors import DistillError
 from distillation.text import sentences
 
@@ -161,7 +161,11 @@ def _add_ablations(command: argparse.ArgumentParser) -> None:
 def _add_corpus(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument("--clips", type=int, default=44000, help="synthetic clips (default: %(default)s)")
+    command.add_argument("--diphone-clips", type=int, default=0, metavar="CLIPS",
+                         help="more by diphones, as speakers of any size and pitch (default: %(default)s)")  # fmt: skip
     command.add_argument("--neural-clips", type=int, default=0, help="more by neural voices (default: %(default)s)")
+    command.add_argument("--styles", type=Path, metavar="DIR",
+                         help="more speakers of Kokoro: the folder `voices` of the npm package kokoro-js")  # fmt: skip
     command.add_argument("--recordings", type=Path, metavar="DIR", help="to train on (or a manifest.jsonl)")
     command.add_argument("--dev", type=Path, metavar="DIR", help="to measure on (or a manifest.jsonl)")
     command.add_argument("--workers", type=int, default=2)
@@ -210,7 +214,8 @@ def _corpus(options: argparse.Namespace) -> None:
         if source:
             record(options.out, source, split)
     texts = recordings_texts(options.recordings) if options.recordings else []
-    synthesise(options.out, options.clips, options.seed, options.workers, texts, options.neural_clips)
+    wanted = Synthesis(options.clips, options.diphone_clips, options.neural_clips, options.styles)
+    synthesise(options.out, wanted, options.seed, options.workers, texts)
     gather(options.out)
 
 

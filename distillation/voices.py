@@ -50,6 +50,9 @@ class Voice:
     """One voice with its settings. rate: 1 is the program's own speed, 1.2 is faster. pitch: espeak-ng's 0..99.
 
     blend: the share of `variant` in Kokoro's voice, or Piper's liveliness.
+    styles: where Kokoro's speakers lie, as in `neural.styles_of`.
+    hertz: mean pitch of festival's diphones, 0: the voice's own.
+    size: of their speaker: 1.1 has formants 1.1 times lower.
     """
 
     program: str
@@ -58,12 +61,20 @@ class Voice:
     rate: float = 1.0
     pitch: int = 50
     blend: float = 0.0
+    styles: Path | None = None
+    hertz: float = 0.0
+    size: float = 1.0
 
     @property
     def speaker(self) -> str:
         return "/".join(
             part for part in (self.program, self.variant if self.program == "espeak" else self.name) if part
         )
+
+    @property
+    def set(self) -> str:
+        """What the recipe weighs it by."""
+        return "diphone" if self.hertz else self.program
 
     @property
     def held_out(self) -> bool:
@@ -90,14 +101,28 @@ def choose_voice(rng: random.Random, held_out: bool) -> Voice:
     return Voice("festival", rng.choice(names), rate=rng.uniform(0.85, 1.2))
 
 
-def choose_neural_voice(rng: random.Random) -> Voice:
-    """A random neural voice, in training only: all are too few to hold one out."""
-    if rng.random() < 0.35:
+def choose_diphone_voice(rng: random.Random) -> Voice:
+    """The one diphone voice of training as a speaker of any size and pitch: else it would be learnt by heart."""
+    return Voice("festival", "kal_diphone", rate=rng.uniform(0.8, 1.25), hertz=rng.uniform(80, 160),
+                 size=rng.uniform(0.82, 1.15))  # fmt: skip
+
+
+def choose_neural_voice(rng: random.Random, styles: Path | None = None) -> Voice:
+    """A random neural voice, in training only. styles: where Kokoro's speakers lie, as in `neural.styles_of`.
+
+    Raises:
+        NeuralVoiceError: they cannot be used.
+    """
+    names = list(neural.styles_of(styles))
+    english = [name for name in names if name[0] in "ab"]
+    # With English speakers at hand a tenth of joe is enough, and the others are a few accents.
+    if rng.random() < (0.1 if english else 0.35):
         return Voice("piper", "joe", rate=rng.uniform(0.8, 1.25), blend=rng.uniform(0.4, 0.9))
-    style, other = rng.sample(neural.KOKORO_STYLES, 2)
-    # Of the five, one is a man: he is in half of the blends.
-    style = rng.choice([style, "jm_kumo"]) if other != "jm_kumo" else style
-    return Voice("kokoro", style, other, rng.uniform(0.8, 1.2), blend=rng.uniform(0.0, 0.5))
+    men = [name for name in names if name[1] == "m"]
+    style, other = rng.sample(english if english and rng.random() < 0.85 else names, 2)
+    # Women are most of the speakers: a man is in half of the blends at least.
+    style = rng.choice([style, rng.choice(men)]) if other not in men else style
+    return Voice("kokoro", style, other, rng.uniform(0.8, 1.2), blend=rng.uniform(0.0, 0.5), styles=styles)
 
 
 def speak(text: str, voice: Voice) -> Waveform:
@@ -140,17 +165,24 @@ def _flite_command(text: str, voice: Voice) -> list[str]:
 def _neural(text: str, voice: Voice) -> Waveform:
     if voice.program == "piper":
         return neural.speak_piper(text, voice.rate, voice.blend)
-    return neural.speak_kokoro(text, voice.rate, voice.name, voice.variant, voice.blend)
+    styles = neural.styles_of(voice.styles)
+    return neural.speak_kokoro(text, voice.rate, styles[voice.name], styles[voice.variant], voice.blend)
 
 
 def _festival(texts: list[str], voice: Voice) -> list[Waveform]:
     with tempfile.TemporaryDirectory() as folder:
-        script = [f"(voice_{voice.name})", f"(Parameter.set 'Duration_Stretch {1 / voice.rate:.3f})"]
+        script = [f"(voice_{voice.name})", f"(Parameter.set 'Duration_Stretch {1 / voice.rate / voice.size:.3f})"]
+        if voice.hertz:
+            # What is spoken faster and higher, then played slower, is of a bigger speaker at the same pace and pitch.
+            mean, spread = voice.hertz * voice.size, voice.hertz * voice.size / 7
+            script.append(f"(set! int_lr_params '((target_f0_mean {mean:.1f}) (target_f0_std {spread:.1f}) "
+                          "(model_f0_mean 170) (model_f0_std 34)))")  # fmt: skip
         for number, text in enumerate(texts):
             path = Path(folder) / f"{number}.wav"
             script.append(f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{path}" \'riff)')
         _run(["festival", "--pipe"], "\n".join(script).encode())
-        return [_wave((Path(folder) / f"{number}.wav").read_bytes()) for number in range(len(texts))]
+        waves = [_wave((Path(folder) / f"{number}.wav").read_bytes()) for number in range(len(texts))]
+    return [_at_peak(soxr.resample(wave, 1, voice.size)) if voice.size != 1 else wave for wave in waves]
 
 
 def _run(command: list[str], stdin: bytes = b"") -> bytes:

@@ -13,7 +13,7 @@ import soundfile
 from tokenizers import Tokenizer
 
 from distillation import corpus as corpus_module
-from distillation.corpus import Corpus, gather, record, synthesise
+from distillation.corpus import Corpus, Synthesis, gather, record, synthesise
 from distillation.text import normalise
 from distillation.tokenizer import train_tokenizer
 from distillation.voices import Voice, speak
@@ -52,7 +52,7 @@ def folder() -> Path:
         patch.setattr(corpus_module, "BLOCK_CLIPS", 8)
         patch.setattr(corpus_module, "HELD_OUT_BLOCKS", 1)
         record(folder, manifest(), "train")
-        synthesise(folder, clips=16, seed=3, workers=1, extra_texts=["an extra text"])
+        synthesise(folder, Synthesis(16), seed=3, workers=1, extra_texts=["an extra text"])
     gather(folder)
     return folder
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 import small_corpus
 
 from distillation import corpus as corpus_module
-from distillation.corpus import Corpus, CorpusError, gather, record, synthesise, trim
+from distillation.corpus import Corpus, CorpusError, Synthesis, gather, record, synthesise, trim
+from distillation.neural import NeuralVoiceError, styles_of
 from distillation.recordings import RecordingsError
-from distillation.voices import ESPEAK_VARIANTS, HELD_OUT_ESPEAK, Voice, choose_voice, speak
-from streaming.job import SAMPLE_RATE
+from distillation.voices import ESPEAK_VARIANTS, HELD_OUT_ESPEAK, Voice, choose_neural_voice, choose_voice, speak
+from streaming.job import SAMPLE_RATE, Waveform
 
 
 @pytest.fixture
@@ -55,6 +58,7 @@ def test_choosing_a_voice_never_crosses_the_line() -> None:
         Voice("flite", "rms"),
         Voice("festival", "kal_diphone"),
         Voice("piper", "joe", blend=0.6),
+        Voice("festival", "kal_diphone", hertz=140, size=0.9),
         Voice("kokoro", "jf_alpha", "jm_kumo", blend=0.3),
     ],
 )
@@ -64,18 +68,50 @@ def test_each_program_speaks(voice: Voice) -> None:
     assert np.abs(wave).max() == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_bigger_speaker_is_lower_at_the_same_pace() -> None:
+    small, big = (
+        speak("all of the lights", Voice("festival", "kal_diphone", hertz=110, size=size)) for size in (0.85, 1.15)
+    )
+    assert small.size == pytest.approx(big.size, rel=0.08)
+
+    def middle(wave: Waveform) -> float:
+        spectrum = np.abs(np.fft.rfft(wave))
+        return float((spectrum * np.arange(spectrum.size)).sum() / spectrum.sum() / spectrum.size)
+
+    assert middle(big) < 0.9 * middle(small)
+
+
+def test_more_speakers_of_kokoro_come_from_a_folder(tmp_path: Path) -> None:
+    for name, speaker in styles_of().items():
+        speaker.astype(np.float32).tofile(tmp_path / f"b{name[1:]}.bin")  # a Japanese one under an English name
+    assert styles_of(tmp_path).keys() == {f"b{name[1:]}" for name in styles_of()}
+    rng = random.Random(4)
+    chosen = next(voice for voice in iter(lambda: choose_neural_voice(rng, tmp_path), None) if voice.set == "kokoro")
+    assert chosen.name[0] == "b"
+    assert 0.4 < speak("good night", chosen).size / SAMPLE_RATE < 3
+
+
+def test_a_folder_without_speakers_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"123")
+    (tmp_path / "b.bin").write_bytes(b"123")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(NeuralVoiceError, match=re.escape(f"{folder} has no two styles of Kokoro")):
+            styles_of(folder)
+
+
 def test_an_interrupted_synthesis_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_module, "BLOCK_CLIPS", 4)
     monkeypatch.setattr(corpus_module, "HELD_OUT_BLOCKS", 0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    synthesise(whole, clips=8, seed=1, workers=1)
-    synthesise(broken, clips=4, seed=1, workers=1)
+    synthesise(whole, Synthesis(8, diphone_clips=4), seed=1, workers=1)
+    synthesise(broken, Synthesis(4), seed=1, workers=1)
     (broken / "block-00001.i16").write_bytes(b"torn")  # audio without its index: the block was being written
-    synthesise(broken, clips=8, seed=1, workers=1)
+    synthesise(broken, Synthesis(8, diphone_clips=4), seed=1, workers=1)
     for folder in (whole, broken):
         gather(folder)
     assert (whole / "index.jsonl").read_text() == (broken / "index.jsonl").read_text()
     assert (whole / "audio.i16").read_bytes() == (broken / "audio.i16").read_bytes()
+    assert {clip.set for clip in Corpus(whole).clips[-4:]} == {"diphone"}
 
 
 def test_an_unreadable_recording_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
