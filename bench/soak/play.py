@@ -32,6 +32,7 @@ from bench.tasks import first_error
 
 _TOPIC = "whisperd"
 _PATIENCE = 120.0
+_STAYING = 2  # subscribers: one of /v1/events, and MQTT
 _KINDS = (Kind.SPEECH, Kind.VISITOR, Kind.NOISE, Kind.SPEECH, Kind.VISITOR, Kind.SILENCE)
 """Of the streams, in turn."""
 
@@ -66,11 +67,11 @@ async def soak(plan: Plan, sounds: Sounds, dice: random.Random, warm_up: float, 
     """
     with TemporaryDirectory(prefix="soak") as folder:
         async with _house(Path(folder), plan, sounds, dice) as house:
-            idle = await _idle(house, 1)
+            idle = await _idle(house)
             await _live(house, plan, dice)
             seconds = house.book.now
             await _wait_for_the_last(house)
-            left = await _idle(house, 1)
+            left = await _left(house, idle)
             await house.daemon.terminate()
             bad = house.daemon.bad_ends
             end = End(bad[0] if bad else 0, house.daemon.counted, idle, left, seconds, warm_up, most)
@@ -162,14 +163,25 @@ async def _tell(house: House, plan: Plan) -> None:
         )  # fmt: skip
 
 
-async def _idle(house: House, subscribers: int) -> tuple[int, int]:
+async def _left(house: House, idle: tuple[int, int]) -> tuple[int, int]:
+    """As `_idle`, when it is down to `idle`; or what is left, when it does not come down: a socket that was aborted, or
+    a thread, may take its time.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        left = await _idle(house)
+        if time.monotonic() > deadline or all(now <= before for now, before in zip(left, idle, strict=True)):
+            return left
+
+
+async def _idle(house: House) -> tuple[int, int]:
     """(descriptors, threads) once only those who stay are connected."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE):
             while True:
                 counted = await house.daemon.sample()
-                if counted.get("whisperd_subscribers") == subscribers + 1 and not counted.get("whisperd_streams_open"):
-                    break  # MQTT's is a subscriber too
+                if counted.get("whisperd_subscribers") == _STAYING and not counted.get("whisperd_streams_open"):
+                    break
                 await asyncio.sleep(0.2)
     await asyncio.sleep(1.0)  # sockets of those who left are closed a moment after
     sample = await house.sampler.take()
