@@ -28,6 +28,11 @@ IGNORED = -100
 MARGIN = 4.0
 """Seconds of the longest context that an example leaves free: slower speech and silence around take their room."""
 
+MOST_JOINED = 12
+PAUSE = (0.05, 1.4)
+"""Clips that follow one another in one example, at most, and the seconds between two of them: up to the longest
+context, else a window that is full of speech would be new to the model."""
+
 Utterance = tuple[int, ...]
 """Indices of the clips that follow one another in one example; none: noise alone."""
 
@@ -131,12 +136,15 @@ class Batches(Dataset[Batch]):
             repeats = self._mixture.repeats.get(clip.set, 1.0)
             chosen += [(index,)] * (int(repeats) + (rng.random() < repeats % 1))
         joined = int(len(chosen) * self._mixture.joined_share)
-        chosen += [tuple(rng.integers(len(self._clips), size=rng.integers(2, 7)).tolist()) for _ in range(joined)]
+        chosen += [
+            tuple(rng.integers(len(self._clips), size=rng.integers(2, MOST_JOINED + 1)).tolist()) for _ in range(joined)
+        ]
         chosen += [()] * int(len(chosen) * self._mixture.empty_share)
         return [utterance for utterance in chosen if self._seconds(utterance) <= self._layout.contexts[-1] - MARGIN]
 
     def _seconds(self, utterance: Utterance) -> float:
-        return sum(self._clips[index].seconds + 0.4 for index in utterance) or 2.0
+        pause = (PAUSE[0] + PAUSE[1]) / 2 if len(utterance) > 1 else 0.4
+        return sum(self._clips[index].seconds + pause for index in utterance) or 2.0
 
     def _cut(self, order: Sequence[Utterance]) -> Iterator[list[Utterance]]:
         batch: list[Utterance] = []
@@ -155,7 +163,7 @@ class Batches(Dataset[Batch]):
         parts: list[Waveform] = []
         for index in utterance:
             if parts:
-                parts.append(np.zeros(int(rng.uniform(0.05, 0.7) * SAMPLE_RATE), np.float32))
+                parts.append(np.zeros(int(rng.uniform(*PAUSE) * SAMPLE_RATE), np.float32))
             parts.append(self._corpus.waveform(self._clips[index]))
         babble = self._corpus.waveform(self._clips[rng.integers(len(self._clips))])
         wave = augment_waveform(np.concatenate(parts), rng, strength, self._noises.all, babble)

@@ -59,7 +59,7 @@ def from_scratch(steps: int) -> Stages:
 
 def refining(steps: int) -> Stages:
     """Augmented from three to five tenths of full strength."""
-    mixture = Mixture(REFINING, seconds=56, most_rows=32, longest=7, joined_share=0.02, empty_share=0.04,
+    mixture = Mixture(REFINING, seconds=56, most_rows=32, longest=7, joined_share=0.03, empty_share=0.04,
                       clean_until=-3 * steps // 2, full_from=7 * steps // 2, exact_from=steps * 3 // 4,
                       seed=11)  # fmt: skip
     return [(0, mixture)]
