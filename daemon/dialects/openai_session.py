@@ -141,7 +141,7 @@ def updated_beta(config: SessionConfig, session: object) -> SessionConfig:
     body = _object(session, "session")
     if (name := body.pop("input_audio_format", None)) is not None:
         known = {beta: format for format, (_, beta) in _NAMES.items()}
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise _bad("session.input_audio_format", f"must be one of {', '.join(known)}, got {quoted(name)}")
         config = _with_format(config, {"type": known[name]}, "session.input_audio_format")
     config = _with_shared(config, body, "session", "input_audio_noise_reduction", "input_audio_transcription")
@@ -158,7 +158,7 @@ def updated_beta(config: SessionConfig, session: object) -> SessionConfig:
 def _with_format(config: SessionConfig, format: dict[str, Any], at: str) -> SessionConfig:
     kind, rate = format.pop("type", config.format), format.pop("rate", None)
     _nothing_else(format, at)
-    if kind not in _NAMES:
+    if not isinstance(kind, str) or kind not in _NAMES:
         raise _bad(f"{at}.type", f"must be one of {', '.join(_NAMES)}, got {quoted(kind)}")
     own = _PCM_RATE if kind == "audio/pcm" else _TELEPHONE_RATE
     if rate is not None and (type(rate) is not int or not 8000 <= rate <= 48000):

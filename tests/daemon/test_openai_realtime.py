@@ -221,6 +221,13 @@ async def test_the_earlier_shape(tokenizer_file: Path) -> None:
         assert "conversation.item.done" not in mine.kinds()
 
 
+async def test_a_format_of_the_earlier_shape_that_is_no_name(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, talk(daemon.server.url, beta=True) as mine:
+        await mine.connection.send({"type": "session.update", "session": {"input_audio_format": []}})
+        refused = (await mine.until("error")).error
+        assert (refused.code, refused.param) == ("invalid_value", "session.input_audio_format")
+
+
 async def test_a_session_that_changes_while_it_is_heard(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, talk(daemon.server.url) as mine:
         await mine.play(at_24khz(speech())[: -2 * 24000 // 10])
@@ -263,6 +270,7 @@ async def test_tokens_of_this_protocol(tokenizer_file: Path) -> None:
         (transcription(turn_detection={"type": "semantic_vad"}), "unsupported_parameter", "turn_detection.type"),
         (transcription(transcription={"model": "x", "prompt": "lamps"}), "unsupported_parameter", "prompt"),
         (transcription(format={"type": "audio/opus"}), "invalid_value", "format.type"),
+        (transcription(format={"type": ["audio/pcm"]}), "invalid_value", "format.type"),
         ({"type": "realtime", "instructions": "be kind"}, "unsupported_parameter", "session.type"),
         ({"type": "transcription", "include": ["everything"]}, "unsupported_parameter", "session.include"),
         (
