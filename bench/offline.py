@@ -1,7 +1,9 @@
 """What the engine does with a recording: real-time factor, and the decoding that drafts save.
 
 The same streaming session is run twice over the same audio, at the pace of half-second steps: once as it is, with the
-last hypothesis as every job's draft, once with the drafts taken away. The texts must be equal; the passes differ.
+last hypothesis as every job's draft, once with the drafts taken away. The texts must be equal; the passes differ. A third
+row counts what the drafts would save without re-anchoring: there a text that departs from its draft is decoded token by
+token from that place on, so the passes follow from what the first pass kept.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from bench.client import COMMANDS
+from bench.client import COMMANDS, TALK
 from bench.table import circumstances, table
 from streaming.events import Final
 from streaming.job import SAMPLE_RATE, Job, Result, Waveform
@@ -29,11 +31,15 @@ from streaming.whisper.engine import Engine
 
 @dataclass(slots=True)
 class Work:
-    """One run: its jobs, their tokens (end of text included), the student's passes, the texts of its finals."""
+    """One run: its jobs, their tokens (end of text included), the student's passes, the texts of its finals.
+
+    kept: tokens of drafts that a job's first pass kept.
+    """
 
     jobs: int = 0
     tokens: int = 0
     passes: int = 0
+    kept: int = 0
     texts: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -50,6 +56,7 @@ def hear(engine: Engine, audio: Waveform, prepare: Callable[[Job], Job], partial
         work.jobs += 1
         work.tokens += len(result.tokens) + 1
         work.passes += result.passes
+        work.kept += result.accepted
         return result
 
     began = time.perf_counter()
@@ -59,32 +66,52 @@ def hear(engine: Engine, audio: Waveform, prepare: Callable[[Job], Job], partial
     return work
 
 
+def measure(engine: Engine, audio: Waveform, rounds: int) -> str:
+    """The table of a recording."""
+    seconds = audio.size / SAMPLE_RATE
+
+    def row(name: str, works: Sequence[Work], passes: int) -> list[object]:
+        factors = [work.seconds / seconds for work in works]
+        factor = f"{statistics.median(factors):.4f} (spread {max(factors) - min(factors):.4f})" if factors else ""
+        return [name, work.jobs, work.tokens, passes, f"{1 - passes / work.tokens:.0%}", factor]
+
+    rows = []
+    for name, drafts, partials in (
+        ("live, drafts", True, True), ("live, no drafts", False, True), ("finals only", True, False),
+    ):  # fmt: skip
+        works = [hear(engine, audio, _as_it_is if drafts else _alone, partials) for _ in range(rounds)]
+        work = works[0]
+        rows.append(row(name, works, work.passes))
+        if drafts and partials:
+            texts = work.texts
+            rows.append(row("live, drafts, no re-anchoring", [], work.tokens - work.kept))
+        elif partials:
+            assert work.texts == texts, "a draft changed the text"
+    return table(["run", "jobs", "tokens", "decoder passes", "passes saved", "real-time factor"], rows)
+
+
+def _as_it_is(job: Job) -> Job:
+    return job
+
+
+def _alone(job: Job) -> Job:
+    return replace(job, draft=())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench offline", description=__doc__)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
-    parser.add_argument("--recording", type=Path, default=COMMANDS)
+    parser.add_argument("--recording", type=Path, nargs="+", default=[TALK, COMMANDS])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
     engine = Engine.load(options.student, options.teacher, "cpu")
     engine.warm()
-    drafted = [hear(engine, audio, lambda job: job, partials=True) for _ in range(options.rounds)]
-    alone = [hear(engine, audio, lambda job: replace(job, draft=()), partials=True) for _ in range(options.rounds)]
-    finals = [hear(engine, audio, lambda job: job, partials=False) for _ in range(options.rounds)]
-    assert drafted[0].texts == alone[0].texts, "a draft changed the text"
-    rows = []
-    for name, works in (("live, drafts", drafted), ("live, no drafts", alone), ("finals only", finals)):
-        times = [work.seconds for work in works]
-        factor = statistics.median(times) / (audio.size / SAMPLE_RATE)
-        spread = (max(times) - min(times)) / (audio.size / SAMPLE_RATE)
-        work = works[0]
-        rows.append([name, work.jobs, work.tokens, work.passes, f"{1 - work.passes / work.tokens:.0%}",
-                     f"{factor:.4f} (spread {spread:.4f})"])  # fmt: skip
-    print(
-        f"{circumstances()}\n\n{options.recording.name}, {audio.size / SAMPLE_RATE:.1f} s, {options.rounds} rounds.\n"
-    )
-    print(table(["run", "jobs", "tokens", "decoder passes", "passes saved", "real-time factor"], rows))
+    print(circumstances())
+    for recording in options.recording:
+        audio = np.asarray(soundfile.read(recording, dtype="float32")[0])
+        print(f"\n{recording.name}, {audio.size / SAMPLE_RATE:.1f} s, {options.rounds} rounds.\n", flush=True)
+        print(measure(engine, audio, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

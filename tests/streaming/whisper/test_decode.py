@@ -62,6 +62,18 @@ def test_the_recordings_are_worth_the_test(teacher: Speaker, student: Speaker) -
 
 
 @torch.inference_mode()
+def test_without_its_wrong_rest_a_draft_saves_what_its_first_pass_keeps(teacher: Speaker) -> None:
+    """So much is known of decoding without re-anchoring from a run with it: `whisperd bench offline` counts on it."""
+    for recording in range(RECORDINGS):
+        truth, other = (teacher.alone(number % RECORDINGS, False) for number in (recording, recording + 1))
+        kept = truth.text[: 1 + len(truth.text) // 2]
+        kept += other.text[: common_prefix(other.text, truth.text[len(kept) :])]
+        row = teacher.row(kept, LONGEST, False)
+        decode(teacher.decoder, teacher.memory.select(torch.tensor([recording])), teacher.rules, [row])
+        assert row.passes == len(truth.log_probs) - row.accepted
+
+
+@torch.inference_mode()
 def test_a_right_draft_takes_one_pass(teacher: Speaker) -> None:
     for recording in range(RECORDINGS):
         truth = teacher.alone(recording, False)
