@@ -37,7 +37,11 @@ SPOKEN: dict[str, list[tuple[Voice, str]]] = {
     "talk": [
         (SLT, "good morning, open the blinds in the bedroom, and turn on the radio in the kitchen"),
         (AWB, "what's the weather like today, will it rain this afternoon"),
-        (RMS, "remind me to call my mother at six, add milk and eggs to the shopping list, and set a timer for ten minutes"),
+        (
+            RMS,
+            "remind me to call my mother at six, add milk and eggs to the shopping list, "
+            "and set a timer for ten minutes",
+        ),
         (SLT, "we are leaving now, turn off all the lights downstairs, lock the front door, and arm the alarm"),
         (AWB, "it is too warm in here, set the living room temperature to nineteen degrees, and close the curtains"),
         (RMS, "i would like to hear some music, play something in the dining room, and turn the volume down"),

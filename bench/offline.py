@@ -1,9 +1,9 @@
 """What the engine does with a recording: real-time factor, and the decoding that drafts save.
 
 The same streaming session is run twice over the same audio, at the pace of half-second steps: once as it is, with the
-last hypothesis as every job's draft, once with the drafts taken away. The texts must be equal; the passes differ. A third
-row counts what the drafts would save without re-anchoring: there a text that departs from its draft is decoded token by
-token from that place on, so the passes follow from what the first pass kept.
+last hypothesis as every job's draft, once with the drafts taken away. The texts must be equal; the passes differ. A
+third row counts what the drafts would save without re-anchoring: there a text that departs from its draft is decoded
+token by token from that place on, so the passes follow from what the first pass kept.
 """
 
 from __future__ import annotations
