@@ -54,6 +54,18 @@ ALSO_KNOWS = {
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
     "daemon.microphone": {"daemon.sound"},  # the program that it starts, and its errors
     "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
+    # The streams' half of the wiring: engines, scheduler and hub, joined for the service and for commands without one.
+    "daemon.pipeline": {
+        "daemon.gpu",
+        "daemon.hub",
+        "daemon.scheduler",
+        "daemon.stream",
+        "streaming.job",
+        "streaming.text",
+        "streaming.vad",
+        "streaming.whisper.checkpoint",
+        "streaming.whisper.engine",
+    },
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
     # One listener: it picks who answers; and streams wait there for their clients.
