@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -42,7 +40,7 @@ from daemon.edges import Visitors
 from daemon.faults import Fault, ServiceError
 from daemon.health import Health
 from daemon.hub import Outbox
-from daemon.logs import hide, set_format, set_level
+from daemon.logs import SERVICE, hide, set_format, set_level
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
@@ -59,7 +57,7 @@ from streaming.events import Final, Start
 if TYPE_CHECKING:
     from daemon.uploads import Uploads
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger(SERVICE)
 
 _STATUS_INTERVAL = 2.0
 
@@ -512,26 +510,3 @@ def _inherit(descriptor: int) -> socket.socket:
     if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise OSError(f"descriptor {descriptor} does not listen: Accept=no is needed in the socket unit")
     return inherited
-
-
-def reload_on_signal(reload: Callable[[], None]) -> None:
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-
-
-def stop_on_signals(stop: Callable[[], None]) -> None:
-    """The first SIGTERM or SIGINT asks; the second does not wait."""
-    loop = asyncio.get_running_loop()
-    asked = False
-
-    def on_signal(name: str) -> None:
-        nonlocal asked
-        if asked:
-            _log.warning("%s again: leaving at once", name)
-            logging.shutdown()
-            os._exit(1)
-        asked = True
-        _log.info("%s: finishing what was heard", name)
-        stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)

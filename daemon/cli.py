@@ -126,10 +126,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
-    from daemon.app import Service, reload_on_signal, stop_on_signals
+    from daemon.app import Service
     from daemon.config import ConfigurationError, load, surroundings
     from daemon.faults import ServiceError
     from daemon.logs import to_stderr
+    from daemon.signals import reload_on_signal, stop_on_signals
 
     around = surroundings()
     to_stderr(settings.log.level, around.journal, settings.log.format)
@@ -225,10 +226,10 @@ def listen(settings: Settings, options: argparse.Namespace) -> int:
 
 
 async def _listen(settings: Settings, options: argparse.Namespace) -> int:
-    from daemon.app import stop_on_signals
     from daemon.faults import ServiceError
     from daemon.microphone import Microphone
     from daemon.pipeline import Pipeline, running
+    from daemon.signals import stop_on_signals
     from daemon.sound import MicrophoneError, find_device
     from daemon.terminal import Live, show_all
 
