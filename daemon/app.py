@@ -12,7 +12,6 @@ back.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import time
@@ -38,8 +37,8 @@ from daemon.dialects import deepgram, native, openai_files, openai_realtime, vos
 from daemon.dialects.codec import Dialect
 from daemon.edges import Visitors
 from daemon.faults import Fault, ServiceError
+from daemon.gateway import Gateway
 from daemon.health import Health
-from daemon.hub import Outbox
 from daemon.logs import SERVICE, hide, set_format, set_level
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
@@ -49,10 +48,9 @@ from daemon.reload import plan
 from daemon.server import Server
 from daemon.sound import MicrophoneError
 from daemon.sources import check_name
-from daemon.stream import Model, Stream
 from daemon.web import Pages
 from daemon.wyoming import Wyoming
-from streaming.events import Final, Start
+from streaming.events import Final
 
 if TYPE_CHECKING:
     from daemon.uploads import Uploads
@@ -87,22 +85,23 @@ class Service:
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         metrics.ready.set_function(lambda: self.health.unready() is None)
         models = partial(openai_files.models, [settings.models.student], int(time.time()))
+        gateway = Gateway(self.pipeline)
         pages = Pages(
             self.health.unready,
             metrics.text,
             metrics.content_type,
-            self._sources,
+            gateway.sources,
             models if settings.dialects.openai else None,
         )
         self.server = Server(
-            settings.server, settings.subscribers.send_timeout, self, pages, metrics, _dialects(settings.dialects)
+            settings.server, settings.subscribers.send_timeout, gateway, pages, metrics, _dialects(settings.dialects)
         )
         self.uploads = self._make_uploads()
         self._notifier = Notifier(around.notify_socket)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt()
-        self.wyoming = self._make_wyoming()
+        self.wyoming = self._make_wyoming(gateway)
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -110,45 +109,6 @@ class Service:
         self._notes: tuple[str, ...] = ()
         self._models = ""
         self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    # --- the server's gateway --------------------------------------------------------------------------------------
-
-    async def open_stream(self, start: Start) -> Stream:
-        if start.source is not None:
-            check_name(start.source)
-        await self.pipeline.wait_model()
-        self._admit()
-        return self.pipeline.open_stream(start)
-
-    def _admit(self) -> None:
-        """Nobody new while those who are here wait too long for their finals: one more would only make all wait longer.
-
-        For clients alone; microphones are the machine's own, and are always heard.
-
-        Raises:
-            Fault: `busy`.
-        """
-        wait, limit = self.pipeline.scheduler.final_wait, self.settings.scheduler.longest_wait
-        if wait > limit:
-            raise Fault(
-                "busy",
-                f"finals wait for {wait:.1f} s (scheduler.longest_wait is {limit:g}): try again later",
-                fatal=True,
-            )
-
-    async def wait_model(self) -> Model:
-        return await self.pipeline.wait_model()
-
-    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool] | None = None) -> Outbox:
-        return self.pipeline.hub.subscribe(source, since, may_read)
-
-    def _sources(self, may_read: Callable[[str], bool]) -> bytes:
-        """Those sources as JSON: what a subscriber must know to ask for the finals that it has not got."""
-        newest = self.pipeline.hub.newest_finals()
-        states = dict.fromkeys(newest, "idle") | self.pipeline.sources.states()
-        listed = [{"source": name, "state": state, "final": newest.get(name, 0)}
-                  for name, state in states.items() if may_read(name)]  # fmt: skip
-        return json.dumps({"run": self.pipeline.hub.run, "sources": listed}).encode()
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -361,7 +321,7 @@ class Service:
         send_timeout = self.settings.subscribers.send_timeout
         return Uploads(self.server, self.settings.dialects.max_upload, send_timeout, self.pipeline.metrics)
 
-    def _make_wyoming(self) -> Wyoming | None:
+    def _make_wyoming(self, gateway: Gateway) -> Wyoming | None:
         settings = self.settings.wyoming
         if not settings.host:
             return None
@@ -373,7 +333,7 @@ class Service:
             raise ConfigurationError(f"wyoming.source: {fault.message}") from None
         visitors = Visitors(self.settings.server.max_per_address)
         return Wyoming(
-            settings, self.settings.subscribers.send_timeout, self, self.pipeline.metrics, visitors, self.server.pace
+            settings, self.settings.subscribers.send_timeout, gateway, self.pipeline.metrics, visitors, self.server.pace
         )
 
     async def _ask_for_patience(self) -> None:
