@@ -40,6 +40,7 @@ from daemon.faults import Fault, ServiceError
 from daemon.gateway import Gateway
 from daemon.health import Health
 from daemon.logs import SERVICE, hide, set_format, set_level
+from daemon.manager import ServiceManager
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
@@ -56,11 +57,6 @@ if TYPE_CHECKING:
     from daemon.uploads import Uploads
 
 _log = logging.getLogger(SERVICE)
-
-_STATUS_INTERVAL = 2.0
-
-_LOADING_PATIENCE = 60.0
-"""Seconds more that the service manager is asked for, each time, while the engine loads."""
 
 
 class Service:
@@ -97,7 +93,7 @@ class Service:
             settings.server, settings.subscribers.send_timeout, gateway, pages, metrics, _dialects(settings.dialects)
         )
         self.uploads = self._make_uploads()
-        self._notifier = Notifier(around.notify_socket)
+        self._manager = ServiceManager(Notifier(around.notify_socket), self.health, self._status)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt()
@@ -126,7 +122,7 @@ class Service:
             if self._ready.is_set():
                 await self._until_stopped(self._stop.wait())
         finally:
-            self._notifier.stopping("finishing what was heard")
+            self._manager.stopping()
             await self._drain()
             self.pipeline.close()
 
@@ -189,7 +185,7 @@ class Service:
             _log.warning("wyoming: %s", remark)
 
     async def _load(self) -> None:
-        patience = asyncio.create_task(self._ask_for_patience())
+        patience = asyncio.create_task(self._manager.ask_for_patience(f"loading {self.settings.models.student}"))
         try:
             if self._mqtt is not None:
                 await self._mqtt.open()  # before anything is heard: a source may have been switched off
@@ -207,11 +203,11 @@ class Service:
         if self.wyoming is not None and self.settings.wyoming.zeroconf:
             self._begin("zeroconf", announce.announce("_wyoming._tcp", *self.wyoming.address))
         if self._watchdog is not None:
-            self._begin("watchdog", self._feed_watchdog(self._watchdog / 2))
+            self._begin("watchdog", self._manager.feed_watchdog(self._watchdog / 2))
         self._begin("reload", self._reload_when_asked())
         _log.info("ready: %s", self._models)
-        self._notifier.ready(self._status())
-        self._begin("status", self._tell_status())
+        self._manager.ready()
+        self._begin("status", self._manager.tell_status())
         self._ready.set()
 
     async def _wait_first_decode(self) -> None:
@@ -336,30 +332,6 @@ class Service:
             settings, self.settings.subscribers.send_timeout, gateway, self.pipeline.metrics, visitors, self.server.pace
         )
 
-    async def _ask_for_patience(self) -> None:
-        while True:
-            self._notifier.loading(f"loading {self.settings.models.student}", _LOADING_PATIENCE)
-            await asyncio.sleep(_LOADING_PATIENCE / 4)
-
-    async def _feed_watchdog(self, interval: float) -> None:
-        """By the progress of the decoding: that this loop turns proves little."""
-        fed = True
-        while True:
-            if self.health.getting_on:
-                self._notifier.alive()
-            elif fed:
-                _log.error("the engine hangs: no sign of life for the service manager until it decodes again")
-            fed = self.health.getting_on
-            await asyncio.sleep(interval)
-
-    async def _tell_status(self) -> None:
-        told = self._status()
-        while True:
-            await asyncio.sleep(_STATUS_INTERVAL)
-            if (line := self._status()) != told:
-                self._notifier.status(line)
-                told = line
-
     def _status(self) -> str:
         sources, last = self.pipeline.sources, self.pipeline.hub.last_final_at
         away = (f"microphone {each.source}: {each.trouble}" for each in self._microphones if each.trouble)
@@ -405,7 +377,7 @@ class Service:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            self._notifier.reloading("reading the settings again")
+            self._manager.reloading()
             outcome = "kept"
             try:
                 self._reload()
@@ -416,7 +388,7 @@ class Service:
                 _log.error("reload: the old settings stay in force")
                 self._notes = ("the last reload failed: see the log",)
             self.pipeline.metrics.reloads.labels(outcome).inc()
-            self._notifier.ready(self._status())
+            self._manager.ready()
 
     def _reload(self) -> None:
         """Raises:

@@ -67,6 +67,7 @@ ALSO_KNOWS = {
         "streaming.whisper.engine",
     },
     "daemon.gateway": {"daemon.hub", "daemon.pipeline", "daemon.stream"},  # what all ports have behind them
+    "daemon.manager": {"daemon.health", "daemon.notify"},  # what it tells, and by what
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
     # One listener: it picks who answers; and streams wait there for their clients.
