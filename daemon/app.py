@@ -21,17 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from daemon import announce, status
 from daemon.access import exposed, wyoming_remark
-from daemon.config import (
-    ConfigurationError,
-    Settings,
-    Surroundings,
-    mqtt_password,
-    mqtt_spool,
-    secret_files,
-    secret_trouble,
-    with_tokens,
-)
+from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_spool
 from daemon.config import Dialects as DialectSettings
+from daemon.credentials import Credentials
 from daemon.descriptors import Accepting
 from daemon.dialects import deepgram, native, openai_files, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
@@ -39,7 +31,7 @@ from daemon.edges import Visitors
 from daemon.faults import Fault, ServiceError
 from daemon.gateway import Gateway
 from daemon.health import Health
-from daemon.logs import SERVICE, hide, set_format, set_level
+from daemon.logs import SERVICE, set_format, set_level
 from daemon.manager import ServiceManager
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
@@ -67,14 +59,15 @@ class Service:
     """
 
     def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
-        self.settings = settings = with_tokens(settings, around)
+        self._credentials = Credentials(around)
+        self.settings = settings = self._credentials.with_tokens(settings)
         self._around = around
         self._sockets: list[socket.socket] = []  # those that the service manager hands over
         if not around.sockets:
             self._check_guarded(settings)
         self._teacher_loaded = settings.teacher is not None
-        self._mqtt_password = mqtt_password(settings.mqtt, around) if settings.mqtt.host else None
-        self._hide_secrets()
+        self._credentials.read_password(settings.mqtt)
+        self._credentials.hide(settings)
         self.pipeline = Pipeline(settings, load)
         self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
@@ -159,7 +152,7 @@ class Service:
         _log.info("listening on %s", self.server.url)
         for dialect in _dialects_apart(self.settings.dialects):
             await self._listen_for(dialect)
-        self._note_secrets()
+        self._credentials.warn(self.settings)
         if self.wyoming is not None:
             await self._listen_wyoming(self.wyoming)
 
@@ -299,7 +292,7 @@ class Service:
         pipeline, microphone = self.pipeline, self.settings.microphone
         return Mqtt(
             settings,
-            self._mqtt_password,
+            self._credentials.mqtt_password,
             pipeline.hub.keep_first(),
             pipeline.sources,
             pipeline.metrics,
@@ -359,14 +352,6 @@ class Service:
         if trouble := exposed(hosts, server.tokens, open_to_all=server.open):
             raise ConfigurationError(trouble)
 
-    def _note_secrets(self) -> None:
-        for key, path in secret_files(self.settings).items():
-            if trouble := secret_trouble(key, path):
-                _log.warning("%s", trouble)
-
-    def _hide_secrets(self) -> None:
-        hide([each.token for each in self.settings.server.tokens] + [self._mqtt_password or ""])
-
     def _note_final(self, final: Final) -> None:
         if self.settings.log.transcripts:
             _log.info("%s: %s", final.source, final.text)
@@ -395,7 +380,7 @@ class Service:
         ConfigurationError, OSError: something in them will not do; nothing has changed then.
         """
         assert self._read_again is not None, "whoever asks says where from"
-        wanted = with_tokens(self._read_again(), self._around)
+        wanted = self._credentials.with_tokens(self._read_again())
         planned = plan(self.settings, wanted, teacher_loaded=self._teacher_loaded)
         self._check_guarded(planned.settings)
         # What may refuse comes first; of two that may, the later one refuses before it has changed anything.
@@ -409,7 +394,7 @@ class Service:
         if self.wyoming is not None:
             self.wyoming.visitors.most = planned.settings.server.max_per_address
         self.settings = planned.settings
-        self._hide_secrets()
+        self._credentials.hide(self.settings)
         if "log.level" in planned.changed:
             set_level(planned.settings.log.level)
         if "log.format" in planned.changed:
