@@ -13,22 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daemon import announce, status
-from daemon.access import exposed, wyoming_remark
 from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_spool
-from daemon.config import Dialects as DialectSettings
 from daemon.credentials import Credentials
-from daemon.descriptors import Accepting
-from daemon.dialects import deepgram, native, openai_files, openai_realtime, vosk, whisperlive
-from daemon.dialects.codec import Dialect
-from daemon.edges import Visitors
-from daemon.faults import Fault, ServiceError
+from daemon.dialects import openai_files
+from daemon.faults import ServiceError
 from daemon.gateway import Gateway
 from daemon.health import Health
 from daemon.logs import SERVICE, set_format, set_level
@@ -37,16 +31,14 @@ from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
 from daemon.pipeline import LoadEngine, Pipeline, load_engine
+from daemon.ports import Ports, check_guarded
 from daemon.reload import plan
-from daemon.server import Server
 from daemon.sound import MicrophoneError
-from daemon.sources import check_name
 from daemon.web import Pages
-from daemon.wyoming import Wyoming
 from streaming.events import Final
 
 if TYPE_CHECKING:
-    from daemon.uploads import Uploads
+    pass
 
 _log = logging.getLogger(SERVICE)
 
@@ -62,9 +54,8 @@ class Service:
         self._credentials = Credentials(around)
         self.settings = settings = self._credentials.with_tokens(settings)
         self._around = around
-        self._sockets: list[socket.socket] = []  # those that the service manager hands over
         if not around.sockets:
-            self._check_guarded(settings)
+            check_guarded(settings.server)
         self._teacher_loaded = settings.teacher is not None
         self._credentials.read_password(settings.mqtt)
         self._credentials.hide(settings)
@@ -82,15 +73,12 @@ class Service:
             gateway.sources,
             models if settings.dialects.openai else None,
         )
-        self.server = Server(
-            settings.server, settings.subscribers.send_timeout, gateway, pages, metrics, _dialects(settings.dialects)
-        )
-        self.uploads = self._make_uploads()
         self._manager = ServiceManager(Notifier(around.notify_socket), self.health, self._status)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt()
-        self.wyoming = self._make_wyoming(gateway)
+        self.ports = Ports(settings, around.sockets, gateway, pages, metrics)
+        self.server, self.wyoming = self.ports.server, self.ports.wyoming
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -107,9 +95,9 @@ class Service:
         Raises:
             ServiceError: it could not start, a part of it ended by an error, or finals were given up.
         """
-        Accepting(self.pipeline.metrics).watch()
         try:
-            await self._listen()
+            await self.ports.listen()
+            self._credentials.warn(self.settings)
             self._begin("scheduler", self.pipeline.scheduler.run())
             await self._until_stopped(self._load())
             if self._ready.is_set():
@@ -129,53 +117,6 @@ class Service:
 
     async def wait_ready(self) -> None:
         await self._ready.wait()
-
-    async def _listen(self) -> None:
-        if self.uploads is not None:
-            await self.uploads.open()
-            self.server.hand_over = self.uploads.protocol
-        try:
-            self._sockets = [_inherit(each) for each in self._around.sockets]
-            self._check_guarded(self.settings)
-            await self.server.listen(self._sockets)
-        except ConfigurationError:
-            for each in self._sockets:
-                each.close()
-            raise
-        except OSError as error:
-            address = f"{self.settings.server.host}:{self.settings.server.port}"
-            if self._around.sockets:
-                address = "the socket that the service manager handed over"
-            raise ServiceError(f"cannot listen on {address}: {error.strerror or error}") from None
-        if self._sockets:
-            _log.info("the service manager listens for us: server.host and server.port do not count")
-        _log.info("listening on %s", self.server.url)
-        for dialect in _dialects_apart(self.settings.dialects):
-            await self._listen_for(dialect)
-        self._credentials.warn(self.settings)
-        if self.wyoming is not None:
-            await self._listen_wyoming(self.wyoming)
-
-    async def _listen_for(self, dialect: Dialect) -> None:
-        port = self.settings.dialects.ports[dialect.name]
-        try:
-            await self.server.listen_for(dialect, port)
-        except OSError as error:
-            address = f"{self.settings.server.host}:{port}"
-            raise ServiceError(
-                f"dialects.{dialect.name}: cannot listen on {address}: {error.strerror or error}"
-            ) from None
-        _log.info("%s: listening on %s", dialect.name, self.server.urls[dialect.name])
-
-    async def _listen_wyoming(self, wyoming: Wyoming) -> None:
-        try:
-            await wyoming.listen()
-        except OSError as error:
-            address = f"{wyoming.settings.host}:{wyoming.settings.port}"
-            raise ServiceError(f"wyoming: cannot listen on {address}: {error.strerror or error}") from None
-        _log.info("wyoming: listening on tcp://%s:%d", *wyoming.address)
-        if remark := wyoming_remark(wyoming.settings.host):
-            _log.warning("wyoming: %s", remark)
 
     async def _load(self) -> None:
         patience = asyncio.create_task(self._manager.ask_for_patience(f"loading {self.settings.models.student}"))
@@ -242,21 +183,15 @@ class Service:
             ServiceError: the time was not enough.
         """
         self.health.stopping = True
-        self.server.stop_accepting()
-        if self.wyoming is not None:
-            self.wyoming.stop_accepting()
+        self.ports.stop_accepting()
         try:
             async with asyncio.timeout(self.settings.shutdown.drain):
                 await self._end_microphones()
-                await self.server.wait_streams()
-                if self.uploads is not None:
-                    await self.uploads.close()
-                if self.wyoming is not None:
-                    await self.wyoming.wait_closed()
+                await self.ports.wait_streams()
                 self.pipeline.hub.close()
                 if "mqtt" in self._tasks:
                     await self._tasks["mqtt"]
-                await self.server.wait_closed()
+                await self.ports.wait_closed()
         except TimeoutError:
             raise ServiceError(f"gave up after {self.settings.shutdown.drain:g} s with words unfinished") from None
         finally:
@@ -301,30 +236,6 @@ class Service:
             pipeline.hub.kept,
         )
 
-    def _make_uploads(self) -> Uploads | None:
-        if not self.settings.dialects.openai:
-            return None
-        # Here: it takes a while to import, and not every command serves.
-        from daemon.uploads import Uploads
-
-        send_timeout = self.settings.subscribers.send_timeout
-        return Uploads(self.server, self.settings.dialects.max_upload, send_timeout, self.pipeline.metrics)
-
-    def _make_wyoming(self, gateway: Gateway) -> Wyoming | None:
-        settings = self.settings.wyoming
-        if not settings.host:
-            return None
-        if settings.zeroconf and (mend := announce.missing()):
-            raise ConfigurationError(f"wyoming.zeroconf: {mend}")
-        try:
-            check_name(settings.source)
-        except Fault as fault:
-            raise ConfigurationError(f"wyoming.source: {fault.message}") from None
-        visitors = Visitors(self.settings.server.max_per_address)
-        return Wyoming(
-            settings, self.settings.subscribers.send_timeout, gateway, self.pipeline.metrics, visitors, self.server.pace
-        )
-
     def _status(self) -> str:
         sources, last = self.pipeline.sources, self.pipeline.hub.last_final_at
         away = (f"microphone {each.source}: {each.trouble}" for each in self._microphones if each.trouble)
@@ -340,17 +251,6 @@ class Service:
         )
 
     # --- who may come in -------------------------------------------------------------------------------------------
-
-    def _check_guarded(self, settings: Settings) -> None:
-        """Raises:
-        ConfigurationError: anybody could come in, and nobody said that this is meant.
-        """
-        server = settings.server
-        # A path of the file system is guarded by its permissions.
-        inherited = [each.getsockname()[0] for each in self._sockets if each.family != socket.AF_UNIX]
-        hosts = inherited if self._sockets else [server.host]
-        if trouble := exposed(hosts, server.tokens, open_to_all=server.open):
-            raise ConfigurationError(trouble)
 
     def _note_final(self, final: Final) -> None:
         if self.settings.log.transcripts:
@@ -382,17 +282,15 @@ class Service:
         assert self._read_again is not None, "whoever asks says where from"
         wanted = self._credentials.with_tokens(self._read_again())
         planned = plan(self.settings, wanted, teacher_loaded=self._teacher_loaded)
-        self._check_guarded(planned.settings)
+        self.ports.check_guarded(planned.settings.server)
         # What may refuse comes first; of two that may, the later one refuses before it has changed anything.
         before = self.settings
         self.pipeline.reload(planned.settings)
         try:
-            self.server.reload(planned.settings.server)
+            self.ports.reload(planned.settings.server)
         except OSError:
             self.pipeline.reload(before)
             raise
-        if self.wyoming is not None:
-            self.wyoming.visitors.most = planned.settings.server.max_per_address
         self.settings = planned.settings
         self._credentials.hide(self.settings)
         if "log.level" in planned.changed:
@@ -405,25 +303,3 @@ class Service:
             keys = ", ".join(planned.waiting)
             self._notes = (f"restart for {keys}",)
             _log.warning("reload: %s cannot change while the service runs: restart it", keys)
-
-
-def _dialects(settings: DialectSettings) -> list[Dialect]:
-    """Those that are spoken on the port that all share."""
-    optional = ((settings.openai, openai_realtime.DIALECT), (settings.deepgram, deepgram.DIALECT))
-    return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
-
-
-def _dialects_apart(settings: DialectSettings) -> list[Dialect]:
-    """Those that have a port of their own."""
-    known = (vosk.dialect(settings.vosk_sample_rate), whisperlive.DIALECT)
-    return [dialect for dialect in known if dialect.name in settings.ports]
-
-
-def _inherit(descriptor: int) -> socket.socket:
-    """Raises:
-    OSError: it is no socket that listens.
-    """
-    inherited = socket.socket(fileno=descriptor)
-    if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(f"descriptor {descriptor} does not listen: Accept=no is needed in the socket unit")
-    return inherited

@@ -67,6 +67,22 @@ ALSO_KNOWS = {
         "streaming.whisper.engine",
     },
     "daemon.gateway": {"daemon.hub", "daemon.pipeline", "daemon.stream"},  # what all ports have behind them
+    # The edges' half of the wiring: which of them serve, and what is behind each.
+    "daemon.ports": {
+        "daemon.announce",
+        "daemon.descriptors",
+        "daemon.dialects.codec",
+        "daemon.dialects.deepgram",
+        "daemon.dialects.native",
+        "daemon.dialects.openai_realtime",
+        "daemon.dialects.vosk",
+        "daemon.dialects.whisperlive",
+        "daemon.gateway",
+        "daemon.server",
+        "daemon.uploads",
+        "daemon.web",
+        "daemon.wyoming",
+    },
     "daemon.manager": {"daemon.health", "daemon.notify"},  # what it tells, and by what
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
