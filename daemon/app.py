@@ -1,7 +1,8 @@
 """The composition root: what is made, in which order it starts, and how it ends.
 
-Owns the wiring, the signals and the drain. Everything else is made here and handed its neighbours; nothing reaches
-back.
+Owns the wiring, the order of life and the drain. Everything else is made here and handed its neighbours; nothing
+reaches back. Two parts do wiring of their own: `daemon/pipeline.py` joins engines and streams, `daemon/ports.py` the
+edges that listen.
 
     start: listen (health pages answer, streams wait) -> load and warm the engine -> a first decode -> ready
            -> microphone, MQTT
@@ -16,29 +17,26 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daemon import announce, status
-from daemon.config import ConfigurationError, Settings, Surroundings, mqtt_spool
+from daemon.config import Settings, Surroundings, mqtt_spool
 from daemon.credentials import Credentials
 from daemon.dialects import openai_files
 from daemon.faults import ServiceError
 from daemon.gateway import Gateway
 from daemon.health import Health
-from daemon.logs import SERVICE, set_format, set_level
+from daemon.logs import SERVICE
 from daemon.manager import ServiceManager
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
 from daemon.pipeline import LoadEngine, Pipeline, load_engine
 from daemon.ports import Ports, check_guarded
-from daemon.reload import plan
+from daemon.reloader import Reloader
 from daemon.sound import MicrophoneError
 from daemon.web import Pages
 from streaming.events import Final
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(SERVICE)
 
@@ -52,11 +50,10 @@ class Service:
 
     def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
         self._credentials = Credentials(around)
-        self.settings = settings = self._credentials.with_tokens(settings)
+        settings = self._credentials.with_tokens(settings)
         self._around = around
         if not around.sockets:
             check_guarded(settings.server)
-        self._teacher_loaded = settings.teacher is not None
         self._credentials.read_password(settings.mqtt)
         self._credentials.hide(settings)
         self.pipeline = Pipeline(settings, load)
@@ -64,28 +61,23 @@ class Service:
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         metrics.ready.set_function(lambda: self.health.unready() is None)
-        models = partial(openai_files.models, [settings.models.student], int(time.time()))
         gateway = Gateway(self.pipeline)
-        pages = Pages(
-            self.health.unready,
-            metrics.text,
-            metrics.content_type,
-            gateway.sources,
-            models if settings.dialects.openai else None,
-        )
         self._manager = ServiceManager(Notifier(around.notify_socket), self.health, self._status)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt()
-        self.ports = Ports(settings, around.sockets, gateway, pages, metrics)
+        self.ports = Ports(settings, around.sockets, gateway, self._make_pages(gateway), metrics)
         self.server, self.wyoming = self.ports.server, self.ports.wyoming
+        self._reloader = Reloader(self.pipeline, self.ports, self._credentials, self._manager)
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
-        self._hangup = asyncio.Event()
-        self._read_again: Callable[[], Settings] | None = None
-        self._notes: tuple[str, ...] = ()
         self._models = ""
         self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self.pipeline.settings
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -112,8 +104,7 @@ class Service:
 
     def reload(self, read: Callable[[], Settings]) -> None:
         """Ask `read` for the settings and take over what may change; as soon as the service is ready."""
-        self._read_again = read
-        self._hangup.set()
+        self._reloader.ask(read)
 
     async def wait_ready(self) -> None:
         await self._ready.wait()
@@ -138,7 +129,7 @@ class Service:
             self._begin("zeroconf", announce.announce("_wyoming._tcp", *self.wyoming.address))
         if self._watchdog is not None:
             self._begin("watchdog", self._manager.feed_watchdog(self._watchdog / 2))
-        self._begin("reload", self._reload_when_asked())
+        self._begin("reload", self._reloader.run())
         _log.info("ready: %s", self._models)
         self._manager.ready()
         self._begin("status", self._manager.tell_status())
@@ -220,6 +211,17 @@ class Service:
     def _names(self, done: set[asyncio.Task[Any]]) -> list[str]:
         return sorted(task.get_name() for task in done)
 
+    def _make_pages(self, gateway: Gateway) -> Pages:
+        settings, metrics = self.settings, self.pipeline.metrics
+        models = partial(openai_files.models, [settings.models.student], int(time.time()))
+        return Pages(
+            self.health.unready,
+            metrics.text,
+            metrics.content_type,
+            gateway.sources,
+            models if settings.dialects.openai else None,
+        )
+
     def _make_mqtt(self) -> Mqtt | None:
         settings = self.settings.mqtt
         if not settings.host:
@@ -246,60 +248,10 @@ class Service:
                 streams=sources.open_streams,
                 speaking=sum(state == "speech" for state in sources.states().values()),
                 last_final=None if last is None else time.monotonic() - last,
-                notes=(*away, *self._notes),
+                notes=(*away, *self._reloader.notes),
             )
         )
-
-    # --- who may come in -------------------------------------------------------------------------------------------
 
     def _note_final(self, final: Final) -> None:
         if self.settings.log.transcripts:
             _log.info("%s: %s", final.source, final.text)
-
-    # --- settings that change --------------------------------------------------------------------------------------
-
-    async def _reload_when_asked(self) -> None:
-        while True:
-            await self._hangup.wait()
-            self._hangup.clear()
-            self._manager.reloading()
-            outcome = "kept"
-            try:
-                self._reload()
-                outcome = "taken"
-            except (ConfigurationError, OSError) as error:
-                for sentence in str(error).splitlines():
-                    _log.error("reload: %s", sentence)
-                _log.error("reload: the old settings stay in force")
-                self._notes = ("the last reload failed: see the log",)
-            self.pipeline.metrics.reloads.labels(outcome).inc()
-            self._manager.ready()
-
-    def _reload(self) -> None:
-        """Raises:
-        ConfigurationError, OSError: something in them will not do; nothing has changed then.
-        """
-        assert self._read_again is not None, "whoever asks says where from"
-        wanted = self._credentials.with_tokens(self._read_again())
-        planned = plan(self.settings, wanted, teacher_loaded=self._teacher_loaded)
-        self.ports.check_guarded(planned.settings.server)
-        # What may refuse comes first; of two that may, the later one refuses before it has changed anything.
-        before = self.settings
-        self.pipeline.reload(planned.settings)
-        try:
-            self.ports.reload(planned.settings.server)
-        except OSError:
-            self.pipeline.reload(before)
-            raise
-        self.settings = planned.settings
-        self._credentials.hide(self.settings)
-        if "log.level" in planned.changed:
-            set_level(planned.settings.log.level)
-        if "log.format" in planned.changed:
-            set_format(planned.settings.log.format)
-        _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")
-        self._notes = ()
-        if planned.waiting:
-            keys = ", ".join(planned.waiting)
-            self._notes = (f"restart for {keys}",)
-            _log.warning("reload: %s cannot change while the service runs: restart it", keys)

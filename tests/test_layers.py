@@ -84,6 +84,14 @@ ALSO_KNOWS = {
         "daemon.wyoming",
     },
     "daemon.manager": {"daemon.health", "daemon.notify"},  # what it tells, and by what
+    # Those who take new settings over, and those who are told.
+    "daemon.reloader": {
+        "daemon.credentials",
+        "daemon.manager",
+        "daemon.pipeline",
+        "daemon.ports",
+        "daemon.reload",
+    },
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
     # One listener: it picks who answers; and streams wait there for their clients.
