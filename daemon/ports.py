@@ -40,6 +40,9 @@ class Ports:
     """settings: those of the start, with all tokens. inherited: descriptors of sockets that the service manager listens
     on for us.
 
+    Attributes:
+        server, uploads, wyoming: the edges; the last two are None where the settings do not ask for them.
+
     Raises:
         ConfigurationError: Wyoming cannot be served as the settings say.
     """
@@ -54,7 +57,7 @@ class Ports:
         self.server = Server(
             settings.server, settings.subscribers.send_timeout, gateway, pages, metrics, _dialects(settings.dialects)
         )
-        self._uploads = self._make_uploads()
+        self.uploads = self._make_uploads()
         self.wyoming = self._make_wyoming(gateway)
 
     async def listen(self) -> None:
@@ -63,9 +66,9 @@ class Ports:
         ServiceError: a port cannot be had.
         """
         Accepting(self._metrics).watch()
-        if self._uploads is not None:
-            await self._uploads.open()
-            self.server.hand_over = self._uploads.protocol
+        if self.uploads is not None:
+            await self.uploads.open()
+            self.server.hand_over = self.uploads.protocol
         try:
             self._sockets = [_inherit(each) for each in self._inherited]
             self.check_guarded(self._settings.server)
@@ -133,8 +136,8 @@ class Ports:
     async def wait_streams(self) -> None:
         """Until the last final of every client's stream is on its way to it."""
         await self.server.wait_streams()
-        if self._uploads is not None:
-            await self._uploads.close()
+        if self.uploads is not None:
+            await self.uploads.close()
         if self.wyoming is not None:
             await self.wyoming.wait_closed()
 
