@@ -1,7 +1,8 @@
 """The composition root: what is made, in which order it starts, and how it ends.
 
-Owns the wiring, the signals and the drain. Everything else is made here and handed its neighbours; nothing reaches
-back.
+Owns the wiring, the order of life and the drain. Everything else is made here and handed its neighbours; nothing
+reaches back. Two parts do wiring of their own: `daemon/pipeline.py` joins engines and streams, `daemon/ports.py` the
+edges that listen.
 
     start: listen (health pages answer, streams wait) -> load and warm the engine -> a first decode -> ready
            -> microphone, MQTT
@@ -12,282 +13,32 @@ back.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from daemon import announce, gpu, status
-from daemon.access import exposed, wyoming_remark
-from daemon.config import (
-    ConfigurationError,
-    Settings,
-    Surroundings,
-    mqtt_password,
-    mqtt_spool,
-    secret_files,
-    secret_trouble,
-    with_tokens,
-)
-from daemon.config import Dialects as DialectSettings
-from daemon.descriptors import Accepting
-from daemon.dialects import deepgram, native, openai_files, openai_realtime, vosk, whisperlive
-from daemon.dialects.codec import Dialect
-from daemon.edges import Visitors
-from daemon.faults import Fault
+from daemon import announce, status
+from daemon.config import Settings, Surroundings, mqtt_spool
+from daemon.credentials import Credentials
+from daemon.dialects import openai_files
+from daemon.faults import ServiceError
+from daemon.gateway import Gateway
 from daemon.health import Health
-from daemon.hub import Hub, Outbox
-from daemon.logs import hide, set_format, set_level
-from daemon.metrics import Metrics
+from daemon.logs import SERVICE
+from daemon.manager import ServiceManager
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
 from daemon.notify import Notifier
-from daemon.release import our_version
-from daemon.reload import plan
-from daemon.scheduler import EngineThread, Scheduler, Worker
-from daemon.server import Server
+from daemon.pipeline import LoadEngine, Pipeline, load_engine
+from daemon.ports import Ports, check_guarded
+from daemon.reloader import Reloader
 from daemon.sound import MicrophoneError
-from daemon.sources import Sources, check_name
-from daemon.stream import Model, Neighbours, Stream
 from daemon.web import Pages
-from daemon.wyoming import Wyoming
-from streaming.events import Final, Start
-from streaming.job import Captured, Job, Result
-from streaming.text import Text
-from streaming.vad import Detector
+from streaming.events import Final
 
-if TYPE_CHECKING:
-    from daemon.uploads import Uploads
-
-_log = logging.getLogger(__name__)
-
-_STATUS_INTERVAL = 2.0
-
-_LOADING_PATIENCE = 60.0
-"""Seconds more that the service manager is asked for, each time, while the engine loads."""
-
-
-class ServiceError(Exception):
-    """The service cannot start or go on; the message says why."""
-
-
-class Engine(Protocol):
-    """What is asked of `streaming.whisper.engine.Engine`."""
-
-    @property
-    def student(self) -> str: ...
-
-    @property
-    def teacher(self) -> str | None: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def tokenizer_file(self) -> Path: ...
-
-    @property
-    def eot(self) -> int: ...
-
-    @property
-    def contexts(self) -> tuple[float, ...]: ...
-
-    @property
-    def languages(self) -> tuple[str, ...]: ...
-
-    def warm(self) -> Captured: ...
-
-    def run(self, jobs: Sequence[Job]) -> list[Result]: ...
-
-
-LoadEngine = Callable[[Settings], Engine]
-
-
-def describe_models(settings: Settings) -> str:
-    """The models' names and what they can hear, from their files; the weights stay where they are.
-
-    Raises:
-        ServiceError: one of them cannot be had, or they do not go together.
-    """
-    from streaming.whisper.checkpoint import CheckpointError, open_checkpoint, require_same_vocabulary
-
-    try:
-        student = open_checkpoint(settings.models.student, "student")
-        teacher = open_checkpoint(settings.teacher, "teacher") if settings.teacher else None
-        if teacher is not None:
-            require_same_vocabulary(student, teacher)
-    except CheckpointError as error:
-        raise ServiceError(str(error)) from None
-    return f"student {student.name}, teacher {teacher.name if teacher else 'none'}, up to {student.contexts[-1]:g} s"
-
-
-def load_engine(settings: Settings) -> Engine:
-    """Raises:
-    ServiceError: a model cannot be had, or does not fit the settings.
-    """
-    # Here, so that whatever needs no engine does not wait seconds for torch.
-    from streaming.whisper.checkpoint import CheckpointError
-    from streaming.whisper.engine import Engine as WhisperEngine
-
-    models = settings.models
-    try:
-        return WhisperEngine.load(
-            models.student, settings.teacher, models.device, dtype=models.dtype, threads=models.threads,
-            graphs=models.graphs, mode=models.mode, batch=settings.scheduler.batch,
-        )  # fmt: skip
-    except (CheckpointError, ValueError) as error:
-        raise ServiceError(str(error)) from None
-
-
-class _Host:
-    """An engine in the thread that owns it."""
-
-    def __init__(self, settings: Settings, load: LoadEngine) -> None:
-        self.thread = EngineThread()
-        self._settings = settings
-        self._load = load
-        self._engine: Engine | None = None
-
-    async def load(self) -> Engine:
-        """Raises:
-        ServiceError: see `load_engine`.
-        """
-        self._engine = await self.thread.call(self._load, self._settings)
-        return self._engine
-
-    async def warm(self) -> Captured:
-        assert self._engine is not None, "load it first"
-        return await self.thread.call(self._engine.warm)
-
-    def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """In the thread."""
-        assert self._engine is not None, "nothing is scheduled before the engine is warm"
-        return self._engine.run(jobs)
-
-
-class Pipeline:
-    """Engines, one a device, and all that streams share: what the service, `transcribe` and `listen` have in common."""
-
-    def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
-        self.settings = settings
-        self.metrics = Metrics()
-        self.metrics.gpus.read = gpu.memory
-        self.sources = Sources()
-        self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
-        self._hosts = [_Host(each, load) for each in settings.for_each_device()]
-        workers = [Worker(host.thread, host.run) for host in self._hosts]
-        self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
-        self._engine: Engine | None = None  # one of them: all hold the same models
-        self._shared: Neighbours | None = None
-        self._warm = asyncio.Event()
-
-    async def warm_up(self) -> Model:
-        """Raises:
-        ServiceError: see `load_engine`.
-        """
-        engines = await asyncio.gather(*(host.load() for host in self._hosts))
-        engine = self._engine = engines[0]
-        try:
-            _check_longest(self.settings, engine)
-        except ConfigurationError as error:
-            raise ServiceError(str(error)) from None
-        self._count(await asyncio.gather(*(host.warm() for host in self._hosts)))
-        # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
-        Detector(self.settings.vad_settings())
-        devices = ", ".join(each.device for each in engines)
-        model = Model(
-            engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
-        )
-        self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
-        self._shared = Neighbours(
-            model=model,
-            session=self.settings.session_settings(),
-            vad=self.settings.vad_settings(),
-            backlog=self.settings.scheduler.backlog,
-            scheduler=self.scheduler,
-            hub=self.hub,
-            sources=self.sources,
-            metrics=self.metrics,
-        )
-        self._warm.set()
-        return model
-
-    def _count(self, captured: Sequence[Captured]) -> None:
-        self.metrics.graphs.set(sum(each.graphs for each in captured))
-        self.metrics.graphs_missing.set(sum(each.missing for each in captured))
-        self.metrics.graphs_seconds.set(sum(each.seconds for each in captured))
-        self.metrics.graphs_bytes.set(sum(each.held for each in captured))
-
-    def reload(self, settings: Settings) -> None:
-        """For streams to come.
-
-        Raises:
-            ConfigurationError: they do not go with the models; nothing has changed then.
-        """
-        assert self._shared is not None, "warm up first"
-        assert self._engine is not None, "warm up first"
-        _check_longest(settings, self._engine)
-        Detector(settings.vad_settings())  # as at the start
-        self.settings = settings
-        self._shared = replace(
-            self._shared,
-            session=settings.session_settings(),
-            vad=settings.vad_settings(),
-            backlog=settings.scheduler.backlog,
-        )
-
-    async def wait_model(self) -> Model:
-        """What was loaded, once it is warm."""
-        await self._warm.wait()
-        assert self._shared is not None, "it is warm"
-        return self._shared.model
-
-    def open_stream(self, start: Start) -> Stream:
-        """Raises:
-        Fault: see `Stream`.
-        """
-        assert self._shared is not None, "warm up first"
-        return Stream(start, self._shared)
-
-    def close(self) -> None:
-        for host in self._hosts:
-            host.thread.close()
-
-    def ended(self) -> bool:
-        """Whether the engines' threads have ended. One that is busy with torch must not meet the interpreter's end."""
-        return all(host.thread.ended(1.0) for host in self._hosts)
-
-
-def _check_longest(settings: Settings, engine: Engine) -> None:
-    longest, wanted = engine.contexts[-1], settings.session_settings().segment.longest
-    if wanted > longest:
-        raise ConfigurationError(
-            f"segment.longest is {wanted:g} s, but the models hear at most {longest:g} s: shorten it"
-        )
-
-
-@asynccontextmanager
-async def running(pipeline: Pipeline) -> AsyncIterator[Model]:
-    """The pipeline, warm and scheduling, for as long as it is needed."""
-    try:
-        model = await pipeline.warm_up()
-        task = asyncio.create_task(pipeline.scheduler.run())
-        try:
-            yield model
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-    finally:
-        pipeline.close()
+_log = logging.getLogger(SERVICE)
 
 
 class Service:
@@ -298,82 +49,35 @@ class Service:
     """
 
     def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
-        self.settings = settings = with_tokens(settings, around)
+        self._credentials = Credentials(around)
+        settings = self._credentials.with_tokens(settings)
         self._around = around
-        self._sockets: list[socket.socket] = []  # those that the service manager hands over
         if not around.sockets:
-            self._check_guarded(settings)
-        self._teacher_loaded = settings.teacher is not None
-        self._mqtt_password = mqtt_password(settings.mqtt, around) if settings.mqtt.host else None
-        self._hide_secrets()
+            check_guarded(settings.server)
+        self._credentials.read_password(settings.mqtt)
+        self._credentials.hide(settings)
         self.pipeline = Pipeline(settings, load)
         self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         metrics.ready.set_function(lambda: self.health.unready() is None)
-        models = partial(openai_files.models, [settings.models.student], int(time.time()))
-        pages = Pages(
-            self.health.unready,
-            metrics.text,
-            metrics.content_type,
-            self._sources,
-            models if settings.dialects.openai else None,
-        )
-        self.server = Server(
-            settings.server, settings.subscribers.send_timeout, self, pages, metrics, _dialects(settings.dialects)
-        )
-        self.uploads = self._make_uploads()
-        self._notifier = Notifier(around.notify_socket)
+        gateway = Gateway(self.pipeline)
+        self._manager = ServiceManager(Notifier(around.notify_socket), self.health, self._status)
         self._watchdog = around.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt()
-        self.wyoming = self._make_wyoming()
+        self.ports = Ports(settings, around.sockets, gateway, self._make_pages(gateway), metrics)
+        self.server, self.wyoming = self.ports.server, self.ports.wyoming
+        self._reloader = Reloader(self.pipeline, self.ports, self._credentials, self._manager)
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
-        self._hangup = asyncio.Event()
-        self._read_again: Callable[[], Settings] | None = None
-        self._notes: tuple[str, ...] = ()
         self._models = ""
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    # --- the server's gateway --------------------------------------------------------------------------------------
-
-    async def open_stream(self, start: Start) -> Stream:
-        if start.source is not None:
-            check_name(start.source)
-        await self.pipeline.wait_model()
-        self._admit()
-        return self.pipeline.open_stream(start)
-
-    def _admit(self) -> None:
-        """Nobody new while those who are here wait too long for their finals: one more would only make all wait longer.
-
-        For clients alone; microphones are the machine's own, and are always heard.
-
-        Raises:
-            Fault: `busy`.
-        """
-        wait, limit = self.pipeline.scheduler.final_wait, self.settings.scheduler.longest_wait
-        if wait > limit:
-            raise Fault(
-                "busy",
-                f"finals wait for {wait:.1f} s (scheduler.longest_wait is {limit:g}): try again later",
-                fatal=True,
-            )
-
-    async def wait_model(self) -> Model:
-        return await self.pipeline.wait_model()
-
-    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool] | None = None) -> Outbox:
-        return self.pipeline.hub.subscribe(source, since, may_read)
-
-    def _sources(self, may_read: Callable[[str], bool]) -> bytes:
-        """Those sources as JSON: what a subscriber must know to ask for the finals that it has not got."""
-        newest = self.pipeline.hub.newest_finals()
-        states = dict.fromkeys(newest, "idle") | self.pipeline.sources.states()
-        listed = [{"source": name, "state": state, "final": newest.get(name, 0)}
-                  for name, state in states.items() if may_read(name)]  # fmt: skip
-        return json.dumps({"run": self.pipeline.hub.run, "sources": listed}).encode()
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self.pipeline.settings
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -383,15 +87,15 @@ class Service:
         Raises:
             ServiceError: it could not start, a part of it ended by an error, or finals were given up.
         """
-        Accepting(self.pipeline.metrics).watch()
         try:
-            await self._listen()
+            await self.ports.listen()
+            self._credentials.warn(self.settings)
             self._begin("scheduler", self.pipeline.scheduler.run())
             await self._until_stopped(self._load())
             if self._ready.is_set():
                 await self._until_stopped(self._stop.wait())
         finally:
-            self._notifier.stopping("finishing what was heard")
+            self._manager.stopping()
             await self._drain()
             self.pipeline.close()
 
@@ -400,61 +104,13 @@ class Service:
 
     def reload(self, read: Callable[[], Settings]) -> None:
         """Ask `read` for the settings and take over what may change; as soon as the service is ready."""
-        self._read_again = read
-        self._hangup.set()
+        self._reloader.ask(read)
 
     async def wait_ready(self) -> None:
         await self._ready.wait()
 
-    async def _listen(self) -> None:
-        if self.uploads is not None:
-            await self.uploads.open()
-            self.server.hand_over = self.uploads.protocol
-        try:
-            self._sockets = [_inherit(each) for each in self._around.sockets]
-            self._check_guarded(self.settings)
-            await self.server.listen(self._sockets)
-        except ConfigurationError:
-            for each in self._sockets:
-                each.close()
-            raise
-        except OSError as error:
-            address = f"{self.settings.server.host}:{self.settings.server.port}"
-            if self._around.sockets:
-                address = "the socket that the service manager handed over"
-            raise ServiceError(f"cannot listen on {address}: {error.strerror or error}") from None
-        if self._sockets:
-            _log.info("the service manager listens for us: server.host and server.port do not count")
-        _log.info("listening on %s", self.server.url)
-        for dialect in _dialects_apart(self.settings.dialects):
-            await self._listen_for(dialect)
-        self._note_secrets()
-        if self.wyoming is not None:
-            await self._listen_wyoming(self.wyoming)
-
-    async def _listen_for(self, dialect: Dialect) -> None:
-        port = self.settings.dialects.ports[dialect.name]
-        try:
-            await self.server.listen_for(dialect, port)
-        except OSError as error:
-            address = f"{self.settings.server.host}:{port}"
-            raise ServiceError(
-                f"dialects.{dialect.name}: cannot listen on {address}: {error.strerror or error}"
-            ) from None
-        _log.info("%s: listening on %s", dialect.name, self.server.urls[dialect.name])
-
-    async def _listen_wyoming(self, wyoming: Wyoming) -> None:
-        try:
-            await wyoming.listen()
-        except OSError as error:
-            address = f"{wyoming.settings.host}:{wyoming.settings.port}"
-            raise ServiceError(f"wyoming: cannot listen on {address}: {error.strerror or error}") from None
-        _log.info("wyoming: listening on tcp://%s:%d", *wyoming.address)
-        if remark := wyoming_remark(wyoming.settings.host):
-            _log.warning("wyoming: %s", remark)
-
     async def _load(self) -> None:
-        patience = asyncio.create_task(self._ask_for_patience())
+        patience = asyncio.create_task(self._manager.ask_for_patience(f"loading {self.settings.models.student}"))
         try:
             if self._mqtt is not None:
                 await self._mqtt.open()  # before anything is heard: a source may have been switched off
@@ -472,11 +128,11 @@ class Service:
         if self.wyoming is not None and self.settings.wyoming.zeroconf:
             self._begin("zeroconf", announce.announce("_wyoming._tcp", *self.wyoming.address))
         if self._watchdog is not None:
-            self._begin("watchdog", self._feed_watchdog(self._watchdog / 2))
-        self._begin("reload", self._reload_when_asked())
+            self._begin("watchdog", self._manager.feed_watchdog(self._watchdog / 2))
+        self._begin("reload", self._reloader.run())
         _log.info("ready: %s", self._models)
-        self._notifier.ready(self._status())
-        self._begin("status", self._tell_status())
+        self._manager.ready()
+        self._begin("status", self._manager.tell_status())
         self._ready.set()
 
     async def _wait_first_decode(self) -> None:
@@ -518,21 +174,15 @@ class Service:
             ServiceError: the time was not enough.
         """
         self.health.stopping = True
-        self.server.stop_accepting()
-        if self.wyoming is not None:
-            self.wyoming.stop_accepting()
+        self.ports.stop_accepting()
         try:
             async with asyncio.timeout(self.settings.shutdown.drain):
                 await self._end_microphones()
-                await self.server.wait_streams()
-                if self.uploads is not None:
-                    await self.uploads.close()
-                if self.wyoming is not None:
-                    await self.wyoming.wait_closed()
+                await self.ports.wait_streams()
                 self.pipeline.hub.close()
                 if "mqtt" in self._tasks:
                     await self._tasks["mqtt"]
-                await self.server.wait_closed()
+                await self.ports.wait_closed()
         except TimeoutError:
             raise ServiceError(f"gave up after {self.settings.shutdown.drain:g} s with words unfinished") from None
         finally:
@@ -561,6 +211,17 @@ class Service:
     def _names(self, done: set[asyncio.Task[Any]]) -> list[str]:
         return sorted(task.get_name() for task in done)
 
+    def _make_pages(self, gateway: Gateway) -> Pages:
+        settings, metrics = self.settings, self.pipeline.metrics
+        models = partial(openai_files.models, [settings.models.student], int(time.time()))
+        return Pages(
+            self.health.unready,
+            metrics.text,
+            metrics.content_type,
+            gateway.sources,
+            models if settings.dialects.openai else None,
+        )
+
     def _make_mqtt(self) -> Mqtt | None:
         settings = self.settings.mqtt
         if not settings.host:
@@ -568,7 +229,7 @@ class Service:
         pipeline, microphone = self.pipeline, self.settings.microphone
         return Mqtt(
             settings,
-            self._mqtt_password,
+            self._credentials.mqtt_password,
             pipeline.hub.keep_first(),
             pipeline.sources,
             pipeline.metrics,
@@ -576,54 +237,6 @@ class Service:
             [microphone.source] if microphone.enabled else [],
             pipeline.hub.kept,
         )
-
-    def _make_uploads(self) -> Uploads | None:
-        if not self.settings.dialects.openai:
-            return None
-        # Here: it takes a while to import, and not every command serves.
-        from daemon.uploads import Uploads
-
-        send_timeout = self.settings.subscribers.send_timeout
-        return Uploads(self.server, self.settings.dialects.max_upload, send_timeout, self.pipeline.metrics)
-
-    def _make_wyoming(self) -> Wyoming | None:
-        settings = self.settings.wyoming
-        if not settings.host:
-            return None
-        if settings.zeroconf and (mend := announce.missing()):
-            raise ConfigurationError(f"wyoming.zeroconf: {mend}")
-        try:
-            check_name(settings.source)
-        except Fault as fault:
-            raise ConfigurationError(f"wyoming.source: {fault.message}") from None
-        visitors = Visitors(self.settings.server.max_per_address)
-        return Wyoming(
-            settings, self.settings.subscribers.send_timeout, self, self.pipeline.metrics, visitors, self.server.pace
-        )
-
-    async def _ask_for_patience(self) -> None:
-        while True:
-            self._notifier.loading(f"loading {self.settings.models.student}", _LOADING_PATIENCE)
-            await asyncio.sleep(_LOADING_PATIENCE / 4)
-
-    async def _feed_watchdog(self, interval: float) -> None:
-        """By the progress of the decoding: that this loop turns proves little."""
-        fed = True
-        while True:
-            if self.health.getting_on:
-                self._notifier.alive()
-            elif fed:
-                _log.error("the engine hangs: no sign of life for the service manager until it decodes again")
-            fed = self.health.getting_on
-            await asyncio.sleep(interval)
-
-    async def _tell_status(self) -> None:
-        told = self._status()
-        while True:
-            await asyncio.sleep(_STATUS_INTERVAL)
-            if (line := self._status()) != told:
-                self._notifier.status(line)
-                told = line
 
     def _status(self) -> str:
         sources, last = self.pipeline.sources, self.pipeline.hub.last_final_at
@@ -635,126 +248,10 @@ class Service:
                 streams=sources.open_streams,
                 speaking=sum(state == "speech" for state in sources.states().values()),
                 last_final=None if last is None else time.monotonic() - last,
-                notes=(*away, *self._notes),
+                notes=(*away, *self._reloader.notes),
             )
         )
-
-    # --- who may come in -------------------------------------------------------------------------------------------
-
-    def _check_guarded(self, settings: Settings) -> None:
-        """Raises:
-        ConfigurationError: anybody could come in, and nobody said that this is meant.
-        """
-        server = settings.server
-        # A path of the file system is guarded by its permissions.
-        inherited = [each.getsockname()[0] for each in self._sockets if each.family != socket.AF_UNIX]
-        hosts = inherited if self._sockets else [server.host]
-        if trouble := exposed(hosts, server.tokens, open_to_all=server.open):
-            raise ConfigurationError(trouble)
-
-    def _note_secrets(self) -> None:
-        for key, path in secret_files(self.settings).items():
-            if trouble := secret_trouble(key, path):
-                _log.warning("%s", trouble)
-
-    def _hide_secrets(self) -> None:
-        hide([each.token for each in self.settings.server.tokens] + [self._mqtt_password or ""])
 
     def _note_final(self, final: Final) -> None:
         if self.settings.log.transcripts:
             _log.info("%s: %s", final.source, final.text)
-
-    # --- settings that change --------------------------------------------------------------------------------------
-
-    async def _reload_when_asked(self) -> None:
-        while True:
-            await self._hangup.wait()
-            self._hangup.clear()
-            self._notifier.reloading("reading the settings again")
-            outcome = "kept"
-            try:
-                self._reload()
-                outcome = "taken"
-            except (ConfigurationError, OSError) as error:
-                for sentence in str(error).splitlines():
-                    _log.error("reload: %s", sentence)
-                _log.error("reload: the old settings stay in force")
-                self._notes = ("the last reload failed: see the log",)
-            self.pipeline.metrics.reloads.labels(outcome).inc()
-            self._notifier.ready(self._status())
-
-    def _reload(self) -> None:
-        """Raises:
-        ConfigurationError, OSError: something in them will not do; nothing has changed then.
-        """
-        assert self._read_again is not None, "whoever asks says where from"
-        wanted = with_tokens(self._read_again(), self._around)
-        planned = plan(self.settings, wanted, teacher_loaded=self._teacher_loaded)
-        self._check_guarded(planned.settings)
-        # What may refuse comes first; of two that may, the later one refuses before it has changed anything.
-        before = self.settings
-        self.pipeline.reload(planned.settings)
-        try:
-            self.server.reload(planned.settings.server)
-        except OSError:
-            self.pipeline.reload(before)
-            raise
-        if self.wyoming is not None:
-            self.wyoming.visitors.most = planned.settings.server.max_per_address
-        self.settings = planned.settings
-        self._hide_secrets()
-        if "log.level" in planned.changed:
-            set_level(planned.settings.log.level)
-        if "log.format" in planned.changed:
-            set_format(planned.settings.log.format)
-        _log.info("reloaded: %s", ", ".join(planned.changed) or "nothing has changed")
-        self._notes = ()
-        if planned.waiting:
-            keys = ", ".join(planned.waiting)
-            self._notes = (f"restart for {keys}",)
-            _log.warning("reload: %s cannot change while the service runs: restart it", keys)
-
-
-def _dialects(settings: DialectSettings) -> list[Dialect]:
-    """Those that are spoken on the port that all share."""
-    optional = ((settings.openai, openai_realtime.DIALECT), (settings.deepgram, deepgram.DIALECT))
-    return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
-
-
-def _dialects_apart(settings: DialectSettings) -> list[Dialect]:
-    """Those that have a port of their own."""
-    known = (vosk.dialect(settings.vosk_sample_rate), whisperlive.DIALECT)
-    return [dialect for dialect in known if dialect.name in settings.ports]
-
-
-def _inherit(descriptor: int) -> socket.socket:
-    """Raises:
-    OSError: it is no socket that listens.
-    """
-    inherited = socket.socket(fileno=descriptor)
-    if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(f"descriptor {descriptor} does not listen: Accept=no is needed in the socket unit")
-    return inherited
-
-
-def reload_on_signal(reload: Callable[[], None]) -> None:
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-
-
-def stop_on_signals(stop: Callable[[], None]) -> None:
-    """The first SIGTERM or SIGINT asks; the second does not wait."""
-    loop = asyncio.get_running_loop()
-    asked = False
-
-    def on_signal(name: str) -> None:
-        nonlocal asked
-        if asked:
-            _log.warning("%s again: leaving at once", name)
-            logging.shutdown()
-            os._exit(1)
-        asked = True
-        _log.info("%s: finishing what was heard", name)
-        stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)

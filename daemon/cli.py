@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from daemon.app import Pipeline
     from daemon.config import Settings
     from daemon.files import AudioFile
     from daemon.install import Layout
+    from daemon.pipeline import Pipeline
     from daemon.terminal import Lines
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
@@ -126,9 +126,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
-    from daemon.app import Service, ServiceError, reload_on_signal, stop_on_signals
+    from daemon.app import Service
     from daemon.config import ConfigurationError, load, surroundings
+    from daemon.faults import ServiceError
     from daemon.logs import to_stderr
+    from daemon.signals import reload_on_signal, stop_on_signals
 
     around = surroundings()
     to_stderr(settings.log.level, around.journal, settings.log.format)
@@ -169,9 +171,9 @@ def transcribe(settings: Settings, options: argparse.Namespace) -> int:
 async def _transcribe(settings: Settings, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from daemon.app import Pipeline, ServiceError, running
-    from daemon.faults import Fault
+    from daemon.faults import Fault, ServiceError
     from daemon.files import AudioFile, FileError
+    from daemon.pipeline import Pipeline, running
     from daemon.terminal import Lines
 
     lines = Lines(lambda line: tqdm.write(line, file=sys.stdout), json=options.json, partials=options.partials)
@@ -224,8 +226,10 @@ def listen(settings: Settings, options: argparse.Namespace) -> int:
 
 
 async def _listen(settings: Settings, options: argparse.Namespace) -> int:
-    from daemon.app import Pipeline, ServiceError, running, stop_on_signals
+    from daemon.faults import ServiceError
     from daemon.microphone import Microphone
+    from daemon.pipeline import Pipeline, running
+    from daemon.signals import stop_on_signals
     from daemon.sound import MicrophoneError, find_device
     from daemon.terminal import Live, show_all
 
@@ -271,8 +275,8 @@ def devices(_: argparse.Namespace) -> int:
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon import check as checks
-    from daemon.app import describe_models
     from daemon.config import find, mqtt_password, secret_files, surroundings, with_tokens
+    from daemon.pipeline import describe_models
     from daemon.sound import find_device, input_devices
 
     logging.disable(logging.CRITICAL)  # each answer is in the table

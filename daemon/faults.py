@@ -1,6 +1,6 @@
-"""A client's fault, on its way from whoever found it to whoever tells the client.
+"""What goes wrong, on its way from whoever found it to whoever tells: the client its fault, the operator the service's.
 
-Owns the exception and nothing else. The codes are given where the faults are found.
+Owns the exceptions and nothing else. The codes are given where the faults are found.
 """
 
 from __future__ import annotations
@@ -20,3 +20,7 @@ class Fault(Exception):  # noqa: N818 - the word of the trade for what a client 
     def event(self, *, fatal: bool | None = None) -> Error:
         """What the client reads. `fatal` overrides, where the place in the stream decides."""
         return Error(self.code, self.message, self.fatal if fatal is None else fatal)
+
+
+class ServiceError(Exception):
+    """The service cannot start or go on; the message says why."""

@@ -2,8 +2,9 @@
 
 `daemon` imports `streaming`; `streaming` never imports `daemon`, asyncio, threading or sockets, and reads no
 configuration. Inside `streaming`, the stream half never imports torch and `streaming/whisper/` never hears of streams:
-they share only `job.py`. Inside `daemon`, only `app.py` (wiring) and `stream.py` (one client's pump) know several
-neighbours; every other file knows `streaming.events` and its own edge.
+they share only `job.py`. Inside `daemon`, only `app.py` (wiring) and `stream.py` (one client's pump) may know any
+neighbour. Every other file knows `streaming.events` and its own edge; what it knows beyond that is named in
+`ALSO_KNOWS`, as for the two that do a part of the wiring, `pipeline.py` (engines, streams) and `ports.py` (listening).
 
 `violations` judges one file from its source. It is itself tested on sources that break each rule.
 """
@@ -54,6 +55,44 @@ ALSO_KNOWS = {
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
     "daemon.microphone": {"daemon.sound"},  # the program that it starts, and its errors
     "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
+    # The streams' half of the wiring: engines, scheduler and hub, joined for the service and for commands without one.
+    "daemon.pipeline": {
+        "daemon.gpu",
+        "daemon.hub",
+        "daemon.scheduler",
+        "daemon.stream",
+        "streaming.job",
+        "streaming.text",
+        "streaming.vad",
+        "streaming.whisper.checkpoint",
+        "streaming.whisper.engine",
+    },
+    "daemon.gateway": {"daemon.hub", "daemon.pipeline", "daemon.stream"},  # what all ports have behind them
+    # The edges' half of the wiring: which of them serve, and what is behind each.
+    "daemon.ports": {
+        "daemon.announce",
+        "daemon.descriptors",
+        "daemon.dialects.codec",
+        "daemon.dialects.deepgram",
+        "daemon.dialects.native",
+        "daemon.dialects.openai_realtime",
+        "daemon.dialects.vosk",
+        "daemon.dialects.whisperlive",
+        "daemon.gateway",
+        "daemon.server",
+        "daemon.uploads",
+        "daemon.web",
+        "daemon.wyoming",
+    },
+    "daemon.manager": {"daemon.health", "daemon.notify"},  # what feeds the watchdog, and by what it is told
+    # Those who take new settings over, and those who are told.
+    "daemon.reloader": {
+        "daemon.credentials",
+        "daemon.manager",
+        "daemon.pipeline",
+        "daemon.ports",
+        "daemon.reload",
+    },
     # It connects as the service does, and asks whether zeroconf's library is there.
     "daemon.check": {"daemon.announce", "daemon.broker"},
     # One listener: it picks who answers; and streams wait there for their clients.
@@ -325,6 +364,11 @@ BREACHES = [
     ("daemon.faults", "from daemon.hub import Hub"),
     ("daemon.scheduler", "from streaming.session import Session"),
     ("daemon.scheduler", "from daemon.web import Web"),
+    ("daemon.pipeline", "from daemon.server import Server"),
+    ("daemon.ports", "from daemon.hub import Hub"),
+    ("daemon.ports", "from daemon.stream import Stream"),
+    ("daemon.gateway", "from daemon.ports import Ports"),
+    ("daemon.manager", "from daemon.app import Service"),
     ("distillation.corpus", "from daemon.config import Settings"),
 ]
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from daemon.app import Engine, Service, reload_on_signal, stop_on_signals
+from daemon.app import Service
 from daemon.config import Settings, load, surroundings
 from daemon.logs import to_stderr
+from daemon.pipeline import Engine
+from daemon.signals import reload_on_signal, stop_on_signals
 from streaming.fake import ScriptedEngine
 from streaming.whisper.locate import locate
 

@@ -106,9 +106,9 @@ def _load_scripted(trouble: str, folder: Path) -> Callable[[Any], Any]:
 
 def _load_poisoned(settings: Any) -> Any:
     """The real engine. For a job that is cursed a weight is not a number; for the others it is as it was."""
-    from daemon import app
+    from daemon import pipeline
 
-    engine = cast(Any, app.load_engine(settings))
+    engine = cast(Any, pipeline.load_engine(settings))
     run, warm, weight = engine.run, engine.warm, engine._student.decoder.layer_norm.weight
     good = weight.detach().clone()
 

@@ -27,8 +27,9 @@ from websockets.exceptions import ConnectionClosed
 
 from bench.broker import Broker as Broker
 from bench.broker import free_port as free_port
-from daemon.app import LoadEngine, Service
+from daemon.app import Service
 from daemon.config import Settings, Surroundings
+from daemon.pipeline import LoadEngine
 from streaming.fake import ScriptedEngine
 from streaming.job import Waveform
 

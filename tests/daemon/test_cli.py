@@ -17,8 +17,8 @@ import pytest
 import soundfile
 from harness import DATA, broker, scripted, service
 
-from daemon import app, cli
 from daemon import check as checks
+from daemon import cli, pipeline
 from daemon.sound import MicrophoneError
 
 KITCHEN = str(DATA / "turn_on_the_kitchen_light.flac")
@@ -30,7 +30,7 @@ def whisperd(
     tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Whisperd:
     """The command line in this process, with a scripted engine: (exit code, standard output, standard error)."""
-    monkeypatch.setattr(app.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
+    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
     config = tmp_path / "whisperd.yaml"
     config.write_text("")
 
@@ -143,7 +143,7 @@ def answers(out: str) -> dict[str, tuple[str, str]]:
 
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Whisperd:
-    monkeypatch.setattr(app, "describe_models", lambda settings: "student scripted")
+    monkeypatch.setattr(pipeline, "describe_models", lambda settings: "student scripted")
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the command sets it: it shall not outlive the test
     monkeypatch.setattr("logging.disable", lambda level: None)  # it would silence the tests after this one
@@ -328,8 +328,9 @@ def test_the_wyoming_port_is_looked_at(check: Whisperd) -> None:
 
 
 def test_models_are_described_from_their_files(capsys: pytest.CaptureFixture[str], english: Any) -> None:
-    from daemon.app import ServiceError, describe_models
     from daemon.config import Settings
+    from daemon.faults import ServiceError
+    from daemon.pipeline import describe_models
 
     both = {"student": str(english.student), "teacher": str(english.teacher)}
     told = describe_models(Settings.model_validate({"models": both}))

@@ -18,7 +18,7 @@ import pytest
 from harness import PATIENCE, client, scripted, service, speech, wait_until
 
 from bench.sound_server import BLOCK, SoundServer
-from daemon import app, cli, microphone, sound
+from daemon import cli, microphone, pipeline, sound
 from daemon.config import AnyMicrophone, Settings
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
@@ -140,7 +140,7 @@ async def test_listening_in_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(app.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
+    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
     task = asyncio.create_task(cli._listen(Settings(), argparse.Namespace(device="pulse")))
     told = ""
 
@@ -163,7 +163,7 @@ async def test_listening_to_a_device_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(app.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
+    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
     assert await cli._listen(Settings(), argparse.Namespace(device="nowhere")) == 1
     assert "No input device matching 'nowhere': see `whisperd devices`" in capsys.readouterr().err
 
@@ -389,7 +389,7 @@ async def test_without_the_library_there_is_a_sentence(
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(MicrophoneError, match=r"pip install 'whisperd\[mic\]'"):
         sound.input_devices()
-    from daemon.app import ServiceError
+    from daemon.faults import ServiceError
 
     # The process that would open the device finds none either.
     (tmp_path / "sounddevice.py").write_text("raise ImportError")

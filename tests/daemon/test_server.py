@@ -15,8 +15,10 @@ import pytest
 from harness import SECOND, client, free_port, scripted, service, speech, wait_until
 from harness import certificate as make_certificate
 
-from daemon.app import Engine, Service, ServiceError
+from daemon.app import Service
 from daemon.config import Settings, Surroundings
+from daemon.faults import ServiceError
+from daemon.pipeline import Engine
 from streaming.job import Job
 
 

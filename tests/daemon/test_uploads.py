@@ -380,7 +380,7 @@ async def test_connections_that_never_say_what_they_post(tokenizer_file: Path, m
             held = []
             for _ in range(2):
                 held.append(await dial())
-                await wait_until(lambda: daemon.uploads and len(daemon.uploads.connections) == len(held))
+                await wait_until(lambda: daemon.ports.uploads and len(daemon.ports.uploads.connections) == len(held))
             reader, writer = await dial()
             assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
         assert daemon.pipeline.metrics.connections_refused.labels("handshakes")._value.get() == 1

@@ -15,7 +15,9 @@ from harness import PATIENCE, SECOND, client, scripted, service, speech, unfinis
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from daemon.app import LoadEngine, Service, ServiceError
+from daemon.app import Service
+from daemon.faults import ServiceError
+from daemon.pipeline import LoadEngine
 
 
 @asynccontextmanager

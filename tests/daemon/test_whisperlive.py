@@ -11,7 +11,8 @@ import pytest
 from foreign import whisperlive
 from harness import SECOND, client, scripted, service, speech, unfinished_speech
 
-from daemon.app import LoadEngine, Service
+from daemon.app import Service
+from daemon.pipeline import LoadEngine
 
 
 @asynccontextmanager

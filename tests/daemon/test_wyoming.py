@@ -23,10 +23,11 @@ from wyoming.event import Event as Wire
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 
-from daemon.app import LoadEngine, Service, ServiceError
+from daemon.app import Service
 from daemon.config import ConfigurationError, Settings, Surroundings
 from daemon.dialects import wyoming as dialect
-from daemon.faults import Fault
+from daemon.faults import Fault, ServiceError
+from daemon.pipeline import LoadEngine
 from streaming.events import Audio, Event, Final, Partial, Start, Stop, Stopped
 from streaming.job import Job
 
