@@ -26,7 +26,6 @@ from daemon.dialects import openai_files
 from daemon.faults import ServiceError
 from daemon.gateway import Gateway
 from daemon.health import Health
-from daemon.logs import SERVICE
 from daemon.manager import ServiceManager
 from daemon.microphone import Microphone
 from daemon.mqtt import Mqtt
@@ -38,7 +37,7 @@ from daemon.sound import MicrophoneError
 from daemon.web import Pages
 from streaming.events import Final
 
-_log = logging.getLogger(SERVICE)
+_log = logging.getLogger(__name__)
 
 
 class Service:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 
 from daemon.config import Mqtt, Settings, Surroundings, mqtt_password, secret_files, secret_trouble, with_tokens
-from daemon.logs import SERVICE, hide
+from daemon.logs import hide
 
-_log = logging.getLogger(SERVICE)
+_log = logging.getLogger(__name__)
 
 
 class Credentials:

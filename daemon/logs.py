@@ -25,9 +25,6 @@ from urllib.parse import quote
 
 Format = Literal["text", "json"]
 
-SERVICE = "daemon.app"
-"""The logger under whose name the service speaks of itself, whichever of its files does: people watch for its lines."""
-
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
 """syslog's numbers, which the journal reads from the beginning of a line (sd-daemon(3))."""
 

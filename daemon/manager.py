@@ -11,10 +11,9 @@ import logging
 from collections.abc import Callable
 
 from daemon.health import Health
-from daemon.logs import SERVICE
 from daemon.notify import Notifier
 
-_log = logging.getLogger(SERVICE)
+_log = logging.getLogger(__name__)
 
 _STATUS_INTERVAL = 2.0
 

@@ -23,7 +23,6 @@ from daemon.dialects.codec import Dialect
 from daemon.edges import Visitors
 from daemon.faults import Fault, ServiceError
 from daemon.gateway import Gateway
-from daemon.logs import SERVICE
 from daemon.metrics import Metrics
 from daemon.server import Server
 from daemon.sources import check_name
@@ -33,7 +32,7 @@ from daemon.wyoming import Wyoming
 if TYPE_CHECKING:
     from daemon.uploads import Uploads
 
-_log = logging.getLogger(SERVICE)
+_log = logging.getLogger(__name__)
 
 
 class Ports:

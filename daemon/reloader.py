@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 from daemon.config import ConfigurationError, Settings
 from daemon.credentials import Credentials
-from daemon.logs import SERVICE, set_format, set_level
+from daemon.logs import set_format, set_level
 from daemon.manager import ServiceManager
 from daemon.pipeline import Pipeline
 from daemon.ports import Ports
 from daemon.reload import plan
 
-_log = logging.getLogger(SERVICE)
+_log = logging.getLogger(__name__)
 
 
 class Reloader:

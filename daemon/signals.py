@@ -12,9 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from daemon.logs import SERVICE
-
-_log = logging.getLogger(SERVICE)
+_log = logging.getLogger(__name__)
 
 
 def reload_on_signal(reload: Callable[[], None]) -> None:

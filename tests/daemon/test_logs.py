@@ -126,15 +126,17 @@ import harness
 from pathlib import Path
 from daemon import app, cli
 
-ran = 0
+ran = finals = 0
 
 def before(jobs):
-    global ran
+    global ran, finals
     ran += 1
     if ran == 2:
         warnings.warn("a library\\nwarns")
         threading.Thread(target=lambda: 1 / 0).start()
-    if ran % 3 == 0:
+    final = any(job.times for job in jobs)
+    finals += final
+    if finals % 2 if final else ran % 3 == 0:
         raise RuntimeError("a kernel failed\\nin two lines")
 
 app.Service.__init__.__defaults__ = (harness.scripted(Path(sys.argv[1]), before=before),)
@@ -145,7 +147,8 @@ sys.exit(cli.main(["run", "-c", sys.argv[2]]))
 
 async def talk(url: str, source: str) -> list[Event]:
     """Two sentences, a fault between them, and a farewell."""
-    async with client(url, f"/v1/stream?source={source}") as mine:
+    async with client(url) as mine:
+        await mine.say(type="start", source=source, words=True)  # by its words the engine knows a final
         await mine.play(speech())
         await mine.say(type="start", sample_rate=1)
         await mine.play(speech())

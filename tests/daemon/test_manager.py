@@ -184,7 +184,7 @@ async def test_a_wedged_engine_is_not_fed(tmp_path: Path, tokenizer_file: Path, 
             except TimeoutError:
                 break
         manager._sock.settimeout(PATIENCE)
-        assert "<3>daemon.app: the engine hangs: no sign of life" in service.log
+        assert "<3>daemon.manager: the engine hangs: no sign of life" in service.log
         # What hung may come back before the manager loses its patience.
         (tmp_path / "wedged").unlink()
         await manager.until("WATCHDOG=1")
@@ -261,7 +261,7 @@ async def test_the_log_level_changes_at_once(tmp_path: Path, tokenizer_file: Pat
         assert service.log == before
         service.configure(log={"level": "info"})
         await reloaded(manager)
-        assert service.log.removeprefix(before) == "<6>daemon.app: reloaded: log.level\n"
+        assert service.log.removeprefix(before) == "<6>daemon.reloader: reloaded: log.level\n"
 
 
 async def test_what_cannot_change_is_named(tmp_path: Path, tokenizer_file: Path, manager: Manager) -> None:
@@ -270,7 +270,10 @@ async def test_what_cannot_change_is_named(tmp_path: Path, tokenizer_file: Path,
         service.configure(server={"port": 1}, models={"student": "other"}, partials={"interval": 0.4})
         assert "restart for server.port, models.student" in await reloaded(manager)
         assert "reloaded: partials.interval" in service.log
-        assert "<4>daemon.app: reload: server.port, models.student cannot change while the service runs" in service.log
+        assert (
+            "<4>daemon.reloader: reload: server.port, models.student cannot change while the service runs"
+            in service.log
+        )
         service.configure(partials={"interval": 0.4})
         assert "restart" not in await reloaded(manager)
 
@@ -292,7 +295,7 @@ async def test_a_broken_file_changes_nothing(
         service.popen.send_signal(signal.SIGHUP)
         assert "the last reload failed" in await reloaded(manager)
         assert sentence in service.log
-        assert "<3>daemon.app: reload: the old settings stay in force" in service.log
+        assert "<3>daemon.reloader: reload: the old settings stay in force" in service.log
         async with client(service.url) as mine:
             await mine.play(speech())
             await mine.until("final")
