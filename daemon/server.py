@@ -342,7 +342,9 @@ class Server:
         except BaseException:
             self.seats.give_back()
             raise
-        return self.lines.begin(stream, min(start.resume, self._settings.resume), self.seats.give_back)
+        # A container is read from its beginning: such a stream cannot be taken up at a sample.
+        resume = 0.0 if start.encoding == "opus" else min(start.resume, self._settings.resume)
+        return self.lines.begin(stream, resume, self.seats.give_back)
 
     async def open_stream(self, start: Start) -> Stream:
         """For one that has a seat of `seats` already. Raises: Fault."""

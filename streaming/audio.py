@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from streaming.events import Encoding
+from streaming.events import Encoding, Packed
 from streaming.job import SAMPLE_RATE, Waveform
 
 FRAME = 512
@@ -51,7 +51,7 @@ class AudioFormat:
 
     def __post_init__(self) -> None:
         if self.encoding not in get_args(Encoding):
-            known = ", ".join(get_args(Encoding))
+            known = ", ".join((*get_args(Encoding), *get_args(Packed)))
             raise FormatError("bad_encoding", f"encoding must be one of {known}, got {_shown(self.encoding)}")
         _check_range("sample_rate", self.sample_rate, MIN_RATE, MAX_RATE)
         _check_range("channels", self.channels, 1, MAX_CHANNELS)
@@ -98,6 +98,19 @@ class AudioDecoder:
     @property
     def leftover(self) -> int:
         return len(self._rest)
+
+    @property
+    def remains(self) -> str:
+        """What `leftover` is, in words."""
+        form = self.format
+        return (
+            f"{self.leftover} of the {form.frame_bytes} bytes of a sample of {form.encoding} with {form.channels} "
+            "channel(s): send whole samples"
+        )
+
+    def bytes_of(self, seconds: float) -> int:
+        """As many as hold so much, in whole samples, but not none."""
+        return max(1, round(seconds * self.format.sample_rate)) * self.format.frame_bytes
 
     @property
     def delay(self) -> float:

@@ -125,12 +125,12 @@ def test_bytes_of_a_broken_frame_are_left_over_after_what_was_whole() -> None:
         (
             {"encoding": "mp3"},
             "bad_encoding",
-            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, got 'mp3'",
+            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus, got 'mp3'",
         ),
         (
             {"encoding": ["mulaw"]},
             "bad_encoding",
-            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, got ['mulaw']",
+            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus, got ['mulaw']",
         ),
     ],
 )
