@@ -139,6 +139,15 @@ async def test_a_bad_message_in_the_middle_of_a_stream_is_only_that(
     assert mine.events[-1]["audio_seconds"] == len(speech()) / 32000
 
 
+async def test_ready_comes_before_any_complaint(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
+        for message in ({"type": "start"}, {"type": "start"}, {"type": "flush", "id": 5}, {"type": "stop"}):
+            await mine.say(**message)
+        assert await mine.rest() == 1000
+    said = [(event["type"], event.get("code")) for event in mine.events]
+    assert said == [("ready", None), ("error", "late_start"), ("error", "bad_field"), ("stopped", None)]
+
+
 async def test_a_broken_sample_at_the_end(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech() + b"\x00", frame=777)
