@@ -7,6 +7,7 @@ at. Knows nothing of speech, of messages, or of where the bytes come from.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -64,13 +65,15 @@ class AudioFormat:
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:
     # bool is an int in Python, and what arrives here was JSON a moment ago.
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise FormatError("bad_format", f"{name} must be {low}..{high}, a whole number, got {_shown(value)}")
+    if not low <= value <= high:
         raise FormatError("bad_format", f"{name} must be {low}..{high}, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:
     """`value`, cut: whatever a client sent stands in its error and in a log."""
-    text = ascii(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
