@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Sound files through the same path as live speech. Text goes to standard output, a line for each "
         "utterance.",
     )  # fmt: skip
-    files.add_argument("files", nargs="+", metavar="FILE")
+    files.add_argument("files", nargs="+", metavar="FILE", help="-: standard input")
     files.add_argument("--json", action="store_true", help="one event a line; only finals, unless --partials")
     files.add_argument("--partials", action="store_true", help="what was thought meanwhile, too")
     files.add_argument("--words", action="store_true", help="times and confidence of each word (with --json)")
@@ -197,6 +197,7 @@ async def _transcribe(settings: Settings, options: argparse.Namespace) -> int:
 async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from daemon.files import FileError
     from daemon.terminal import show_all
 
     stream = pipeline.open_stream(file.start(partials=options.partials, words=options.words))
@@ -206,12 +207,16 @@ async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, op
         with tqdm(
             total=round(file.seconds, 1), unit="s", desc=file.path, leave=False, disable=not sys.stderr.isatty()
         ) as bar:
-            for audio, seconds in file.blocks():
-                heard += seconds
-                if options.realtime:
-                    await asyncio.sleep(began + heard - time.monotonic())
-                await stream.receive(audio)
-                bar.update(seconds)
+            try:
+                for audio, seconds in file.blocks():
+                    heard += seconds
+                    if options.realtime:
+                        await asyncio.sleep(began + heard - time.monotonic())
+                    await stream.receive(audio)
+                    bar.update(seconds)
+            except FileError:
+                await stream.finish()  # what came before the damage was heard
+                raise
             await stream.finish()
     finally:
         stream.close()

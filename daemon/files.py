@@ -5,15 +5,19 @@ Owns reading them in blocks. Knows nothing of what becomes of the audio.
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import soundfile
 
 from streaming.events import Audio, Start
 
 _BLOCK_SECONDS = 0.1
+_IN_MEMORY = 1 << 24  # bytes of a pipe; what is more is kept on disk
 
 
 class FileError(Exception):
@@ -23,7 +27,8 @@ class FileError(Exception):
 class AudioFile:
     """An open file, of any format that libsndfile reads.
 
-    path: its name in messages, and where it is, unless it is open already: `file`.
+    path: its name in messages, and where it is, unless it is open already: `file`. "-": standard input. What cannot be
+        read twice, such as a pipe, is read to its end first.
 
     Attributes:
         sample_rate, channels: as in the file. seconds: its length.
@@ -33,11 +38,14 @@ class AudioFile:
     """
 
     def __init__(self, path: str, file: IO[bytes] | None = None) -> None:
-        if file is None and not Path(path).is_file():
-            raise FileError(f"{path}: there is no such file")
+        self._kept: IO[bytes] | None = None  # of a pipe; ours to close
         try:
+            if file is None and (pipe := _pipe(path)) is not None:
+                with pipe:
+                    file = self._kept = _whole(pipe)
             self._file = soundfile.SoundFile(path if file is None else file)
         except (soundfile.SoundFileError, OSError) as error:
+            self._forget()
             raise FileError(f"{path}: is no sound file that can be read: {error}") from None
         self.path = path
         self.sample_rate: int = self._file.samplerate
@@ -70,3 +78,31 @@ class AudioFile:
 
     def close(self) -> None:
         self._file.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+
+
+def _pipe(path: str) -> IO[bytes] | None:
+    """What can only be read once; None where there is a file.
+
+    Raises:
+        FileError, OSError
+    """
+    if path == "-":
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    if not Path(path).exists():
+        raise FileError(f"{path}: there is no such file")
+    if Path(path).is_dir():
+        raise FileError(f"{path}: is a directory; name the files in it")
+    return None if Path(path).is_file() else Path(path).open("rb")
+
+
+def _whole(pipe: IO[bytes]) -> IO[bytes]:
+    """All of it, so that it can be gone through as a file can."""
+    kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it lives as long as the sound file
+    shutil.copyfileobj(pipe, kept)
+    kept.seek(0)
+    return cast(IO[bytes], kept)

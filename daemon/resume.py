@@ -77,8 +77,7 @@ class Line:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """What its client has not got, in order. Whoever reads may be cancelled, and another begin anew."""
-        if self._greeting is not None:
-            greeting, self._greeting = self._greeting, None
+        if (greeting := self.take_greeting()) is not None:
             yield greeting
         while self._again:
             yield self._send(self._again.popleft())
@@ -106,6 +105,11 @@ class Line:
                 samples=self.stream.samples,
                 flushes=self.stream.flushes,
             )
+
+    def take_greeting(self) -> Ready | None:
+        """None where it was told already."""
+        greeting, self._greeting = self._greeting, None
+        return greeting
 
     def resume(self, events: int) -> None:
         """Another connection, whose client has got so many events.

@@ -60,6 +60,10 @@ METRICS = "/metrics"
 _TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
 _MOST_FRAMES = 4
 """Messages of a client that wait to be read, at most; beyond that the network holds them back."""
+_A_LITTLE = 262144
+"""Bytes: a frame that is too big by no more than this is read, and answered, all the same."""
+_BRING_BODIES = {b"P", b"D", b"O"}
+"""How POST, PUT, PATCH, DELETE and OPTIONS begin. The library here has no answer to one that comes with a body."""
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 _PING_INTERVAL = 20.0
@@ -155,7 +159,7 @@ class Server:
         options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes, hand_over), **place}
         if self._tls is not None:
             options["ssl_handshake_timeout"] = _TLS_TIMEOUT
-        largest = max(4 * settings.max_message, *(each.largest for each in self._by_path.values()))
+        largest = max(settings.max_message, *(each.largest for each in self._by_path.values())) + _A_LITTLE
         listener = await serve(
             partial(self._handle, find),
             **options,
@@ -342,7 +346,9 @@ class Server:
         except BaseException:
             self.seats.give_back()
             raise
-        return self.lines.begin(stream, min(start.resume, self._settings.resume), self.seats.give_back)
+        # A container is read from its beginning: such a stream cannot be taken up at a sample.
+        resume = 0.0 if start.encoding == "opus" else min(start.resume, self._settings.resume)
+        return self.lines.begin(stream, resume, self.seats.give_back)
 
     async def open_stream(self, start: Start) -> Stream:
         """For one that has a seat of `seats` already. Raises: Fault."""
@@ -398,8 +404,8 @@ class _Handshakes:
 class _Visitor(ServerConnection):
     """The library's connection, counted from its first moment, and not answered without bound.
 
-    It is the library's from its first byte on. One that begins with a POST is another's: `hand_over` makes whoever
-    serves it from there.
+    It is the library's from its first byte on. One that begins with a POST, or another method that may bring a body, is
+    another's: `hand_over` makes whoever serves it from there.
     """
 
     def __init__(
@@ -430,7 +436,7 @@ class _Visitor(ServerConnection):
         if (transport := self._fresh) is not None:
             if transport.is_closing():
                 return
-            if data[:1] == b"P" and self._hand_over is not None:
+            if data[:1] in _BRING_BODIES and self._hand_over is not None:
                 self._handshakes.over(self)
                 self._listen_to(None)
                 other = self._hand_over()

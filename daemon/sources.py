@@ -30,10 +30,16 @@ def check_name(name: str) -> str:
         raise Fault(
             "bad_source",
             f"source must be 1..{_LONGEST_NAME} printable characters without any of "
-            f"{' '.join(sorted(_FORBIDDEN))} and without spaces around it, got {name[:_LONGEST_NAME]!a}",
+            f"{' '.join(sorted(_FORBIDDEN))} and without spaces around it, got {_shown(name)}",
             fatal=True,
         )
     return name
+
+
+def _shown(name: str) -> str:
+    if len(name) <= _LONGEST_NAME:
+        return ascii(name)
+    return f"{len(name)} of them: {name[: _LONGEST_NAME // 2]!a}..."
 
 
 @dataclass(slots=True, eq=False)

@@ -37,6 +37,7 @@ from streaming.events import (
     Stopped,
 )
 from streaming.job import SAMPLE_RATE, Job, Result, Waveform
+from streaming.opus import OpusDecoder
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector, VadSettings
@@ -46,6 +47,9 @@ _log = logging.getLogger(__name__)
 _SLICE_SECONDS = 0.25
 """Audio that is looked at between two turns of the event loop: eight frames, a few milliseconds of voice detection.
 A client that sends a file at fifty times its pace must not delay those who speak."""
+
+_SLICE_SAMPLES = 2 * round(_SLICE_SECONDS * SAMPLE_RATE)
+"""The most of it, where the bytes held more than was thought."""
 
 _MUTED = "\0muted"
 """The id of the flush that ends an utterance when its source is switched off."""
@@ -94,7 +98,7 @@ class Stream:
         self.source = start.source if start.source is not None else DEFAULT_SOURCE
         speak_of(source=self.source, session=self.id)
         self._shared = shared
-        self._decoder = AudioDecoder(_format(start))
+        self._decoder = _decoder(start)
         self._session = Session(
             self.source,
             _session_settings(shared.session, start.endpointing),
@@ -105,7 +109,7 @@ class Stream:
             words=start.words,
         )
         self.flushes = 0
-        self._slice = max(1, round(_SLICE_SECONDS * start.sample_rate)) * self._decoder.format.frame_bytes
+        self._slice = self._decoder.bytes_of(_SLICE_SECONDS)
         self._ended = False  # nothing more is taken in
         self._closed = False
         self._finished = asyncio.Event()  # the last final is out
@@ -186,8 +190,18 @@ class Stream:
             await self._room()
             if self._ended:
                 return
-            self._take(self._decoder.feed(data[at : at + self._slice]), now - self._decoder.delay)
-            await asyncio.sleep(0)
+            samples = self._decode(data[at : at + self._slice])
+            # A few bytes of opus may hold a long silence.
+            for begin in range(0, max(1, samples.size), _SLICE_SAMPLES):
+                self._take(samples[begin : begin + _SLICE_SAMPLES], now - self._decoder.delay)
+                await asyncio.sleep(0)
+
+    def _decode(self, data: bytes) -> Waveform:
+        try:
+            return self._decoder.feed(data)
+        except FormatError as error:
+            self._decoder.forget_leftover()  # it is this that cannot be read, and not cut off as well
+            raise Fault(error.code, str(error), fatal=True) from None
 
     def _take(self, samples: Waveform, arrived: float) -> None:
         seconds = len(samples) / SAMPLE_RATE
@@ -279,9 +293,11 @@ class Stream:
         self._progress.set()
 
 
-def _format(start: Start) -> AudioFormat:
+def _decoder(start: Start) -> AudioDecoder | OpusDecoder:
     try:
-        return AudioFormat(start.encoding, start.sample_rate, start.channels)
+        if start.encoding == "opus":
+            return OpusDecoder()
+        return AudioDecoder(AudioFormat(start.encoding, start.sample_rate, start.channels))
     except FormatError as error:
         raise Fault(error.code, str(error), fatal=True) from None
 
@@ -307,10 +323,5 @@ def _language(start: Start, model: Model) -> str | None:
     return start.language
 
 
-def _odd_bytes(decoder: AudioDecoder) -> Error:
-    left, whole = decoder.leftover, decoder.format.frame_bytes
-    message = (
-        f"the audio ended with {left} of the {whole} bytes of a sample of {decoder.format.encoding} with "
-        f"{decoder.format.channels} channel(s): send whole samples; all before it was heard"
-    )
-    return Error("odd_bytes", message, fatal=False)
+def _odd_bytes(decoder: AudioDecoder | OpusDecoder) -> Error:
+    return Error("odd_bytes", f"the audio ended with {decoder.remains}; all before it was heard", fatal=False)

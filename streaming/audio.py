@@ -7,6 +7,7 @@ at. Knows nothing of speech, of messages, or of where the bytes come from.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -15,7 +16,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from streaming.events import Encoding
+from streaming.events import Encoding, Packed
 from streaming.job import SAMPLE_RATE, Waveform
 
 FRAME = 512
@@ -51,7 +52,7 @@ class AudioFormat:
 
     def __post_init__(self) -> None:
         if self.encoding not in get_args(Encoding):
-            known = ", ".join(get_args(Encoding))
+            known = ", ".join((*get_args(Encoding), *get_args(Packed)))
             raise FormatError("bad_encoding", f"encoding must be one of {known}, got {_shown(self.encoding)}")
         _check_range("sample_rate", self.sample_rate, MIN_RATE, MAX_RATE)
         _check_range("channels", self.channels, 1, MAX_CHANNELS)
@@ -64,13 +65,15 @@ class AudioFormat:
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:
     # bool is an int in Python, and what arrives here was JSON a moment ago.
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise FormatError("bad_format", f"{name} must be {low}..{high}, a whole number, got {_shown(value)}")
+    if not low <= value <= high:
         raise FormatError("bad_format", f"{name} must be {low}..{high}, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:
     """`value`, cut: whatever a client sent stands in its error and in a log."""
-    text = ascii(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -98,6 +101,19 @@ class AudioDecoder:
     @property
     def leftover(self) -> int:
         return len(self._rest)
+
+    @property
+    def remains(self) -> str:
+        """What `leftover` is, in words."""
+        form = self.format
+        return (
+            f"{self.leftover} of the {form.frame_bytes} bytes of a sample of {form.encoding} with {form.channels} "
+            "channel(s): send whole samples"
+        )
+
+    def bytes_of(self, seconds: float) -> int:
+        """As many as hold so much, in whole samples, but not none."""
+        return max(1, round(seconds * self.format.sample_rate)) * self.format.frame_bytes
 
     @property
     def delay(self) -> float:

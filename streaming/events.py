@@ -20,6 +20,10 @@ _IF_KNOWN = {"left out when None": True}
 """Marks a field that its JSON has only where there is a value; of the others it has null."""
 
 Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
+"""Of samples, one after the other."""
+
+Packed = Literal["opus"]
+"""Of packets in a container, which says itself what rate and channels they have."""
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------
@@ -43,7 +47,7 @@ class Start:
     """The stream's parameters. Optional: without it these defaults hold."""
 
     source: str | None = None
-    encoding: Encoding = "pcm_s16le"
+    encoding: Encoding | Packed = "pcm_s16le"
     sample_rate: int = 16000
     channels: int = 1
     language: str | None = None

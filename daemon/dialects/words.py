@@ -16,6 +16,11 @@ def read_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        # Python's own words for it advise to change a setting of the interpreter.
+        raise ValueError("a number has too many digits") from None
 
 
 def shown(value: object) -> str:

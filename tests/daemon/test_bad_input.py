@@ -71,6 +71,10 @@ FATAL_AT_FIRST: list[tuple[Act, str, int, str]] = [
     (say(type="start", language="tlh"), "bad_language", 1007, "must be one of en"),
     (say(type="start", source="a/b"), "bad_source", 1007, "without any of"),
     (say(type="start", source=""), "bad_source", 1007, "1..64"),
+    (say(type="start", source="a" * 65), "bad_source", 1007, "got 65 of them: 'aaa"),
+    (say(type="start", sample_rate=16000.0), "bad_format", 1007, "a whole number"),
+    (say(type="start", channels=None), "bad_format", 1007, "got null"),
+    (text(f'{{"type":"start","sample_rate":{"9" * 5000}}}'), "bad_json", 1007, "too many digits"),
 ]
 
 
@@ -139,6 +143,15 @@ async def test_a_bad_message_in_the_middle_of_a_stream_is_only_that(
     assert mine.events[-1]["audio_seconds"] == len(speech()) / 32000
 
 
+async def test_ready_comes_before_any_complaint(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
+        for message in ({"type": "start"}, {"type": "start"}, {"type": "flush", "id": 5}, {"type": "stop"}):
+            await mine.say(**message)
+        assert await mine.rest() == 1000
+    said = [(event["type"], event.get("code")) for event in mine.events]
+    assert said == [("ready", None), ("error", "late_start"), ("error", "bad_field"), ("stopped", None)]
+
+
 async def test_a_broken_sample_at_the_end(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech() + b"\x00", frame=777)
@@ -154,7 +167,7 @@ async def test_a_broken_sample_at_the_end(tokenizer_file: Path, caplog: pytest.L
 async def test_a_message_that_is_too_big(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech()[: len(speech()) // 4 * 2])
-        await mine.ws.send(bytes(65537))
+        await mine.ws.send(bytes(524289))
         assert await mine.rest() == 1009
     (error,) = mine.of("error")
     assert (error["code"], error["fatal"]) == ("message_too_big", True)
@@ -168,7 +181,7 @@ async def test_a_client_that_talks_on_after_its_fatal_fault_still_gets_its_answe
     monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 1000.0)  # so that only a close that works ends this
     async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech())
-        await mine.ws.send(bytes(65537))
+        await mine.ws.send(bytes(524289))
         with contextlib.suppress(ConnectionClosed):
             await mine.play(bytes(50 * 65536), frame=65536)
         assert await mine.rest() == 1009
@@ -186,7 +199,7 @@ async def test_a_message_so_big_that_it_is_not_even_read(
     ):
         await mine.play(speech()[: len(speech()) // 4 * 2])
         await mine.until("speech_started")
-        await mine.ws.send(bytes(1 << 20))
+        await mine.ws.send(bytes(2 << 20))
         assert await mine.rest() == 1009
         while (await listening.until("final"))["source"] != "mine":
             pass

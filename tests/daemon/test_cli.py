@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,37 @@ def test_one_bad_file_does_not_cost_the_others(whisperd: Whisperd, tmp_path: Pat
     assert told[0] == f"whisperd: {tmp_path}/nowhere.wav: there is no such file"
     assert "is no sound file" in told[1]
     assert "channels must be 1..8" in told[2]
+    assert told[3] == f"whisperd: {tmp_path}: is a directory; name the files in it"
+
+
+def test_what_came_before_a_damaged_place_is_told(whisperd: Whisperd, tmp_path: Path) -> None:
+    samples, rate = soundfile.read(KITCHEN, dtype="float32")
+    path = tmp_path / "damaged.flac"
+    soundfile.write(path, np.tile(samples, 10), rate)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+    code, out, err = whisperd("transcribe", str(path))
+    assert code == 1
+    assert 3 <= len(out.splitlines()) < 10
+    assert f"{path}: is damaged" in err
+
+
+def test_a_pipe_and_standard_input_are_read_like_files(
+    whisperd: Whisperd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(Path(KITCHEN).read_bytes()))
+    writer.start()
+    with open(KITCHEN, encoding="latin-1") as standard_input:
+        monkeypatch.setattr("sys.stdin", standard_input)
+        code, out, err = whisperd("transcribe", "--json", str(pipe), "-")
+    writer.join()
+    assert (code, err) == (0, "")
+    assert [(event["source"], event["text"]) for event in lines(out)] == [
+        (str(pipe), "turn on the kitchen"),
+        ("-", "turn on the kitchen"),
+    ]
 
 
 def test_a_long_file_keeps_its_clock_and_its_order(whisperd: Whisperd, tmp_path: Path) -> None:

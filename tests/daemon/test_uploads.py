@@ -136,6 +136,20 @@ async def test_models_and_the_same_connection_for_all(tokenizer_file: Path) -> N
         assert answers[1][1] == "alive\n"
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+async def test_any_other_method_is_answered_whether_or_not_it_brings_a_body(method: str, tokenizer_file: Path) -> None:
+    def ask(address: str, body: bytes | None) -> tuple[int, str | None]:
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+            connection.request(method, "/healthz", body)
+            response = connection.getresponse()
+            return response.status, response.getheader("Allow")
+
+    async with service(scripted(tokenizer_file)) as daemon:
+        address = daemon.server.url.removeprefix("ws://")
+        for body in (None, b"x"):
+            assert await asyncio.to_thread(ask, address, body) == (405, "GET")
+
+
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
 async def test_containers(format: str, tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon:

@@ -194,7 +194,8 @@ class Play:
         if self._open is not None:
             self._tell(Stopped(self._time))
         try:
-            AudioFormat(start.encoding, start.sample_rate, start.channels)
+            if start.encoding != "opus":
+                AudioFormat(start.encoding, start.sample_rate, start.channels)
         except FormatError as error:
             raise Fault(error.code, str(error), fatal=True) from None
         self._open, self._utterance, self._time = start, 0, 0.0

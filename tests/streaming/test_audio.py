@@ -118,19 +118,20 @@ def test_bytes_of_a_broken_frame_are_left_over_after_what_was_whole() -> None:
     [
         ({"sample_rate": 12}, "bad_format", "sample_rate must be 8000..192000, got 12"),
         ({"sample_rate": 192001}, "bad_format", "sample_rate must be 8000..192000, got 192001"),
-        ({"sample_rate": "16000"}, "bad_format", "sample_rate must be 8000..192000, got '16000'"),
-        ({"sample_rate": 16000.0}, "bad_format", "sample_rate must be 8000..192000, got 16000.0"),
+        ({"sample_rate": "16000"}, "bad_format", "sample_rate must be 8000..192000, a whole number, got '16000'"),
+        ({"sample_rate": 16000.0}, "bad_format", "sample_rate must be 8000..192000, a whole number, got 16000.0"),
         ({"channels": 0}, "bad_format", "channels must be 1..8, got 0"),
-        ({"channels": True}, "bad_format", "channels must be 1..8, got True"),
+        ({"channels": True}, "bad_format", "channels must be 1..8, a whole number, got true"),
+        ({"channels": None}, "bad_format", "channels must be 1..8, a whole number, got null"),
         (
             {"encoding": "mp3"},
             "bad_encoding",
-            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, got 'mp3'",
+            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus, got 'mp3'",
         ),
         (
             {"encoding": ["mulaw"]},
             "bad_encoding",
-            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, got ['mulaw']",
+            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus, got ['mulaw']",
         ),
     ],
 )
