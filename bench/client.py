@@ -22,7 +22,7 @@ FRAME_SECONDS = 0.02
 COMMANDS = Path(__file__).parent / "data" / "commands.flac"
 """Ten commands with pauses between them; beside it, a line an utterance, what is said."""
 
-TALK = COMMANDS.with_name("talk.flac")
+TALK = COMMANDS.parent / "talk" / "talk.flac"
 """Seven utterances as one talks: several sentences each, with a breath between them; likewise."""
 
 DEMO = COMMANDS.with_name("demo.flac")

@@ -34,7 +34,7 @@ SPOKEN: dict[str, list[tuple[Voice, str]]] = {
         (SLT, "play some music in the dining room"),
         (AWB, "volume up"),
     ],
-    "talk": [
+    "talk/talk": [
         (SLT, "good morning, open the blinds in the bedroom, and turn on the radio in the kitchen"),
         (AWB, "what's the weather like today, will it rain this afternoon"),
         (
@@ -70,8 +70,8 @@ def said_in_one_go(voice: Voice, text: str) -> Waveform:
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
     for name, lines in SPOKEN.items():
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
         wave = with_pauses([said_in_one_go(voice, text) for voice, text in lines], seconds=1.2)
         soundfile.write(FOLDER / f"{name}.flac", wave, SAMPLE_RATE)
         (FOLDER / f"{name}.txt").write_text("\n".join(text.replace(",", "") for _, text in lines) + "\n")

@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ablations(commands.add_parser("ablations", help="what each part of the recipe is worth, on your data"))
     _add_corpus(commands.add_parser("corpus", help="synthetic voices and recordings -> a corpus"))
     _add_teacher(commands.add_parser("teacher", help="a teacher from scratch"))
+    _add_average(commands.add_parser("average", help="the mean of checkpoints of one training's line"))
     return parser
 
 
@@ -184,6 +185,15 @@ def _add_teacher(command: argparse.ArgumentParser) -> None:
                          help=f"(default: {TEACHER_LAYERS}, or as many as that of --start has)")  # fmt: skip
     command.add_argument("--vocabulary", type=int, default=1200, help="text tokens (default: %(default)s)")
     command.set_defaults(run=_teacher)
+
+
+def _add_average(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "parts", nargs="+", metavar="CHECKPOINT[:SHARE]", help="shares are of their sum; 1 where not said"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--name", default="home-en-teacher", help="what it calls itself (default: %(default)s)")
+    command.set_defaults(run=_average)
 
 
 def _filter_arguments(command: argparse.ArgumentParser) -> None:
@@ -352,6 +362,23 @@ def _export(options: argparse.Namespace) -> None:
     layers = student_layers(teacher.dimensions.decoder_layers, begun.dimensions.decoder_layers)
     export_student(student, teacher, layers, options.out, options.name)
     print(f"{options.out}: run it with `models: {{student: {options.out}, teacher: {options.teacher}}}`")
+
+
+def _average(options: argparse.Namespace) -> None:
+    from distillation.model import average
+
+    parts = []
+    for part in options.parts:
+        name, _, share = part.rpartition(":") if ":" in part else (part, "", "1")
+        try:
+            weight = float(share)
+        except ValueError:
+            weight = 0.0
+        if weight <= 0:
+            raise DistillError(f"{part}: behind the colon stands a share above 0, as in {name}:0.4")
+        parts.append((_checkpoint(name, "teacher"), weight))
+    average(parts, options.out, options.name)
+    print(options.out)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from distillation import corpus as corpus_module
 from distillation.cli import main
 from distillation.model import CONTEXTS
 from streaming.job import Job
+from streaming.whisper.checkpoint import open_checkpoint, read_weights
 from streaming.whisper.engine import Engine
 
 
@@ -66,6 +67,25 @@ def test_from_voices_to_a_report(
     assert (
         engine.run([Job(small_corpus.corpus().waveform(small_corpus.corpus().clips[0]), max_tokens=4)])[0].error is None
     )
+
+
+def test_checkpoints_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, small = str(small_corpus.folder()), ["--vocabulary", "300", "--encoder-layers", "1", "--steps", "1"]
+    for name, more in (("a", ["--width", "64"]), ("b", ["--width", "64", "--seed", "5"]), ("wide", ["--width", "128"])):
+        assert main(["teacher", "--corpus", corpus, "--out", str(tmp_path / name), *small, *more]) == 0
+    a, b, wide = (str(tmp_path / name / "checkpoint") for name in ("a", "b", "wide"))
+    mean = str(tmp_path / "mean")
+    assert main(["average", f"{a}:3", b, "--out", mean, "--name", "mean"]) == 0
+    first, second, third = (read_weights(open_checkpoint(path, "teacher"), torch.float32) for path in (a, b, mean))
+    for key, value in third.items():
+        torch.testing.assert_close(value, 0.75 * first[key] + 0.25 * second[key], rtol=2e-3, atol=1e-4)
+    assert not torch.equal(first["decoder.layer_norm.weight"], second["decoder.layer_norm.weight"])
+    assert open_checkpoint(mean, "teacher").name == "mean"
+    capsys.readouterr()
+    assert main(["average", a, wide, "--out", mean]) == 1
+    assert "only checkpoints of one shape" in capsys.readouterr().err
+    assert main(["average", f"{a}:none", b, "--out", mean]) == 1
+    assert "a share above 0" in capsys.readouterr().err
 
 
 def test_a_teacher_can_begin_as_another(tmp_path: Path) -> None:
