@@ -194,7 +194,8 @@ class Conversation:
         self._heard = False
         if (greeting := line.take_greeting()) is not None:
             # Before any answer to what the client says next, which does not go through the line.
-            await self._peer.tell(self._codec.encode(greeting))
+            with contextlib.suppress(ConnectionClosed):  # what it said before it went is still to be heard
+                await self._peer.tell(self._codec.encode(greeting))
         self._writer = asyncio.create_task(self._peer.write(line, self._codec.encode))
 
     async def _leave(self) -> None:
