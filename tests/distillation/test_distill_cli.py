@@ -79,7 +79,7 @@ def test_checkpoints_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[
     first, second, third = (read_weights(open_checkpoint(path, "teacher"), torch.float32) for path in (a, b, mean))
     for key, value in third.items():
         torch.testing.assert_close(value, 0.75 * first[key] + 0.25 * second[key], rtol=2e-3, atol=1e-4)
-    assert not torch.equal(first["decoder.layer_norm.weight"], second["decoder.layer_norm.weight"])
+    assert any(not torch.equal(value, second[key]) for key, value in first.items())
     assert open_checkpoint(mean, "teacher").name == "mean"
     capsys.readouterr()
     assert main(["average", a, wide, "--out", mean]) == 1
