@@ -160,9 +160,8 @@ def features(
 
 def _warped_mel(power: Tensor, mels: int, rng: Rng, strength: float) -> Tensor:
     warp = int(rng.integers(len(_WARPS))) if rng.random() < 0.75 * strength else _NO_WARP
-    mel = _filters_of(warp, mels) @ power
-    if rng.random() < 0.8 * strength:
-        _patch(mel, power, warp, mels, rng)
+    unsteady = rng.random() < 0.8 * strength
+    mel = _patched(power, warp, mels, rng) if unsteady else _filters_of(warp, mels) @ power
     if rng.random() < 0.5 * strength:
         mel = mel * _colour(mels, rng)[:, None]
     return mel
@@ -172,16 +171,18 @@ def _filters_of(warp: int, mels: int) -> Tensor:
     return warped_filters(mels, 1.0 if warp == _NO_WARP else _WARPS[warp])
 
 
-def _patch(mel: Tensor, power: Tensor, warp: int, mels: int, rng: Rng) -> None:
-    """In place: stretches of a few sounds get another warp, near `warp`, and level. Speech joined from pieces that were
-    recorded apart, as diphone voices join it, is as unsteady as that.
+def _patched(power: Tensor, warp: int, mels: int, rng: Rng) -> Tensor:
+    """Mel bands of which stretches of a few sounds have a warp, near `warp`, and a level of their own. Speech joined
+    from pieces that were recorded apart, as diphone voices join it, is as unsteady as that.
     """
+    stretches: list[Tensor] = []
     at = 0
-    while at < mel.shape[1]:
+    while at < power.shape[1]:
         end = at + int(rng.integers(6, 25))
         near = int(np.clip(warp + rng.integers(-2, 3), 0, len(_WARPS) - 1))
-        mel[:, at:end] = _filters_of(near, mels) @ power[:, at:end] * 10 ** (rng.uniform(-3, 3) / 10)
+        stretches.append(_filters_of(near, mels) @ power[:, at:end] * 10 ** (rng.uniform(-3, 3) / 10))
         at = end
+    return torch.cat(stretches, 1)
 
 
 def _colour(mels: int, rng: Rng) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 
 from distillation.errors import DistillError
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS, START, save_tokenizer, token_id
-from streaming.whisper.checkpoint import Checkpoint
+from streaming.whisper.checkpoint import Checkpoint, require_same_vocabulary
 from streaming.whisper.rules import Rules
 
 CONTEXTS = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
@@ -289,11 +289,14 @@ def average(parts: Sequence[tuple[Checkpoint, float]], folder: Path, name: str) 
 
     Raises:
         ModelError: they differ in shape.
+        CheckpointError: they differ in vocabulary.
     """
     first = parts[0][0]
+    for checkpoint, _ in parts[1:]:
+        if checkpoint.dimensions != first.dimensions:
+            raise ModelError(f"only checkpoints of one shape can be averaged: {first.directory} and another differ")
+        require_same_vocabulary(first, checkpoint)
     models = [load_model(checkpoint) for checkpoint, _ in parts]
-    if any(checkpoint.dimensions != first.dimensions for checkpoint, _ in parts):
-        raise ModelError(f"only checkpoints of one shape can be averaged: {first.directory} and another differ")
     states, total = [model.state_dict() for model in models], sum(share for _, share in parts)
     mean = {
         key: sum(share / total * state[key].double() for state, (_, share) in zip(states, parts, strict=True))
