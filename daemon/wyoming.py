@@ -223,6 +223,7 @@ class _Conversation:
 
     async def _converse(self) -> None:
         while (message := await self._next()) is not None:
+            turn = self._turn  # the message may end it, and only its end tell that it has failed
             match message:
                 case dialect.Describe():
                     await self._describe()
@@ -237,7 +238,7 @@ class _Conversation:
                     await self._hear(message)
                 case Stop():
                     await self._end_turn()
-            if self._turn is not None and self._turn.answer.failed:
+            if turn is not None and turn.answer.failed:
                 return
 
     async def _next(self) -> dialect.Message | None:

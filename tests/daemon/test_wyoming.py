@@ -403,14 +403,16 @@ async def test_no_more_than_so_many(tokenizer_file: Path) -> None:
         assert (await spoken(daemon, speech())).startswith("turn on")
 
 
-async def test_an_engine_that_fails_is_no_silence(tokenizer_file: Path) -> None:
+@pytest.mark.parametrize("theirs", [False, True])  # where they end the turn, the engine fails only after that
+async def test_an_engine_that_fails_is_no_silence(theirs: bool, tokenizer_file: Path) -> None:
     def fail(jobs: Sequence[Job]) -> None:
         if any(job.audio.size != 16000 for job in jobs):  # speech, not the canary
             raise RuntimeError("out of order")
 
-    async with listening(scripted(tokenizer_file, before=fail)) as daemon, connect(daemon) as mine:
+    load = scripted(tokenizer_file, before=fail)
+    async with listening(load, requires_external_vad=theirs) as daemon, connect(daemon) as mine:
         await begin(mine)
-        await play(mine, speech())
+        await play(mine, unfinished_speech() if theirs else speech())
         await stop(mine)
         events = await until(mine, Error)
         assert Error.from_event(events[-1]).code == "transcription_failed"
