@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TEACHER_LAYERS = 4
 """Decoder layers of a teacher from scratch."""
+HEAD_STEPS = 300
+"""For which the CTC head learns alone, where a teacher goes on without the head that it had."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,6 +166,8 @@ def _add_corpus(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clips", type=int, default=44000, help="synthetic clips (default: %(default)s)")
     command.add_argument("--diphone-clips", type=int, default=0, metavar="CLIPS",
                          help="more by diphones, as speakers of any size and pitch (default: %(default)s)")  # fmt: skip
+    command.add_argument("--pico-clips", type=int, default=0, metavar="CLIPS",
+                         help="more by SVOX Pico, of any size and pitch (default: %(default)s)")  # fmt: skip
     command.add_argument("--neural-clips", type=int, default=0, help="more by neural voices (default: %(default)s)")
     command.add_argument("--styles", type=Path, metavar="DIR",
                          help="more speakers of Kokoro: the folder `voices` of the npm package kokoro-js")  # fmt: skip
@@ -224,7 +228,7 @@ def _corpus(options: argparse.Namespace) -> None:
         if source:
             record(options.out, source, split)
     texts = recordings_texts(options.recordings) if options.recordings else []
-    wanted = Synthesis(options.clips, options.diphone_clips, options.neural_clips, options.styles)
+    wanted = Synthesis(options.clips, options.diphone_clips, options.pico_clips, options.neural_clips, options.styles)
     synthesise(options.out, wanted, options.seed, options.workers, texts)
     gather(options.out)
 
@@ -236,7 +240,7 @@ def _teacher(options: argparse.Namespace) -> None:
     from distillation.model import CONTEXTS, deepen, export, load_model, make_teacher, own_layout
     from distillation.noise import read_noises, with_mistaken
     from distillation.recipe import from_scratch, refining
-    from distillation.train import Schedule, TeacherObjective, fit, trained_weights
+    from distillation.train import HeadObjective, Schedule, TeacherObjective, fit, trained_weights
     from distillation.watch import watching
 
     corpus = Corpus(options.corpus)
@@ -258,6 +262,10 @@ def _teacher(options: argparse.Namespace) -> None:
     clips, noises = corpus.split("train"), with_mistaken(read_noises(options.noise))
     stages = refining(options.steps) if start else from_scratch(options.steps)
     batches = Staged([(first, Batches(corpus, clips, noises, layout, mixture)) for first, mixture in stages])
+    if start and not begun:
+        steps = min(HEAD_STEPS, options.steps)
+        alone = Schedule(steps, rate=5e-3, warmup=20, cooldown=steps // 2)
+        fit(HeadObjective(objective), batches, alone, options.out / "head", device=options.device)
     schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
     watch = watching(model, corpus, layout)
     fit(objective, batches, schedule, options.out / "run", watch, options.device)

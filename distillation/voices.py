@@ -1,4 +1,4 @@
-"""Synthetic voices: text -> waveform, through Debian's espeak-ng, flite and festival, and two neural voices.
+"""Synthetic voices: text -> waveform, through Debian's espeak-ng, flite and festival, SVOX Pico, and two neural voices.
 
 Owns the list of voices, which of them are held out, and how each program is called. Knows nothing of corpora or models.
 Held-out voices are whole voices: no training clip was ever spoken by them.
@@ -6,6 +6,7 @@ Held-out voices are whole voices: no training clip was ever spoken by them.
 
 from __future__ import annotations
 
+import importlib
 import io
 import random
 import shutil
@@ -34,6 +35,7 @@ ESPEAK_VARIANTS = (
 ).split()
 HELD_OUT_ESPEAK = frozenset("Andrea Gene Mario robert steph2 f4 m5 shelby".split())
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
+PICO_VOICES = ("en-US", "en-GB")
 FESTIVAL_VOICES = ("cmu_us_slt_arctic_hts", "kal_diphone", "ked_diphone")
 HELD_OUT_FESTIVAL = frozenset({"ked_diphone"})
 
@@ -47,7 +49,8 @@ class VoiceError(DistillError):
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """One voice with its settings. rate: 1 is the program's own speed, 1.2 is faster. pitch: espeak-ng's 0..99.
+    """One voice with its settings. rate: 1 is the program's own speed, 1.2 is faster. pitch: espeak-ng's 0..99,
+    Pico's 50..200.
 
     blend: the share of `variant` in Kokoro's voice, or Piper's liveliness.
     styles: where Kokoro's speakers lie, as in `neural.styles_of`.
@@ -107,6 +110,12 @@ def choose_diphone_voice(rng: random.Random) -> Voice:
                  size=rng.uniform(0.82, 1.15))  # fmt: skip
 
 
+def choose_pico_voice(rng: random.Random) -> Voice:
+    """One of Pico's two women as a speaker of any size and pitch, men among them. Only in training."""
+    return Voice("pico", rng.choice(PICO_VOICES), rate=rng.uniform(0.8, 1.3), pitch=rng.randint(70, 130),
+                 size=rng.uniform(0.9, 1.3))  # fmt: skip
+
+
 def choose_neural_voice(rng: random.Random, styles: Path | None = None) -> Voice:
     """A random neural voice, in training only. styles: where Kokoro's speakers lie, as in `neural.styles_of`.
 
@@ -139,6 +148,8 @@ def speak_all(texts: list[str], voice: Voice) -> list[Waveform]:
     spoken = [_respell(text) for text in texts]
     if voice.program == "festival":
         return _festival(spoken, voice)
+    if voice.program == "pico":
+        return [_of_size(_pico(text, voice), voice.size) for text in spoken]
     if voice.program in ("piper", "kokoro"):
         return [_at_peak(_neural(text, voice)) for text in spoken]
     command = _espeak_command if voice.program == "espeak" else _flite_command
@@ -162,6 +173,18 @@ def _flite_command(text: str, voice: Voice) -> list[str]:
     return ["flite", "-voice", voice.name, "--setf", stretch, "-t", text, "-o", "/dev/stdout"]
 
 
+def _pico(text: str, voice: Voice) -> Waveform:
+    """Raises: VoiceError: its package is missing."""
+    try:
+        ttspico = importlib.import_module("ttspico")
+    except ModuleNotFoundError as error:
+        raise VoiceError("ttspico is not installed: pip install 'whisperd[voices]'") from error
+    engine = ttspico.TtsEngine(voice.name)
+    # As with festival: what is to be played slower is spoken faster, and higher.
+    engine.rate, engine.pitch = round(100 * voice.rate * voice.size), round(voice.pitch * voice.size)
+    return np.frombuffer(engine.speak(text), np.int16).astype(np.float32) / np.float32(32768)
+
+
 def _neural(text: str, voice: Voice) -> Waveform:
     if voice.program == "piper":
         return neural.speak_piper(text, voice.rate, voice.blend)
@@ -182,7 +205,11 @@ def _festival(texts: list[str], voice: Voice) -> list[Waveform]:
             script.append(f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{path}" \'riff)')
         _run(["festival", "--pipe"], "\n".join(script).encode())
         waves = [_wave((Path(folder) / f"{number}.wav").read_bytes()) for number in range(len(texts))]
-    return [_at_peak(soxr.resample(wave, 1, voice.size)) if voice.size != 1 else wave for wave in waves]
+    return [_of_size(wave, voice.size) for wave in waves]
+
+
+def _of_size(wave: Waveform, size: float) -> Waveform:
+    return _at_peak(soxr.resample(wave, 1, size) if size != 1 else wave)
 
 
 def _run(command: list[str], stdin: bytes = b"") -> bytes:

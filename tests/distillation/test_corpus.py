@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def test_choosing_a_voice_never_crosses_the_line() -> None:
         Voice("festival", "kal_diphone"),
         Voice("piper", "joe", blend=0.6),
         Voice("festival", "kal_diphone", hertz=140, size=0.9),
+        Voice("pico", "en-GB", pitch=90, size=1.2),
         Voice("kokoro", "jf_alpha", "jm_kumo", blend=0.3),
     ],
 )
@@ -68,10 +70,9 @@ def test_each_program_speaks(voice: Voice) -> None:
     assert np.abs(wave).max() == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_bigger_speaker_is_lower_at_the_same_pace() -> None:
-    small, big = (
-        speak("all of the lights", Voice("festival", "kal_diphone", hertz=110, size=size)) for size in (0.85, 1.15)
-    )
+@pytest.mark.parametrize("voice", [Voice("festival", "kal_diphone", hertz=110), Voice("pico", "en-US", pitch=100)])
+def test_a_bigger_speaker_is_lower_at_the_same_pace(voice: Voice) -> None:
+    small, big = (speak("all of the lights", replace(voice, size=size)) for size in (0.85, 1.15))
     assert small.size == pytest.approx(big.size, rel=0.08)
 
     def middle(wave: Waveform) -> float:
@@ -103,15 +104,29 @@ def test_an_interrupted_synthesis_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(corpus_module, "BLOCK_CLIPS", 4)
     monkeypatch.setattr(corpus_module, "HELD_OUT_BLOCKS", 0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    synthesise(whole, Synthesis(8, diphone_clips=4), seed=1, workers=1)
+    synthesise(whole, Synthesis(8, diphone_clips=4, pico_clips=4), seed=1, workers=1)
     synthesise(broken, Synthesis(4), seed=1, workers=1)
     (broken / "block-00001.i16").write_bytes(b"torn")  # audio without its index: the block was being written
-    synthesise(broken, Synthesis(8, diphone_clips=4), seed=1, workers=1)
+    synthesise(broken, Synthesis(8, diphone_clips=4, pico_clips=4), seed=1, workers=1)
     for folder in (whole, broken):
         gather(folder)
     assert (whole / "index.jsonl").read_text() == (broken / "index.jsonl").read_text()
     assert (whole / "audio.i16").read_bytes() == (broken / "audio.i16").read_bytes()
-    assert {clip.set for clip in Corpus(whole).clips[-4:]} == {"diphone"}
+    assert [clip.set for clip in Corpus(whole).clips[-8:]] == ["diphone"] * 4 + ["pico"] * 4
+
+
+def test_kokoro_is_unpacked_before_processes_could_do_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("KOKORO_JA_CACHE", str(cache))
+
+    def pool(_workers: int) -> None:
+        raise InterruptedError(f"begun with {[path.suffix for path in cache.glob('*')]}")
+
+    monkeypatch.setattr(corpus_module.multiprocessing, "Pool", pool)
+    with pytest.raises(InterruptedError, match=re.escape("begun with ['.onnx']")):
+        synthesise(tmp_path, Synthesis(0, neural_clips=8), seed=1, workers=2)
 
 
 def test_an_unreadable_recording_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ def test_from_voices_to_a_report(
     assert {"wer_held_out", "wer_dev"} <= curve[-1].keys()
 
     checkpoint, labels = f"{teacher}/checkpoint", str(tmp_path / "labels.jsonl")
+    further = tmp_path / "further"
+    assert main(["teacher", "--corpus", corpus, "--start", checkpoint, "--out", str(further), "--steps", "1"]) == 0
+    assert [json.loads(line)["step"] for line in (further / "head" / "curve.jsonl").read_text().splitlines()] == [1]
     assert main(["label", "--corpus", corpus, "--teacher", checkpoint, "--out", labels]) == 0
     assert "| **all** | 11 |" in (tmp_path / "labels.md").read_text()
     # So young a teacher gets nothing right, and the filter would leave nothing: labels of a better one stand in.

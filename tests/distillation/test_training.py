@@ -48,6 +48,7 @@ from distillation.noise import Noises
 from distillation.states import States, StatesError
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, TIMESTAMPS, token_id
 from distillation.train import (
+    HeadObjective,
     Schedule,
     StudentObjective,
     TeacherObjective,
@@ -190,6 +191,20 @@ def test_a_teacher_learns(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) 
     curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert curve[-1]["cross_entropy"] < 0.6 * curve[0]["cross_entropy"]
     assert curve[-1]["ctc"] < curve[0]["ctc"]
+
+
+def test_a_new_head_learns_alone_from_an_encoder_that_stays(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    batches = Batches(
+        corpus, corpus.split("train")[:3], Noises(), own_layout(tokenizer), Mixture({}, clean_until=99, empty_share=0)
+    )
+    teacher = TeacherObjective(_tiny(tokenizer), 1.0)
+    before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+    fit(HeadObjective(teacher), batches, Schedule(40, 1e-2, warmup=5, cooldown=0, every=10), tmp_path)
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert curve[-1]["ctc"] < 0.8 * curve[0]["ctc"]
+    assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
 
 
 @pytest.mark.parametrize(("layers", "kept_layers"), [(1, [0]), (2, [0, 3]), (3, [0, 2, 3]), (4, [0, 1, 2, 3])])
