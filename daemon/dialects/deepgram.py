@@ -8,7 +8,8 @@ words:
   not where that was only cut for its length
 - the last result that a Finalize brings out says `from_finalize`. Where nothing was left to say an empty one does, so
   that a client which waits for it never waits in vain
-- `UtteranceEnd` goes by the audio's clock: so much audio came after the last word, and nobody spoke in it
+- `UtteranceEnd` goes by the audio's clock: so much audio came after the last word, and nobody spoke in it (by the
+  clock on the wall, where audio comes in a container)
 """
 
 from __future__ import annotations
@@ -254,16 +255,20 @@ class _Query:
 
     def _start(self, pause: float | None, *, partials: bool) -> Start:
         name = self._one("encoding")
-        if name not in _ENCODINGS:
-            got = "without it a container is meant, and those are not read" if name is None else f"got {quoted(name)}"
-            raise Fault("unsupported", f"encoding must be one of {', '.join(_ENCODINGS)} ({got})")
+        if name not in (None, *_ENCODINGS):
+            raise Fault(
+                "unsupported",
+                f"encoding must be one of {', '.join(_ENCODINGS)}, got {quoted(name)}; "
+                "without it, audio is Opus in Ogg or WebM",
+            )
         rate = self._number("sample_rate", 8000, 192000)
-        if rate is None:
+        if name is not None and rate is None:
             raise Fault("bad_parameter", f"sample_rate is needed with encoding={name}")
         return Start(
             source=self._one("source") or SOURCE,
-            encoding=_ENCODINGS[name][0],
-            sample_rate=rate,
+            # A container says itself what is in it.
+            encoding="opus" if name is None else _ENCODINGS[name][0],
+            sample_rate=rate or Start.sample_rate,
             channels=self._number("channels", 1, 8) or 1,
             language=self._language(),
             partials=partials,
@@ -298,7 +303,9 @@ class Deepgram(Codec):
 
     def __init__(self, handshake: Handshake, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
         self._parameters = parse(handshake.query)
+        self._now = now
         self._created = now()
+        self._first = self._created  # when the first audio came
         self._request_id = str(uuid.uuid4())
         self._audio = hashlib.sha256()
         self._heard = 0  # bytes
@@ -319,6 +326,7 @@ class Deepgram(Codec):
         if isinstance(frame, str):
             yield from self._obey(_command(frame))
         elif frame:
+            self._first = self._first if self._heard else self._now()
             self._audio.update(frame)
             yield Audio(frame)
             self._heard += len(frame)
@@ -385,8 +393,10 @@ class Deepgram(Codec):
 
     @property
     def _seconds(self) -> float:
-        """Of audio that came."""
+        """Of audio that came. How much a container holds is not known here: it is taken to come at its own pace."""
         start = self._parameters.start
+        if start.encoding == "opus":
+            return (self._now() - self._first).total_seconds()
         width = next(width for encoding, width in _ENCODINGS.values() if encoding == start.encoding)
         return self._heard / (width * start.channels * start.sample_rate)
 

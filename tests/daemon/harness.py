@@ -7,6 +7,7 @@ client speaks from the protocol's text alone and knows nothing of the service's 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -49,6 +50,13 @@ def pcm(samples: Waveform) -> bytes:
 def speech(name: str = "turn_on_the_kitchen_light") -> bytes:
     """A recording of a voice as 16-bit samples at 16 kHz, with silence around it."""
     return pcm(soundfile.read(DATA / f"{name}.flac", dtype="float32")[0])
+
+
+def packed(audio: bytes) -> bytes:
+    """16-bit samples at 16 kHz as Opus in Ogg."""
+    file = io.BytesIO()
+    soundfile.write(file, np.frombuffer(audio, "<i2"), 16000, format="OGG", subtype="OPUS")
+    return file.getvalue()
 
 
 def unfinished_speech() -> bytes:

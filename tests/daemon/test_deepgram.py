@@ -15,8 +15,8 @@ from deepgram import DeepgramClient
 from deepgram.core.api_error import ApiError
 from deepgram.core.events import EventType
 from deepgram.environment import DeepgramClientEnvironment
-from foreign import deepgram, deepgram_play, deepgram_rest, deepgram_text, deepgram_until
-from harness import PATIENCE, SECOND, client, scripted, service, speech, unfinished_speech, wait_until
+from foreign import deepgram, deepgram_client, deepgram_play, deepgram_rest, deepgram_text, deepgram_until
+from harness import PATIENCE, SECOND, client, packed, scripted, service, speech, unfinished_speech, wait_until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -94,6 +94,32 @@ async def test_telephone_audio_of_two_channels(tokenizer_file: Path) -> None:
         await mine.send_close_stream()
         (metadata,) = of(await deepgram_rest(mine), "Metadata")
     assert (metadata.duration, metadata.channels) == (1.0, 2)
+
+
+async def test_a_container_as_a_browser_sends_it(tokenizer_file: Path) -> None:
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        deepgram(daemon.server.url) as plain,
+        deepgram_client(daemon.server.url).listen.v1.connect(model="nova-3") as mine,
+    ):
+        await deepgram_play(plain, speech())
+        await deepgram_play(mine, packed(speech()), frame=777)
+        for connection in (plain, mine):
+            await connection.send_close_stream()
+        expected, messages = await deepgram_rest(plain), await deepgram_rest(mine)
+    assert [each.type for each in messages] == ["Results", "Metadata"]
+    assert deepgram_text(messages) == deepgram_text(expected)
+    assert messages[-1].duration == pytest.approx(expected[-1].duration, abs=0.05)
+
+
+async def test_another_container_is_told_what_would_do(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, connect(f"{daemon.server.url}/v1/listen") as mine:
+        await mine.send(b"RIFF" + bytes(4000))
+        error = json.loads(await mine.recv())
+        assert (error["type"], error["code"]) == ("Error", "bad_format")
+        assert "Ogg or WebM" in error["description"]
+        with pytest.raises(ConnectionClosed):
+            _ = [each async for each in mine]
 
 
 async def test_a_finalize_in_the_middle_of_a_word(tokenizer_file: Path) -> None:

@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -115,6 +115,23 @@ def test_encodings(theirs: str, ours: str) -> None:
     assert (start.encoding, start.sample_rate, start.channels) == (ours, 8000, 2)
 
 
+def test_without_an_encoding_a_container_is_meant() -> None:
+    assert parse("sample_rate=48000&channels=2").start.encoding == "opus"
+
+
+def test_how_long_a_container_has_played_goes_by_the_clock_on_the_wall() -> None:
+    noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
+    seconds = iter([0, 5, *range(5, 9)])  # made; its first audio; each frame, and what is asked of it
+    made = Deepgram(Handshake("/v1/listen", "utterance_end_ms=2000"), lambda: noon + timedelta(seconds=next(seconds)))
+    list(made.encode(READY))
+    assert hear(made, b"head")[1] == []
+    say(made, *spoken(1, 0.1, 0.9))
+    told_at_once = say(made, final(start=0.1, end=1.0))
+    assert [each["type"] for each in told_at_once] == ["Results"]
+    answers = [hear(made, b"more")[1] for _ in range(2)]
+    assert [[each["type"] for each in answer] for answer in answers] == [[], ["UtteranceEnd"]]
+
+
 def test_all_that_is_understood() -> None:
     asked = parse(
         f"{LEAST}&model=nova-3&language=en-US&interim_results=true&vad_events=true&endpointing=300&utterance_end_ms=1000"
@@ -177,7 +194,6 @@ def test_what_cannot_be_had_is_refused_by_name(query: str) -> None:
 @pytest.mark.parametrize(
     ("query", "code"),
     [
-        ("", "unsupported"),
         ("encoding=opus&sample_rate=48000", "unsupported"),
         ("encoding=linear16", "bad_parameter"),
         ("encoding=linear16&sample_rate=12", "bad_parameter"),

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
-from harness import client, scripted, service, speech
-
-
-def recording() -> bytes:
-    file = io.BytesIO()
-    samples = np.frombuffer(speech(), "<i2")
-    soundfile.write(file, samples, 16000, format="OGG", subtype="OPUS")
-    return file.getvalue()
+from harness import client, packed, scripted, service, speech
 
 
 async def test_a_stream_of_opus_is_heard_like_any_other(tokenizer_file: Path) -> None:
@@ -26,7 +16,7 @@ async def test_a_stream_of_opus_is_heard_like_any_other(tokenizer_file: Path) ->
             assert await plain.rest() == 1000
         async with client(daemon.server.url) as mine:
             await mine.say(type="start", encoding="opus", resume=30)
-            await mine.play(recording(), frame=777)
+            await mine.play(packed(speech()), frame=777)
             await mine.say(type="flush", id="a")
             await mine.say(type="stop")
             assert await mine.rest() == 1000
@@ -41,7 +31,7 @@ async def test_a_stream_of_opus_is_heard_like_any_other(tokenizer_file: Path) ->
 async def test_what_is_no_opus_ends_the_stream_and_loses_nothing(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
         await mine.say(type="start", encoding="opus")
-        whole = recording()
+        whole = packed(speech())
         end = whole.index(b"OggS", len(whole) * 3 // 4)  # of a page
         await mine.play(whole[:end] + bytes(2000))
         assert await mine.rest() == 1007
@@ -55,7 +45,7 @@ async def test_what_is_no_opus_ends_the_stream_and_loses_nothing(tokenizer_file:
 async def test_a_recording_that_breaks_off_inside_a_packet(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
         await mine.say(type="start", encoding="opus")
-        await mine.play(recording()[:-40])
+        await mine.play(packed(speech())[:-40])
         await mine.say(type="stop")
         assert await mine.rest() == 1000
     (error,) = mine.of("error")
