@@ -268,7 +268,7 @@ class _Query:
             source=self._one("source") or SOURCE,
             # A container says itself what is in it.
             encoding="opus" if name is None else _ENCODINGS[name][0],
-            sample_rate=rate or Start.sample_rate,
+            sample_rate=rate or Start().sample_rate,
             channels=self._number("channels", 1, 8) or 1,
             language=self._language(),
             partials=partials,

@@ -116,6 +116,7 @@ def test_encodings(theirs: str, ours: str) -> None:
 
 
 def test_without_an_encoding_a_container_is_meant() -> None:
+    assert parse("").start == Start(source="deepgram", encoding="opus", partials=False, words=True)
     assert parse("sample_rate=48000&channels=2").start.encoding == "opus"
 
 

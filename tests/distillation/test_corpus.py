@@ -124,7 +124,7 @@ def test_kokoro_is_unpacked_before_processes_could_do_it_at_once(
     def pool(_workers: int) -> None:
         raise InterruptedError(f"begun with {[path.suffix for path in cache.glob('*')]}")
 
-    monkeypatch.setattr(corpus_module.multiprocessing, "Pool", pool)
+    monkeypatch.setattr("multiprocessing.Pool", pool)
     with pytest.raises(InterruptedError, match=re.escape("begun with ['.onnx']")):
         synthesise(tmp_path, Synthesis(0, neural_clips=8), seed=1, workers=2)
 
