@@ -35,9 +35,9 @@ REFINING = {
     "pico": 1.5,
     "kokoro": 3.0,
     "piper": 3.0,
-    "kathleen": 2.5,
-    "speechocean762": 1.5,
-    "common_voice_min": 3.0,
+    "kathleen": 4.0,
+    "speechocean762": 2.5,
+    "common_voice_min": 4.0,
     "digits_fsdd": 0.4,
     "hymel_custom": 0.3,
     "wake_precise": 0.5,
@@ -63,7 +63,7 @@ def refining(steps: int) -> Stages:
     """Augmented from three to five tenths of full strength."""
     mixture = Mixture(REFINING, seconds=56, most_rows=32, longest=7, joined_share=0.03, empty_share=0.04,
                       clean_until=-3 * steps // 2, full_from=7 * steps // 2, exact_from=steps * 3 // 4,
-                      seed=11)  # fmt: skip
+                      seed=12)  # fmt: skip
     return [(0, mixture)]
 
 
