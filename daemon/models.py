@@ -33,7 +33,7 @@ ADVICE = (
     Advice(
         "CPU, 2 cores", 0, "home-en", "home-en",
         "English home commands only. 8.3 M + 11.5 M parameters; 1.7 % word errors on the ten commands of bench/, 32 "
-        "live streams on two cores (bench/results/2026-11-24-two-cores.md); its card says where it is poor",
+        "live streams on two cores (bench/results/2026-11-27-two-cores.md); its card says where it is poor",
     ),
     Advice(
         "GPU, 8 GB", 7, "distil-whisper/distil-medium.en", "openai/whisper-medium.en",
