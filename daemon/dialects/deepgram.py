@@ -326,7 +326,8 @@ class Deepgram(Codec):
         if isinstance(frame, str):
             yield from self._obey(_command(frame))
         elif frame:
-            self._first = self._first if self._heard else self._now()
+            if not self._heard:
+                self._first = self._now()
             self._audio.update(frame)
             yield Audio(frame)
             self._heard += len(frame)
