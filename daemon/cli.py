@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from daemon.release import our_version
+
 if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.files import AudioFile
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="whisperd",
         description="Live speech in over a websocket or a microphone, text out over websockets and MQTT.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {our_version() or 'not installed'}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument(
