@@ -7,7 +7,7 @@ Streams report here, the edges that show a state or turn a switch read and write
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from daemon.faults import Fault
@@ -42,10 +42,13 @@ def _shown(name: str) -> str:
     return f"{len(name)} of them: {name[: _LONGEST_NAME // 2]!a}..."
 
 
+def _nothing() -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class _Source:
     on: bool = True
-    open: int = 0  # streams of this name
+    open: list[Callable[[], None]] = field(default_factory=list)  # a `mute` for each stream of this name
     speaking: int = 0  # of them, those in which somebody speaks
     told: State | None = None
 
@@ -75,7 +78,7 @@ class Sources:
 
     @property
     def open_streams(self) -> int:
-        return sum(source.open for source in self._sources.values())
+        return sum(len(source.open) for source in self._sources.values())
 
     def is_on(self, name: str) -> bool:
         source = self._sources.get(name)
@@ -83,15 +86,22 @@ class Sources:
 
     def switch(self, name: str, on: bool) -> None:
         """Listen to `name`, or do not; for streams to come as well."""
-        self._source(name).on = on
+        source = self._source(name)
+        turned_off = source.on and not on
+        source.on = on
         self._tell(name, anyway=True)
+        if turned_off:
+            for mute in list(source.open):
+                mute()
 
-    def opened(self, name: str) -> None:
-        self._source(name).open += 1
+    def opened(self, name: str, mute: Callable[[], None] = _nothing) -> None:
+        """mute: called when `name` is switched off meanwhile: whoever speaks then has said all that is wanted."""
+        self._source(name).open.append(mute)
         self._tell(name)
 
-    def closed(self, name: str) -> None:
-        self._source(name).open -= 1
+    def closed(self, name: str, mute: Callable[[], None] = _nothing) -> None:
+        """mute: as it was given to `opened`."""
+        self._source(name).open.remove(mute)
         self._tell(name)
 
     def speech(self, name: str, started: bool) -> None:

@@ -115,10 +115,9 @@ class Stream:
         self._finished = asyncio.Event()  # the last final is out
         self._progress = asyncio.Event()  # a result came: there may be room again
         self._speaking = False
-        self._muted = False
         self.outbox = shared.hub.follow(self.id)
         shared.scheduler.add(self)
-        shared.sources.opened(self.source)
+        shared.sources.opened(self.source, self._mute)
         shared.metrics.streams.inc()
         shared.metrics.streams_open.inc()
         _log.debug("begun: %s at %d Hz", start.encoding, start.sample_rate)
@@ -177,7 +176,7 @@ class Stream:
         self._shared.scheduler.remove(self)
         self.outbox.close()
         self._set_speaking(False)
-        self._shared.sources.closed(self.source)
+        self._shared.sources.closed(self.source, self._mute)
         self._shared.metrics.streams_open.dec()
         _log.debug("ended: %.1f s heard, of which %.1f s speech", *self._heard())
 
@@ -208,11 +207,8 @@ class Stream:
         self._shared.metrics.audio_seconds.inc(seconds)
         if not self._shared.sources.is_on(self.source):
             # Heard as silence rather than cut out: the stream's clock goes on.
-            self._mute(arrived)
             samples = np.zeros_like(samples)
             self._shared.metrics.muted_seconds.inc(seconds)
-        else:
-            self._muted = False
         self._say(self._receive(samples, arrived))
 
     def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
@@ -221,10 +217,10 @@ class Stream:
         self._shared.metrics.voiced_seconds.inc(self._session.voiced_seconds - before)
         return events
 
-    def _mute(self, now: float) -> None:
-        if not self._muted:
-            self._muted = True
-            self._say(self._session.flush(_MUTED, now))
+    def _mute(self) -> None:
+        """The source was switched off: what was said until now becomes final, though no more audio may come."""
+        if not self._ended:
+            self._say(self._session.flush(_MUTED, time.monotonic()))
 
     async def _room(self) -> None:
         """Pause while too much audio waits for its finals."""

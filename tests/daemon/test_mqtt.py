@@ -118,11 +118,11 @@ async def test_switching_a_source_off_and_on(tokenizer_file: Path, mosquitto: Br
         # An answer to each command, even to one that changes nothing.
         await publish(mosquitto.port, "whisperd/kitchen/set", "OFF")
         await broker_says.until(SWITCH, "OFF")
-        await mine.play(speech())
-        # What was said before becomes final, without what was said after.
+        # What was said before becomes final: at once, whether anything more comes or not, and without it.
         final = await mine.until("final")
         off_at = len(unfinished_speech()) / 32000
         assert final["end"] <= off_at
+        await mine.play(speech())
         await mine.say(type="flush", id="off")
         await mine.until("flushed")
         assert len(mine.of("speech_started")) == 1

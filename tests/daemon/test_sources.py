@@ -78,6 +78,22 @@ def test_a_switch_holds_for_streams_to_come() -> None:
     assert not which.is_on("kitchen")
 
 
+def test_streams_hear_of_the_turn_alone() -> None:
+    which = Sources()
+    muted: list[str] = []
+    one, two = (lambda: muted.append("one")), (lambda: muted.append("two"))
+    which.opened("kitchen", one)
+    which.opened("kitchen", two)
+    which.opened("hall", lambda: muted.append("hall"))
+    which.switch("kitchen", False)
+    which.switch("kitchen", False)
+    assert muted == ["one", "two"]
+    which.closed("kitchen", one)
+    which.switch("kitchen", True)
+    which.switch("kitchen", False)
+    assert muted == ["one", "two", "two"]
+
+
 def test_names_are_forgotten_in_the_end_but_not_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_MOST_REMEMBERED", 3)
     which = Sources()
