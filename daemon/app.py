@@ -114,14 +114,14 @@ class Service:
             if self._mqtt is not None:
                 await self._mqtt.open()  # before anything is heard: a source may have been switched off
             model = await self.pipeline.warm_up()
+            if self._mqtt is not None:
+                self._begin("mqtt", self._mqtt.run())  # at once: from now on there are streams, and their finals
             self._begin("canary", self.health.run())
             await self._wait_first_decode()
         finally:
             patience.cancel()
         self._models = f"student {model.student}, teacher {model.teacher or 'none'}, on {model.device}"
         self.health.warm = True
-        if self._mqtt is not None:
-            self._begin("mqtt", self._mqtt.run())
         for microphone in self._microphones:
             self._begin(f"microphone {microphone.source}", microphone.run(self.pipeline.open_stream))
         if self.wyoming is not None and self.settings.wyoming.zeroconf:
