@@ -99,7 +99,7 @@ class Server(Section):
     key: str | None = None
     max_streams: int = Field(default=32, ge=1)
     max_subscribers: int = Field(default=64, ge=0)
-    max_message: int = Field(default=524288, ge=1024)
+    max_message: int = Field(default=1048576, ge=1024)
     max_per_address: int = Field(default=16, ge=1)
     max_handshakes: int = Field(default=64, ge=1)
     max_rate: int = Field(default=5000, ge=1)

@@ -167,7 +167,7 @@ async def test_a_broken_sample_at_the_end(tokenizer_file: Path, caplog: pytest.L
 async def test_a_message_that_is_too_big(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech()[: len(speech()) // 4 * 2])
-        await mine.ws.send(bytes(524289))
+        await mine.ws.send(bytes(1048577))
         assert await mine.rest() == 1009
     (error,) = mine.of("error")
     assert (error["code"], error["fatal"]) == ("message_too_big", True)
@@ -181,7 +181,7 @@ async def test_a_client_that_talks_on_after_its_fatal_fault_still_gets_its_answe
     monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 1000.0)  # so that only a close that works ends this
     async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech())
-        await mine.ws.send(bytes(524289))
+        await mine.ws.send(bytes(1048577))
         with contextlib.suppress(ConnectionClosed):
             await mine.play(bytes(50 * 65536), frame=65536)
         assert await mine.rest() == 1009
