@@ -7,12 +7,14 @@ imports are made inside the commands, so that help and a mistake in an option co
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from distillation import arguments
 from distillation.corpus import Corpus, Synthesis, gather, record, recordings_texts, synthesise
 from distillation.errors import DistillError
 from distillation.text import sentences
@@ -29,26 +31,31 @@ HEAD_STEPS = 300
 """For which the CTC head learns alone, where a teacher goes on without the head that it had."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """0; 1: it cannot be done, and standard error says why; 2: bad usage; 130: it was interrupted."""
+    options = _parser().parse_args(argv)
+    try:
+        return _obey(options)
+    except KeyboardInterrupt:
+        print("whisperd distill: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _obey(options: argparse.Namespace) -> int:
     from streaming.whisper.checkpoint import CheckpointError
 
     try:
         options.run(options)
     except ModuleNotFoundError as error:
         print(f"whisperd distill: {error}; pip install 'whisperd[distill]'", file=sys.stderr)
-        return 1
     except (CheckpointError, DistillError) as error:
         print(f"whisperd distill: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
-        print(f"whisperd distill: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("whisperd distill: interrupted; the same command goes on from here", file=sys.stderr)
-        return 1
-    return 0
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"whisperd distill: {place}{error.strerror or error}", file=sys.stderr)
+    else:
+        return 0
+    return 1
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -80,19 +87,23 @@ def _add_label(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--language", help="of the recordings; a multilingual teacher detects it otherwise")
-    command.add_argument("--every", type=int, default=1, help="label every n-th clip only (default: %(default)s)")
+    command.add_argument(
+        "--every", type=arguments.count, default=1, help="label every n-th clip only (default: %(default)s)"
+    )
     command.add_argument(
         "--normaliser", choices=("corpus", "english", "basic"), default="english",
         help="how transcripts are made comparable (default: %(default)s)",
     )  # fmt: skip
-    command.add_argument("--device", default="auto", help="(default: %(default)s)")
+    command.add_argument(
+        "--device", type=arguments.device, default="auto", help="cpu, cuda, or auto (default: %(default)s)"
+    )
     _filter_arguments(command)
     command.set_defaults(run=_label)
 
 
 def _add_init(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
-    command.add_argument("--decoder-layers", type=int, default=2, help="(default: %(default)s)")
+    command.add_argument("--decoder-layers", type=arguments.count, default=2, help="(default: %(default)s)")
     command.add_argument(
         "--start",
         metavar="CHECKPOINT",
@@ -109,14 +120,20 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--language", help="of the recordings, for a multilingual teacher")
     _filter_arguments(command)
-    command.add_argument("--ce-weight", type=float, default=0.8, help="(default: %(default)s)")
-    command.add_argument("--kl-weight", type=float, default=1.0, help="(default: %(default)s)")
-    command.add_argument("--temperature", type=float, default=2.0, help="(default: %(default)s)")
-    command.add_argument("--batch-seconds", type=float, default=60, help="audio in a batch (default: %(default)s)")
-    command.add_argument("--longest", type=float, default=26, help="seconds of a clip (default: %(default)s)")
-    command.add_argument("--augment", type=float, default=0.4, help="0 (not at all) to 1 (default: %(default)s)")
+    command.add_argument("--ce-weight", type=arguments.not_negative, default=0.8, help="(default: %(default)s)")
+    command.add_argument("--kl-weight", type=arguments.not_negative, default=1.0, help="(default: %(default)s)")
+    command.add_argument("--temperature", type=arguments.positive, default=2.0, help="(default: %(default)s)")
     command.add_argument(
-        "--versions", type=int, default=2,
+        "--batch-seconds", type=arguments.positive, default=60, help="audio in a batch (default: %(default)s)"
+    )
+    command.add_argument(
+        "--longest", type=arguments.positive, default=26, help="seconds of a clip (default: %(default)s)"
+    )
+    command.add_argument(
+        "--augment", type=arguments.share, default=0.4, help="0 (not at all) to 1 (default: %(default)s)"
+    )
+    command.add_argument(
+        "--versions", type=arguments.count, default=2,
         help="how often a clip is augmented anew and heard by the encoder (default: %(default)s)",
     )  # fmt: skip
     _training_arguments(command, steps=2500, rate=8e-4, cooldown=1500)
@@ -137,11 +154,15 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--student", default="home-en", metavar="CHECKPOINT")
     command.add_argument("--teacher", default="home-en", metavar="CHECKPOINT")
     command.add_argument("--noise", type=Path, metavar="DIR", help="noises, for the words invented")
-    command.add_argument("--threshold", type=float, default=0.85, help="below this confidence the teacher decides")
+    command.add_argument(
+        "--threshold", type=arguments.share, default=0.85, help="below this confidence the teacher decides"
+    )
     command.add_argument("--language", help="of the recordings, for a multilingual pair")
     command.add_argument("--domain", nargs="*", default=[], metavar="SET", help="sets on which the cascade is judged")
-    command.add_argument("--clips", type=int, default=400, help="of a set at most (default: %(default)s)")
-    command.add_argument("--noise-seconds", type=float, default=3600, help="to listen to (default: %(default)s)")
+    command.add_argument("--clips", type=arguments.count, default=400, help="of a set at most (default: %(default)s)")
+    command.add_argument(
+        "--noise-seconds", type=arguments.positive, default=3600, help="to listen to (default: %(default)s)"
+    )
     command.add_argument("--out", type=Path, metavar="DIR", help="for REPORT.md, report.json and pictures")
     command.set_defaults(run=_evaluate)
 
@@ -151,30 +172,34 @@ def _add_ablations(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--clips", type=int, default=2000, help="to learn from (default: %(default)s)")
-    command.add_argument("--judged", type=int, default=200, help="held-out clips (default: %(default)s)")
-    command.add_argument("--steps", type=int, default=300, help="of each student (default: %(default)s)")
-    command.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    command.add_argument("--clips", type=arguments.count, default=2000, help="to learn from (default: %(default)s)")
+    command.add_argument("--judged", type=arguments.count, default=200, help="held-out clips (default: %(default)s)")
+    command.add_argument("--steps", type=arguments.count, default=300, help="of each student (default: %(default)s)")
+    command.add_argument("--seeds", type=arguments.count, default=3, help="(default: %(default)s)")
     command.add_argument("--language", help="of the recordings, for a multilingual teacher")
-    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument(
+        "--device", type=arguments.device, default="auto", help="cpu, cuda, or auto (default: %(default)s)"
+    )
     _filter_arguments(command)
     command.set_defaults(run=_ablations)
 
 
 def _add_corpus(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--clips", type=int, default=44000, help="synthetic clips (default: %(default)s)")
-    command.add_argument("--diphone-clips", type=int, default=0, metavar="CLIPS",
+    command.add_argument("--clips", type=arguments.count, default=44000, help="synthetic clips (default: %(default)s)")
+    command.add_argument("--diphone-clips", type=arguments.count_or_none, default=0, metavar="CLIPS",
                          help="more by diphones, as speakers of any size and pitch (default: %(default)s)")  # fmt: skip
-    command.add_argument("--pico-clips", type=int, default=0, metavar="CLIPS",
+    command.add_argument("--pico-clips", type=arguments.count_or_none, default=0, metavar="CLIPS",
                          help="more by SVOX Pico, of any size and pitch (default: %(default)s)")  # fmt: skip
-    command.add_argument("--neural-clips", type=int, default=0, help="more by neural voices (default: %(default)s)")
+    command.add_argument(
+        "--neural-clips", type=arguments.count_or_none, default=0, help="more by neural voices (default: %(default)s)"
+    )
     command.add_argument("--styles", type=Path, metavar="DIR",
                          help="more speakers of Kokoro: the folder `voices` of the npm package kokoro-js")  # fmt: skip
     command.add_argument("--recordings", type=Path, metavar="DIR", help="to train on (or a manifest.jsonl)")
     command.add_argument("--dev", type=Path, metavar="DIR", help="to measure on (or a manifest.jsonl)")
-    command.add_argument("--workers", type=int, default=2)
-    command.add_argument("--seed", type=int, default=1)
+    command.add_argument("--workers", type=arguments.count, default=2)
+    command.add_argument("--seed", type=arguments.count_or_none, default=1)
     command.set_defaults(run=_corpus)
 
 
@@ -183,11 +208,11 @@ def _add_teacher(command: argparse.ArgumentParser) -> None:
     command.add_argument("--start", type=Path, metavar="DIR",
                          help="a checkpoint to go on from, or an earlier --out, with its CTC head")  # fmt: skip
     command.add_argument("--name", default="home-en-teacher", help="what it calls itself (default: %(default)s)")
-    command.add_argument("--width", type=int, default=256)
-    command.add_argument("--encoder-layers", type=int, default=6)
-    command.add_argument("--decoder-layers", type=int,
+    command.add_argument("--width", type=arguments.count, default=256)
+    command.add_argument("--encoder-layers", type=arguments.count, default=6)
+    command.add_argument("--decoder-layers", type=arguments.count,
                          help=f"(default: {TEACHER_LAYERS}, or as many as that of --start has)")  # fmt: skip
-    command.add_argument("--vocabulary", type=int, default=1200, help="text tokens (default: %(default)s)")
+    command.add_argument("--vocabulary", type=arguments.count, default=1200, help="text tokens (default: %(default)s)")
     command.set_defaults(run=_teacher)
 
 
@@ -201,9 +226,14 @@ def _add_average(command: argparse.ArgumentParser) -> None:
 
 
 def _filter_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--filter", type=float, default=0.1, help="most word errors of a label (default: %(default)s)")
     command.add_argument(
-        "--confidence", type=float, default=0.7, help="least of a label with no transcript (default: %(default)s)"
+        "--filter", type=arguments.not_negative, default=0.1, help="most word errors of a label (default: %(default)s)"
+    )
+    command.add_argument(
+        "--confidence",
+        type=arguments.share,
+        default=0.7,
+        help="least of a label with no transcript (default: %(default)s)",
     )
 
 
@@ -211,13 +241,22 @@ def _training_arguments(command: argparse.ArgumentParser, steps: int, rate: floa
     command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
     command.add_argument("--noise", type=Path, metavar="DIR", help="a folder of noises to mix in")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
-    command.add_argument("--rate", type=float, default=rate, help="learning rate (default: %(default)s)")
+    command.add_argument("--steps", type=arguments.count, default=steps, help="(default: %(default)s)")
     command.add_argument(
-        "--cooldown", type=int, default=cooldown, help="last steps, of falling rate (default: %(default)s)"
+        "--rate", type=arguments.not_negative, default=rate, help="learning rate (default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the order of training (default: %(default)s)")
-    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument(
+        "--cooldown",
+        type=arguments.count_or_none,
+        default=cooldown,
+        help="last steps, of falling rate (default: %(default)s)",
+    )
+    command.add_argument(
+        "--seed", type=arguments.count_or_none, default=0, help="of the order of training (default: %(default)s)"
+    )
+    command.add_argument(
+        "--device", type=arguments.device, default="auto", help="cpu, cuda, or auto (default: %(default)s)"
+    )
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -382,7 +421,7 @@ def _average(options: argparse.Namespace) -> None:
             weight = float(share)
         except ValueError:
             weight = 0.0
-        if weight <= 0:
+        if not (math.isfinite(weight) and weight > 0):
             raise DistillError(f"{part}: behind the colon stands a share above 0, as in {name}:0.4")
         parts.append((_checkpoint(name, "teacher"), weight))
     average(parts, options.out, options.name)

@@ -87,7 +87,8 @@ def test_checkpoints_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(["average", a, wide, "--out", mean]) == 1
     assert "only checkpoints of one shape" in capsys.readouterr().err
-    assert main(["average", f"{a}:none", b, "--out", mean]) == 1
+    for share in ("none", "nan", "inf", "0"):
+        assert main(["average", f"{a}:{share}", b, "--out", mean]) == 1
     assert "a share above 0" in capsys.readouterr().err
 
 
