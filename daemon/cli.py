@@ -175,7 +175,7 @@ async def _transcribe(settings: Settings, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from daemon.faults import Fault, ServiceError
-    from daemon.files import AudioFile, FileError
+    from daemon.files import AudioFile, FileError, printable
     from daemon.pipeline import Pipeline, running
     from daemon.terminal import Lines
 
@@ -188,8 +188,11 @@ async def _transcribe(settings: Settings, options: argparse.Namespace) -> int:
                 try:
                     with contextlib.closing(AudioFile(path)) as file:
                         await _transcribe_file(pipeline, file, lines, options)
-                except (FileError, Fault) as error:
+                except FileError as error:
                     print(f"whisperd: {error}", file=sys.stderr)
+                    failed = True
+                except Fault as fault:
+                    print(f"whisperd: {printable(path)}: {fault}", file=sys.stderr)
                     failed = True
     except ServiceError as error:
         print(f"whisperd: {error}", file=sys.stderr)
@@ -208,7 +211,7 @@ async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, op
     began, heard = time.monotonic(), 0.0
     try:
         with tqdm(
-            total=round(file.seconds, 1), unit="s", desc=file.path, leave=False, disable=not sys.stderr.isatty()
+            total=round(file.seconds, 1), unit="s", desc=file.name, leave=False, disable=not sys.stderr.isatty()
         ) as bar:
             try:
                 for audio, seconds in file.blocks():

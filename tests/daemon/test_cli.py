@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -114,15 +115,33 @@ def test_one_bad_file_does_not_cost_the_others(whisperd: Whisperd, tmp_path: Pat
     text.write_text("no sound")
     many = tmp_path / "many.wav"
     soundfile.write(many, np.zeros((100, 9), np.float32), 16000)
-    code, out, err = whisperd("transcribe", str(tmp_path / "nowhere.wav"), str(text), str(many), str(tmp_path), KITCHEN)
+    low = tmp_path / "low.wav"
+    soundfile.write(low, np.zeros(100, np.float32), 4000)
+    raw = tmp_path / "samples.raw"
+    raw.write_bytes(bytes(100))
+    bad = [tmp_path / "nowhere.wav", text, many, low, raw, tmp_path]
+    code, out, err = whisperd("transcribe", *map(str, bad), KITCHEN)
     assert code == 1
     assert out == "turn on the kitchen\n"
-    told = err.splitlines()
-    assert len(told) == 4
-    assert told[0] == f"whisperd: {tmp_path}/nowhere.wav: there is no such file"
-    assert "is no sound file" in told[1]
-    assert "channels must be 1..8" in told[2]
-    assert told[3] == f"whisperd: {tmp_path}: is a directory; name the files in it"
+    said = [
+        "there is no such file",
+        "is no sound file that can be read: ",
+        "channels must be 1..8, got 9",
+        "sample_rate must be 8000..192000, got 4000",
+        "is no sound file that can be read: ",
+        "is a directory; name the files in it",
+    ]
+    for line, path, why in zip(err.splitlines(), bad, said, strict=True):
+        assert line.startswith(f"whisperd: {path}: {why}")
+
+
+def test_a_path_need_not_be_utf_8(whisperd: Whisperd, tmp_path: Path) -> None:
+    odd = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/b\xff.flac", b"/c\xff.flac")]
+    shutil.copyfile(KITCHEN, odd[0])
+    code, out, err = whisperd("transcribe", "--json", *odd, KITCHEN)
+    assert code == 1
+    assert [event["source"] for event in lines(out)] == [f"{tmp_path}/b\N{REPLACEMENT CHARACTER}.flac", KITCHEN]
+    assert err == f"whisperd: {tmp_path}/c\N{REPLACEMENT CHARACTER}.flac: there is no such file\n"
 
 
 def test_what_came_before_a_damaged_place_is_told(whisperd: Whisperd, tmp_path: Path) -> None:
