@@ -1,8 +1,9 @@
 """`whisperd`: the command line.
 
-Owns the arguments, the exit codes (0; 1 for a failure in the work; 2 for bad usage or configuration) and where logs go
-(standard error). Every command imports what it needs when it runs, so that `--help` and a mistyped key do not wait
-for torch.
+Owns the arguments, the exit codes (0; 1 for a failure in the work; 2 for bad usage or configuration; 130 for Ctrl-C,
+where that is not how a command is told to end), where logs go (standard error), and that no engine is at work when the
+interpreter ends. Every command imports what it needs when it runs, so that `--help` and a mistyped key do not wait for
+torch.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from daemon.output import OutputError, give_up_output, standard_output
 from daemon.release import our_version
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from daemon.pipeline import Pipeline
     from daemon.terminal import Lines
 
-OK, FAILED, BAD_USAGE = 0, 1, 2
+OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,15 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["bench"]:
         return bench(arguments[1:])
     options = _parser().parse_args(arguments)
+    with standard_output():
+        return _exit_code(partial(_obey, options))
+
+
+def _exit_code(work: Callable[[], int]) -> int:
+    """Of `work`, which may be interrupted, or have nowhere left to print to."""
     try:
-        code = _obey(options)
+        code = work()
         sys.stdout.flush()  # here, so that a reader who left is noticed here
         return code
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+    except OutputError as error:
+        give_up_output()
+        if not error.unread:
+            print(f"whisperd: {error}", file=sys.stderr)
         return FAILED
 
 
@@ -158,29 +167,45 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
             raise
         log.critical("%s", error)  # a reader of JSON reads all of it
         code = BAD_USAGE
-    if service is not None and not service.pipeline.ended():
+    return code if service is None else _leave(service.pipeline, code)
+
+
+def _with_engines(settings: Settings, work: Callable[[Pipeline], Coroutine[Any, Any, int]]) -> int:
+    """The exit code of a command that needs engines for a while."""
+    from daemon.logs import to_stderr
+    from daemon.pipeline import Pipeline
+
+    to_stderr("warning")
+    pipeline = Pipeline(settings)
+    return _leave(pipeline, _exit_code(lambda: asyncio.run(work(pipeline))))
+
+
+def _leave(pipeline: Pipeline, code: int) -> int:
+    """`code`, to be returned. Where an engine is still busy, the process ends here: torch would abort it later."""
+    pipeline.close()
+    try:
+        ended = pipeline.ended()
+    except KeyboardInterrupt:  # whoever asks a second time does not wait
+        ended = False
+    if not ended:
         logging.shutdown()
         os._exit(code)
     return code
 
 
 def transcribe(settings: Settings, options: argparse.Namespace) -> int:
-    from daemon.logs import to_stderr
-
-    to_stderr("warning")
-    return asyncio.run(_transcribe(settings, options))
+    return _with_engines(settings, partial(_transcribe, options=options))
 
 
-async def _transcribe(settings: Settings, options: argparse.Namespace) -> int:
+async def _transcribe(pipeline: Pipeline, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from daemon.faults import Fault, ServiceError
-    from daemon.files import AudioFile, FileError
-    from daemon.pipeline import Pipeline, running
+    from daemon.files import AudioFile, FileError, printable
+    from daemon.pipeline import running
     from daemon.terminal import Lines
 
     lines = Lines(lambda line: tqdm.write(line, file=sys.stdout), json=options.json, partials=options.partials)
-    pipeline = Pipeline(settings)
     failed = False
     try:
         async with running(pipeline):
@@ -188,8 +213,11 @@ async def _transcribe(settings: Settings, options: argparse.Namespace) -> int:
                 try:
                     with contextlib.closing(AudioFile(path)) as file:
                         await _transcribe_file(pipeline, file, lines, options)
-                except (FileError, Fault) as error:
+                except FileError as error:
                     print(f"whisperd: {error}", file=sys.stderr)
+                    failed = True
+                except Fault as fault:
+                    print(f"whisperd: {printable(path)}: {fault}", file=sys.stderr)
                     failed = True
     except ServiceError as error:
         print(f"whisperd: {error}", file=sys.stderr)
@@ -208,10 +236,12 @@ async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, op
     began, heard = time.monotonic(), 0.0
     try:
         with tqdm(
-            total=round(file.seconds, 1), unit="s", desc=file.path, leave=False, disable=not sys.stderr.isatty()
+            total=round(file.seconds, 1), unit="s", desc=file.name, leave=False, disable=not sys.stderr.isatty()
         ) as bar:
             try:
                 for audio, seconds in file.blocks():
+                    if printer.done():
+                        printer.result()  # it failed: what is still heard would be printed nowhere
                     heard += seconds
                     if options.realtime:
                         await asyncio.sleep(began + heard - time.monotonic())
@@ -227,25 +257,21 @@ async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, op
 
 
 def listen(settings: Settings, options: argparse.Namespace) -> int:
-    from daemon.logs import to_stderr
-
-    to_stderr("warning")
-    return asyncio.run(_listen(settings, options))
+    return _with_engines(settings, partial(_listen, options=options))
 
 
-async def _listen(settings: Settings, options: argparse.Namespace) -> int:
+async def _listen(pipeline: Pipeline, options: argparse.Namespace) -> int:
     from daemon.faults import ServiceError
     from daemon.microphone import Microphone
-    from daemon.pipeline import Pipeline, running
+    from daemon.pipeline import running
     from daemon.signals import stop_on_signals
     from daemon.sound import MicrophoneError, find_device
     from daemon.terminal import Live, show_all
 
-    chosen = settings.microphone
+    chosen = pipeline.settings.microphone
     if options.device is not None:
         device = int(options.device) if options.device.isdigit() else options.device
         chosen = chosen.model_copy(update={"device": device})
-    pipeline = Pipeline(settings)
     try:
         find_device(chosen.device)  # before the models are loaded, which takes seconds
         async with running(pipeline) as model:
@@ -253,6 +279,7 @@ async def _listen(settings: Settings, options: argparse.Namespace) -> int:
             stop_on_signals(microphone.stop)
             print(f"listening with {model.student}; Ctrl-C ends it", file=sys.stderr)
             printer = asyncio.create_task(show_all(pipeline.hub.subscribe(), Live(sys.stdout).show))
+            printer.add_done_callback(lambda _: microphone.stop())  # who cannot print has nobody to listen for
             try:
                 await microphone.listen(pipeline.open_stream)
             finally:

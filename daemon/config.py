@@ -176,8 +176,16 @@ def _version(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _none_is_empty(value: object) -> object:
+    """YAML reads nothing after a key as null."""
+    return "" if value is None else value
+
+
+_OptionalHost = Annotated[str, BeforeValidator(_none_is_empty)]
+
+
 class Mqtt(Section):
-    host: str = ""
+    host: _OptionalHost = ""
     port: int = Field(default=1883, ge=1, le=65535)
     topic: str = Field(default="whisperd", pattern=_TOPIC)
     client_id: str | None = None
@@ -210,7 +218,7 @@ class Mqtt(Section):
 
 
 class Wyoming(Section):
-    host: str = ""
+    host: _OptionalHost = ""
     port: int = Field(default=10300, ge=0, le=65535)
     source: str = Field(default="wyoming", min_length=1)
     requires_external_vad: bool = False

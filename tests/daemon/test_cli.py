@@ -1,23 +1,27 @@
-"""The commands that end by themselves: `transcribe`, `check`, `devices`, `distill`."""
+"""The commands that end by themselves: `transcribe`, `check`, `devices`, `distill`; and how they end when they must."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from harness import DATA, broker, scripted, service
+from harness import DATA, PATIENCE, ROOT, broker, scripted, service
 
 from daemon import check as checks
 from daemon import cli, pipeline
@@ -114,15 +118,33 @@ def test_one_bad_file_does_not_cost_the_others(whisperd: Whisperd, tmp_path: Pat
     text.write_text("no sound")
     many = tmp_path / "many.wav"
     soundfile.write(many, np.zeros((100, 9), np.float32), 16000)
-    code, out, err = whisperd("transcribe", str(tmp_path / "nowhere.wav"), str(text), str(many), str(tmp_path), KITCHEN)
+    low = tmp_path / "low.wav"
+    soundfile.write(low, np.zeros(100, np.float32), 4000)
+    raw = tmp_path / "samples.raw"
+    raw.write_bytes(bytes(100))
+    bad = [tmp_path / "nowhere.wav", text, many, low, raw, tmp_path]
+    code, out, err = whisperd("transcribe", *map(str, bad), KITCHEN)
     assert code == 1
     assert out == "turn on the kitchen\n"
-    told = err.splitlines()
-    assert len(told) == 4
-    assert told[0] == f"whisperd: {tmp_path}/nowhere.wav: there is no such file"
-    assert "is no sound file" in told[1]
-    assert "channels must be 1..8" in told[2]
-    assert told[3] == f"whisperd: {tmp_path}: is a directory; name the files in it"
+    said = [
+        "there is no such file",
+        "is no sound file that can be read: ",
+        "channels must be 1..8, got 9",
+        "sample_rate must be 8000..192000, got 4000",
+        "is no sound file that can be read: ",
+        "is a directory; name the files in it",
+    ]
+    for line, path, why in zip(err.splitlines(), bad, said, strict=True):
+        assert line.startswith(f"whisperd: {path}: {why}")
+
+
+def test_a_path_need_not_be_utf_8(whisperd: Whisperd, tmp_path: Path) -> None:
+    odd = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/b\xff.flac", b"/c\xff.flac")]
+    shutil.copyfile(KITCHEN, odd[0])
+    code, out, err = whisperd("transcribe", "--json", *odd, KITCHEN)
+    assert code == 1
+    assert [event["source"] for event in lines(out)] == [f"{tmp_path}/b\N{REPLACEMENT CHARACTER}.flac", KITCHEN]
+    assert err == f"whisperd: {tmp_path}/c\N{REPLACEMENT CHARACTER}.flac: there is no such file\n"
 
 
 def test_what_came_before_a_damaged_place_is_told(whisperd: Whisperd, tmp_path: Path) -> None:
@@ -171,6 +193,148 @@ def test_silence_is_no_text(whisperd: Whisperd, tmp_path: Path) -> None:
     path = str(tmp_path / "silence.wav")
     soundfile.write(path, np.zeros(5 * 16000, np.float32), 16000)
     assert whisperd("transcribe", path) == (0, "", "")
+
+
+# --- in a process of its own -----------------------------------------------------------------------------------------
+
+SCRIPTED = """
+import os, sys
+from pathlib import Path
+
+import harness
+from daemon import cli, pipeline, sound
+
+tokenizer_file, busy, *arguments = sys.argv[1:]
+
+def work(*_):
+    import torch
+
+    ones = torch.ones(64, 64)
+    print("busy", file=sys.stderr)
+    while True:
+        ones @ ones
+
+load = harness.scripted(Path(tokenizer_file), before=work if busy == "decoding" else None)
+pipeline.Pipeline.__init__.__defaults__ = (work if busy == "loading" else load,)
+sound.find_device = lambda device: "there is one"
+sys.exit(cli.main([arguments[0], "-c", os.devnull, *arguments[1:]]))
+"""
+"""A command with a scripted engine, or one that never ends what it is busy with, in torch."""
+
+
+@asynccontextmanager
+async def command(
+    tokenizer_file: Path,
+    *arguments: str,
+    busy: str = "",
+    stdout: int = asyncio.subprocess.PIPE,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Killed at the end, if it has not ended. Nobody has asked Python to flush its output."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    popen = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SCRIPTED, str(tokenizer_file), busy, *arguments,
+        stdout=stdout, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
+        env={**inherited, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'daemon'}", **environment},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(2 * PATIENCE):
+            yield popen
+    finally:
+        if popen.returncode is None:
+            popen.kill()
+        await popen.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "busy"),
+    [(["transcribe", KITCHEN], "loading"), (["transcribe", KITCHEN], "decoding"), (["listen"], "loading")],
+)
+async def test_an_interrupt_while_an_engine_is_busy(tokenizer_file: Path, arguments: list[str], busy: str) -> None:
+    """The interpreter may not end under torch: it would abort."""
+    async with command(tokenizer_file, *arguments, busy=busy) as popen:
+        assert popen.stderr is not None
+        assert await popen.stderr.readline() == b"busy\n"
+        popen.send_signal(signal.SIGINT)
+        assert await popen.communicate() == (b"", b"")
+        assert popen.returncode == 130
+
+
+async def test_a_line_goes_out_when_it_is_printed(tokenizer_file: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with command(tokenizer_file, "transcribe", "--json", KITCHEN, str(pipe)) as popen:
+        assert popen.stdout is not None
+        first = json.loads(await popen.stdout.readline())
+        # It still waits for the second file.
+        await asyncio.to_thread(lambda: pipe.write_bytes(Path(KITCHEN).read_bytes()))
+        rest, err = await popen.communicate()
+    assert (popen.returncode, err) == (0, b"")
+    assert [event["source"] for event in (first, *lines(rest.decode()))] == [KITCHEN, str(pipe)]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+async def test_an_output_that_takes_nothing(tokenizer_file: Path, options: list[str]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        async with command(tokenizer_file, "transcribe", *options, KITCHEN, stdout=full) as popen:
+            _, err = await popen.communicate()
+    finally:
+        os.close(full)
+    assert (popen.returncode, err) == (1, b"whisperd: standard output: No space left on device\n")
+
+
+async def test_nothing_is_heard_for_a_reader_who_has_left(tokenizer_file: Path, tmp_path: Path) -> None:
+    samples, rate = soundfile.read(KITCHEN, dtype="float32")
+    path = str(tmp_path / "minutes.flac")
+    soundfile.write(path, np.tile(samples, 200), rate)
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        async with command(tokenizer_file, "transcribe", "--realtime", path, stdout=write) as popen:
+            _, err = await popen.communicate()
+    finally:
+        os.close(write)
+    assert (popen.returncode, err) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["output", "locale"],
+)
+async def test_events_are_utf_8_in_any_locale(
+    tokenizer_file: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    path = tmp_path / "é.flac"
+    shutil.copyfile(KITCHEN, path)
+    async with command(tokenizer_file, "transcribe", "--json", str(path), environment=environment) as popen:
+        out, err = await popen.communicate()
+    assert (popen.returncode, err) == (0, b"")
+    (final,) = lines(out.decode())
+    assert final["source"] == str(path)
+
+
+def test_no_output_at_all() -> None:
+    """Standard output may be closed, as `>&-` does."""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m daemon.cli models >&-', sys.executable],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_failure_elsewhere_does_not_pass_for_one_of_the_output(
+    whisperd: Whisperd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> int:
+        raise BrokenPipeError("of something else")
+
+    monkeypatch.setitem(cli._COMMANDS, "models", fail)
+    with pytest.raises(BrokenPipeError, match="of something else"):
+        whisperd("models")
 
 
 # --- check -----------------------------------------------------------------------------------------------------------

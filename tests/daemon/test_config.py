@@ -362,6 +362,16 @@ def test_words_that_yaml_reads_as_something_else(text: str, key: str, value: str
     assert getattr(load(path, {f"WHISPERD_MQTT__{name.upper()}": word}).mqtt, key) == value
 
 
+@pytest.mark.parametrize("section", ["mqtt", "wyoming"])
+def test_no_host_may_be_written_as_nothing(section: str, tmp_path: Path) -> None:
+    path = tmp_path / "whisperd.yaml"
+    for host in ("", "null", '""'):
+        path.write_text(f"{section}:\n  host: {host}\n")
+        assert getattr(load(path, {}), section).host == ""
+    path.write_text(f"{section}: {{host: elsewhere}}")
+    assert getattr(load(path, {f"WHISPERD_{section.upper()}__HOST": ""}), section).host == ""
+
+
 def test_what_a_service_manager_tells() -> None:
     told = surroundings(
         {

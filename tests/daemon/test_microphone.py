@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -22,7 +23,9 @@ from daemon import cli, microphone, pipeline, sound
 from daemon.config import AnyMicrophone, Settings
 from daemon.metrics import Metrics
 from daemon.microphone import Microphone
+from daemon.output import OutputError
 from daemon.sound import MicrophoneError
+from daemon.terminal import Live
 from streaming.events import Audio, Inbound, Start
 
 
@@ -141,7 +144,7 @@ async def test_listening_in_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
-    task = asyncio.create_task(cli._listen(Settings(), argparse.Namespace(device="pulse")))
+    task = asyncio.create_task(cli._listen(pipeline.Pipeline(Settings()), argparse.Namespace(device="pulse")))
     told = ""
 
     def listening() -> bool:
@@ -157,6 +160,21 @@ async def test_listening_in_a_terminal(
     assert capsys.readouterr().out.startswith("turn on the")
 
 
+async def test_listening_ends_when_nothing_can_be_printed(
+    tokenizer_file: Path, sound_server: SoundServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(*_: Any) -> None:
+        raise OutputError(OSError(errno.EPIPE, "nobody reads"))
+
+    monkeypatch.setattr(Live, "show", show)
+    listening = cli._listen(pipeline.Pipeline(Settings(), scripted(tokenizer_file)), argparse.Namespace(device="pulse"))
+    task = asyncio.create_task(listening)
+    while not task.done():
+        await sound_server.play(speech())
+    with pytest.raises(OutputError):
+        await task
+
+
 async def test_listening_to_a_device_that_is_not_there(
     tokenizer_file: Path,
     sound_server: SoundServer,
@@ -164,7 +182,7 @@ async def test_listening_to_a_device_that_is_not_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
-    assert await cli._listen(Settings(), argparse.Namespace(device="nowhere")) == 1
+    assert await cli._listen(pipeline.Pipeline(Settings()), argparse.Namespace(device="nowhere")) == 1
     assert "No input device matching 'nowhere': see `whisperd devices`" in capsys.readouterr().err
 
 
