@@ -20,9 +20,12 @@ from torch.utils.data import Dataset
 
 from distillation.batches import IGNORED, laid_out
 from distillation.corpus import Clip, Corpus
+from distillation.errors import DistillError
+from distillation.files import write_text_whole
 from distillation.label import word_error_rate
 from distillation.model import Layout, Whisper, encoding, make_student
 from distillation.scores import score
+from distillation.settings import Settings, require_same
 from distillation.states import Heard, States
 from distillation.tables import table
 from distillation.train import Schedule, StudentObjective, fit
@@ -118,20 +121,43 @@ class Outcome:
 
 
 def ablate(
-    teacher: Whisper, states: States, judge: Judge, layout: Layout, steps: int, seeds: int, folder: Path, device: str
-) -> list[Outcome]:
-    """Trains every variant with every seed; outcomes that are in `folder` already are taken from there."""
+    teacher: Whisper, states: States, judge: Judge, layout: Layout, steps: int, seeds: int, folder: Path, device: str,
+    settings: Settings,
+) -> list[Outcome]:  # fmt: skip
+    """Trains every variant with every seed; outcomes that are in `folder` already are taken from there.
+
+    settings: how they are judged; what they learn from is the store's to say.
+
+    Raises:
+        SettingsError: an outcome that is there was found under other settings.
+    """
     outcomes = []
     for variant in variants(teacher.config.decoder_layers):
         for seed in range(seeds):
             place = folder / f"{variant.group} {variant.name} {seed}".replace("/", "-")
-            done = place / "outcome.json"
-            if not done.is_file():
-                wer = _train(variant, seed, teacher, states, judge, layout, steps, place, device)
-                done.write_text(json.dumps({**asdict(variant), "seed": seed, "steps": steps, "wer": wer}) + "\n")
-                (place / "checkpoint.pt").unlink()  # what it was for is written down
-            outcomes.append(Outcome(variant, seed, float(json.loads(done.read_text())["wer"])))
+            given = {"--steps": steps, **settings, **states.settings}
+            done = _done(place, given)
+            if done is None:
+                done = _train(variant, seed, teacher, states, judge, layout, steps, place, device)
+                found = {**asdict(variant), "seed": seed, "wer": done, "settings": given}
+                write_text_whole(json.dumps(found) + "\n", place / "outcome.json")
+                (place / "checkpoint.pt").unlink(missing_ok=True)  # what it was for is written down
+            outcomes.append(Outcome(variant, seed, done))
     return outcomes
+
+
+def _done(place: Path, settings: Settings) -> float | None:
+    """The word errors that were found already."""
+    path = place / "outcome.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        begun, wer = dict(found.get("settings", {})), float(found["wer"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DistillError(f"{path} cannot be read: remove it, and the same command finds it again") from error
+    require_same(place, begun, settings)
+    return wer
 
 
 def _train(
@@ -141,8 +167,9 @@ def _train(
     torch.manual_seed(seed)
     student = make_student(teacher, variant.layers)
     objective = StudentObjective(student, teacher, variant.ce, variant.kl, variant.temperature)
-    schedule = Schedule(steps, 8e-4, warmup=min(50, steps), cooldown=steps // 2, every=steps)
-    fit(objective, Spoilt(states.shuffled(seed), variant, layout), schedule, folder, device=device)
+    schedule = Schedule(steps, 8e-4, warmup=min(50, steps), cooldown=steps // 2, every=steps, seed=seed)
+    learnt = {"--steps": steps, **states.settings}
+    fit(objective, Spoilt(states.shuffled(seed), variant, layout), schedule, folder, device=device, settings=learnt)
     return judge(student)
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TEACHER_LAYERS = 4
 """Decoder layers of a teacher from scratch."""
+TEACHER_COOLDOWN, STUDENT_COOLDOWN = 3500, 1500
+"""Last steps, of falling rate, of a training that is long enough for them."""
 HEAD_STEPS = 300
 """For which the CTC head learns alone, where a teacher goes on without the head that it had."""
 
@@ -136,7 +138,12 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         "--versions", type=arguments.count, default=2,
         help="how often a clip is augmented anew and heard by the encoder (default: %(default)s)",
     )  # fmt: skip
-    _training_arguments(command, steps=2500, rate=8e-4, cooldown=1500)
+    command.add_argument(
+        "--weights", choices=("none", "home-en"), default="none",
+        help="how often each set comes in an epoch: all once, or as for home-en, by the names of the sets of its "
+        "corpus (default: %(default)s)",
+    )  # fmt: skip
+    _training_arguments(command, steps=2500, rate=8e-4, cooldown=STUDENT_COOLDOWN)
     command.set_defaults(run=_train)
 
 
@@ -204,7 +211,7 @@ def _add_corpus(command: argparse.ArgumentParser) -> None:
 
 
 def _add_teacher(command: argparse.ArgumentParser) -> None:
-    _training_arguments(command, steps=10000, rate=1e-3, cooldown=3500)
+    _training_arguments(command, steps=10000, rate=1e-3, cooldown=TEACHER_COOLDOWN)
     command.add_argument("--start", type=Path, metavar="DIR",
                          help="a checkpoint to go on from, or an earlier --out, with its CTC head")  # fmt: skip
     command.add_argument("--name", default="home-en-teacher", help="what it calls itself (default: %(default)s)")
@@ -248,12 +255,16 @@ def _training_arguments(command: argparse.ArgumentParser, steps: int, rate: floa
     command.add_argument(
         "--cooldown",
         type=arguments.count_or_none,
-        default=cooldown,
-        help="last steps, of falling rate (default: %(default)s)",
+        help=f"last steps, of falling rate (default: {cooldown}, or 0.6 of --steps where that is less)",
     )
     command.add_argument(
-        "--seed", type=arguments.count_or_none, default=0, help="of the order of training (default: %(default)s)"
-    )
+        "--save-every", type=arguments.count, default=500, metavar="STEPS",
+        help="between checkpoints, each with a row of the curve (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--seed", type=arguments.count_or_none, default=0,
+        help="of the order of training, and of what is random in it (default: %(default)s)",
+    )  # fmt: skip
     command.add_argument(
         "--device", type=arguments.device, default="auto", help="cpu, cuda, or auto (default: %(default)s)"
     )
@@ -279,7 +290,8 @@ def _teacher(options: argparse.Namespace) -> None:
     from distillation.model import CONTEXTS, deepen, export, load_model, make_teacher, own_layout
     from distillation.noise import read_noises, with_mistaken
     from distillation.recipe import from_scratch, refining
-    from distillation.train import HeadObjective, Schedule, TeacherObjective, fit, trained_weights
+    from distillation.settings import Settings, digest_of_clips, digest_of_noises, digest_of_weights
+    from distillation.train import HeadObjective, Schedule, TeacherObjective, fit, trained
     from distillation.watch import watching
 
     corpus = Corpus(options.corpus)
@@ -296,18 +308,30 @@ def _teacher(options: argparse.Namespace) -> None:
         model = make_teacher(tokenizer, options.width, options.encoder_layers, layers, dropout=0.0)
     objective = TeacherObjective(model, ctc_weight=1.0)
     if begun:
-        objective.take_head(trained_weights(begun))
+        objective.take_head(trained(begun).weights)
     layout = own_layout(tokenizer)
     clips, noises = corpus.split("train"), with_mistaken(read_noises(options.noise))
-    stages = refining(options.steps) if start else from_scratch(options.steps)
+    settings: Settings = {
+        "--start": digest_of_weights(start) if start else "none",
+        "--width": model.config.d_model,
+        "--encoder-layers": model.config.encoder_layers,
+        "--decoder-layers": model.config.decoder_layers,
+        "--vocabulary": "of --start" if start else options.vocabulary,
+        "--seed": options.seed,
+        "--corpus": digest_of_clips(clips),
+        "--noise": digest_of_noises(options.noise),
+    }
+    stages = refining(options.steps, options.seed) if start else from_scratch(options.steps, options.seed)
     batches = Staged([(first, Batches(corpus, clips, noises, layout, mixture)) for first, mixture in stages])
     if start and not begun:
         steps = min(HEAD_STEPS, options.steps)
-        alone = Schedule(steps, rate=5e-3, warmup=20, cooldown=steps // 2)
-        fit(HeadObjective(objective), batches, alone, options.out / "head", device=options.device)
-    schedule = Schedule(options.steps, options.rate, cooldown=options.cooldown)
+        alone = Schedule.of(steps, 5e-3, 20, steps // 2, every=options.save_every, seed=options.seed)
+        fit(HeadObjective(objective), batches, alone, options.out / "head", device=options.device, settings=settings)
+    schedule = Schedule.of(
+        options.steps, options.rate, 400, TEACHER_COOLDOWN, options.cooldown, options.save_every, options.seed
+    )
     watch = watching(model, corpus, layout)
-    fit(objective, batches, schedule, options.out / "run", watch, options.device)
+    fit(objective, batches, schedule, options.out / "run", watch, options.device, {"--rate": options.rate, **settings})
     export(model.cpu(), tokenizer, options.out / "checkpoint", CONTEXTS, options.name)
 
 
@@ -317,6 +341,7 @@ def _tokenizer(options: argparse.Namespace, corpus: Corpus, start: Checkpoint | 
     """
     from tokenizers import Tokenizer
 
+    from distillation.files import folder_written_whole
     from distillation.tokenizer import save_tokenizer, train_tokenizer
 
     if start:
@@ -324,7 +349,9 @@ def _tokenizer(options: argparse.Namespace, corpus: Corpus, start: Checkpoint | 
     folder = options.out / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         spoken = sorted({clip.text for clip in corpus.split("train")})
-        save_tokenizer(train_tokenizer([*islice(sentences(7), 20000), *spoken], options.vocabulary), folder)
+        trained = train_tokenizer([*islice(sentences(7), 20000), *spoken], options.vocabulary)
+        with folder_written_whole(folder, last="tokenizer.json") as part:
+            save_tokenizer(trained, part)
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
@@ -351,10 +378,18 @@ def _label(options: argparse.Namespace) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
-    from distillation.model import continue_student, export_student, load_model, make_student, student_layers
+    from distillation.model import (
+        continue_student,
+        export_student,
+        load_model,
+        make_student,
+        require_other_folder,
+        student_layers,
+    )
     from streaming.whisper.checkpoint import require_same_vocabulary
 
     teacher = _checkpoint(options.teacher, "teacher")
+    require_other_folder(options.out, teacher)
     layers = student_layers(teacher.dimensions.decoder_layers, options.decoder_layers)
     student = make_student(load_model(teacher), options.decoder_layers)
     decoder = f"its decoder layers {', '.join(map(str, layers))} (the first is 0)"
@@ -374,7 +409,8 @@ def _train(options: argparse.Namespace) -> None:
     from distillation.label import read_labels, relabelled
     from distillation.model import encoding, layout_of, load_model
     from distillation.noise import read_noises, with_mistaken
-    from distillation.recipe import student_mixture
+    from distillation.recipe import WEIGHTS, student_mixture
+    from distillation.settings import Settings, digest_of_noises, digest_of_weights
     from distillation.states import States
     from distillation.train import Schedule, StudentObjective, fit
     from distillation.watch import watching
@@ -389,25 +425,52 @@ def _train(options: argparse.Namespace) -> None:
     layout = layout_of(teacher, options.language)
     torch.manual_seed(options.seed)
     noises = with_mistaken(read_noises(options.noise))
-    mixture = student_mixture(options.batch_seconds, options.longest, options.augment, options.seed)
+    weights = WEIGHTS[options.weights]
+    mixture = student_mixture(options.batch_seconds, options.longest, options.augment, options.seed, weights)
     batches = Batches(corpus, clips, noises, layout, mixture)
     student, taught_by = load_model(begun), load_model(teacher)
     objective = StudentObjective(student, taught_by, options.ce_weight, options.kl_weight, options.temperature)
-    states = States(options.out / "states", batches, options.versions, options.seed, str(teacher.directory))
+    heard: Settings = {
+        "--teacher": digest_of_weights(teacher),
+        "--language": options.language or "none",
+        "--batch-seconds": options.batch_seconds,
+        "--longest": options.longest,
+        "--augment": options.augment,
+        "--weights": options.weights,
+        "--seed": options.seed,
+        "--noise": digest_of_noises(options.noise),
+    }
+    states = States(options.out / "states", batches, options.versions, options.seed, heard)
     states.prepare(encoding(taught_by, options.device))
-    schedule = Schedule(options.steps, options.rate, warmup=100, cooldown=options.cooldown)
-    fit(objective, states, schedule, options.out, watching(student, corpus, layout), options.device)
+    settings: Settings = {
+        "--student": digest_of_weights(begun),
+        "--ce-weight": options.ce_weight,
+        "--kl-weight": options.kl_weight,
+        "--temperature": options.temperature,
+        "--rate": options.rate,
+        **states.settings,
+    }
+    schedule = Schedule.of(
+        options.steps, options.rate, 100, STUDENT_COOLDOWN, options.cooldown, options.save_every, options.seed
+    )
+    watch = watching(student, corpus, layout)
+    fit(objective, states, schedule, options.out, watch, options.device, settings)
 
 
 def _export(options: argparse.Namespace) -> None:
-    from distillation.model import export_student, load_model, student_layers
-    from distillation.train import trained_weights
+    from distillation.model import export_student, load_model, require_other_folder, student_layers
+    from distillation.train import load_weights, require_teachers_encoder, trained
+    from streaming.whisper.checkpoint import require_same_vocabulary
 
     teacher, begun = _checkpoint(options.teacher, "teacher"), _checkpoint(options.student, "student")
-    student = load_model(begun)
-    student.load_state_dict(trained_weights(options.trained))
+    require_other_folder(options.out, teacher)
+    require_same_vocabulary(begun, teacher)
+    student, found = load_model(begun), trained(options.trained)
+    load_weights(student, found.weights, f"the training in {options.trained}")
+    require_teachers_encoder(student, load_model(teacher))
     layers = student_layers(teacher.dimensions.decoder_layers, begun.dimensions.decoder_layers)
     export_student(student, teacher, layers, options.out, options.name)
+    print(f"{options.out}: the student after {found.step} steps")
     print(f"{options.out}: run it with `models: {{student: {options.out}, teacher: {options.teacher}}}`")
 
 
@@ -448,7 +511,8 @@ def _ablations(options: argparse.Namespace) -> None:
     from distillation.label import read_labels, relabelled
     from distillation.model import encoding, layout_of, load_model
     from distillation.noise import Noises
-    from distillation.recipe import student_mixture
+    from distillation.recipe import WEIGHTS, student_mixture
+    from distillation.settings import Settings, digest_of_clips, digest_of_weights
     from distillation.states import States
 
     corpus = Corpus(options.corpus)
@@ -456,12 +520,14 @@ def _ablations(options: argparse.Namespace) -> None:
     teacher, layout = load_model(checkpoint), layout_of(checkpoint, options.language)
     clips = relabelled(corpus, read_labels(options.labels), _filter(options))
     clips = clips[:: max(1, len(clips) // options.clips)][: options.clips]
-    batches = Batches(corpus, clips, Noises(), layout, student_mixture(60, 26, 0.4, seed=0))
-    states = States(options.out / "states", batches, 1, 0, str(checkpoint.directory))
+    batches = Batches(corpus, clips, Noises(), layout, student_mixture(60, 26, 0.4, 0, WEIGHTS["none"]))
+    heard: Settings = {"--teacher": digest_of_weights(checkpoint), "--language": options.language or "none"}
+    states = States(options.out / "states", batches, 1, 0, heard)
     states.prepare(encoding(teacher, options.device))
     held_out = clips_of(corpus, "held_out", at_most=options.judged) or clips_of(corpus, "dev", at_most=options.judged)
     judge = Judge(teacher, corpus, held_out, layout, options.device)
-    outcomes = ablate(teacher, states, judge, layout, options.steps, options.seeds, options.out, options.device)
+    judged: Settings = {"--judged": digest_of_clips(held_out)}
+    outcomes = ablate(teacher, states, judge, layout, options.steps, options.seeds, options.out, options.device, judged)
     told = account(outcomes, judge(teacher), options.steps)
     (options.out / "ABLATIONS.md").write_text(told, encoding="utf-8")
     print(told)

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from distillation.errors import DistillError
+from distillation.files import folder_written_whole, unfinished_folder
+from distillation.precision import computing
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS, START, save_tokenizer, token_id
-from streaming.whisper.checkpoint import Checkpoint, require_same_vocabulary
+from streaming.whisper.checkpoint import Checkpoint, CheckpointError, require_same_vocabulary
 from streaming.whisper.rules import Rules
 
 CONTEXTS = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
@@ -31,7 +35,7 @@ Whisper = Any  # WhisperForConditionalGeneration: transformers ships no types
 
 
 class ModelError(DistillError):
-    """The checkpoint cannot be trained from; the message says why."""
+    """The checkpoint cannot be trained from, or not be written; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,18 @@ def layout_of(checkpoint: Checkpoint, language: str | None) -> Layout:
 
 
 def load_model(checkpoint: Checkpoint) -> Whisper:
-    """Its weights, in single precision."""
-    return WhisperForConditionalGeneration.from_pretrained(checkpoint.directory, dtype="float32")
+    """Its weights, in single precision.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    try:
+        return WhisperForConditionalGeneration.from_pretrained(checkpoint.directory, dtype="float32")
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the weights in {checkpoint.directory} cannot be read ({reason}): fetch or export them again"
+        ) from error
 
 
 def make_teacher(tokenizer: Tokenizer, width: int, encoder_layers: int, decoder_layers: int, dropout: float) -> Whisper:
@@ -202,13 +216,13 @@ def attend_fast(model: Whisper, device: str) -> None:
 
 
 def encoding(model: Whisper, device: str) -> Callable[[Tensor], Tensor]:
-    """A frozen encoder on `device`, in bfloat16."""
+    """A frozen encoder on `device`."""
     attend_fast(model, device)
     model.to(device).eval()
 
     @torch.no_grad()
     def run(mel: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with computing(int(model.config.d_model), device):
             return encode(model, mel.to(device))
 
     return run
@@ -239,8 +253,10 @@ def greedy(model: Whisper, states: Tensor, prompt: Sequence[int], end: int, limi
 def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequence[float], name: str) -> None:
     """Writes a teacher of our own in the hub layout, weights in half precision: config, generation rules, tokenizer,
     feature extractor.
+
+    Raises:
+        ModelError: it cannot be written to the folder, which is as it was.
     """
-    save_tokenizer(tokenizer, folder)
     ids = {token: token_id(tokenizer, token) for token in (START, END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS)}
     other_special = range(ids[START], ids[NO_TIMESTAMPS])
     generation = GenerationConfig(
@@ -255,8 +271,10 @@ def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequenc
         suppress_tokens=list(other_special),
         begin_suppress_tokens=[],
     )
-    _save(model, generation, folder, torch.float16)
-    _describe(folder, {"name": name, "contexts": list(contexts), "timestamps": False})
+    with _checkpoint_in(folder) as part:
+        save_tokenizer(tokenizer, part)
+        _save(model, generation, part, torch.float16)
+        _describe(part, {"name": name, "contexts": list(contexts), "timestamps": False})
 
 
 def export_student(student: Whisper, teacher: Checkpoint, layers: Sequence[int], folder: Path, name: str) -> None:
@@ -265,20 +283,32 @@ def export_student(student: Whisper, teacher: Checkpoint, layers: Sequence[int],
     Weights are as precise as the teacher's: only then is its encoder the teacher's own, and one in memory.
 
     layers: which of the teacher's decoder layers it began with; the teacher's alignment heads in those are named anew.
+
+    Raises:
+        ModelError: it cannot be written to the folder, which is as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in _COPIED:
-        if (teacher.directory / file).is_file():
-            shutil.copyfile(teacher.directory / file, folder / file)
-    shutil.copyfile(teacher.tokenizer_file, folder / "tokenizer.json")
     generation = GenerationConfig.from_pretrained(teacher.directory)
     if teacher.alignment_heads:
         kept = [[layers.index(layer), head] for layer, head in teacher.alignment_heads if layer in layers]
         generation.update(alignment_heads=kept or None)
-    _save(student, generation, folder, _stored_as(teacher))
     own = teacher.directory / "whisperd.json"
     about = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {"contexts": list(teacher.contexts)}
-    _describe(folder, about | {"name": name})
+    with _checkpoint_in(folder) as part:
+        for file in _COPIED:
+            if (teacher.directory / file).is_file():
+                shutil.copyfile(teacher.directory / file, part / file)
+        shutil.copyfile(teacher.tokenizer_file, part / "tokenizer.json")
+        _save(student, generation, part, _stored_as(teacher))
+        _describe(part, about | {"name": name})
+
+
+def require_other_folder(folder: Path, teacher: Checkpoint) -> None:
+    """
+    Raises:
+        ModelError: a student would take the place of its teacher.
+    """
+    if folder.resolve() == teacher.directory.resolve():
+        raise ModelError(f"{folder} is the teacher, which would be lost: choose another --out")
 
 
 def average(parts: Sequence[tuple[Checkpoint, float]], folder: Path, name: str) -> None:
@@ -288,14 +318,17 @@ def average(parts: Sequence[tuple[Checkpoint, float]], folder: Path, name: str) 
     parts: checkpoint and share, of one shape and vocabulary; the first gives tokenizer and rules.
 
     Raises:
-        ModelError: they differ in shape.
-        CheckpointError: they differ in vocabulary.
+        ModelError: they differ in shape or vocabulary.
     """
     first = parts[0][0]
     for checkpoint, _ in parts[1:]:
+        both = f"{first.directory} and {checkpoint.directory}"
         if checkpoint.dimensions != first.dimensions:
-            raise ModelError(f"only checkpoints of one shape can be averaged: {first.directory} and another differ")
-        require_same_vocabulary(first, checkpoint)
+            raise ModelError(f"only checkpoints of one shape can be averaged: {both} differ")
+        try:
+            require_same_vocabulary(first, checkpoint)
+        except CheckpointError as error:
+            raise ModelError(f"only checkpoints of one vocabulary can be averaged: {both} differ") from error
     models = [load_model(checkpoint) for checkpoint, _ in parts]
     states, total = [model.state_dict() for model in models], sum(share for _, share in parts)
     mean = {
@@ -310,6 +343,25 @@ _COPIED = (
     "preprocessor_config.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "normalizer.json",
 )  # fmt: skip
+_REPLACED = (
+    *_COPIED, "tokenizer.json", "whisperd.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
+)  # fmt: skip
+"""What an older checkpoint in the same folder leaves behind for none of the new files."""
+
+
+@contextmanager
+def _checkpoint_in(folder: Path) -> Iterator[Path]:
+    """Where to write a checkpoint's files, which go to `folder` once all are written."""
+    strange = folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()
+    if strange and not unfinished_folder(folder).is_dir():
+        raise ModelError(f"{folder} holds something else than a checkpoint: choose another --out, or an empty folder")
+    try:
+        with folder_written_whole(folder, last="config.json", replaced=_REPLACED) as part:
+            yield part
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"the checkpoint cannot be written to {folder} ({error}): make room, or choose another --out"
+        ) from error
 
 
 def _stored_as(checkpoint: Checkpoint) -> torch.dtype:
@@ -326,5 +378,3 @@ def _save(model: Whisper, generation: GenerationConfig, folder: Path, dtype: tor
 
 def _describe(folder: Path, about: Mapping[str, Any]) -> None:
     (folder / "whisperd.json").write_text(json.dumps(about, indent=2) + "\n")
-    for file in folder.iterdir():
-        file.chmod(0o644)  # weights are written for their owner alone, but a service runs as somebody else

@@ -2,10 +2,13 @@
 
 Owns the mixtures of each stage. Knows nothing of how a batch is made or a model trained.
 
-How often a set comes in an epoch: once, unless it is named.
+How often a set comes in an epoch: once, unless it is named. The names are those of `distill corpus` and of the
+recordings that home-en learnt from: in a corpus of somebody else's, a set may be called so and be something else.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from distillation.batches import Mixture
 
@@ -42,38 +45,47 @@ REFINING = {
     "hymel_custom": 0.3,
     "wake_precise": 0.5,
 }
+WEIGHTS: Mapping[str, Mapping[str, float]] = {"none": {}, "home-en": REFINING}
+"""By the name that `distill train --weights` takes."""
 PEOPLE_FROM = 3000
 
 Stages = list[tuple[int, Mixture]]
 """(first step, mixture), ascending."""
 
 
-def from_scratch(steps: int) -> Stages:
+# Each stage has numbers of its own, and each seed of a training other ones; with seed 0 they are those of home-en.
+
+
+def from_scratch(steps: int, seed: int = 0) -> Stages:
     """First mostly synthetic voices, in short clips and small batches: the encoder must find how sounds and letters go
     together, and noisy single words hide it. Then people.
     """
     first = Mixture(SYNTHETIC_FIRST, seconds=44, most_rows=24, longest=4.5, joined_share=0, empty_share=0.01,
-                    clean_until=PEOPLE_FROM, exact_from=steps)  # fmt: skip
+                    clean_until=PEOPLE_FROM, exact_from=steps, seed=1 + 1000 * seed)  # fmt: skip
     then = Mixture(THEN_PEOPLE, seconds=50, most_rows=28, longest=6, joined_share=0.015, empty_share=0.03,
-                   clean_until=PEOPLE_FROM, full_from=15000, exact_from=steps * 4 // 5, seed=3)  # fmt: skip
+                   clean_until=PEOPLE_FROM, full_from=15000, exact_from=steps * 4 // 5,
+                   seed=3 + 1000 * seed)  # fmt: skip
     return [(0, first), (PEOPLE_FROM, then)]
 
 
-def refining(steps: int) -> Stages:
+def refining(steps: int, seed: int = 0) -> Stages:
     """Augmented from three to five tenths of full strength."""
     mixture = Mixture(REFINING, seconds=56, most_rows=32, longest=7, joined_share=0.03, empty_share=0.04,
                       clean_until=-3 * steps // 2, full_from=7 * steps // 2, exact_from=steps * 3 // 4,
-                      seed=12)  # fmt: skip
+                      seed=12 + 1000 * seed)  # fmt: skip
     return [(0, mixture)]
 
 
-def student_mixture(seconds: float, longest: float, strength: float, seed: int) -> Mixture:
+def student_mixture(
+    seconds: float, longest: float, strength: float, seed: int, weights: Mapping[str, float]
+) -> Mixture:
     """For a student of any teacher: the encoder is frozen and has heard it all, so augmentation stays as it is.
 
     seconds: of audio in a batch. longest: of a clip. strength: of augmentation, 0..1.
+    weights: how often a set comes in an epoch, where not once.
     """
     # A ramp so long that it stands still: `strength` at its place 0.
     ramp = 10**9
-    return Mixture(REFINING, seconds=seconds, most_rows=32, longest=longest, joined_share=0.03, empty_share=0.03,
+    return Mixture(weights, seconds=seconds, most_rows=32, longest=longest, joined_share=0.03, empty_share=0.03,
                    clean_until=-round(strength * ramp), full_from=round((1 - strength) * ramp), exact_from=0,
                    seed=seed)  # fmt: skip

@@ -8,8 +8,8 @@ an epoch: training then costs what the decoders cost. Knows nothing of losses.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from distillation.batches import Batch, Batches
 from distillation.errors import DistillError
-from distillation.files import NotWritten, write_whole
+from distillation.files import NotWritten, write_text_whole, write_whole
+from distillation.settings import DIGEST, Settings, require_same
 
 
 class StatesError(DistillError):
@@ -41,24 +42,26 @@ class Heard:
 class States(Dataset[Heard]):
     """`states[step]`: the batches of the first `versions` epochs, over and over, in another order each time.
 
-    made_from: whatever else decides what is in the store; another value than the one it was begun with is refused.
+    settings: whatever else decides what is in the store; other ones than it was begun with are refused.
 
     Raises:
-        StatesError: the folder holds the states of other batches.
+        SettingsError: the folder holds the states of other batches.
+        StatesError: it is not known what it holds.
     """
 
-    def __init__(self, folder: Path, batches: Batches, versions: int, seed: int, made_from: str) -> None:
+    def __init__(self, folder: Path, batches: Batches, versions: int, seed: int, settings: Settings) -> None:
         self._folder = folder
         self._batches = batches
         self._seed = seed
         self.count = sum(batches.epoch_steps(epoch) for epoch in range(versions))
+        # The batches come last: where they differ, an option that is named before them is mostly why.
+        self.settings = {**settings, "--versions": versions, "corpus or set of labels": DIGEST + batches.fingerprint}
         folder.mkdir(parents=True, exist_ok=True)
-        mark = hashlib.sha256(f"{made_from} {batches.fingerprint} {self.count}".encode()).hexdigest()
         about = folder / "about.json"
-        if not about.is_file():
-            about.write_text(json.dumps({"made_from": mark, "batches": self.count}) + "\n")
-        elif json.loads(about.read_text())["made_from"] != mark:
-            raise StatesError(f"{folder} was begun with other clips or options: remove it, or give the same ones")
+        if about.is_file():
+            require_same(folder, _begun(about), self.settings)
+        else:
+            write_text_whole(json.dumps({"settings": self.settings, "batches": self.count}) + "\n", about)
 
     def prepare(self, encode: Callable[[Tensor], Tensor]) -> None:
         """Hears what was not heard yet. encode: features [rows, bins, frames] -> states.
@@ -84,7 +87,11 @@ class States(Dataset[Heard]):
         return int(np.random.default_rng((self._seed, 3, epoch)).permutation(self.count)[place])
 
     def __getitem__(self, step: int) -> Heard:
-        stored = torch.load(self._path(self.number(step)), weights_only=True)
+        path = self._path(self.number(step))
+        try:
+            stored = torch.load(path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise StatesError(f"{path} cannot be read: remove it, and the same command hears it again") from error
         return Heard(stored["states"], stored["inputs"], stored["labels"])
 
     def _path(self, number: int) -> Path:
@@ -97,6 +104,13 @@ class States(Dataset[Heard]):
         except NotWritten as error:
             whole = self.count * stored["states"].nbytes / 1e9
             raise StatesError(
-                f"batch {number} of {self.count} cannot be written to {self._folder} ({error}): "
+                f"batch {number} of {self.count} cannot be written to {self._folder} ({error.reason}): "
                 f"all take about {whole:.1f} GB; make room, or give --versions 1; the same command goes on from here"
             ) from error
+
+
+def _begun(about: Path) -> Settings:
+    try:
+        return dict(json.loads(about.read_text(encoding="utf-8"))["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StatesError(f"{about} does not say from what its folder was made: remove {about.parent}") from error

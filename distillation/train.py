@@ -11,19 +11,24 @@ The student learns from encoder states (`states.py`), the teacher from features.
 
 The learning rate warms up, stays, and falls linearly over the last `cooldown` steps: a training whose end was put off
 goes on from its checkpoint without having been cooled.
+
+A training that was stopped and goes on is the one that was not, to the bit: what a step does depends on the weights,
+the seed and the step alone, and what belongs to a row of the curve is kept in the checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -31,22 +36,43 @@ from tqdm import tqdm
 
 from distillation.batches import CHARACTERS, IGNORED, Batch
 from distillation.errors import DistillError
-from distillation.files import NotWritten, write_whole
-from distillation.interrupts import deaf_children
+from distillation.files import NotWritten, write_text_whole, write_whole
+from distillation.interrupts import deaf_children, interrupt_put_off
 from distillation.model import Whisper, attend_fast, encode, logits
 from distillation.pictures import Panel, draw
+from distillation.precision import computing
+from distillation.settings import Settings, require_same
 from distillation.states import Heard
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """rate: the learning rate between `warmup` and the last `cooldown` steps. every: steps between checkpoints."""
+    """rate: the learning rate between `warmup` and the last `cooldown` steps. every: steps between checkpoints.
+    seed: of what is random in a step, as dropout is.
+    """
 
     steps: int
     rate: float
     warmup: int = 400
     cooldown: int = 1500
     every: int = 500
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, steps: int, rate: float, warmup: int, usual_cooldown: int, cooldown: int | None = None,
+        every: int = 500, seed: int = 0,
+    ) -> Schedule:  # fmt: skip
+        """One that learns in however few steps: warmed up after a tenth at most, and cooling for six tenths at most,
+        unless another `cooldown` is asked for.
+        """
+        chosen = min(usual_cooldown, steps * 6 // 10) if cooldown is None else cooldown
+        if chosen > steps:
+            print(
+                f"--cooldown {chosen} is more than --steps {steps}: the learning rate never reaches --rate {rate:g}",
+                file=sys.stderr,
+            )
+        return cls(steps, rate, max(1, min(warmup, steps // 10)), chosen, every, seed)
 
     def rate_at(self, step: int) -> float:
         rising = min(1.0, (step + 1) / self.warmup)
@@ -70,6 +96,10 @@ class Objective(Protocol[_B]):
     @property
     def module(self) -> nn.Module: ...
 
+    @property
+    def width(self) -> int:
+        """Of the model."""
+
     def to(self, device: str) -> None: ...
 
     def __call__(self, batch: _B) -> dict[str, Tensor]: ...
@@ -80,13 +110,19 @@ class TeacherObjective:
 
     def __init__(self, model: Whisper, ctc_weight: float) -> None:
         self.model = model
+        self.width = int(model.config.d_model)
         self.ctc_weight = ctc_weight
         self.head = nn.Linear(model.config.d_model, len(CHARACTERS) + 1)
         self.module = nn.ModuleDict({"model": model, "head": self.head})
 
     def take_head(self, weights: Mapping[str, Tensor]) -> None:
-        """From an earlier training's weights (`trained_weights`)."""
-        self.head.load_state_dict({name: weights[f"head.{name}"] for name in self.head.state_dict()})
+        """From an earlier training's weights (`trained`).
+
+        Raises:
+            TrainingError: they have none that fits.
+        """
+        own = {name: weights.get(f"head.{name}", torch.empty(0)) for name in self.head.state_dict()}
+        load_weights(self.head, own, "the CTC head of the training to start from")
 
     def to(self, device: str) -> None:
         attend_fast(self.model, device)
@@ -119,6 +155,7 @@ class HeadObjective:
 
     def __init__(self, teacher: TeacherObjective) -> None:
         self._teacher = teacher
+        self.width = teacher.width
         self.module = teacher.head
 
     def to(self, device: str) -> None:
@@ -143,13 +180,12 @@ class StudentObjective:
     def __init__(
         self, student: Whisper, teacher: Whisper, ce_weight: float, kl_weight: float, temperature: float
     ) -> None:
-        theirs = teacher.model.encoder.state_dict()
-        if not all(torch.equal(weights, theirs[name]) for name, weights in student.model.encoder.state_dict().items()):
-            raise TrainingError("the student's encoder is not this teacher's: make the student with `distill init`")
+        require_teachers_encoder(student, teacher)
         self.student, self.teacher = student, teacher.eval().requires_grad_(False)
         student.model.encoder = teacher.model.encoder
         self.ce_weight, self.kl_weight, self.temperature = ce_weight, kl_weight, temperature
         self.module = student
+        self.width = int(student.config.d_model)
 
     def to(self, device: str) -> None:
         for model in (self.student, self.teacher):
@@ -157,17 +193,18 @@ class StudentObjective:
             model.to(device)
 
     def __call__(self, batch: Heard) -> dict[str, Tensor]:
+        states = batch.states.float()  # kept in bfloat16, and not computed in it everywhere
         with torch.no_grad():
-            taught = logits(self.teacher, batch.inputs, batch.states)
-        scores = logits(self.student, batch.inputs, batch.states)
+            taught = logits(self.teacher, batch.inputs, states)
+        scores = logits(self.student, batch.inputs, states)
         cross_entropy = _cross_entropy(scores, batch.labels)
         counted = batch.labels != IGNORED
         counted[:, 0] = False  # the prompt's own position is not text
         kl = nn.functional.kl_div(
             (scores[counted].float() / self.temperature).log_softmax(-1),
             (taught[counted].float() / self.temperature).log_softmax(-1),
-            reduction="batchmean", log_target=True,
-        ) * self.temperature**2  # fmt: skip
+            reduction="sum", log_target=True,
+        ) * self.temperature**2 / counted.sum().clamp(min=1)  # fmt: skip
         loss = self.ce_weight * cross_entropy + self.kl_weight * kl
         return {
             "loss": loss,
@@ -177,13 +214,57 @@ class StudentObjective:
         }
 
 
+def require_teachers_encoder(student: Whisper, teacher: Whisper) -> None:
+    """
+    Raises:
+        TrainingError: the student has another encoder.
+    """
+    own, theirs = student.model.encoder.state_dict(), teacher.model.encoder.state_dict()
+    if own.keys() != theirs.keys() or not all(torch.equal(weights, theirs[name]) for name, weights in own.items()):
+        raise TrainingError("the student's encoder is not this teacher's: make the student with `distill init`")
+
+
+# A filter may leave nothing of a batch: then these are 0, and not 0 / 0.
+
+
 def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+    summed = nn.functional.cross_entropy(
+        scores.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return summed / (labels != IGNORED).sum().clamp(min=1)
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:
     counted = labels != IGNORED
-    return (scores.argmax(-1)[counted] == labels[counted]).float().mean()
+    return (scores.argmax(-1)[counted] == labels[counted]).float().sum() / counted.sum().clamp(min=1)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Progress:
+    """step: how many are done. since, totals: steps since the last row of the curve, and the sums of their figures.
+    seconds: of training, of all its runs.
+    """
+
+    step: int = 0
+    since: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def count(self, figures: Mapping[str, float]) -> None:
+        self.step += 1
+        self.since += 1
+        for name, value in figures.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def row(self, schedule: Schedule) -> dict[str, Any]:
+        """Of the curve: the means since the last one."""
+        row = {"step": self.step, "rate": schedule.rate_at(self.step - 1), "seconds": round(self.seconds, 1)}
+        row |= {name: round(total / self.since, 4) for name, total in self.totals.items()}
+        self.since, self.totals = 0, {}
+        return row
 
 
 def fit(
@@ -193,56 +274,101 @@ def fit(
     folder: Path,
     watch: Callable[[], dict[str, float]] | None = None,
     device: str = "cpu",
+    settings: Settings | None = None,
 ) -> None:
     """Trains up to `schedule.steps`, going on from the newest checkpoint in `folder` where there is one.
 
-    `watch` is asked for figures at every checkpoint; everything goes to `folder/curve.jsonl`, a line a checkpoint.
+    `watch` is asked for figures at every checkpoint; everything goes to `folder/curve.jsonl`, a line a checkpoint. An
+    interrupt lets the step end and is raised once there is a checkpoint of it.
+
+    settings: whatever else decides what comes out; other ones than those of the checkpoint are refused.
+
+    Raises:
+        SettingsError: the checkpoint was made under other settings.
+        TrainingError: the training cannot go on, or does not converge.
     """
     folder.mkdir(parents=True, exist_ok=True)
     objective.to(device)
     module = objective.module
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    begin = _resume(folder / "checkpoint.pt", module, optimizer)
-    totals: dict[str, float] = {}
-    started = time.monotonic()
-    bar = tqdm(total=schedule.steps, initial=begin, desc=folder.name, unit="step")
-    for step, batch in _from(batches, begin, schedule.steps):
-        module.train()
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        batch = _on(device, batch)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            losses = objective(batch)
-        losses["loss"].backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach())
-        bar.update()
-        if (step + 1) % schedule.every == 0 or step + 1 == schedule.steps:
-            since = schedule.every if (step + 1) % schedule.every == 0 else schedule.steps % schedule.every
-            row: dict[str, Any] = {"step": step + 1, "rate": schedule.rate_at(step),
-                                   "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
-            row |= {name: round(total / since, 4) for name, total in totals.items()}
-            totals = {}
-            module.eval()
-            row |= watch() if watch else {}
-            save(folder / "checkpoint.pt", module, optimizer, step + 1)
-            with (folder / "curve.jsonl").open("a") as curve:
-                curve.write(json.dumps(row) + "\n")
-            draw_curves(folder)
-            bar.write(json.dumps(row))
-    bar.close()
+    progress = _resume(folder / "checkpoint.pt", module, optimizer, settings or {})
+    if progress.step > schedule.steps:
+        raise TrainingError(f"{folder} has learnt for {progress.step} steps: give --steps {progress.step} or more")
+    curve = Curve(folder, progress.step)
+    began = time.monotonic() - progress.seconds
+    bar = tqdm(total=schedule.steps, initial=progress.step, desc=folder.name, unit="step")
+    with bar, interrupt_put_off() as interrupt:
+        for step, batch in _from(batches, progress.step, schedule.steps):
+            module.train()
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate_at(step)
+            torch.manual_seed(_seed(schedule.seed, step))
+            progress.count(_learn(objective, _on(device, batch), trained, optimizer, step, device))
+            progress.seconds = time.monotonic() - began
+            bar.update()
+            due = progress.step % schedule.every == 0 or progress.step == schedule.steps
+            if due:
+                row = progress.row(schedule)
+                module.eval()
+                row |= watch() if watch else {}
+                progress.seconds = time.monotonic() - began
+                # Before the checkpoint: what the curve has beyond it is cut off when the training goes on.
+                curve.add(row)
+                bar.write(json.dumps(row))
+            if due or interrupt.asked:
+                save(folder / "checkpoint.pt", module, optimizer, progress, settings or {})
+            if interrupt.asked:
+                break
+
+
+def _learn(
+    objective: Objective[_T], batch: _T, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, step: int,
+    device: str,
+) -> dict[str, float]:  # fmt: skip
+    """One step; the losses as numbers. What is no number never reaches the weights."""
+    with computing(objective.width, device):
+        losses = objective(batch)
+    losses["loss"].backward()
+    steepness = nn.utils.clip_grad_norm_(trained, 1.0)
+    figures = {name: float(value.detach()) for name, value in losses.items()}
+    if not math.isfinite(figures["loss"] + float(steepness)):
+        raise TrainingError(
+            f"the loss of step {step + 1} or its gradient is no number any more; the checkpoint before is as it was: "
+            "begin in another --out with a lower --rate"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return figures
+
+
+def _seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+
+
+class _Delivered(Dataset[_T | DistillError]):
+    """Batches, or why there is none: an error that a worker raises would arrive as its traceback."""
+
+    def __init__(self, batches: Dataset[_T]) -> None:
+        self._batches: Dataset[_T] = batches
+
+    def __getitem__(self, step: int) -> _T | DistillError:
+        try:
+            batch: _T = self._batches[step]
+        except DistillError as error:
+            return error
+        return batch
 
 
 def _from(batches: Dataset[_T], begin: int, end: int) -> Iterator[tuple[int, _T]]:
-    loader = DataLoader(batches, batch_size=None, sampler=range(begin, end), num_workers=1, prefetch_factor=8,
-                        worker_init_fn=_quiet_worker)  # fmt: skip
+    loader = DataLoader(_Delivered(batches), batch_size=None, sampler=range(begin, end), num_workers=1,
+                        prefetch_factor=8, worker_init_fn=_quiet_worker)  # fmt: skip
     with deaf_children():
         arriving = iter(loader)
-    return zip(range(begin, end), arriving, strict=True)
+    for step, batch in zip(range(begin, end), arriving, strict=True):
+        if isinstance(batch, DistillError):
+            raise batch
+        yield step, batch
 
 
 def _quiet_worker(worker: int) -> None:
@@ -255,8 +381,67 @@ def _on(device: str, batch: _T) -> _T:
     return type(batch)(*(getattr(batch, name).to(device) for name in batch.__slots__))
 
 
-def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """Of the newest checkpoint of a training.
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+class Curve:
+    """`curve.jsonl`, a row a line, with a picture beside it. Rows beyond `step` are of a checkpoint that was not
+    written any more; they and what is torn are cut off.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._folder, self._path = folder, folder / "curve.jsonl"
+        lines = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
+        self._rows = [row for row in map(_row, lines) if row and row["step"] <= step]
+        if len(self._rows) < len(lines):
+            write_text_whole("".join(json.dumps(row) + "\n" for row in self._rows), self._path)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """
+        Raises:
+            OSError: the disk is full.
+        """
+        self._rows.append(row)
+        with self._path.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+        self._draw()
+
+    def _draw(self) -> None:
+        """The losses, and the word errors; not every row has every figure."""
+        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        losses = [name for name in ("cross_entropy", "ctc", "kl") if name in names]
+        errors = [name for name in names if name.startswith("wer_")]
+        panels: dict[str, Panel] = {
+            title: ("step", {name: self._points(name) for name in shown}, None)
+            for title, shown in (("losses", losses), ("word error rate", errors))
+            if shown
+        }
+        draw(self._folder / "curve.png", panels, "")
+
+    def _points(self, name: str) -> tuple[list[float], list[float]]:
+        rows = [row for row in self._rows if name in row]
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """None for a torn line."""
+    try:
+        row = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """weights: of the objective's module, after so many steps."""
+
+    weights: Mapping[str, Tensor]
+    step: int
+
+
+def trained(folder: Path) -> Trained:
+    """The newest checkpoint of a training.
 
     Raises:
         TrainingError: there is none.
@@ -264,50 +449,63 @@ def trained_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / "checkpoint.pt"
     if not path.is_file():
         raise TrainingError(f"no checkpoint in {folder}: `distill train --out {folder}` writes the first")
-    return dict(_read(path)["module"])
+    state = _read(path)
+    return Trained(state["module"], int(state["step"]))
 
 
-def draw_curves(folder: Path) -> None:
-    """`curve.jsonl` as a picture beside it: the losses, and the word errors."""
-    rows = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
-    steps = [row["step"] for row in rows]
-    losses = [name for name in ("cross_entropy", "ctc", "kl") if name in rows[-1]]
-    errors = [name for name in rows[-1] if name.startswith("wer_")]
-    panels: dict[str, Panel] = {
-        title: ("step", {name: (steps, [row[name] for row in rows]) for name in names}, None)
-        for title, names in (("losses", losses), ("word error rate", errors))
-        if names
-    }
-    draw(folder / "curve.png", panels, "")
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """
+    Raises:
+        TrainingError: they are of a model of another shape. what: whose they are.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{what} is of a model of another shape: give the model with which it was begun, or another --out"
+        ) from error
 
 
-def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, settings: Settings
+) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Raises:
         TrainingError: it cannot be written; the older one is as it was.
     """
-    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "settings": dict(settings)}
     try:
-        write_whole(state, path)
+        write_whole(state | asdict(progress), path)
     except NotWritten as error:
         raise TrainingError(
-            f"the checkpoint of step {step} cannot be written to {path.parent} ({error}): "
+            f"the checkpoint of step {progress.step} cannot be written to {path.parent} ({error.reason}): "
             "make room; the same command goes on from the checkpoint before"
         ) from error
 
 
-def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> Progress:
     if not path.is_file():
-        return 0
+        return Progress()
     state = _read(path)
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    require_same(path.parent, state["settings"], settings)
+    load_weights(module, state["module"], str(path))
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise TrainingError(f"{path} is of a model of another shape: give another --out") from error
+    return Progress(int(state["step"]), int(state["since"]), dict(state["totals"]), float(state["seconds"]))
+
+
+_KEPT = {"module", "optimizer", "settings", "step", "since", "totals", "seconds"}
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrainingError(f"{path} is no whole checkpoint ({reason}): remove it") from error
+    if not isinstance(state, dict) or not state.keys() >= _KEPT:
+        raise TrainingError(f"{path} is no checkpoint of this version: remove it, or give another --out")
+    return state

@@ -28,7 +28,7 @@ def teacher() -> Whisper:
 def states(teacher: Whisper, tmp_path_factory: pytest.TempPathFactory) -> States:
     corpus = small_corpus.corpus()
     batches = Batches(corpus, corpus.split("train"), Noises(), LAYOUT, Mixture({}, seconds=30, empty_share=0))
-    store = States(tmp_path_factory.mktemp("states"), batches, 1, 0, "tiny")
+    store = States(tmp_path_factory.mktemp("states"), batches, 1, 0, {"--teacher": "tiny"})
     store.prepare(encoding(teacher, "cpu"))
     return store
 
@@ -67,13 +67,13 @@ def test_labels_that_are_right_stay_as_they_are(states: States) -> None:
 def test_every_variant_is_trained_once(teacher: Whisper, states: States, tmp_path: Path) -> None:
     corpus = small_corpus.corpus()
     judge = Judge(teacher, corpus, corpus.split("held_out")[:2], LAYOUT, "cpu")
-    outcomes = ablate(teacher, states, judge, LAYOUT, 1, 1, tmp_path, "cpu")
+    outcomes = ablate(teacher, states, judge, LAYOUT, 1, 1, tmp_path, "cpu", {"--judged": 2})
     assert [each.variant for each in outcomes] == variants(4)
 
     def never(student: Whisper) -> float:
         raise AssertionError("what is written down is not trained again")
 
-    again = ablate(teacher, states, never, LAYOUT, 1, 1, tmp_path, "cpu")  # type: ignore[arg-type]  # not to be called
+    again = ablate(teacher, states, never, LAYOUT, 1, 1, tmp_path, "cpu", {"--judged": 2})  # type: ignore[arg-type]  # not to be called
     assert again == outcomes
     told = account(outcomes, 0.5, 1)
     assert told.count("**decoder layers**") == 1

@@ -45,17 +45,19 @@ from distillation.model import (
     student_layers,
 )
 from distillation.noise import Noises
-from distillation.states import States, StatesError
+from distillation.settings import SettingsError
+from distillation.states import States
 from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, TIMESTAMPS, token_id
 from distillation.train import (
     HeadObjective,
+    Progress,
     Schedule,
     StudentObjective,
     TeacherObjective,
     TrainingError,
     fit,
     save,
-    trained_weights,
+    trained,
 )
 
 MIXTURE = Mixture({}, seconds=12, clean_until=0, full_from=1, exact_from=3)
@@ -151,7 +153,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(corpus: Corpus, tokeni
 def test_a_disk_that_is_full_leaves_the_older_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = _tiny(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters())
-    save(tmp_path / "checkpoint.pt", model, optimizer, 1)
+    save(tmp_path / "checkpoint.pt", model, optimizer, Progress(step=1), {})
     before = (tmp_path / "checkpoint.pt").read_bytes()
     # No file may grow beyond 100 kB from here on: the kernel's own refusal, as of a full disk.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -159,7 +161,7 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoint(tokenizer: Tokenizer, t
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(TrainingError, match=r"step 2 cannot be written .*: make room"):
-            save(tmp_path / "checkpoint.pt", model, optimizer, 2)
+            save(tmp_path / "checkpoint.pt", model, optimizer, Progress(step=2), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -170,9 +172,9 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoint(tokenizer: Tokenizer, t
 def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt is no whole checkpoint"):
-        trained_weights(tmp_path)
+        trained(tmp_path)
     with pytest.raises(TrainingError, match="distill train"):
-        trained_weights(tmp_path / "nowhere")
+        trained(tmp_path / "nowhere")
 
 
 def test_a_student_must_have_its_teachers_encoder(tokenizer: Tokenizer) -> None:
@@ -278,7 +280,7 @@ def test_a_teacher_goes_on_with_an_earlier_head(corpus: Corpus, tokenizer: Token
     fit(earlier, batches, Schedule(1, 1e-3, warmup=1, every=1), tmp_path)
     later = TeacherObjective(deepen(earlier.model, 4), ctc_weight=1.0)
     assert not torch.equal(later.head.weight, earlier.head.weight)
-    later.take_head(trained_weights(tmp_path))
+    later.take_head(trained(tmp_path).weights)
     assert torch.equal(later.head.weight, earlier.head.weight)
 
 
@@ -302,7 +304,7 @@ def test_an_exported_checkpoint_is_what_transformers_loads(tokenizer: Tokenizer,
 
 def _heard(corpus: Corpus, tokenizer: Tokenizer, teacher: Whisper, folder: Path, versions: int = 1) -> States:
     batches = Batches(corpus, corpus.split("train"), Noises(), own_layout(tokenizer), MIXTURE)
-    states = States(folder, batches, versions, seed=1, made_from="tiny")
+    states = States(folder, batches, versions, seed=1, settings={"--teacher": "tiny"})
     states.prepare(encoding(teacher, "cpu"))
     return states
 
@@ -341,7 +343,7 @@ def test_states_are_the_encoders_of_the_batch(corpus: Corpus, tokenizer: Tokeniz
 def test_states_of_other_batches_are_refused(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
     teacher = _tiny(tokenizer)
     _heard(corpus, tokenizer, teacher, tmp_path)
-    with pytest.raises(StatesError, match="other clips or options"):
+    with pytest.raises(SettingsError, match=r"--versions 1, not 2: .* another --out"):
         _heard(corpus, tokenizer, teacher, tmp_path, versions=2)
 
 

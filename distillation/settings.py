@@ -1,0 +1,63 @@
+"""What a folder of work was begun with: to go on under other settings would make something that nobody asked for.
+
+Owns the comparison and the digests of what is too large to keep. A setting has the name of the option by which it is
+given. Knows nothing of what is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from distillation.corpus import Clip
+from distillation.errors import DistillError
+from streaming.whisper.checkpoint import Checkpoint
+from streaming.whisper.locate import weight_files
+
+Settings = Mapping[str, str | float]
+"""Option to value: a number, a word, or a digest."""
+
+DIGEST = "sha256:"
+"""With which a digest begins; nobody needs to read the rest."""
+
+
+class SettingsError(DistillError):
+    """The folder was begun with other settings; the message names the option."""
+
+
+def require_same(folder: Path, begun: Settings, given: Settings) -> None:
+    """
+    Raises:
+        SettingsError: `folder` was begun with other settings than are given now.
+    """
+    for option in [*given, *(begun.keys() - given.keys())]:
+        was, now = begun.get(option), given.get(option)
+        if was == now:
+            continue
+        shown = not any(value is None or str(value).startswith(DIGEST) for value in (was, now))
+        how = f"{option} {was}, not {now}" if shown else f"another {option}"
+        raise SettingsError(f"{folder} was begun with {how}: give the same again, or another --out")
+
+
+def digest_of_weights(checkpoint: Checkpoint) -> str:
+    """Of the weights alone: the same under another name, another after more training in the same folder."""
+    digest = hashlib.sha256()
+    for path in sorted(weight_files(checkpoint.directory)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return DIGEST + digest.hexdigest()
+
+
+def digest_of_noises(folder: Path | None) -> str:
+    """Of their names and sizes."""
+    paths = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+    return _digest(f"{path.name} {path.stat().st_size}" for path in paths)
+
+
+def digest_of_clips(clips: Iterable[Clip]) -> str:
+    return _digest(f"{clip.offset} {clip.samples} {clip.text}" for clip in clips)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return DIGEST + hashlib.sha256("\n".join(lines).encode()).hexdigest()
