@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -121,8 +121,8 @@ class Outcome:
 
 
 def ablate(
-    teacher: Whisper, states: States, judge: Judge, layout: Layout, steps: int, seeds: int, folder: Path, device: str,
-    settings: Settings,
+    teacher: Whisper, states: States, judge: Callable[[Whisper], float], layout: Layout, steps: int, seeds: int,
+    folder: Path, device: str, settings: Settings,
 ) -> list[Outcome]:  # fmt: skip
     """Trains every variant with every seed; outcomes that are in `folder` already are taken from there.
 
@@ -161,8 +161,8 @@ def _done(place: Path, settings: Settings) -> float | None:
 
 
 def _train(
-    variant: Variant, seed: int, teacher: Whisper, states: States, judge: Judge, layout: Layout, steps: int,
-    folder: Path, device: str,
+    variant: Variant, seed: int, teacher: Whisper, states: States, judge: Callable[[Whisper], float], layout: Layout,
+    steps: int, folder: Path, device: str,
 ) -> float:  # fmt: skip
     torch.manual_seed(seed)
     student = make_student(teacher, variant.layers)

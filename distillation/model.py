@@ -354,7 +354,7 @@ def _checkpoint_in(folder: Path) -> Iterator[Path]:
     """Where to write a checkpoint's files, which go to `folder` once all are written."""
     strange = folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()
     if strange and not unfinished_folder(folder).is_dir():
-        raise ModelError(f"{folder} holds something else than a checkpoint: choose another --out, or an empty folder")
+        raise ModelError(f"{folder} holds something else than a checkpoint: empty it, or choose another --out")
     try:
         with folder_written_whole(folder, last="config.json", replaced=_REPLACED) as part:
             yield part

@@ -8,11 +8,13 @@ import pytest
 import small_corpus
 import torch
 
-from distillation.ablations import Judge, Spoilt, Variant, ablate, account, variants
+from distillation.ablations import Judge, Outcome, Spoilt, Variant, ablate, account, variants
 from distillation.batches import IGNORED, Batches, Mixture
+from distillation.errors import DistillError
 from distillation.label import word_error_rate
 from distillation.model import Whisper, encoding, make_teacher, own_layout
 from distillation.noise import Noises
+from distillation.settings import SettingsError
 from distillation.states import States
 
 LAYOUT = own_layout(small_corpus.tokenizer())
@@ -73,8 +75,25 @@ def test_every_variant_is_trained_once(teacher: Whisper, states: States, tmp_pat
     def never(student: Whisper) -> float:
         raise AssertionError("what is written down is not trained again")
 
-    again = ablate(teacher, states, never, LAYOUT, 1, 1, tmp_path, "cpu", {"--judged": 2})  # type: ignore[arg-type]  # not to be called
+    again = ablate(teacher, states, never, LAYOUT, 1, 1, tmp_path, "cpu", {"--judged": 2})
     assert again == outcomes
     told = account(outcomes, 0.5, 1)
     assert told.count("**decoder layers**") == 1
     assert "| off |" in told
+
+
+def test_outcomes_of_other_settings_are_refused(teacher: Whisper, states: States, tmp_path: Path) -> None:
+    def judged(student: Whisper) -> float:
+        return 0.5
+
+    def run(steps: int, clips: int) -> list[Outcome]:
+        return ablate(teacher, states, judged, LAYOUT, steps, 1, tmp_path, "cpu", {"--judged": clips})
+
+    assert {each.wer for each in run(1, 2)} == {0.5}
+    with pytest.raises(SettingsError, match="--steps 1, not 2"):
+        run(2, 2)
+    with pytest.raises(SettingsError, match="--judged 2, not 3"):
+        run(1, 3)
+    (tmp_path / "losses labels alone 0" / "outcome.json").write_text('{"wer"')
+    with pytest.raises(DistillError, match=r"outcome\.json cannot be read: remove it"):
+        run(1, 2)
