@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from streaming.whisper.precision import LEAST_GAIN
 
@@ -30,12 +31,12 @@ def computing(width: int, device: str) -> AbstractContextManager[None]:
 def _in_bfloat16(width: int, device: str) -> bool:
     """Chosen once in a process, and said on standard error."""
     if torch.device(device).type != "cpu":
-        print(f"computing in bfloat16 on {device}", file=sys.stderr)
+        tqdm.write(f"computing in bfloat16 on {device}", file=sys.stderr)
         return True
     gain = bfloat16_gain(width)
     chosen = chooses_bfloat16(gain)
     name = "bfloat16" if chosen else "float32"
-    print(f"computing in {name}: bfloat16 is {gain:.2f} times as fast here", file=sys.stderr)
+    tqdm.write(f"computing in {name}: bfloat16 is {gain:.2f} times as fast here", file=sys.stderr)  # over any bar
     return chosen
 
 
