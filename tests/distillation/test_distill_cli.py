@@ -22,6 +22,7 @@ from streaming.whisper.checkpoint import open_checkpoint, read_weights
 from streaming.whisper.engine import Engine
 
 
+@pytest.mark.timeout(300)  # the whole recipe, in small
 def test_from_voices_to_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
