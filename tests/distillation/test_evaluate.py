@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import small_corpus
 
-from distillation.corpus import CorpusError
 from distillation.evaluate import SHARES, Effort, Heard, Pair, evaluate, finals, words_from_noise
 from distillation.hearing import Transcriber, hear, waves_of
-from distillation.label import label, read_labels
 from distillation.noise import Noises
 from distillation.report import as_markdown, write
 from distillation.signals import SIGNALS
@@ -95,21 +93,3 @@ def test_speech_in_noise_is_counted_as_words(pair: Pair) -> None:
     assert seconds >= 2
     assert words >= 3
     assert any("light" in text for text in finals(pair.engine, np.pad(spoken, 16000), ALWAYS))
-
-
-def test_labelling_goes_on_where_it_was_stopped(pair: Pair, tmp_path: Path) -> None:
-    corpus, transcriber = small_corpus.corpus(), Transcriber(pair.alone)
-    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
-    label(corpus, transcriber, whole)
-    lines = whole.read_text().splitlines(keepends=True)
-    assert len(lines) == len(corpus.split("train"))
-    broken.write_text("".join(lines[:16]) + lines[16][:9])
-    label(corpus, transcriber, broken)
-    assert read_labels(broken) == read_labels(whole)
-
-
-def test_labels_of_other_clips_are_not_gone_on_with(pair: Pair, tmp_path: Path) -> None:
-    corpus, path = small_corpus.corpus(), tmp_path / "labels.jsonl"
-    label(corpus, Transcriber(pair.alone), path, every=4)
-    with pytest.raises(CorpusError, match="labels other clips"):
-        label(corpus, Transcriber(pair.alone), path)

@@ -17,17 +17,7 @@ from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 from distillation.augment import features, warped_filters
 from distillation.batches import IGNORED, Batches, Mixture
-from distillation.corpus import Corpus, CorpusError
-from distillation.label import (
-    Filter,
-    Label,
-    account,
-    normaliser,
-    picture,
-    read_labels,
-    relabelled,
-    word_error_rate,
-)
+from distillation.corpus import Corpus
 from distillation.model import (
     CONTEXTS,
     ModelError,
@@ -356,69 +346,3 @@ def test_a_batch_that_was_being_written_is_heard_again(corpus: Corpus, tokenizer
     _heard(corpus, tokenizer, teacher, tmp_path)
     assert torch.equal(torch.load(tmp_path / "000001.pt", weights_only=True)["states"], whole)
     assert not (tmp_path / "000001.part").exists()
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_filter_keeps_what_the_teacher_got_nearly_right(corpus: Corpus) -> None:
-    labels = [Label(0, "right", 0.0), Label(1, "nearly", 0.1), Label(2, "wrong", 0.4), Label(3, "", 0.0)]
-    clips = relabelled(corpus, labels, Filter(wer=0.1))
-    assert [clip.text for clip in clips] == ["right", "nearly"]
-    assert [clip.offset for clip in clips] == [clip.offset for clip in corpus.clips[:2]]
-    with pytest.raises(CorpusError, match="right teacher"):
-        relabelled(corpus, labels[2:], Filter(wer=0.1))
-
-
-@pytest.mark.parametrize(
-    ("label", "reference", "verdict"),
-    [
-        (Label(0, "stop", 0.0), "stop", "kept"),
-        (Label(0, "top", 1.0), "stop", "word errors"),
-        (Label(0, "", 1.0), "stop", "no label"),
-        (Label(0, "stop", 1.0), "", "no reference"),
-        (Label(0, "stop", None, confidence=0.8), "", "kept"),
-        (Label(0, "stop", None, confidence=0.6), "", "unsure"),
-        (Label(0, "stop stop", None, confidence=0.99, repeats=True), "", "repetition"),
-        (Label(0, "stop stop", 0.0, repeats=True), "stop stop", "repetition"),
-    ],
-)
-def test_why_a_label_stays_or_goes(label: Label, reference: str, verdict: str) -> None:
-    assert Filter(wer=0.1, confidence=0.7).judge(label, reference) == verdict
-
-
-def test_the_account_of_the_filter(corpus: Corpus, tmp_path: Path) -> None:
-    labels = [Label(0, "right", 0.0), Label(1, "all | wrong", 1.0), Label(2, "who knows", None, confidence=0.1)]
-    told = account(corpus, labels, Filter())
-    assert "| **all** | 3 |" in told
-    assert "1 (33.3%) | 0 | 0 | 1 | 1 | 0 |" in told
-    assert "all \\| wrong" in told
-    picture(labels, Filter(), tmp_path / "labels.png")
-    assert (tmp_path / "labels.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("name", "one", "other"),
-    [
-        ("corpus", "Turn ON the light!", "turn on the light"),
-        ("english", "I'm twenty-one, colour?", "i am 21 color"),
-        ("basic", "Schalt das Licht an!", "schalt das licht an"),
-    ],
-)
-def test_transcripts_are_made_comparable(name: str, one: str, other: str, tmp_path: Path) -> None:
-    (tmp_path / "normalizer.json").write_text('{"colour": "color"}')
-    comparable = normaliser(name, tmp_path / "normalizer.json")
-    assert comparable(one) == comparable(other)
-
-
-def test_word_errors_of_labels() -> None:
-    assert word_error_rate("turn on the light", "turn on a light") == 0.25
-    assert word_error_rate("", "") == 0.0
-    assert word_error_rate("", "you") == 1.0
-
-
-def test_a_torn_last_label_is_forgotten(tmp_path: Path) -> None:
-    path = tmp_path / "labels.jsonl"
-    path.write_text('{"index": 0, "text": "a", "wer": 0.0}\n{"index": 1, "te')
-    assert read_labels(path) == [Label(0, "a", 0.0)]
-    assert path.read_text().count("\n") == 1
