@@ -121,6 +121,10 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--language", help="of the recordings, for a multilingual teacher")
+    command.add_argument(
+        "--normaliser", choices=("corpus", "english", "basic"), default="english",
+        help="how texts are made comparable to watch word errors: as of label (default: %(default)s)",
+    )  # fmt: skip
     _filter_arguments(command)
     command.add_argument("--ce-weight", type=arguments.not_negative, default=0.8, help="(default: %(default)s)")
     command.add_argument("--kl-weight", type=arguments.not_negative, default=1.0, help="(default: %(default)s)")
@@ -165,12 +169,22 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         "--threshold", type=arguments.share, default=0.85, help="below this confidence the teacher decides"
     )
     command.add_argument("--language", help="of the recordings, for a multilingual pair")
+    command.add_argument(
+        "--normaliser", choices=("corpus", "english", "basic"), default="english",
+        help="how texts are made comparable: as of label; corpus suits home-en (default: %(default)s)",
+    )  # fmt: skip
     command.add_argument("--domain", nargs="*", default=[], metavar="SET", help="sets on which the cascade is judged")
     command.add_argument("--clips", type=arguments.count, default=400, help="of a set at most (default: %(default)s)")
     command.add_argument(
         "--noise-seconds", type=arguments.positive, default=3600, help="to listen to (default: %(default)s)"
     )
-    command.add_argument("--out", type=Path, metavar="DIR", help="for REPORT.md, report.json and pictures")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="for REPORT.md, report.json and pictures; and for what is measured, so that an interrupted run goes on",
+    )  # fmt: skip
+    command.add_argument(
+        "--device", type=arguments.device, default="auto", help="cpu, cuda, or auto (default: %(default)s)"
+    )
     command.set_defaults(run=_evaluate)
 
 
@@ -410,7 +424,7 @@ def _train(options: argparse.Namespace) -> None:
     import torch
 
     from distillation.batches import Batches
-    from distillation.label import read_labels, relabelled
+    from distillation.label import normaliser, read_labels, relabelled
     from distillation.model import encoding, layout_of, load_model
     from distillation.noise import read_noises, with_mistaken
     from distillation.recipe import WEIGHTS, student_mixture
@@ -457,7 +471,8 @@ def _train(options: argparse.Namespace) -> None:
     schedule = Schedule.of(
         options.steps, options.rate, 100, STUDENT_COOLDOWN, options.cooldown, options.save_every, options.seed
     )
-    watch = watching(student, corpus, layout)
+    comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
+    watch = watching(student, corpus, layout, comparable)
     fit(objective, states, schedule, options.out, watch, options.device, settings)
 
 
@@ -496,17 +511,25 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from distillation.evaluate import Effort, Pair, evaluate
+    from distillation.evaluate import Effort, Pair, Terms, choose, digest, evaluate
+    from distillation.label import normaliser
     from distillation.noise import read_noises
+    from distillation.parts import Parts
     from distillation.report import as_markdown, write
 
-    pair = Pair.open(options.student, options.teacher, options.language)
     effort = Effort(options.clips, options.noise_seconds)
-    noises = read_noises(options.noise)
-    figures = evaluate(pair, Corpus(options.corpus), noises, options.threshold, options.domain, effort)
-    print(as_markdown(figures))
+    terms = Terms(options.threshold, options.domain, options.normaliser, effort)
+    comparable = normaliser(options.normaliser, _checkpoint(options.teacher, "teacher").directory / "normalizer.json")
+    # Chosen before anything is loaded: what is wrong with the corpus shows at once.
+    material = choose(Corpus(options.corpus), read_noises(options.noise), comparable, terms)
+    pair = Pair.open(options.student, options.teacher, options.language, options.device)
+    of = digest(pair, options.corpus, material.noises, terms) if options.out else ""
+    parts = Parts(options.out / "parts" if options.out else None, of)
+    figures = evaluate(pair, material, terms, parts)
     if options.out:
         write(figures, options.out)
+        parts.forget()
+    print(as_markdown(figures))
 
 
 def _ablations(options: argparse.Namespace) -> None:

@@ -1,17 +1,19 @@
 """What a pair can do, measured through the service's own engine and pipeline.
 
 Owns the measurements of Distil-Whisper's tables for any pair (Gandhi et al. 2023): size, speed, word errors on each
-set, long form, noise, words invented, speculation, and whom to ask when. What comes out is plain data; `report.py`
-makes it readable. Knows nothing of training.
+set, long form, noise, words invented, speculation, and whom to ask when. They are taken part by part, and `parts.py`
+keeps those that are done. What comes out is plain data; `report.py` makes it readable. Knows nothing of training.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from tqdm import tqdm
 
 from distillation.augment import Rng
 from distillation.corpus import Clip, Corpus
+from distillation.errors import DistillError
 from distillation.hearing import Transcriber, hear, waves_of, with_margins
-from distillation.model import layout_of, load_model
+from distillation.model import Whisper, layout_of, load_model
 from distillation.noise import Noises, at_level
-from distillation.scores import auroc, repeats, score, word_errors
+from distillation.parts import Parts
+from distillation.scores import Comparable, Score, auroc, repeats, score, word_errors
 from distillation.signals import SIGNALS, signals
 from streaming.confidence import ConfidenceSettings, verdict
 from streaming.events import Final
@@ -40,6 +44,14 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
 SNRS = (40, 30, 20, 15, 10, 5, 0, -5)
 BATCHES = (1, 4, 16)
+TIMED_BATCHES = (1, 16)
+SPLITS = ("held_out", "dev")
+LONGEST = 28.0
+"""Seconds of a clip, which with margins shall fit into the window of any Whisper."""
+
+
+class EvaluationError(DistillError):
+    """There is nothing to measure on, or not what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +81,14 @@ class Pair:
     language: str | None = None
 
     @staticmethod
-    def open(student: str, teacher: str, language: str | None = None) -> Pair:
+    def open(student: str, teacher: str, language: str | None = None, device: str = "auto") -> Pair:
         """
         Raises:
             CheckpointError: one of them cannot be used, or they do not match.
         """
         first, second = open_checkpoint(student, "student"), open_checkpoint(teacher, "teacher")
-        engine = Engine.load(str(first.directory), str(second.directory))
-        alone = Engine.load(str(second.directory), None, dtype=engine.dtype)
+        engine = Engine.load(str(first.directory), str(second.directory), device)
+        alone = Engine.load(str(second.directory), None, device, dtype=engine.dtype)
         for each in (engine, alone):
             each.warm()
         return Pair(engine, alone, first, second, language)
@@ -89,8 +101,91 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """By what a pair is judged.
+
+    threshold: the teacher decides below this confidence. domain: beginnings of the names of those sets that the pair is
+    meant for: the cascade is judged on them; all sets, where none is named. normaliser: the name of what makes texts
+    comparable, as of `label.normaliser`.
+    """
+
+    threshold: float
+    domain: Sequence[str]
+    normaliser: str
+    effort: Effort
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a pair is measured on.
+
+    clips: those with words, by split. sets: some of them, by the name of their set. too_long, wordless: how many clips
+    are left out, for what they last, and because nothing of their text is left once it is comparable.
+    """
+
+    corpus: Corpus
+    noises: Noises
+    comparable: Comparable
+    clips: Mapping[str, Sequence[Clip]]
+    sets: Mapping[str, Sequence[Clip]]
+    too_long: int
+    wordless: int
+
+    def score(self, said: Sequence[str], heard: Sequence[str]) -> Score:
+        return score(said, heard, self.comparable)
+
+
+def choose(corpus: Corpus, noises: Noises, comparable: Comparable, terms: Terms) -> Material:
+    """Held-out voices, and recordings of the split "dev".
+
+    Raises:
+        EvaluationError: there are none, or no set of the domain.
+    """
+    transcribed = {split: [clip for clip in corpus.split(split) if clip.transcribed] for split in SPLITS}
+    short = {split: [clip for clip in clips if clip.seconds < LONGEST] for split, clips in transcribed.items()}
+    clips = {split: [clip for clip in clips if comparable(clip.text)] for split, clips in short.items()}
+    too_long, wordless = _fewer(transcribed, short), _fewer(short, clips)
+    if not any(clips.values()):
+        raise EvaluationError(_nothing(too_long, wordless, terms))
+    sets = sets_of(clips, terms.effort.clips)
+    for name in terms.domain:
+        if not any(one.startswith(name) for one in sets):
+            raise EvaluationError(f"no set begins with {name!r}; --domain takes beginnings of {', '.join(sets)}")
+    return Material(corpus, noises, comparable, clips, sets, too_long, wordless)
+
+
+def sets_of(clips: Mapping[str, Sequence[Clip]], at_most: int) -> dict[str, list[Clip]]:
+    """By split and program, or folder of recordings; evenly chosen where there are more clips."""
+    sets: dict[str, list[Clip]] = {}
+    for split, each in clips.items():
+        for clip in each:
+            sets.setdefault(f"{split}/{clip.set}", []).append(clip)
+    return {name: each[:: math.ceil(len(each) / at_most)] for name, each in sets.items()}
+
+
+def _fewer(before: Mapping[str, Sequence[Clip]], after: Mapping[str, Sequence[Clip]]) -> int:
+    return sum(map(len, before.values())) - sum(map(len, after.values()))
+
+
+def _nothing(too_long: int, wordless: int, terms: Terms) -> str:
+    """Why there is nothing to measure on, and what to do."""
+    if not too_long + wordless:
+        return "the corpus has no held-out voices and no transcribed recordings to measure on: gather some with --dev"
+    reasons = []
+    if too_long:
+        reasons.append(f"{too_long} clips last {LONGEST:g} s or more (cut them into utterances)")
+    if wordless:
+        reasons.append(f"{wordless} have no words by --normaliser {terms.normaliser} (choose another)")
+    return f"the corpus has nothing to measure on: {'; '.join(reasons)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
-    """One clip: what was said, what each of the pair heard, how sure the student was, by each signal."""
+    """One clip: what was said, what each of the pair heard, how sure the student was, by each signal.
+
+    differs: the pair's check and the teacher alone say different tokens. silenced: the service would hold the teacher's
+    text for silence, and not send it.
+    """
 
     set: str
     text: str
@@ -98,84 +193,135 @@ class Heard:
     teacher: str
     confidence: float
     signals: Mapping[str, float]
+    differs: bool = False
+    silenced: bool = False
 
     def cascade(self, threshold: float) -> str:
         """What comes out when the teacher decides below `threshold`: a checked text is the teacher's, to the token."""
         return self.teacher if self.confidence < threshold else self.student
 
 
-def evaluate(
-    pair: Pair, corpus: Corpus, noises: Noises, threshold: float, domain: Sequence[str], effort: Effort
-) -> dict[str, Any]:
-    """All figures of a pair. Without noises nothing is said about words invented from noise.
-
-    domain: beginnings of the names of those sets that the pair is meant for: the cascade is judged on them. All sets,
-    where none is named.
-    """
-    heard, differing, silenced = _hear_sets(pair, corpus, effort)
-    names = list(dict.fromkeys(one.set for one in heard))
-    meant = [one for one in heard if one.set.startswith(tuple(domain))] or heard
+def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts) -> dict[str, Any]:
+    """All figures of a pair, of which `parts` may have some. Without noises nothing is said about words invented."""
+    found = parts.all(_measures(pair, material, terms))
+    heard = [Heard(**one) for name in material.sets for one in found[f"heard {name}"]]
+    meant = [one for one in heard if one.set.startswith(tuple(terms.domain))] or heard
+    rows = partial(_row, threshold=terms.threshold, material=material)
     figures: dict[str, Any] = {
         "student": pair.student.name,
         "teacher": pair.teacher.name,
-        "threshold": threshold,
-        "domain": list(domain),
+        "threshold": terms.threshold,
+        "domain": list(terms.domain),
+        "normaliser": terms.normaliser,
+        "left_out": {"too_long": material.too_long, "wordless": material.wordless},
         "size": _size(pair),
-        "sets": {name: _row([one for one in heard if one.set == name], threshold) for name in names},
-        "held_out": _row([one for one in heard if one.set.startswith("held_out/")], threshold),
-        "silenced": silenced,
-        "cascade": _cascade(meant),
-        "long_form": _long_form(pair, corpus, noises, threshold, effort),
-        "noise_curve": _noise_curve(pair, corpus, noises, effort),
-        "speed": _speed(pair, corpus, effort),
-        "speculation": {"differs": differing, "clips": len(heard)} | _speculation(pair, corpus, effort),
+        "sets": {name: rows([one for one in heard if one.set == name]) for name in material.sets},
+        "held_out": rows([one for one in heard if one.set.startswith("held_out/")]),
+        "silenced": _silenced(heard, material),
+        "cascade": _cascade(meant, material),
+        "long_form": _named(found, "long form "),
+        "noise_curve": _named(found, "noise curve "),
+        "speed": _named(found, "speed "),
+        "speculation": {"differs": sum(one.differs for one in heard), "clips": len(heard)}
+        | found["speculation"]
+        | _named(found, "speculation "),
     }
-    if noises.speechless:
-        seconds, words = words_from_noise(pair.engine, noises.speechless, threshold, effort.noise_seconds)
+    if "noise" in found:
+        seconds, words = found["noise"]
         figures["noise"] = {"seconds": seconds, "words": words, "words_an_hour": 3600 * words / seconds}
     return figures
+
+
+def _measures(pair: Pair, material: Material, terms: Terms) -> dict[str, Callable[[], Any]]:
+    """Everything that takes long, each by the name of its part."""
+    effort, noises = terms.effort, material.noises.speechless
+    waves = _timed_waves(material, effort)
+    model = load_model(pair.student).eval().to(pair.engine.device)
+    curves = {"white": [], "recorded": noises} if noises else {"white": []}
+    measures: dict[str, Callable[[], Any]] = {
+        **{f"heard {name}": partial(_hear_set, pair, model, material, name) for name in material.sets},
+        **{
+            f"long form {split}": partial(_long_form, pair, material, terms, split)
+            for split in SPLITS
+            if material.clips[split]
+        },
+        **{
+            f"noise curve {kind}": partial(_noise_curve, pair, material, effort, sources)
+            for kind, sources in curves.items()
+        },
+        **{f"speed {batch}": partial(_speed, pair, waves, batch, effort) for batch in TIMED_BATCHES},
+        "speculation": partial(_speculation, pair, waves),
+        **{f"speculation {batch}": partial(_speculation_speed, pair, waves, batch, effort) for batch in BATCHES},
+    }
+    if noises:
+        measures["noise"] = partial(
+            words_from_noise, pair.engine, noises, terms.threshold, effort.noise_seconds, pair.language
+        )
+    return measures
+
+
+def _named(found: Mapping[str, Any], beginning: str) -> dict[str, Any]:
+    return {name.removeprefix(beginning): each for name, each in found.items() if name.startswith(beginning)}
+
+
+def digest(pair: Pair, corpus: Path, noises: Noises, terms: Terms) -> str:
+    """What tells these measurements from those of other models, clips, noises, or on other terms; the domain is not
+    among them, as it only chooses from what is measured.
+
+    corpus: its folder.
+    """
+    told = hashlib.sha256()
+    engine = pair.engine
+    told.update(repr((replace(terms, domain=()), pair.language, engine.device, engine.dtype)).encode())
+    for folder in (pair.student.directory, pair.teacher.directory):
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".json", ".safetensors"):
+                told.update(_digest_of(file))
+    told.update(_digest_of(corpus / "index.jsonl"))
+    for noise in noises.speechless:
+        told.update(np.ascontiguousarray(noise).tobytes())
+    return told.hexdigest()
+
+
+def _digest_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
 
 
-def sets_of(corpus: Corpus, at_most: int) -> dict[str, list[Clip]]:
-    """Held-out voices by program, and each set of the split "dev"; evenly chosen where there are more clips."""
-    sets: dict[str, list[Clip]] = {}
-    for split in ("held_out", "dev"):
-        for clip in corpus.split(split):
-            if clip.seconds < 28 and clip.transcribed:
-                sets.setdefault(f"{split}/{clip.set}", []).append(clip)
-    return {name: clips[:: math.ceil(len(clips) / at_most)] for name, clips in sets.items()}
+def _hear_set(pair: Pair, model: Whisper, material: Material, name: str) -> list[dict[str, Any]]:
+    """Each clip of a set as a `Heard`. model: the student."""
+    layout, text = layout_of(pair.student, pair.language), Transcriber(pair.engine).text
+    clips = material.sets[name]
+    waves = waves_of(material.corpus, clips)
+    checked, alone = pair.hear(waves, ALWAYS), pair.hear_alone(waves)
+    heard = []
+    listened = tqdm(list(zip(clips, waves, checked, alone, strict=True)), desc="signals", unit="clip", leave=False)
+    for clip, wave, result, other in listened:
+        teacher = text(result.tokens)
+        one = Heard(
+            name, clip.text, text(result.student_tokens), teacher, result.student_confidence,
+            signals(model, layout, wave, result.student_tokens),
+            differs=other.tokens != result.tokens,
+            silenced=verdict(result, teacher, ConfidenceSettings()) == "silence",
+        )  # fmt: skip
+        heard.append(asdict(one))
+    return heard
 
 
-def _hear_sets(pair: Pair, corpus: Corpus, effort: Effort) -> tuple[list[Heard], int, dict[str, float]]:
-    """Everything heard; how many clips the pair's check and the teacher alone hear differently; and what it costs that
-    texts not worth believing are silenced.
-    """
-    model, layout = load_model(pair.student).eval(), layout_of(pair.student, pair.language)
-    text = Transcriber(pair.engine).text
-    heard: list[Heard] = []
-    differing = 0
-    kept: list[str] = []
-    for name, clips in sets_of(corpus, effort.clips).items():
-        waves = waves_of(corpus, clips)
-        checked = pair.hear(waves, ALWAYS)
-        differing += sum(one.tokens != other.tokens for one, other in zip(pair.hear_alone(waves), checked, strict=True))
-        for clip, wave, result in zip(clips, waves, checked, strict=True):
-            sure = signals(model, layout, wave, result.student_tokens)
-            student, teacher = text(result.student_tokens), text(result.tokens)
-            heard.append(Heard(name, clip.text, student, teacher, result.student_confidence, sure))
-            kept.append("" if verdict(result, teacher, ConfidenceSettings()) == "silence" else teacher)
+def _silenced(heard: Sequence[Heard], material: Material) -> dict[str, float]:
+    """What it costs that texts not worth believing are silenced."""
     said = [one.text for one in heard]
-    silenced = {
-        "clips": sum(bool(one.teacher) and not text for one, text in zip(heard, kept, strict=True)),
-        "wer_cost": score(said, kept).wer - score(said, [one.teacher for one in heard]).wer if heard else 0.0,
+    sent = ["" if one.silenced else one.teacher for one in heard]
+    return {
+        "clips": sum(bool(one.teacher) and one.silenced for one in heard),
+        "wer_cost": material.score(said, sent).wer - material.score(said, [one.teacher for one in heard]).wer,
     }
-    return heard, differing, silenced
 
 
-def _row(heard: Sequence[Heard], threshold: float) -> dict[str, Any]:
+def _row(heard: Sequence[Heard], threshold: float, material: Material) -> dict[str, Any]:
     said = [one.text for one in heard]
     if not said:
         return {}
@@ -184,7 +330,7 @@ def _row(heard: Sequence[Heard], threshold: float) -> dict[str, Any]:
         "student": [one.student for one in heard],
         "cascade": [one.cascade(threshold) for one in heard],
     }
-    scores = {name: score(said, texts) for name, texts in by.items()}
+    scores = {name: material.score(said, texts) for name, texts in by.items()}
     return {
         "clips": len(heard),
         "words": scores["teacher"].words,
@@ -200,11 +346,14 @@ def _row(heard: Sequence[Heard], threshold: float) -> dict[str, Any]:
 # --- the cascade -----------------------------------------------------------------------------------------------------
 
 
-def _cascade(heard: Sequence[Heard]) -> dict[str, Any]:
+def _cascade(heard: Sequence[Heard], material: Material) -> dict[str, Any]:
     """Word errors when the teacher decides the least sure share of the texts, by each signal, and by thresholds."""
     said = [one.text for one in heard]
-    student, teacher = score(said, [one.student for one in heard]), score(said, [one.teacher for one in heard])
-    errors = [(word_errors(one.text, one.student)[0], word_errors(one.text, one.teacher)[0]) for one in heard]
+    student, teacher = (
+        material.score(said, texts) for texts in ([one.student for one in heard], [one.teacher for one in heard])
+    )
+    wrongs = partial(word_errors, comparable=material.comparable)
+    errors = [(wrongs(one.text, one.student)[0], wrongs(one.text, one.teacher)[0]) for one in heard]
     worse, wrong = [mine > theirs for mine, theirs in errors], [mine > 0 for mine, _ in errors]
     by_signal = {}
     for name in SIGNALS:
@@ -216,7 +365,7 @@ def _cascade(heard: Sequence[Heard]) -> dict[str, Any]:
             "auroc_teacher_better": auroc(values, worse),
             "recovered_at_30": _recovered(student.wer, teacher.wer, wers[SHARES.index(0.3)]),
         }
-    by_threshold = {str(each): _row(heard, each) for each in THRESHOLDS}
+    by_threshold = {str(each): _row(heard, each, material) for each in THRESHOLDS}
     return {
         "clips": len(heard), "student": student.wer, "teacher": teacher.wer,
         "signals": by_signal, "thresholds": by_threshold,
@@ -229,30 +378,26 @@ def _wer_at(share: float, values: Sequence[float], errors: Sequence[tuple[int, i
     return sum(pair[index in asked] for index, pair in enumerate(errors)) / max(1, words)
 
 
-def _recovered(student: float, teacher: float, cascade: float) -> float:
-    """The share of the gap between student and teacher that the cascade closes; nan where there is no gap."""
-    return (student - cascade) / (student - teacher) if student > teacher else float("nan")
+def _recovered(student: float, teacher: float, cascade: float) -> float | None:
+    """The share of the gap between student and teacher that the cascade closes; None where there is no gap."""
+    return (student - cascade) / (student - teacher) if student > teacher else None
 
 
 # --- long form -------------------------------------------------------------------------------------------------------
 
 
-def _long_form(pair: Pair, corpus: Corpus, noises: Noises, threshold: float, effort: Effort) -> dict[str, Any]:
+def _long_form(pair: Pair, material: Material, terms: Terms, split: str) -> dict[str, Any]:
     """Utterances joined to minutes, with pauses and noise between, through detection and session."""
-    figures = {}
-    for split in ("held_out", "dev"):
-        clips = [
-            clip for name, each in sets_of(corpus, effort.clips).items() if name.startswith(split) for clip in each
-        ]
-        scenes = list(_scenes(corpus, clips, noises, effort.long_minutes, np.random.default_rng(11)))
-        if scenes:
-            figures[split] = {
-                "minutes": sum(wave.size for _, wave in scenes) / SAMPLE_RATE / 60,
-                "student": _long_row(scenes, pair.engine, NEVER),
-                "teacher": _long_row(scenes, pair.alone, NEVER),
-                "cascade": _long_row(scenes, pair.engine, threshold),
-            }
-    return figures
+    clips = [clip for name, each in material.sets.items() if name.startswith(f"{split}/") for clip in each]
+    minutes, rng = terms.effort.long_minutes, np.random.default_rng(11)
+    scenes = list(_scenes(material.corpus, clips, material.noises, minutes, rng))
+    row = partial(_long_row, scenes, language=pair.language, material=material)
+    return {
+        "minutes": sum(wave.size for _, wave in scenes) / SAMPLE_RATE / 60,
+        "student": row(pair.engine, NEVER),
+        "teacher": row(pair.alone, NEVER),
+        "cascade": row(pair.engine, terms.threshold),
+    }
 
 
 def _scenes(
@@ -275,18 +420,28 @@ def _scenes(
         yield " ".join(texts), np.asarray(wave, np.float32)
 
 
-def _long_row(scenes: Sequence[tuple[str, Waveform]], engine: Engine, threshold: float) -> dict[str, float]:
-    heard = [" ".join(finals(engine, wave, threshold)) for _, wave in tqdm(scenes, desc="long form", leave=False)]
-    total = score([text for text, _ in scenes], heard)
-    repeated = sum(repeats(said, text) for (text, _), said in zip(scenes, heard, strict=True))
+def _long_row(
+    scenes: Sequence[tuple[str, Waveform]],
+    engine: Engine,
+    threshold: float,
+    *,
+    language: str | None,
+    material: Material,
+) -> dict[str, float]:
+    bar = tqdm(scenes, desc="long form", unit="scene", leave=False)
+    heard = [" ".join(finals(engine, wave, threshold, language)) for _, wave in bar]
+    total = material.score([text for text, _ in scenes], heard)
+    repeated = sum(
+        repeats(said, text, comparable=material.comparable) for (text, _), said in zip(scenes, heard, strict=True)
+    )
     return {"wer": total.wer, "insertion_rate": total.insertion_rate, "repeated_5_grams": repeated}
 
 
-def finals(engine: Engine, wave: Waveform, threshold: float) -> list[str]:
+def finals(engine: Engine, wave: Waveform, threshold: float, language: str | None = None) -> list[str]:
     """The texts of a stream's finals."""
     session = Session(
         "evaluate", SessionSettings(ask_teacher_below=threshold), Detector(), Text(engine.tokenizer_file, engine.eot),
-        partials=False,
+        language=language, partials=False,
     )  # fmt: skip
     events = [*listen(session, _one(engine), wave), *stop(session, _one(engine))]
     return [event.text for event in events if isinstance(event, Final)]
@@ -299,36 +454,35 @@ def _one(engine: Engine) -> Callable[[Job], Result]:
 # --- noise -----------------------------------------------------------------------------------------------------------
 
 
-def words_from_noise(engine: Engine, noises: Sequence[Waveform], threshold: float, seconds: float) -> tuple[float, int]:
+def words_from_noise(
+    engine: Engine, noises: Sequence[Waveform], threshold: float, seconds: float, language: str | None = None
+) -> tuple[float, int]:
     """(seconds heard, words invented): noises end to end, at three levels in turn, over and over, through detection,
     session and engine.
     """
     once = np.concatenate([at_level(noise, level) for level in (0.05, 0.15, 0.01) for noise in noises])
     rounds = math.ceil(seconds * SAMPLE_RATE / once.size)
-    texts = [text for _ in tqdm(range(rounds), desc="noise", leave=False) for text in finals(engine, once, threshold)]
+    bar = tqdm(range(rounds), desc="noise", unit="round", leave=False)
+    texts = [text for _ in bar for text in finals(engine, once, threshold, language)]
     return rounds * once.size / SAMPLE_RATE, sum(len(text.split()) for text in texts)
 
 
-def _noise_curve(pair: Pair, corpus: Corpus, noises: Noises, effort: Effort) -> dict[str, Any]:
-    """Word errors of held-out voices (of dev recordings, where there are none) under noise, by kind and dB."""
-    clips = corpus.split("held_out") or [clip for clip in corpus.split("dev") if clip.transcribed]
+def _noise_curve(pair: Pair, material: Material, effort: Effort, sources: Sequence[Waveform]) -> dict[str, Any]:
+    """Word errors of held-out voices (of dev recordings, where there are none) under noise, by dB."""
+    clips = material.clips["held_out"] or material.clips["dev"]
     clips = clips[:: max(1, len(clips) // effort.curve_clips)][: effort.curve_clips]
     said = [clip.text for clip in clips]
     text = Transcriber(pair.engine).text
-    curves: dict[str, Any] = {}
-    for kind, sources in (("white", []), ("recorded", noises.speechless)):
-        if not clips or (kind == "recorded" and not sources):
-            continue
-        curves[kind] = {}
-        for snr in SNRS:
-            rng = np.random.default_rng(snr + 100)
-            waves = [_noisy(corpus.waveform(clip), snr, sources, rng) for clip in clips]
-            results = pair.hear(waves, ALWAYS)
-            curves[kind][str(snr)] = {
-                "student": score(said, [text(result.student_tokens) for result in results]).wer,
-                "teacher": score(said, [text(result.tokens) for result in results]).wer,
-            }
-    return curves
+    curve = {}
+    for snr in tqdm(SNRS, desc="noise curve", unit="level", leave=False):
+        rng = np.random.default_rng(snr + 100)
+        waves = [_noisy(material.corpus.waveform(clip), snr, sources, rng) for clip in clips]
+        results = pair.hear(waves, ALWAYS)
+        curve[str(snr)] = {
+            "student": material.score(said, [text(result.student_tokens) for result in results]).wer,
+            "teacher": material.score(said, [text(result.tokens) for result in results]).wer,
+        }
+    return curve
 
 
 def _noisy(wave: Waveform, snr_db: float, sources: Sequence[Waveform], rng: Rng) -> Waveform:
@@ -362,71 +516,68 @@ def _bytes(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def _timed_waves(corpus: Corpus, effort: Effort) -> list[Waveform]:
+def _timed_waves(material: Material, effort: Effort) -> list[Waveform]:
     """Of one context, so that nothing but the model's work differs: those of two to four seconds."""
-    clips = corpus.split("held_out") or corpus.split("dev") or corpus.clips
-    clips = [clip for clip in clips if 2.0 < clip.seconds < 4.4] or list(clips)
-    return waves_of(corpus, clips[: effort.timed_clips])
+    every = material.clips["held_out"] or material.clips["dev"]
+    clips = [clip for clip in every if 2.0 < clip.seconds < 4.4] or list(every)
+    return waves_of(material.corpus, clips[: effort.timed_clips])
 
 
-def _speed(pair: Pair, corpus: Corpus, effort: Effort) -> dict[str, Any]:
+def _speed(pair: Pair, waves: Sequence[Waveform], batch: int, effort: Effort) -> dict[str, Any]:
     """Milliseconds a clip of student and teacher; whole, and the decoding beyond the first pass alone."""
-    waves = _timed_waves(corpus, effort)
-    figures: dict[str, Any] = {}
-    for batch in (1, 16):
-        runs = {
-            f"{name}{suffix}": _work(engine, waves, batch, NEVER, limit)
-            for name, engine in (("student", pair.engine), ("teacher", pair.alone))
-            for suffix, limit in (("", None), (" first pass", 1))
-        }
-        times = _interleaved(runs, effort.rounds)
-        whole = _ratios(times["teacher"], times["student"])
-        decoding = _ratios(
-            _minus(times["teacher"], times["teacher first pass"]), _minus(times["student"], times["student first pass"])
-        )
-        figures[str(batch)] = {name: _summary(values, len(waves)) for name, values in times.items()} | {
-            "relative": whole, "relative_decoding": decoding,
-        }  # fmt: skip
-    return figures
+    runs = {
+        f"{name}{suffix}": _work(engine, waves, batch, NEVER, limit, pair.language)
+        for name, engine in (("student", pair.engine), ("teacher", pair.alone))
+        for suffix, limit in (("", None), (" first pass", 1))
+    }
+    times = _interleaved(runs, effort.rounds)
+    whole = _ratios(times["teacher"], times["student"])
+    decoding = _ratios(
+        _minus(times["teacher"], times["teacher first pass"]), _minus(times["student"], times["student first pass"])
+    )
+    return {name: _summary(values, len(waves)) for name, values in times.items()} | {
+        "relative": whole, "relative_decoding": decoding,
+    }  # fmt: skip
 
 
-def _speculation(pair: Pair, corpus: Corpus, effort: Effort) -> dict[str, Any]:
-    """The teacher's check of the student's text against the teacher alone, through the same engine."""
-    waves = _timed_waves(corpus, effort)
+def _speculation(pair: Pair, waves: Sequence[Waveform]) -> dict[str, float]:
+    """What the teacher's check keeps of the student's text."""
     results = pair.hear(waves, ALWAYS)
     drafted = sum(len(result.student_tokens) for result in results)
-    figures: dict[str, Any] = {
+    return {
         "acceptance": sum(result.teacher_accepted for result in results) / max(1, drafted),
         "tokens_a_teacher_pass": sum(len(result.tokens) + 1 for result in results)
         / max(1, sum(result.teacher_passes for result in results)),
     }
-    for batch in BATCHES:
-        runs = {
-            "teacher": _work(pair.alone, waves, batch, NEVER, None),
-            "pair": _work(pair.engine, waves, batch, ALWAYS, None),
-            "encoder": _work(pair.alone, waves, batch, NEVER, 1),
-        }
-        times = _interleaved(runs, effort.rounds)
-        figures[str(batch)] = {name: _summary(values, len(waves)) for name, values in times.items()} | {
-            "speed_up": _ratios(times["teacher"], times["pair"]),
-            "speed_up_decoding": _ratios(
-                _minus(times["teacher"], times["encoder"]), _minus(times["pair"], times["encoder"])
-            ),
-        }
-    return figures
+
+
+def _speculation_speed(pair: Pair, waves: Sequence[Waveform], batch: int, effort: Effort) -> dict[str, Any]:
+    """The teacher's check of the student's text against the teacher alone, through the same engine."""
+    runs = {
+        "teacher": _work(pair.alone, waves, batch, NEVER, None, pair.language),
+        "pair": _work(pair.engine, waves, batch, ALWAYS, None, pair.language),
+        "encoder": _work(pair.alone, waves, batch, NEVER, 1, pair.language),
+    }
+    times = _interleaved(runs, effort.rounds)
+    return {name: _summary(values, len(waves)) for name, values in times.items()} | {
+        "speed_up": _ratios(times["teacher"], times["pair"]),
+        "speed_up_decoding": _ratios(
+            _minus(times["teacher"], times["encoder"]), _minus(times["pair"], times["encoder"])
+        ),
+    }
 
 
 def _work(
-    engine: Engine, waves: Sequence[Waveform], batch: int, threshold: float, limit: int | None
+    engine: Engine, waves: Sequence[Waveform], batch: int, threshold: float, limit: int | None, language: str | None
 ) -> Callable[[], object]:
-    jobs = [Job(wave, ask_teacher_below=threshold, max_tokens=limit) for wave in waves]
+    jobs = [Job(wave, language=language, ask_teacher_below=threshold, max_tokens=limit) for wave in waves]
     return lambda: [engine.run(jobs[start : start + batch]) for start in range(0, len(jobs), batch)]
 
 
 def _interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every run in every round: what disturbs the machine disturbs all of them alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for _ in tqdm(range(rounds), desc="speed", unit="round", leave=False):
         for name, run in runs.items():
             began = time.perf_counter()
             run()

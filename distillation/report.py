@@ -1,6 +1,6 @@
 """The report of a pair: what `evaluate.py` measured, as Markdown with pictures, and as JSON.
 
-Owns the words and the tables. Measures nothing.
+Owns the words and the tables. Measures nothing. A figure that cannot be had is null, and a dash in a table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distillation.parts import write_whole
 from distillation.tables import table
 
 Figures = Mapping[str, Any]
@@ -21,17 +22,18 @@ def write(figures: Figures, folder: Path) -> None:
     from distillation.pictures import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "report.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
     if figures["noise_curve"]:
         draw(folder / "noise.png", _noise_panels(figures), "word error rate")
     draw(folder / "cascade.png", _cascade_panels(figures), "word error rate")
-    (folder / "REPORT.md").write_text(as_markdown(figures, pictures=True), encoding="utf-8")
+    write_whole(folder / "REPORT.md", as_markdown(figures, pictures=True))
 
 
 def as_markdown(figures: Figures, *, pictures: bool = False) -> str:
     parts = [
         f"# `{figures['student']}` and its teacher `{figures['teacher']}`\n\nThe teacher decides below a confidence of "
-        f"{figures['threshold']}. WER: word error rate; sub, del, ins: words substituted, deleted, inserted, per word.",
+        f"{figures['threshold']}. WER: word error rate; sub, del, ins: words substituted, deleted, inserted, per word. "
+        f"Texts are made comparable by `--normaliser {figures['normaliser']}`.",
         *_size(figures), *_sets(figures), *_cascade(figures, pictures), *_long(figures), *_noise(figures, pictures),
         *_speculation(figures),
     ]  # fmt: skip
@@ -69,11 +71,19 @@ def _sets(figures: Figures) -> Iterator[str]:
             rows.append([name, row["clips"], *rates, _share(row["asked"]), *kinds])
     header = ["set", "clips", "teacher WER", "student WER", "cascade WER", "asked", "teacher sub/del/ins", "student"]
     yield table(header, rows)
+    if left := _left_out(figures["left_out"]):
+        yield left
     silenced = figures["silenced"]
     yield (
         f"Texts that the service holds for silence and does not send: {silenced['clips']} of these clips; it costs "
         f"{100 * silenced['wer_cost']:.2f} % WER, absolute."
     )
+
+
+def _left_out(counts: Figures) -> str:
+    reasons = (("too_long", "too long to be heard at once"), ("wordless", "without words to compare"))
+    told = [f"{counts[key]} {reason}" for key, reason in reasons if counts[key]]
+    return f"Clips left out: {', '.join(told)}." if told else ""
 
 
 def _errors(row: Figures, who: str) -> str:
@@ -91,7 +101,7 @@ def _cascade(figures: Figures, pictures: bool) -> Iterator[str]:
         "and those that the teacher does better."
     )
     rows = [
-        [name, f"{row['auroc_wrong']:.3f}", f"{row['auroc_teacher_better']:.3f}", _share(row["wer"]["0.1"]),
+        [name, _area(row["auroc_wrong"]), _area(row["auroc_teacher_better"]), _share(row["wer"]["0.1"]),
          _share(row["wer"]["0.2"]), _share(row["wer"]["0.3"]), _share(row["recovered_at_30"])]
         for name, row in cascade["signals"].items()
     ]  # fmt: skip
@@ -177,8 +187,12 @@ def _cascade_panels(figures: Figures) -> dict[str, Any]:
     return {"the teacher decides the least sure": ("share of texts", curves, asked[0] if asked else None)}
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _area(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _ms(row: Figures) -> str:

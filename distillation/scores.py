@@ -1,12 +1,12 @@
 """How texts are scored: word errors by kind, repeats, and how well a signal tells right from wrong.
 
-Owns the arithmetic alone. Knows nothing of audio or models.
+Owns the arithmetic alone. Knows nothing of audio or models, nor of languages: what makes two texts comparable is given.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jiwer
@@ -14,10 +14,14 @@ import numpy as np
 
 from distillation.text import normalise
 
+Comparable = Callable[[str], str]
+"""Brings a text to the form in which words are counted. Here it is the corpus's own, where none is given: lower case,
+letters and apostrophes. It fits English written as it is spoken, and nothing else."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Word errors of a set, as counts; `words` are the reference's."""
+    """Word errors of a set, as counts; `words` are the reference's. clips: those whose reference has words."""
 
     clips: int
     words: int
@@ -38,43 +42,46 @@ class Score:
         return self.inserted / max(1, self.words)
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    """Both sides in the corpus's style: lower case, letters and apostrophes."""
-    output = jiwer.process_words([normalise(text) for text in references], [normalise(text) for text in hypotheses])
+def score(references: Sequence[str], hypotheses: Sequence[str], comparable: Comparable = normalise) -> Score:
+    """A reference that has no words once it is comparable is left out: there is nothing to get right."""
+    pairs = [(comparable(said), comparable(heard)) for said, heard in zip(references, hypotheses, strict=True)]
+    pairs = [(said, heard) for said, heard in pairs if said]
+    if not pairs:
+        return Score(0, 0, 0, 0, 0)
+    output = jiwer.process_words([said for said, _ in pairs], [heard for _, heard in pairs])
     words = output.hits + output.substitutions + output.deletions
-    return Score(len(references), words, output.substitutions, output.deletions, output.insertions)
+    return Score(len(pairs), words, output.substitutions, output.deletions, output.insertions)
 
 
-def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+def word_errors(reference: str, hypothesis: str, comparable: Comparable = normalise) -> tuple[int, int]:
     """(errors, words of the reference) of one text. An empty reference is allowed: every word is an insertion."""
-    reference, hypothesis = normalise(reference), normalise(hypothesis)
-    if not reference:
-        return len(hypothesis.split()), 0
-    one = score([reference], [hypothesis])
+    if not comparable(reference):
+        return len(comparable(hypothesis).split()), 0
+    one = score([reference], [hypothesis], comparable)
     return one.errors, one.words
 
 
-def repeats(text: str, reference: str, size: int = 5) -> int:
+def repeats(text: str, reference: str, size: int = 5, comparable: Comparable = normalise) -> int:
     """Phrases of `size` words that come again, over and above those that the reference repeats too: how Distil-Whisper
     (Gandhi et al. 2023) counts a decoder's loops.
     """
-    said, meant = _phrases(text, size), _phrases(reference, size)
+    said, meant = _phrases(comparable(text), size), _phrases(comparable(reference), size)
     return sum(count - max(1, meant[phrase]) for phrase, count in said.items() if count > max(1, meant[phrase]))
 
 
 def _phrases(text: str, size: int) -> Counter[tuple[str, ...]]:
-    words = normalise(text).split()
+    words = text.split()
     return Counter(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
 
 
-def auroc(signal: Sequence[float], wrong: Sequence[bool]) -> float:
+def auroc(signal: Sequence[float], wrong: Sequence[bool]) -> float | None:
     """How often a wrong text has a lower signal than a right one, ties for half; 0.5 says nothing, 1 says all.
 
-    nan when all are right, or all wrong.
+    None when all are right, or all wrong.
     """
     values, bad = np.asarray(signal, float), np.asarray(wrong, bool)
     right, false = values[~bad], values[bad]
     if not right.size or not false.size:
-        return float("nan")
+        return None
     lower = (false[:, None] < right[None, :]).mean() + 0.5 * (false[:, None] == right[None, :]).mean()
     return float(lower)

@@ -24,10 +24,11 @@ SIGNALS = ("mean log-prob", "least token probability", "entropy", "greatest entr
 def signals(model: Whisper, layout: Layout, wave: Waveform, tokens: Sequence[int]) -> dict[str, float]:
     """Of a text that `model` said of `wave`, its end included."""
     seconds = padded_seconds(wave.size / SAMPLE_RATE, layout.contexts, exact=True)
-    states = encode(model, features([wave], seconds, layout.mels))
+    device = next(model.parameters()).device
+    states = encode(model, features([wave], seconds, layout.mels).to(device))
     said = [*tokens, layout.end]
-    inputs = torch.tensor([[*layout.prompt, *tokens]])
-    scores = logits(model, inputs, states)[0, len(layout.prompt) - 1 :].float()
+    inputs = torch.tensor([[*layout.prompt, *tokens]], device=device)
+    scores = logits(model, inputs, states)[0, len(layout.prompt) - 1 :].float().cpu()
     scores[:, list(layout.suppressed)] = -math.inf
     return _summary(scores.log_softmax(-1), torch.tensor(said))
 

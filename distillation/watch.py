@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import jiwer
 import torch
 from torch import Tensor
 
@@ -17,30 +16,54 @@ from distillation.batches import clips_of
 from distillation.corpus import Clip, Corpus
 from distillation.hearing import waves_of
 from distillation.model import Layout, Whisper, encode, greedy
+from distillation.scores import Comparable, score
+from distillation.text import normalise
 from streaming.job import SAMPLE_RATE
+from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 
 BATCH = 32
-LONGEST_TEXT = 40
+TOKENS_PER_SECOND = 8
+"""More than anybody says in a language whose words a tokenizer does not cut into single letters."""
+SHORTEST_LIMIT = 40
+"""Tokens that any text may have, however short its audio."""
 
 
-def watching(model: Whisper, corpus: Corpus, layout: Layout, clips: int = 80) -> Callable[[], dict[str, float]]:
-    """What `fit` asks at each checkpoint: word error rates by split; nothing for a split that has no clips."""
-    samples = {split: clips_of(corpus, split, at_most=clips) for split in ("held_out", "dev")}
+def watching(
+    model: Whisper, corpus: Corpus, layout: Layout, comparable: Comparable = normalise, clips: int = 80
+) -> Callable[[], dict[str, float]]:
+    """What `fit` asks at each checkpoint: word error rates by split; nothing for a split that has no clips with words.
+
+    comparable: as of `scores.py`.
+    """
+    samples = {
+        split: [clip for clip in clips_of(corpus, split, at_most=clips) if comparable(clip.text)]
+        for split in ("held_out", "dev")
+    }
 
     def watch() -> dict[str, float]:
-        return {f"wer_{split}": _wer(model, corpus, layout, chosen) for split, chosen in samples.items() if chosen}
+        return {
+            f"wer_{split}": _wer(model, corpus, layout, chosen, comparable)
+            for split, chosen in samples.items()
+            if chosen
+        }
 
     return watch
 
 
 @torch.no_grad()
-def _wer(model: Whisper, corpus: Corpus, layout: Layout, clips: Sequence[Clip]) -> float:
+def _wer(model: Whisper, corpus: Corpus, layout: Layout, clips: Sequence[Clip], comparable: Comparable) -> float:
     device = next(model.parameters()).device
     ordered = by_length(clips)
     heard: list[str] = []
     for mel in windows(corpus, ordered, layout):
-        heard += texts(model, encode(model, mel.to(device)), layout)
-    return round(float(jiwer.wer([clip.text for clip in ordered], heard)), 4)
+        last = ordered[min(len(heard) + BATCH, len(ordered)) - 1]  # the longest of these
+        heard += texts(model, encode(model, mel.to(device)), layout, longest_text(last.seconds))
+    return round(score([clip.text for clip in ordered], heard, comparable).wer, 4)
+
+
+def longest_text(seconds: float) -> int:
+    """Tokens after which a text of so much audio is taken for a loop."""
+    return max(SHORTEST_LIMIT, round(TOKENS_PER_SECOND * seconds))
 
 
 def by_length(clips: Sequence[Clip]) -> list[Clip]:
@@ -56,7 +79,14 @@ def windows(corpus: Corpus, clips: Sequence[Clip], layout: Layout) -> Iterator[T
         yield features(waves, seconds, layout.mels)
 
 
-def texts(model: Whisper, states: Tensor, layout: Layout) -> list[str]:
-    """What a model says of encoder states [rows, positions, width]."""
-    rows = greedy(model, states, layout.prompt, layout.end, LONGEST_TEXT)
+def texts(model: Whisper, states: Tensor, layout: Layout, limit: int | None = None) -> list[str]:
+    """What a model says of encoder states [rows, positions, width], in `limit` tokens at most: as many as their audio
+    can hold, where None.
+    """
+    room = model.config.max_target_positions - len(layout.prompt)
+    limit = min(room, limit or longest_text(states.shape[1] / POSITIONS_PER_SECOND))
+    # Scores of every token so far are held for every row: long texts take few rows at once.
+    together = max(1, BATCH * SHORTEST_LIMIT // limit)
+    parts = states.split(together)
+    rows = [row for part in parts for row in greedy(model, part, layout.prompt, layout.end, limit)]
     return [layout.tokenizer.decode(row).strip() for row in rows]

@@ -1,0 +1,68 @@
+"""What of a long measurement is done, kept in a folder until all of it is.
+
+Owns the files: one a part, each of which says of what it is a part, so that figures of other models or clips are never
+gone on with. Knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Parts:
+    """The parts of one measurement.
+
+    folder: where they are kept; nowhere, where None. of: what tells this measurement from others, a digest.
+    """
+
+    def __init__(self, folder: Path | None, of: str) -> None:
+        self._folder = folder
+        self._of = of
+
+    def all(self, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+        """Every part: as it was kept, or measured now and kept at once. Figures must be what JSON can say."""
+        return {name: self._one(name, measure) for name, measure in tqdm(measures.items(), "evaluate", unit="part")}
+
+    def _one(self, name: str, measure: Callable[[], Any]) -> Any:
+        if self._folder is None:
+            return measure()
+        path = self._folder / _file_name(name)
+        kept = _read(path)
+        if kept.get("of") != self._of or kept.get("part") != name:
+            kept = {"part": name, "of": self._of, "figures": measure()}
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(kept))
+        return kept["figures"]
+
+    def forget(self) -> None:
+        """Once they stand in a report."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Beside `path`, and renamed at once: an interrupt leaves the older file."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(path)
+
+
+def _file_name(part: str) -> str:
+    """Names of sets may hold anything, and be long: the digest is what tells them apart."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', part.lower())[:60]}-{hashlib.sha256(part.encode()).hexdigest()[:8]}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
