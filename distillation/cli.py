@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from distillation import arguments
-from distillation.corpus import Corpus, Synthesis, gather, record, recordings_texts, synthesise
+from distillation.corpus import (
+    BLOCK_CLIPS,
+    HELD_OUT_BLOCKS,
+    Corpus,
+    Synthesis,
+    gather,
+    record,
+    recordings_texts,
+    synthesise,
+)
 from distillation.errors import DistillError
 from distillation.text import sentences
 
@@ -90,7 +99,10 @@ def _add_label(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--language", help="of the recordings; a multilingual teacher detects it otherwise")
     command.add_argument(
-        "--every", type=arguments.count, default=1, help="label every n-th clip only (default: %(default)s)"
+        "--every",
+        type=arguments.count,
+        default=1,
+        help="label every n-th clip only (default: %(default)s); a smaller n adds to what is there",
     )
     command.add_argument(
         "--normaliser", choices=("corpus", "english", "basic"), default="english",
@@ -207,7 +219,9 @@ def _add_ablations(command: argparse.ArgumentParser) -> None:
 
 def _add_corpus(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--clips", type=arguments.count, default=44000, help="synthetic clips (default: %(default)s)")
+    command.add_argument("--clips", type=arguments.count, default=44000,
+                         help=f"synthetic clips (default: %(default)s); all kinds come in blocks of {BLOCK_CLIPS}, "
+                         f"and {HELD_OUT_BLOCKS * BLOCK_CLIPS} by held-out voices beside, to measure on")  # fmt: skip
     command.add_argument("--diphone-clips", type=arguments.count_or_none, default=0, metavar="CLIPS",
                          help="more by diphones, as speakers of any size and pitch (default: %(default)s)")  # fmt: skip
     command.add_argument("--pico-clips", type=arguments.count_or_none, default=0, metavar="CLIPS",
@@ -248,7 +262,10 @@ def _add_average(command: argparse.ArgumentParser) -> None:
 
 def _filter_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--filter", type=arguments.not_negative, default=0.1, help="most word errors of a label (default: %(default)s)"
+        "--filter",
+        type=arguments.not_negative,
+        default=0.1,
+        help="most word errors of a label, per word (default: %(default)s)",
     )
     command.add_argument(
         "--confidence",

@@ -5,7 +5,8 @@ Owns the folder's layout and its making; what recordings may look like is `recor
 after another). Knows nothing of features or models.
 
 Making it can be interrupted and resumed: clips are written in numbered blocks, and a block counts only when its index,
-written after its audio, is whole. `gather` joins the blocks.
+written after its audio, is whole. `gather` joins the blocks. A block of recordings remembers in a file beside it
+(`block-....json`) which recordings those were: other ones are never taken for them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import random
+import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +31,7 @@ from tqdm import tqdm
 from distillation import neural
 from distillation.errors import DistillError
 from distillation.interrupts import deaf_children
-from distillation.recordings import LONGEST, Recording, find_recordings, read_mono
+from distillation.recordings import LONGEST, Recording, find_recordings, read_mono, stamps
 from distillation.text import normalise, sentences
 from distillation.voices import (
     Voice,
@@ -42,10 +47,11 @@ from streaming.segment import SegmentSettings
 
 BLOCK_CLIPS = 200
 HELD_OUT_BLOCKS = 8
-# The numbers of the first blocks of diphone voices, of Pico's, and of neural ones.
+# The numbers of the first blocks of diphone voices, of Pico's, of neural ones, and of recordings.
 DIPHONE_BLOCKS = 40000
 PICO_BLOCKS = 45000
 NEURAL_BLOCKS = 50000
+RECORDED_BLOCKS = 90000
 
 About = Mapping[str, str | bool]
 """A clip's `text`, `speaker`, `set` and `split`, and `transcribed` where it is not."""
@@ -78,7 +84,7 @@ class Corpus:
     """A gathered corpus, its audio mapped from disk.
 
     Raises:
-        CorpusError: there is no whole corpus in the folder.
+        CorpusError: there is no corpus in the folder, or not a whole one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,8 +92,12 @@ class Corpus:
         index, audio = folder / "index.jsonl", folder / "audio.i16"
         if not index.is_file() or not audio.is_file():
             raise CorpusError(f"no corpus in {folder}: make one with `whisperd distill corpus --out {folder}`")
-        with index.open() as lines:
-            self.clips = [Clip(**json.loads(line)) for line in lines]
+        self.clips = _read_index(index)
+        samples = audio.stat().st_size // 2
+        if any(clip.offset + clip.samples > samples for clip in self.clips):
+            raise CorpusError(f"{audio} is shorter than its index: give the command again that made the corpus")
+        if not samples:
+            raise CorpusError(f"the corpus in {folder} holds no clips: give it recordings with speech in them")
         self._audio: NDArray[np.int16] = np.memmap(audio, dtype=np.int16, mode="r")
         self._keys: dict[Clip, str] = {}
 
@@ -106,10 +116,24 @@ class Corpus:
 
     def speechless(self, split: str) -> dict[str, int]:
         """How many recordings gave no clip because no speech was found in them, by set."""
-        return {}
+        origin = _block_index(self.folder, _recorded_block(split)).with_suffix(".json")
+        return dict(_read_origin(origin)["speechless"]) if origin.is_file() else {}
 
     def waveform(self, clip: Clip) -> Waveform:
         return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)
+
+
+def _read_index(path: Path) -> list[Clip]:
+    clips = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                clips.append(Clip(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise CorpusError(
+                    f"{path}, line {number}, is no clip: remove the file, and give the command again that made it"
+                ) from error
+    return clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,16 +244,63 @@ def record(folder: Path, source: Path, split: str, *, as_written: bool = False) 
 
     Raises:
         RecordingsError: the recordings cannot be used. Nothing is written then.
+        CorpusError: the corpus holds other recordings already.
     """
-    number = 90000 + int.from_bytes(split.encode()[:1])
+    number = _recorded_block(split)
+    origin = {"source": str(source.resolve()), "as_written": as_written, "files": stamps(source)}
     if _block_index(folder, number).is_file():
+        _require_same(folder, split, origin)
         return
     found = find_recordings(source)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_block(folder, number, _clips(found, split, as_written))
+    speechless: Counter[str] = Counter()
+    rows = _write_audio(folder, number, _clips(found, split, as_written, speechless))
+    _write_whole(_block_index(folder, number).with_suffix(".json"), json.dumps(origin | {"speechless": speechless}))
+    _finish_block(folder, number, rows)
 
 
-def _clips(found: Sequence[Recording], split: str, as_written: bool) -> Iterator[tuple[Waveform, About]]:
+def _recorded_block(split: str) -> int:
+    return RECORDED_BLOCKS + int.from_bytes(split.encode()[:1])
+
+
+def _read_origin(path: Path) -> dict[str, Any]:
+    try:
+        origin: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorpusError(f"{path} is damaged: make the corpus anew, in another folder") from error
+    return origin
+
+
+def _require_same(folder: Path, split: str, wanted: Mapping[str, Any]) -> None:
+    path = _block_index(folder, _recorded_block(split)).with_suffix(".json")
+    held = _read_origin(path) if path.is_file() else None
+    if held is None:
+        differs = "does not say which they are"
+    elif held["as_written"] != wanted["as_written"]:
+        styles = {True: "as written (by `label`)", False: "in the corpus's own style (by `corpus`)"}
+        differs = f"has their transcripts {styles[held['as_written']]}"
+    elif held["source"] != wanted["source"]:
+        differs = f"has those of {held['source']}"
+    elif changed := [
+        name
+        for name in sorted(held["files"].keys() | wanted["files"].keys())
+        if held["files"].get(name) != wanted["files"].get(name)
+    ]:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        differs = f"was made before a change in {wanted['source']} ({changed[0]}{more})"
+    else:
+        return
+    option = "--recordings" if split == "train" else "--dev"
+    raise CorpusError(
+        f"the corpus in {folder} holds other recordings: it {differs}. "
+        f"Make another corpus of these, in another folder, or leave {option} out to use what it holds"
+    )
+
+
+def _clips(
+    found: Sequence[Recording], split: str, as_written: bool, speechless: Counter[str]
+) -> Iterator[tuple[Waveform, About]]:
+    """speechless: counts by set the recordings that give no clip, as there is no speech in them."""
     wanted = found if as_written else [recording for recording in found if recording.text]
     for recording in tqdm(wanted, desc=split, unit="clip"):
         about: About = {
@@ -239,38 +310,84 @@ def _clips(found: Sequence[Recording], split: str, as_written: bool) -> Iterator
         }  # fmt: skip
         wave = trim(read_mono(recording.path))
         too_long = recording.text is None and wave.size > LONGEST * SAMPLE_RATE
-        pieces = utterances(wave, SegmentSettings(longest=LONGEST)) if too_long else [wave]
+        pieces = list(utterances(wave, SegmentSettings(longest=LONGEST))) if too_long else [wave]
+        speechless.update([] if pieces else [recording.set])
         yield from ((piece, about) for piece in pieces)
 
 
 def _write_block(folder: Path, number: int, clips: Iterable[tuple[Waveform, About]]) -> None:
-    index = _block_index(folder, number)
+    _finish_block(folder, number, _write_audio(folder, number, clips))
+
+
+def _write_audio(folder: Path, number: int, clips: Iterable[tuple[Waveform, About]]) -> list[dict[str, Any]]:
+    """The rows of the index that belongs to it."""
     offset = 0
-    lines = []
-    with index.with_suffix(".i16").open("wb") as audio:
+    rows = []
+    with _block_index(folder, number).with_suffix(".i16").open("wb") as audio:
         for wave, about in clips:
             samples = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
             audio.write(samples.tobytes())
-            lines.append(json.dumps({**about, "offset": offset, "samples": len(samples)}))
+            rows.append({**about, "offset": offset, "samples": len(samples)})
             offset += len(samples)
-    # The index appears last and at once: it is what says that the block is whole.
-    unfinished = index.with_suffix(".part")
-    unfinished.write_text("\n".join(lines) + "\n")
-    unfinished.rename(index)
+        _to_disk(audio)
+    return rows
+
+
+def _finish_block(folder: Path, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The index appears last and at once: it is what says that the block is whole."""
+    _write_whole(_block_index(folder, number), "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("w") as file:
+        file.write(text)
+        _to_disk(file)
+    unfinished.rename(path)
+
+
+def _to_disk(file: IO[Any]) -> None:
+    """Else a machine that loses its power may keep the name of a file without its content."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def gather(folder: Path) -> None:
-    """Joins the blocks into `index.jsonl` and `audio.i16`."""
+    """Joins the blocks into `index.jsonl` and `audio.i16`, unless they are what these were joined from.
+
+    Raises:
+        CorpusError: a block is damaged.
+    """
+    blocks = sorted(folder.glob("block-*.jsonl"))
+    state = {path.name: path.stat() for index in blocks for path in (index, index.with_suffix(".i16"))}
+    made_of = json.dumps({name: [about.st_size, about.st_mtime_ns] for name, about in state.items()})
+    size = sum(about.st_size for name, about in state.items() if name.endswith(".i16"))
+    if _is_gathered(folder, made_of, size):
+        return
     offset = 0
     with (folder / "audio.part").open("wb") as audio, (folder / "index.part").open("w") as joined:
-        for index in sorted(folder.glob("block-*.jsonl")):
-            data = index.with_suffix(".i16").read_bytes()
-            for line in index.read_text().splitlines():
-                row = json.loads(line)
-                joined.write(json.dumps(asdict(Clip(**(row | {"offset": row["offset"] + offset})))) + "\n")
-            audio.write(data)
-            offset += len(data) // 2
+        with tqdm.wrapattr(audio, "write", total=size, desc="gather", miniters=1) as counted:
+            for index in blocks:
+                clips = _read_index(index)
+                samples = index.with_suffix(".i16").stat().st_size // 2
+                if samples != sum(clip.samples for clip in clips):
+                    raise CorpusError(f"{index} does not fit its audio: remove it, and the same command makes it anew")
+                for clip in clips:
+                    joined.write(json.dumps(asdict(replace(clip, offset=clip.offset + offset))) + "\n")
+                with index.with_suffix(".i16").open("rb") as data:
+                    shutil.copyfileobj(data, counted, 1 << 20)
+                offset += samples
+        _to_disk(audio)
+        _to_disk(joined)
     # An old index must not be taken for one of the new audio, should this be the last moment.
+    (folder / "gathered.json").unlink(missing_ok=True)
     (folder / "index.jsonl").unlink(missing_ok=True)
     (folder / "audio.part").rename(folder / "audio.i16")
     (folder / "index.part").rename(folder / "index.jsonl")
+    _write_whole(folder / "gathered.json", made_of)
+
+
+def _is_gathered(folder: Path, made_of: str, size: int) -> bool:
+    index, audio, stored = (folder / name for name in ("index.jsonl", "audio.i16", "gathered.json"))
+    whole = index.is_file() and audio.is_file() and audio.stat().st_size == size
+    return whole and stored.is_file() and stored.read_text() == made_of

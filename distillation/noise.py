@@ -8,14 +8,13 @@ of training.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from distillation.recordings import read_mono
+from distillation.recordings import AUDIO, RecordingsError, read_manifest, read_mono
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.offline import utterances
 from streaming.segment import SegmentSettings
@@ -41,14 +40,21 @@ def read_noises(folder: Path | None) -> Noises:
     """The noises of a folder; its `manifest.jsonl`, where there is one, says by `contains_speech` which hold voices.
 
     Raises:
-        RecordingsError: a file is unreadable.
+        RecordingsError: there is no such folder, no audio in it, or a file cannot be used.
     """
     if folder is None:
         return Noises()
+    if not folder.is_dir():
+        raise RecordingsError(f"there is no folder {folder} of noises")
     manifest = folder / "manifest.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.is_file() else []
+    rows = read_manifest(manifest) if manifest.is_file() else []
     voices = {row["path"] for row in rows if row.get("contains_speech")}
-    read = {path.name: read_mono(path) for path in sorted(folder.glob("*.flac"))}
+    audio = sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO)
+    if not audio:
+        raise RecordingsError(f"no audio in {folder}: looked for {', '.join(sorted(AUDIO))}")
+    read = {path.name: read_mono(path) for path in audio}
+    if empty := [name for name, wave in read.items() if wave.size == 0]:
+        raise RecordingsError(f"{folder / empty[0]} is empty")
     speechless = [wave for name, wave in read.items() if name not in voices]
     return Noises(list(read.values()), speechless)
 

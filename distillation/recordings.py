@@ -4,12 +4,14 @@ Owns how such a folder may look, and every sentence about what is wrong with it.
 clip is given out, so that a fault shows at once and not after hours. Knows nothing of features or models.
 
 Two ways to say what was said: `manifest.jsonl` (a line a clip: `path`, and optionally `text`, `speaker`, `set`), or a
-text file beside the audio file, of the same name (`a.flac`, `a.txt`). Audio without either has no transcript.
+text file beside the audio file, of the same name (`a.flac`, `a.txt`). Audio without either has no transcript; an empty
+one says that nothing was said.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,7 @@ class RecordingsError(DistillError):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """text: None where nobody wrote down what was said."""
+    """text: None where nobody wrote down what was said; empty where they wrote down that nothing was."""
 
     path: Path
     text: str | None
@@ -49,17 +51,26 @@ def find_recordings(source: Path) -> list[Recording]:
     Raises:
         RecordingsError: there are none, or some of them cannot be used.
     """
-    manifest = source / "manifest.jsonl" if source.is_dir() else source
-    if manifest.is_file():
-        found = list(_listed(manifest))
-    elif source.is_dir():
-        found = _scanned(source)
-    else:
-        raise RecordingsError(f"there is no folder or manifest {source}")
+    manifest = _manifest(source)
+    found = list(_listed(manifest)) if manifest else _scanned(source)
     if not found:
         raise RecordingsError(f"no audio in {source}: looked for {', '.join(sorted(AUDIO))} and manifest.jsonl")
     _complain([fault for recording in found if (fault := _fault(recording))])
     return found
+
+
+def stamps(source: Path) -> dict[str, list[int]]:
+    """Size and time of change of each file that the recordings of `source` come from: other recordings have others.
+
+    Raises:
+        RecordingsError: there is no such folder or manifest, or the manifest cannot be used.
+    """
+    if manifest := _manifest(source):
+        folder, files = manifest.parent, [manifest, *(recording.path for recording in _listed(manifest))]
+    else:
+        folder, files = source, [path for path in source.rglob("*") if path.suffix.lower() in {*AUDIO, ".txt"}]
+    states = {os.path.relpath(path, folder): path.stat() for path in sorted(files) if path.is_file()}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
 
 
 def read_mono(path: Path) -> Waveform:
@@ -76,11 +87,33 @@ def read_mono(path: Path) -> Waveform:
     return soxr.resample(mono, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else mono
 
 
+def read_manifest(manifest: Path) -> list[dict[str, Any]]:
+    """Its lines; each has a `path`.
+
+    Raises:
+        RecordingsError: it has something else in it.
+    """
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise RecordingsError(f"{manifest} is not UTF-8 text") from error
+    return [_row(manifest, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _manifest(source: Path) -> Path | None:
+    """The one of a folder, or `source` itself; None for a folder without one."""
+    manifest = source / "manifest.jsonl" if source.is_dir() else source
+    if manifest.is_file():
+        return manifest
+    if source.is_dir():
+        return None
+    raise RecordingsError(f"there is no folder or manifest {source}")
+
+
 def _listed(manifest: Path) -> Iterator[Recording]:
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        row = _row(manifest, number, line)
-        name = row.get("set") or manifest.parent.resolve().name
-        yield Recording(manifest.parent / row["path"], row.get("text") or None, str(row.get("speaker") or ""), name)
+    for row in read_manifest(manifest):
+        name = str(row.get("set") or manifest.parent.resolve().name)
+        yield Recording(manifest.parent / row["path"], row.get("text"), str(row.get("speaker") or ""), name)
 
 
 def _row(manifest: Path, number: int, line: str) -> dict[str, Any]:
@@ -90,6 +123,10 @@ def _row(manifest: Path, number: int, line: str) -> dict[str, Any]:
         raise RecordingsError(f"{manifest}, line {number}, is not JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("path"), str):
         raise RecordingsError(f'{manifest}, line {number}: expected {{"path": "a.flac", "text": "..."}}')
+    if not isinstance(row.get("text"), str | None):
+        raise RecordingsError(
+            f'{manifest}, line {number}: "text" is {row["text"]!r}, and must be text in quotes, or null'
+        )
     return row
 
 
@@ -108,7 +145,7 @@ def _beside(path: Path) -> str | None:
     if not transcript.is_file():
         return None
     try:
-        return " ".join(transcript.read_text(encoding="utf-8").split()) or None
+        return " ".join(transcript.read_text(encoding="utf-8").split())
     except UnicodeDecodeError as error:
         raise RecordingsError(f"{transcript} is not UTF-8 text") from error
 
@@ -116,14 +153,14 @@ def _beside(path: Path) -> str | None:
 def _fault(recording: Recording) -> str | None:
     path = recording.path
     if not path.is_file():
-        return f"{path} is missing" + (": a transcript without audio" if recording.text else "")
+        return f"{path} is missing" + (": a transcript without audio" if recording.text is not None else "")
     try:
         about = soundfile.info(path)
     except (OSError, soundfile.LibsndfileError) as error:
         return f"{path} cannot be read: {error}"
     if about.frames == 0:
         return f"{path} is empty"
-    if recording.text and about.duration > WINDOW:
+    if recording.text is not None and about.duration > WINDOW:
         lasts = f"{path} lasts {about.duration:.0f} s"
         return f"{lasts}: with a transcript it may last {WINDOW:g} (cut it, or drop its text)"
     return None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +144,137 @@ def test_an_unreadable_recording_is_named_and_leaves_nothing_behind(tmp_path: Pa
 def test_no_corpus_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="whisperd distill corpus"):
         Corpus(tmp_path)
+
+
+def _short_audio(folder: Path) -> None:
+    (folder / "audio.i16").write_bytes((folder / "audio.i16").read_bytes()[:-2])
+
+
+def _no_audio(folder: Path) -> None:
+    (folder / "audio.i16").write_bytes(b"")
+    (folder / "index.jsonl").write_bytes(b"")
+
+
+def _torn_index(folder: Path) -> None:
+    (folder / "index.jsonl").write_bytes((folder / "index.jsonl").read_bytes()[:-9])
+
+
+def _other_index(folder: Path) -> None:
+    (folder / "index.jsonl").write_text('{"name": "something else"}\n')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_short_audio, r"audio\.i16 is shorter than its index: give the command again"),
+        (_no_audio, "holds no clips"),
+        (_torn_index, r"index\.jsonl, line 27, is no clip: remove the file"),
+        (_other_index, r"index\.jsonl, line 1, is no clip"),
+    ],
+)
+def test_a_damaged_corpus_is_named_and_mended_as_it_says(
+    spoil: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(small_corpus.folder(), folder)
+    spoil(folder)
+    with pytest.raises(CorpusError, match=says):
+        Corpus(folder)
+    (folder / "index.jsonl").unlink()
+    gather(folder)
+    assert Corpus(folder).clips == small_corpus.corpus().clips
+
+
+def test_a_block_that_lost_audio_is_not_gathered(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(small_corpus.folder(), folder)
+    audio = folder / "block-00001.i16"
+    audio.write_bytes(audio.read_bytes()[:-2])
+    with pytest.raises(CorpusError, match=r"block-00001\.jsonl does not fit its audio: remove it"):
+        gather(folder)
+
+
+def test_what_did_not_change_is_not_gathered_again(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(small_corpus.folder(), folder)
+    gather(folder)
+    before = (folder / "audio.i16").stat()
+    gather(folder)
+    assert (folder / "audio.i16").stat() == before
+    record(folder, small_corpus.manifest(), "dev")
+    gather(folder)
+    assert len(Corpus(folder).split("dev")) == 3
+    assert len(Corpus(folder).clips) == len(small_corpus.corpus().clips) + 3
+
+
+# --- which recordings ------------------------------------------------------------------------------------------------
+
+
+def _recorded(tmp_path: Path) -> tuple[Path, Path]:
+    source, folder = tmp_path / "talk", tmp_path / "corpus"
+    shutil.copytree(small_corpus.manifest().parent, source)
+    record(folder, source, "train", as_written=True)
+    return source, folder
+
+
+def _touched(source: Path) -> None:
+    status = (source / "0.flac").stat()
+    os.utime(source / "0.flac", ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+
+
+def _more(source: Path) -> None:
+    shutil.copy(source / "0.flac", source / "new.flac")
+    manifest = source / "manifest.jsonl"
+    manifest.write_text(manifest.read_text() + '{"path": "new.flac"}\n')
+
+
+def _fewer(source: Path) -> None:
+    (source / "1.flac").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_touched, r"made before a change in .*talk \(0\.flac\)"),
+        (_more, r"made before a change in .*talk \(manifest\.jsonl and 1 more\)"),
+        (_fewer, r"made before a change in .*talk \(1\.flac\)"),
+    ],
+)
+def test_changed_recordings_are_not_taken_for_those_of_the_corpus(
+    change: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    source, folder = _recorded(tmp_path)
+    block = folder / "block-90116.jsonl"
+    before = block.stat()
+    record(folder, source, "train", as_written=True)
+    change(source)
+    with pytest.raises(CorpusError, match=says):
+        record(folder, source, "train", as_written=True)
+    assert block.stat() == before
+
+
+def test_other_recordings_and_other_styles_are_refused(tmp_path: Path) -> None:
+    source, folder = _recorded(tmp_path)
+    with pytest.raises(CorpusError, match=r"holds other recordings: it has those of .*talk\..*leave --recordings out"):
+        record(folder, small_corpus.manifest(), "train", as_written=True)
+    with pytest.raises(CorpusError, match=r"has their transcripts as written \(by `label`\)"):
+        record(folder, source, "train")
+    record(folder, small_corpus.manifest(), "dev")
+    with pytest.raises(CorpusError, match=r"has their transcripts in the corpus's own style.*leave --dev out"):
+        record(folder, small_corpus.manifest(), "dev", as_written=True)
+    (folder / "block-90116.json").unlink()
+    with pytest.raises(CorpusError, match="does not say which they are"):
+        record(folder, source, "train", as_written=True)
+
+
+def test_recordings_without_any_transcript_make_an_empty_block(tmp_path: Path) -> None:
+    source = tmp_path / "talk"
+    source.mkdir()
+    shutil.copy(small_corpus.manifest().parent / "0.flac", source)
+    record(tmp_path / "corpus", source, "train")
+    gather(tmp_path / "corpus")
+    with pytest.raises(CorpusError, match="holds no clips"):
+        Corpus(tmp_path / "corpus")
 
 
 def test_trimming_keeps_the_speech() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_corpus
 
+from distillation.cli import main
 from distillation.corpus import Clip, Corpus
 from distillation.hearing import Transcriber
 from distillation.label import (
@@ -166,6 +167,28 @@ def test_a_teacher_is_known_by_its_weights_and_not_by_its_place(tmp_path: Path) 
     rules = same.directory / "generation_config.json"
     rules.write_text(rules.read_text() + "\n")
     assert digest(first) != digest(same)
+
+
+def test_a_language_that_the_teacher_does_not_know_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--teacher", "home-en", "--corpus", str(tmp_path / "corpus"), "--out", str(tmp_path / "new" / "l.jsonl")]
+    recordings = ["--recordings", str(small_corpus.manifest())]
+    assert main(["label", *work, *recordings, "--language", "xx"]) == 1
+    assert "cannot transcribe the language 'xx'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_recordings_to_measure_on_may_come_later(tmp_path: Path) -> None:
+    recordings, out = str(small_corpus.manifest()), tmp_path / "new" / "folder" / "labels.jsonl"
+    work = ["label", "--teacher", "home-en", "--corpus", str(tmp_path / "corpus"), "--out", str(out), "--device", "cpu"]
+    assert main([*work, "--recordings", recordings]) == 0
+    before = out.read_bytes()
+    assert main([*work, "--dev", recordings]) == 0
+    assert out.read_bytes() == before
+    assert before.count(b"\n") == 1 + 4
+    assert len(Corpus(tmp_path / "corpus").split("dev")) == 4
+    assert "| **all** | 4 |" in out.with_suffix(".md").read_text()
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

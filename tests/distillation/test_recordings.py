@@ -73,6 +73,15 @@ def _no_path(folder: Path) -> None:
     (folder / "manifest.jsonl").write_text('{"file": "a.wav"}\n')
 
 
+def _no_text(folder: Path) -> None:
+    tone(folder / "a.wav")
+    (folder / "manifest.jsonl").write_text('{"path": "a.wav", "text": 5}\n')
+
+
+def _latin_manifest(folder: Path) -> None:
+    (folder / "manifest.jsonl").write_bytes('{"path": "a.wav", "text": "café"}'.encode("latin-1"))
+
+
 def _too_long(folder: Path) -> None:
     tone(folder / "a.wav", 31)
     (folder / "a.txt").write_text("a transcript of half a minute")
@@ -93,6 +102,8 @@ def _latin(folder: Path) -> None:
         (_missing, r"gone\.wav is missing: a transcript without audio"),
         (_not_json, r"manifest\.jsonl, line 2, is not JSON"),
         (_no_path, r'line 1: expected {"path"'),
+        (_no_text, r'line 1: "text" is 5, and must be text in quotes'),
+        (_latin_manifest, r"manifest\.jsonl is not UTF-8"),
         (_too_long, r"lasts 31 s: with a transcript it may last 30"),
         (_latin, r"a\.txt is not UTF-8"),
     ],
@@ -126,6 +137,32 @@ def test_a_long_recording_is_cut_where_nobody_speaks(tmp_path: Path) -> None:
     clips = Corpus(tmp_path / "out").clips
     assert len(clips) == 10
     assert not any(clip.transcribed or clip.text for clip in clips)
+
+
+def test_a_long_recording_without_speech_is_counted(tmp_path: Path) -> None:
+    tone(tmp_path / "in" / "hum.wav", 1)
+    soundfile.write(tmp_path / "in" / "night.wav", np.full(30 * SAMPLE_RATE, 0.001, np.float32), SAMPLE_RATE)
+    record(tmp_path / "out", tmp_path / "in", "train", as_written=True)
+    gather(tmp_path / "out")
+    corpus = Corpus(tmp_path / "out")
+    assert len(corpus.clips) == 1
+    assert corpus.speechless("train") == {"in": 1}
+    assert corpus.speechless("dev") == {}
+
+
+def test_an_empty_transcript_is_one(tmp_path: Path) -> None:
+    """It says that nothing was said: the teacher's word does not stand against it."""
+    tone(tmp_path / "in" / "a.wav")
+    (tmp_path / "in" / "a.txt").write_text(" \n")
+    tone(tmp_path / "listed" / "a.wav")
+    rows: list[dict[str, str | None]] = [{"path": "a.wav", "text": text} for text in ("", None)]
+    (tmp_path / "listed" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [recording.text for recording in find_recordings(tmp_path / "listed")] == ["", None]
+    record(tmp_path / "out", tmp_path / "in", "train", as_written=True)
+    gather(tmp_path / "out")
+    (clip,) = Corpus(tmp_path / "out").clips
+    assert clip.transcribed
+    assert clip.text == ""
 
 
 def test_a_clip_may_fill_the_models_window(tmp_path: Path) -> None:
