@@ -35,7 +35,32 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if asked else 2
     try:
         module = importlib.import_module(f"bench.{name}")
-    except ModuleNotFoundError as error:
-        print(f"whisperd bench: {error.name} is not installed: pip install 'whisperd[bench]'", file=sys.stderr)
+        return int(module.main(arguments[1:]) or 0)  # those that judge return a code
+    except KeyboardInterrupt:
+        print("whisperd bench: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"whisperd bench: {sentence}", file=sys.stderr)
         return 1
-    return int(module.main(arguments[1:]) or 0)  # those that judge return a code
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is wrong and can be mended by whoever asked; None for a bug, which needs its traceback."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: pip install 'whisperd[bench]'"
+    # Heavy, and needed only here: a benchmark that failed by one of these has imported it.
+    import soundfile
+
+    from bench.client import RecordingError
+    from bench.service import ServiceError
+    from distillation.errors import DistillError
+    from streaming.whisper.checkpoint import CheckpointError
+
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    told = (CheckpointError, DistillError, RecordingError, ServiceError, soundfile.LibsndfileError)
+    return str(error) if isinstance(error, told) else None

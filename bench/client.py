@@ -29,6 +29,22 @@ DEMO = COMMANDS.with_name("demo.flac")
 """Three sentences, likewise."""
 
 
+class RecordingError(Exception):
+    """A recording cannot be played; the message says what to do."""
+
+
+def said_in(recording: Path) -> list[str]:
+    """What is said in a recording, an utterance each.
+
+    Raises:
+        RecordingError: nobody wrote it down.
+    """
+    text = recording.with_suffix(".txt")
+    if not text.is_file():
+        raise RecordingError(f"there is no {text}: write into it, a line an utterance, what {recording.name} says")
+    return text.read_text(encoding="utf-8").splitlines()
+
+
 def read_pcm(path: str) -> tuple[bytes, int]:
     """(16-bit mono samples, samples per second) of a file."""
     samples, rate = soundfile.read(path, dtype="int16", always_2d=True)

@@ -1,10 +1,10 @@
 """The same audio and the same weights through what a user would pick instead: one machine, one run, in turns.
 
-Systems: this engine (student; student with the teacher's check; teacher alone), transformers' `generate` (each
-model, and the teacher with the student as its assistant), and faster-whisper (CTranslate2, int8 and float32), whose
-models are converted by its own converter. Prints a table for single commands and one for a window of 30 seconds:
-milliseconds an utterance with the spread over rounds, how many times as fast as each other this engine is, and word
-errors beside.
+Systems: this engine (student; student with the teacher's check; teacher alone; student and teacher once more with every
+utterance filled up with silence to 30 seconds, as the others hear it), transformers' `generate` (each model, and the
+teacher with the student as its assistant), and faster-whisper (CTranslate2, int8 and float32), whose models are
+converted by its own converter. Prints a table for single commands and one for a window of 30 seconds: milliseconds an
+utterance with the spread over rounds, how many times as fast as each other this engine is, and word errors beside.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 
 import jiwer
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
-from bench.client import COMMANDS
+from bench.client import COMMANDS, said_in
 from bench.table import circumstances, table
+from distillation.arguments import count
+from distillation.recordings import read_mono
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.text import Text
@@ -39,10 +40,11 @@ Transcribe = Callable[[Waveform], str]
 
 @dataclass(slots=True)
 class System:
-    """seconds: one list a round, an entry an utterance."""
+    """rival: one of ours that all others are compared with. seconds: one list a round, an entry an utterance."""
 
     name: str
     transcribe: Transcribe
+    rival: bool = False
     texts: list[str] = field(default_factory=list)
     seconds: list[list[float]] = field(default_factory=list)
 
@@ -73,11 +75,22 @@ def ours(student: Path, teacher: Path) -> list[System]:
         (result,) = engine.run([Job(wave, ask_teacher_below=threshold)])
         return text.text(result.tokens)
 
+    def transcribe_window(engine: Engine, wave: Waveform) -> str:
+        return transcribe(engine, NEVER, window_of(wave))
+
     return [
-        System("whisperd, student", partial(transcribe, pair, NEVER)),
-        System("whisperd, student + teacher's check", partial(transcribe, pair, ALWAYS)),
-        System("whisperd, teacher alone", partial(transcribe, alone, NEVER)),
+        System("whisperd, student", partial(transcribe, pair, NEVER), rival=True),
+        System("whisperd, student + teacher's check", partial(transcribe, pair, ALWAYS), rival=True),
+        System("whisperd, teacher alone", partial(transcribe, alone, NEVER), rival=True),
+        # What the others hear: how much of the difference is the shorter window, and how much the decoding.
+        System("whisperd, student, 30 s heard", partial(transcribe_window, pair)),
+        System("whisperd, teacher, 30 s heard", partial(transcribe_window, alone)),
     ]
+
+
+def window_of(wave: Waveform) -> Waveform:
+    """Filled up with silence to the 30 s that every Whisper hears."""
+    return np.pad(wave, (0, max(0, WINDOW - wave.size)))
 
 
 def of_transformers(student: Path, teacher: Path) -> list[System]:
@@ -109,9 +122,8 @@ def of_faster_whisper(student: Path, teacher: Path, folder: Path, threads: int) 
     def transcribe(model: Any, wave: Waveform) -> str:
         # It fills a window with mel bands of 0, not with those of silence, which so small a model has never heard.
         # Filled with silence beforehand, a window is the same for all, and costs it the same.
-        window = np.pad(wave, (0, max(0, WINDOW - wave.size)))
         segments, _ = model.transcribe(
-            window, language="en", beam_size=1, temperature=0.0, without_timestamps=True,
+            window_of(wave), language="en", beam_size=1, temperature=0.0, without_timestamps=True,
             condition_on_previous_text=False, log_prob_threshold=None, no_speech_threshold=None,
             compression_ratio_threshold=None,
         )  # fmt: skip
@@ -139,9 +151,9 @@ def compare(systems: Sequence[System], waves: Sequence[Waveform], said: Sequence
         for each in systems:
             each.hear(waves)
     rows = []
+    rivals = [own for own in systems if own.rival]
     for each in systems:
-        rivals = [own for own in systems if own.name.startswith("whisperd")]
-        ratios = [_ratio(each, own) for own in rivals] if each not in rivals else ["", "", ""]
+        ratios = ["" if each.rival else _ratio(each, own) for own in rivals]
         middle, spread = statistics.median(each.rounds_ms), max(each.rounds_ms) - min(each.rounds_ms)
         rows.append([each.name, f"{middle:.1f} ({spread:.1f})", f"{_errors(said, each.texts):.1%}", *ratios])
     return table(["", "ms an utterance (spread)", "WER", "ours: student", "ours: checked", "ours: teacher"], rows)
@@ -162,12 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
     parser.add_argument("--recording", type=Path, default=COMMANDS, help="beside it, a line an utterance, what is said")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=count, default=7)
     options = parser.parse_args(arguments)
     student = open_checkpoint(options.student, "student").directory
     teacher = open_checkpoint(options.teacher, "teacher").directory
-    audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
-    said = options.recording.with_suffix(".txt").read_text().splitlines()
+    audio = read_mono(options.recording)
+    said = said_in(options.recording)
     with TemporaryDirectory() as folder:
         systems = [
             *ours(student, teacher), *of_transformers(student, teacher),

@@ -21,6 +21,7 @@ from bench.client import COMMANDS
 from bench.roofline import Cost, Device, checking, encoding, probe, remembering, timed
 from bench.shapes import SHAPES, random_pair
 from bench.table import circumstances, table
+from distillation import arguments
 from streaming.job import NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
@@ -29,6 +30,7 @@ from streaming.whisper.engine import Engine
 from streaming.whisper.hearing import Model
 from streaming.whisper.model import Cache
 
+DTYPES = ("auto", "mixed", "float32", "bfloat16", "float16")
 CACHED = 16
 """Tokens that a measured step finds in the cache."""
 TOKENS = 24
@@ -143,17 +145,19 @@ def _speech() -> list[Waveform]:
     return list(utterances(audio))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench engine", description=__doc__)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
     parser.add_argument("--random", choices=SHAPES, help="in place of the two: random weights of this published size")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--contexts", type=float, nargs="+", help="seconds (default: 2, 5, 10 and 30 of those it has)")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--device", type=arguments.device, default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--threads", type=arguments.count)
+    parser.add_argument("--batches", type=arguments.count, nargs="+", default=[1, 4, 16])
+    parser.add_argument(
+        "--contexts", type=arguments.positive, nargs="+", help="seconds (default: 2, 5, 10 and 30 of those it has)"
+    )
+    options = parser.parse_args(argv)
     if options.random:
         engine = _random(options)
     else:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
 from bench.client import COMMANDS
 from bench.table import circumstances, table
+from distillation.arguments import count, device
+from distillation.recordings import read_mono
 from streaming.job import Job, Waveform
 from streaming.offline import utterances
 from streaming.whisper.decode import Window, verify
@@ -28,6 +28,7 @@ from streaming.whisper.hearing import rows_of
 from streaming.whisper.model import Cache
 
 BATCH = 8
+DTYPES = ("auto", "mixed", "float32", "bfloat16", "float16")
 
 Tokens = tuple[int, ...]
 
@@ -83,12 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="whisperd bench exactness", description=__doc__)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--utterances", type=int, default=60)
+    parser.add_argument("--device", type=device, default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--utterances", type=count, default=60)
     parser.add_argument("--recording", type=Path, default=COMMANDS)
     options = parser.parse_args(arguments)
-    audio = np.asarray(soundfile.read(options.recording, dtype="float32")[0])
+    audio = read_mono(options.recording)
     jobs = [Job(wave) for wave in cut(list(utterances(audio)), options.utterances)]
     student = Engine.load(options.student, None, options.device, dtype=options.dtype)
     own = [result.tokens for result in student.run(jobs)]

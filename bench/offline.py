@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import soundfile
+from tqdm import tqdm
 
 from bench.client import COMMANDS, TALK
 from bench.table import circumstances, table
+from distillation.arguments import count
+from distillation.recordings import read_mono
 from streaming.events import Final
 from streaming.job import SAMPLE_RATE, Job, Result, Waveform
 from streaming.offline import listen, stop
@@ -76,10 +77,10 @@ def measure(engine: Engine, audio: Waveform, rounds: int) -> str:
         return [name, work.jobs, work.tokens, passes, f"{1 - passes / work.tokens:.0%}", factor]
 
     rows = []
-    for name, drafts, partials in (
-        ("live, drafts", True, True), ("live, no drafts", False, True), ("finals only", True, False),
-    ):  # fmt: skip
-        works = [hear(engine, audio, _as_it_is if drafts else _alone, partials) for _ in range(rounds)]
+    runs = (("live, drafts", True, True), ("live, no drafts", False, True), ("finals only", True, False))
+    for name, drafts, partials in runs:
+        bar = tqdm(range(rounds), desc=name, unit="round", leave=False)
+        works = [hear(engine, audio, _as_it_is if drafts else _alone, partials) for _ in bar]
         work = works[0]
         rows.append(row(name, works, work.passes))
         if drafts and partials:
@@ -103,13 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
     parser.add_argument("--recording", type=Path, nargs="+", default=[TALK, COMMANDS])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=count, default=5)
     options = parser.parse_args(arguments)
     engine = Engine.load(options.student, options.teacher, "cpu")
     engine.warm()
     print(circumstances())
     for recording in options.recording:
-        audio = np.asarray(soundfile.read(recording, dtype="float32")[0])
+        audio = read_mono(recording)
         print(f"\n{recording.name}, {audio.size / SAMPLE_RATE:.1f} s, {options.rounds} rounds.\n", flush=True)
         print(measure(engine, audio, options.rounds), flush=True)
 

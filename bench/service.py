@@ -23,6 +23,10 @@ from bench.broker import free_port
 PATIENCE = 120.0
 
 
+class ServiceError(RuntimeError):
+    """The service did not start or end as it should; its log is in the message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """port: of the websocket and HTTP listener. seconds_to_ready: from the process's start to `/readyz`."""
@@ -43,7 +47,7 @@ def running(
     """The service with `settings` over the defaults, stopped by SIGTERM at the end. limits: keys of `server`.
 
     Raises:
-        RuntimeError: it did not become ready, or did not end well; its log is in the message.
+        ServiceError: it did not become ready, or did not end well.
     """
     with TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
         port = free_port()
@@ -58,11 +62,11 @@ def running(
         process = subprocess.Popen(command, stderr=log, env=environment)
         try:
             if not _ready(process, port, began + PATIENCE):
-                raise RuntimeError(f"whisperd did not become ready:\n{Path(log.name).read_text()}")
+                raise ServiceError(f"whisperd did not become ready:\n{Path(log.name).read_text()}")
             yield Service(port, process.pid, time.monotonic() - began)
             process.terminate()
             if process.wait(PATIENCE) != 0:
-                raise RuntimeError(f"whisperd ended with {process.returncode}:\n{Path(log.name).read_text()}")
+                raise ServiceError(f"whisperd ended with {process.returncode}:\n{Path(log.name).read_text()}")
         finally:
             process.kill()
             process.wait()

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jiwer
 import numpy as np
 import psutil
+from tqdm import tqdm
 
-from bench.client import COMMANDS, FRAME_SECONDS, play, read_pcm
+from bench.client import COMMANDS, FRAME_SECONDS, play, read_pcm, said_in
 from bench.gpu import Use, watched
 from bench.service import Service, running
 from bench.table import circumstances, percentiles, table
+from distillation.arguments import count
 
 if TYPE_CHECKING:
     from distillation.pictures import Panel
@@ -53,6 +57,10 @@ class Heard:
             self._seq = event["seq"]
 
 
+SPREAD = 2.0
+"""Seconds over which the beginnings of streams are spread: people do not begin to speak in the same millisecond."""
+
+
 async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[list[Heard], float, Use]:
     """Plays to N streams, each beginning a little later; also the processor's share left idle, and the GPU's use."""
     heard = [Heard() for _ in range(streams)]
@@ -60,7 +68,8 @@ async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[
     server = psutil.Process(service.pid)
     before, began = _cpu_seconds(server), time.monotonic()
     own = _cpu_seconds(clients)
-    async with watched() as gpu, asyncio.TaskGroup() as tasks:
+    seconds = len(pcm) / 2 / rate + SPREAD
+    async with watched() as gpu, _shown(streams, seconds), asyncio.TaskGroup() as tasks:
         for number, one in enumerate(heard):
             tasks.create_task(_join_late(number, streams, service, pcm, rate, one))
     elapsed = time.monotonic() - began
@@ -68,9 +77,25 @@ async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[
     return heard, 1 - used / (elapsed * (psutil.cpu_count() or 1)), gpu
 
 
+@asynccontextmanager
+async def _shown(streams: int, seconds: float) -> AsyncIterator[None]:
+    """A bar of the seconds that pass meanwhile."""
+
+    async def tick(bar: tqdm[NoReturn]) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            bar.update()
+
+    with tqdm(total=math.ceil(seconds), desc=f"{streams} streams", unit="s", leave=False) as bar:
+        ticking = asyncio.create_task(tick(bar))
+        try:
+            yield
+        finally:
+            ticking.cancel()
+
+
 async def _join_late(number: int, streams: int, service: Service, pcm: bytes, rate: int, heard: Heard) -> None:
-    # People do not begin to speak in the same millisecond: beginnings are spread over two seconds.
-    await asyncio.sleep(2.0 * number / streams)
+    await asyncio.sleep(SPREAD * number / streams)
     await play(service.url, f"bench-{streams}-{number}", pcm, rate, heard.take)
 
 
@@ -109,7 +134,7 @@ def _draw(path: Path, measured: Mapping[str, Mapping[int, Sequence[float]]]) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench streams", description=__doc__)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--streams", type=count, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--recording", type=Path, default=COMMANDS)
     parser.add_argument("--student", default="home-en")
     parser.add_argument("--teacher", default="home-en")
@@ -117,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, metavar="PNG")
     options = parser.parse_args(arguments)
     pcm, rate = read_pcm(str(options.recording))
-    expected = options.recording.with_suffix(".txt").read_text().splitlines()
+    expected = said_in(options.recording)
     frames = len(pcm) / 2 / rate / FRAME_SECONDS
     print(f"{circumstances()}\n\nEach stream: {options.recording.name}, {frames * FRAME_SECONDS:.0f} s.\n", flush=True)
     rows = []

@@ -21,6 +21,7 @@ import torch
 from bench.roofline import Cost, Device, checking, encoding, probe, remembering, timed
 from bench.shapes import SHAPES, Shape, random_pair
 from bench.table import circumstances, table
+from distillation.arguments import device
 from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.engine import Engine
@@ -251,7 +252,7 @@ def measure(plan: Plan, place: str, dtype: torch.dtype) -> tuple[Engine, Sheet]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench targets", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="sizes for a processor, to see that the bench works")
     options = parser.parse_args(arguments)
     if options.device == "cpu" and not options.small:

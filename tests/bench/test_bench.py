@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import soxr
 import torch
 
 from bench.cli import BENCHMARKS
+from bench.compare import WINDOW, System, compare, window_of
 from bench.roofline import Cost, Device, checking, encoding, remembering
+from bench.service import ServiceError
 from bench.shapes import SHAPES, dimensions
 from bench.table import percentiles, table
 from daemon.cli import main as whisperd
@@ -143,6 +150,95 @@ def test_what_can_be_measured_is_listed(capsys: pytest.CaptureFixture[str]) -> N
     assert all(f"  {name} " in listed for name in BENCHMARKS)
     assert whisperd(["bench", "nonsense"]) == 2
     assert "there is no 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["engine", "--student", "nothere"], "nothere"),
+        (["offline", "--recording", "nofile.wav"], "nofile.wav cannot be read"),
+        (["exactness", "--recording", "nofile.wav"], "nofile.wav cannot be read"),
+        (["streams", "--recording", "nofile.wav"], "nofile.wav"),
+        (["streams", "--recording", "notext.flac"], "no notext.txt: write into it"),
+        (["compare", "--recording", "notext.flac"], "no notext.txt: write into it"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(DEMO.with_suffix(".flac"), "notext.flac")
+    assert whisperd(["bench", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("whisperd bench: ")
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["engine", "--device", "cuda:99"],
+        ["engine", "--dtype", "float99"],
+        ["engine", "--batches", "0"],
+        ["engine", "--contexts", "-2"],
+        ["exactness", "--utterances", "0"],
+        ["offline", "--rounds", "0"],
+        ["compare", "--rounds", "-1"],
+        ["streams", "--streams", "0"],
+        ["targets", "--device", "gpu"],
+    ],
+)
+def test_what_cannot_be_meant_is_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        whisperd(["bench", *arguments])
+    assert ended.value.code == 2
+    assert f"argument {arguments[1]}: " in capsys.readouterr().err
+
+
+def test_an_interrupt_and_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: BaseException) -> Callable[[Sequence[str]], None]:
+        def measure(_: Sequence[str]) -> None:
+            raise error
+
+        return measure
+
+    monkeypatch.setattr("bench.offline.main", fail(KeyboardInterrupt()))
+    assert whisperd(["bench", "offline"]) == 130
+    assert capsys.readouterr().err == "whisperd bench: interrupted\n"
+    monkeypatch.setattr("bench.offline.main", fail(ServiceError("it did not start")))
+    assert whisperd(["bench", "offline"]) == 1
+    monkeypatch.setattr("bench.offline.main", fail(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):  # its traceback is what there is to know
+        whisperd(["bench", "offline"])
+
+
+def test_a_recording_of_another_rate_and_two_channels_is_heard(tmp_path: Path) -> None:
+    samples, rate = soundfile.read(DEMO.with_suffix(".flac"), dtype="float32")
+    wide = soxr.resample(samples, rate, 44100)
+    path = tmp_path / "wide.wav"
+    soundfile.write(path, np.stack([wide, wide], axis=1), 44100)
+    printed = run("offline", "--rounds", "1", "--recording", str(path))
+    assert f"wide.wav, {len(samples) / rate:.1f} s" in printed
+    assert int(cells(printed)[-1][1]) == 3  # the finals of its three sentences
+
+
+def test_ours_are_compared_with_and_not_one_another() -> None:
+    systems = [
+        System("whisperd, student", lambda wave: "stop", rival=True),
+        System("whisperd, student, 30 s heard", lambda wave: "stop"),
+        System("another", lambda wave: "go"),
+    ]
+    own, padded, another = cells(compare(systems, [np.zeros(16000, np.float32)], ["stop"], rounds=2))
+    assert len(own) == len(padded) == len(another)
+    assert [row[2] for row in (own, padded, another)] == ["0.0%", "0.0%", "100.0%"]
+    assert own[3] == ""
+    assert "x (" in padded[3]
+    assert "x (" in another[3]
+
+
+def test_a_window_is_filled_up_and_never_cut() -> None:
+    assert window_of(np.ones(5, np.float32)).tolist() == [1] * 5 + [0] * (WINDOW - 5)
+    assert window_of(np.ones(WINDOW + 5, np.float32)).size == WINDOW + 5
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
