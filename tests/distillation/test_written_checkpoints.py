@@ -7,7 +7,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import checkpoints
@@ -15,6 +15,7 @@ import pytest
 import small_corpus
 
 from distillation.cli import main
+from distillation.label import Label, Manner
 
 SHAPE = replace(checkpoints.SMALL, decoder_layers=3)
 
@@ -26,8 +27,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.build_checkpoint(work / "teacher", SHAPE)
     checkpoints.build_checkpoint(work / "other", SHAPE, seed=1)
     checkpoints.build_checkpoint(work / "foreign", replace(SHAPE, languages=("de", "en", "fr")), seed=2)
-    labels = [{"index": index, "text": "Stop!", "wer": 0.0} for index in range(4)]
-    (work / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    corpus = small_corpus.corpus()
+    keys = list(dict.fromkeys(corpus.key(clip) for clip in corpus.split("train")))[:4]
+    rows = [
+        asdict(Manner("a teacher", "corpus", None)) | {"labels": 1},
+        *(asdict(Label(key, "Stop!", 0.0)) for key in keys),
+    ]
+    (work / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(init(work, work / "begun")) == 0
     assert main(train(work)) == 0
     return work
@@ -134,7 +140,7 @@ def test_a_training_goes_on_as_it_was_begun(
         assert main(init(work, tmp_path / "deeper", layers=3)) == 0
     if more[0] == "--labels":
         more = [more[0], str(tmp_path / "labels.jsonl")]
-        (tmp_path / "labels.jsonl").write_text("".join((work / "labels.jsonl").read_text().splitlines(True)[:2]))
+        (tmp_path / "labels.jsonl").write_text("".join((work / "labels.jsonl").read_text().splitlines(True)[:3]))
     assert main(train(work, *more)) == 1
     said = capsys.readouterr().err
     assert says in said
