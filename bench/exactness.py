@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from bench.client import COMMANDS
+from bench.engine import DTYPES
 from bench.table import circumstances, table
 from distillation.arguments import count, device
 from distillation.recordings import read_mono
@@ -28,7 +29,6 @@ from streaming.whisper.hearing import rows_of
 from streaming.whisper.model import Cache
 
 BATCH = 8
-DTYPES = ("auto", "mixed", "float32", "bfloat16", "float16")
 
 Tokens = tuple[int, ...]
 

@@ -7,41 +7,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
-
-def count(text: str) -> int:
-    """A whole number above 0."""
-    if (number := _whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return number
-
-
-def count_or_none(text: str) -> int:
-    """A whole number, 0 too."""
-    if (number := _whole(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
-    return number
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    if not (number := _finite(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return number
-
-
-def not_negative(text: str) -> float:
-    """A number, 0 too."""
-    if (number := _finite(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
-    return number
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    if not 0 <= (number := _finite(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return number
+_N = TypeVar("_N", int, float)
 
 
 def device(text: str) -> str:
@@ -74,3 +43,19 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text} is not a number to reckon with")
     return number
+
+
+def _type(read: Callable[[str], _N], meant: str, fits: Callable[[_N], bool]) -> Callable[[str], _N]:
+    def checked(text: str) -> _N:
+        if not fits(number := read(text)):
+            raise argparse.ArgumentTypeError(f"{text} is not {meant}")
+        return number
+
+    return checked
+
+
+count = _type(_whole, "a whole number above 0", lambda number: number > 0)
+count_or_none = _type(_whole, "a whole number from 0 on", lambda number: number >= 0)
+positive = _type(_finite, "a number above 0", lambda number: number > 0)
+not_negative = _type(_finite, "a number from 0 on", lambda number: number >= 0)
+share = _type(_finite, "a number from 0 to 1", lambda number: 0 <= number <= 1)

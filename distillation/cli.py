@@ -104,10 +104,7 @@ def _add_label(command: argparse.ArgumentParser) -> None:
         default=1,
         help="label every n-th clip only (default: %(default)s); a smaller n adds to what is there",
     )
-    command.add_argument(
-        "--normaliser", choices=("corpus", "english", "basic"), default="english",
-        help="how transcripts are made comparable (default: %(default)s)",
-    )  # fmt: skip
+    _normaliser_argument(command, "how transcripts are made comparable")
     command.add_argument(
         "--device", type=arguments.device, default="auto", help="cpu, cuda, or auto (default: %(default)s)"
     )
@@ -133,10 +130,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--language", help="of the recordings, for a multilingual teacher")
-    command.add_argument(
-        "--normaliser", choices=("corpus", "english", "basic"), default="english",
-        help="how texts are made comparable to watch word errors: as of label (default: %(default)s)",
-    )  # fmt: skip
+    _normaliser_argument(command, "how texts are made comparable to watch word errors: as of label")
     _filter_arguments(command)
     command.add_argument("--ce-weight", type=arguments.not_negative, default=0.8, help="(default: %(default)s)")
     command.add_argument("--kl-weight", type=arguments.not_negative, default=1.0, help="(default: %(default)s)")
@@ -181,10 +175,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         "--threshold", type=arguments.share, default=0.85, help="below this confidence the teacher decides"
     )
     command.add_argument("--language", help="of the recordings, for a multilingual pair")
-    command.add_argument(
-        "--normaliser", choices=("corpus", "english", "basic"), default="english",
-        help="how texts are made comparable: as of label; corpus suits home-en (default: %(default)s)",
-    )  # fmt: skip
+    _normaliser_argument(command, "how texts are made comparable: as of label; corpus suits home-en")
     command.add_argument("--domain", nargs="*", default=[], metavar="SET", help="sets on which the cascade is judged")
     command.add_argument("--clips", type=arguments.count, default=400, help="of a set at most (default: %(default)s)")
     command.add_argument(
@@ -258,6 +249,14 @@ def _add_average(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument("--name", default="home-en-teacher", help="what it calls itself (default: %(default)s)")
     command.set_defaults(run=_average)
+
+
+def _normaliser_argument(command: argparse.ArgumentParser, purpose: str) -> None:
+    """The same for all, as what they count must be the same."""
+    command.add_argument(
+        "--normaliser", choices=("corpus", "english", "basic"), default="english",
+        help=f"{purpose} (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _filter_arguments(command: argparse.ArgumentParser) -> None:

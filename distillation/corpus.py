@@ -15,14 +15,13 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import random
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from distillation import neural
 from distillation.errors import DistillError
+from distillation.files import to_disk, write_text_whole
 from distillation.interrupts import deaf_children
 from distillation.recordings import LONGEST, Recording, find_recordings, read_mono, stamps
 from distillation.text import normalise, sentences
@@ -255,7 +255,7 @@ def record(folder: Path, source: Path, split: str, *, as_written: bool = False) 
     folder.mkdir(parents=True, exist_ok=True)
     speechless: Counter[str] = Counter()
     rows = _write_audio(folder, number, _clips(found, split, as_written, speechless))
-    _write_whole(_block_index(folder, number).with_suffix(".json"), json.dumps(origin | {"speechless": speechless}))
+    write_text_whole(json.dumps(origin | {"speechless": speechless}), _block_index(folder, number).with_suffix(".json"))
     _finish_block(folder, number, rows)
 
 
@@ -323,33 +323,20 @@ def _write_audio(folder: Path, number: int, clips: Iterable[tuple[Waveform, Abou
     """The rows of the index that belongs to it."""
     offset = 0
     rows = []
-    with _block_index(folder, number).with_suffix(".i16").open("wb") as audio:
+    path = _block_index(folder, number).with_suffix(".i16")
+    with path.open("wb") as audio:
         for wave, about in clips:
             samples = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
             audio.write(samples.tobytes())
             rows.append({**about, "offset": offset, "samples": len(samples)})
             offset += len(samples)
-        _to_disk(audio)
+    to_disk(path)
     return rows
 
 
 def _finish_block(folder: Path, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
     """The index appears last and at once: it is what says that the block is whole."""
-    _write_whole(_block_index(folder, number), "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w") as file:
-        file.write(text)
-        _to_disk(file)
-    unfinished.rename(path)
-
-
-def _to_disk(file: IO[Any]) -> None:
-    """Else a machine that loses its power may keep the name of a file without its content."""
-    file.flush()
-    os.fsync(file.fileno())
+    write_text_whole("".join(json.dumps(row) + "\n" for row in rows), _block_index(folder, number))
 
 
 def gather(folder: Path) -> None:
@@ -365,26 +352,29 @@ def gather(folder: Path) -> None:
     if _is_gathered(folder, made_of, size):
         return
     offset = 0
-    with (folder / "audio.part").open("wb") as audio, (folder / "index.part").open("w") as joined:
-        with tqdm.wrapattr(audio, "write", total=size, desc="gather", miniters=1) as counted:
-            for index in blocks:
-                clips = _read_index(index)
-                samples = index.with_suffix(".i16").stat().st_size // 2
-                if samples != sum(clip.samples for clip in clips):
-                    raise CorpusError(f"{index} does not fit its audio: remove it, and the same command makes it anew")
-                for clip in clips:
-                    joined.write(json.dumps(asdict(replace(clip, offset=clip.offset + offset))) + "\n")
-                with index.with_suffix(".i16").open("rb") as data:
-                    shutil.copyfileobj(data, counted, 1 << 20)
-                offset += samples
-        _to_disk(audio)
-        _to_disk(joined)
+    with (
+        (folder / "audio.part").open("wb") as audio,
+        (folder / "index.part").open("w") as joined,
+        tqdm.wrapattr(audio, "write", total=size, desc="gather", miniters=1) as counted,
+    ):
+        for index in blocks:
+            clips = _read_index(index)
+            samples = index.with_suffix(".i16").stat().st_size // 2
+            if samples != sum(clip.samples for clip in clips):
+                raise CorpusError(f"{index} does not fit its audio: remove it, and the same command makes it anew")
+            for clip in clips:
+                joined.write(json.dumps(asdict(replace(clip, offset=clip.offset + offset))) + "\n")
+            with index.with_suffix(".i16").open("rb") as data:
+                shutil.copyfileobj(data, counted, 1 << 20)
+            offset += samples
+    for name in ("audio.part", "index.part"):
+        to_disk(folder / name)
     # An old index must not be taken for one of the new audio, should this be the last moment.
     (folder / "gathered.json").unlink(missing_ok=True)
     (folder / "index.jsonl").unlink(missing_ok=True)
     (folder / "audio.part").rename(folder / "audio.i16")
     (folder / "index.part").rename(folder / "index.jsonl")
-    _write_whole(folder / "gathered.json", made_of)
+    write_text_whole(made_of, folder / "gathered.json")
 
 
 def _is_gathered(folder: Path, made_of: str, size: int) -> bool:

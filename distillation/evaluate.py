@@ -24,6 +24,7 @@ from tqdm import tqdm
 from distillation.augment import Rng
 from distillation.corpus import Clip, Corpus
 from distillation.errors import DistillError
+from distillation.files import digest_of_files
 from distillation.hearing import Transcriber, hear, waves_of, with_margins
 from distillation.model import Whisper, layout_of, load_model
 from distillation.noise import Noises, at_level
@@ -273,19 +274,12 @@ def digest(pair: Pair, corpus: Path, noises: Noises, terms: Terms) -> str:
     told = hashlib.sha256()
     engine = pair.engine
     told.update(repr((replace(terms, domain=()), pair.language, engine.device, engine.dtype)).encode())
-    for folder in (pair.student.directory, pair.teacher.directory):
-        for file in sorted(folder.iterdir()):
-            if file.suffix in (".json", ".safetensors"):
-                told.update(_digest_of(file))
-    told.update(_digest_of(corpus / "index.jsonl"))
+    models = [file for each in (pair.student, pair.teacher) for file in sorted(each.directory.iterdir())]
+    files = [file for file in models if file.suffix in (".json", ".safetensors")]
+    told.update(digest_of_files([*files, corpus / "index.jsonl"]).encode())
     for noise in noises.speechless:
         told.update(np.ascontiguousarray(noise).tobytes())
     return told.hexdigest()
-
-
-def _digest_of(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------

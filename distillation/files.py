@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from distillation.errors import DistillError
 
@@ -28,6 +27,8 @@ def write_whole(stored: Mapping[str, Any], path: Path) -> None:
     Raises:
         NotWritten: it cannot be written.
     """
+    import torch  # heavy, and text needs none of it
+
     with _beside(path) as unfinished:
         torch.save(stored, unfinished)
 
@@ -47,7 +48,7 @@ def _beside(path: Path) -> Iterator[Path]:
     unfinished = path.with_suffix(".part")
     try:
         yield unfinished
-        _to_disk(unfinished)
+        to_disk(unfinished)
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError of its own
         unfinished.unlink(missing_ok=True)
@@ -70,7 +71,7 @@ def folder_written_whole(folder: Path, last: str, replaced: Sequence[str] = ()) 
         yield unfinished
         for path in unfinished.iterdir():
             path.chmod(0o644)  # weights are written for their owner alone, but a service runs as somebody else
-            _to_disk(path)
+            to_disk(path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -89,7 +90,16 @@ def unfinished_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + ".part")
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """A name must not reach the disk before what it names."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Of what is in them, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

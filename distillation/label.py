@@ -13,7 +13,6 @@ label belongs to a clip by its key, so a corpus may grow, and an interrupted lab
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus
 from distillation.errors import DistillError
+from distillation.files import digest_of_files
 from distillation.hearing import Transcriber, with_margins
 from distillation.tables import table
 from distillation.text import normalise
@@ -106,9 +106,6 @@ class Filter:
         return "kept" if label.wer <= self.wer else "word errors"
 
 
-NORMALISERS = ("corpus", "english", "basic")
-
-
 def normaliser(name: str, spelling: Path | None = None) -> Callable[[str], str]:
     """What makes two transcripts comparable.
 
@@ -132,13 +129,9 @@ def digest(teacher: Checkpoint) -> str:
 
     Not with the name or the place, nor with what a newer library writes into the configuration.
     """
-    found = hashlib.blake2b(digest_size=16)
     beside = (teacher.directory / name for name in ("generation_config.json", "normalizer.json"))
-    for file in (*weight_files(teacher.directory), teacher.tokenizer_file, *beside):
-        if file.is_file():
-            with file.open("rb") as content:
-                found.update(hashlib.file_digest(content, hashlib.blake2b).digest())
-    return found.hexdigest()
+    files = (*weight_files(teacher.directory), teacher.tokenizer_file, *beside)
+    return digest_of_files(file for file in files if file.is_file())
 
 
 # --- labelling -------------------------------------------------------------------------------------------------------

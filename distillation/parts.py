@@ -16,6 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distillation.files import write_text_whole
+
 
 class Parts:
     """The parts of one measurement.
@@ -39,20 +41,13 @@ class Parts:
         if kept.get("of") != self._of or kept.get("part") != name:
             kept = {"part": name, "of": self._of, "figures": measure()}
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(kept))
+            write_text_whole(json.dumps(kept), path)
         return kept["figures"]
 
     def forget(self) -> None:
         """Once they stand in a report."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Beside `path`, and renamed at once: an interrupt leaves the older file."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.rename(path)
 
 
 def _file_name(part: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distillation.parts import write_whole
+from distillation.files import write_text_whole
 from distillation.tables import table
 
 Figures = Mapping[str, Any]
@@ -22,11 +22,11 @@ def write(figures: Figures, folder: Path) -> None:
     from distillation.pictures import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "report.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    write_text_whole(json.dumps(figures, indent=1, allow_nan=False) + "\n", folder / "report.json")
     if figures["noise_curve"]:
         draw(folder / "noise.png", _noise_panels(figures), "word error rate")
     draw(folder / "cascade.png", _cascade_panels(figures), "word error rate")
-    write_whole(folder / "REPORT.md", as_markdown(figures, pictures=True))
+    write_text_whole(as_markdown(figures, pictures=True), folder / "REPORT.md")
 
 
 def as_markdown(figures: Figures, *, pictures: bool = False) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distillation.corpus import Clip
 from distillation.errors import DistillError
+from distillation.files import digest_of_files
 from streaming.whisper.checkpoint import Checkpoint
 from streaming.whisper.locate import weight_files
 
@@ -42,11 +43,7 @@ def require_same(folder: Path, begun: Settings, given: Settings) -> None:
 
 def digest_of_weights(checkpoint: Checkpoint) -> str:
     """Of the weights alone: the same under another name, another after more training in the same folder."""
-    digest = hashlib.sha256()
-    for path in sorted(weight_files(checkpoint.directory)):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return DIGEST + digest.hexdigest()
+    return DIGEST + digest_of_files(sorted(weight_files(checkpoint.directory)))
 
 
 def digest_of_noises(folder: Path | None) -> str:

@@ -6,7 +6,7 @@ test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,3 +121,14 @@ def linguist(multilingual: Pair) -> Speaker:
     from speakers import speaker  # as above
 
     return speaker(multilingual.student)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For arithmetic whose order, and so whose last digits, must not depend on the machine's cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

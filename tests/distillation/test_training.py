@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +55,7 @@ MIXTURE = Mixture({}, seconds=12, clean_until=0, full_from=1, exact_from=3)
 NOISES = Noises(*[[np.ones(8000, np.float32)]] * 3)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
