@@ -308,7 +308,7 @@ def _clips(
             "transcribed": recording.text is not None,
             "speaker": f"{recording.set}/{recording.speaker}", "set": recording.set, "split": split,
         }  # fmt: skip
-        wave = trim(read_mono(recording.path))
+        wave = trim(read_mono(recording.path, recording.start, recording.end))
         too_long = recording.text is None and wave.size > LONGEST * SAMPLE_RATE
         pieces = list(utterances(wave, SegmentSettings(longest=LONGEST))) if too_long else [wave]
         speechless.update([] if pieces else [recording.set])

@@ -6,15 +6,21 @@ Owns the batching of clips and the margins around them. Knows nothing of word er
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus
 from distillation.errors import DistillError
 from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated
+from streaming.whisper.decode import decode, detect_languages
+from streaming.whisper.hearing import Model, languages_of, rows_of
+from streaming.whisper.model import Cache
 
 if TYPE_CHECKING:
     from streaming.whisper.engine import Engine
@@ -53,6 +59,43 @@ class Transcriber:
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[str]:
         return [self.text(result.tokens) for result in self.results(waves)]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a model says of a clip, and what it might have said.
+
+    tokens: of the text. log_probs: of each of them and of the end of text, after the rules. logits: at each of their
+    places, before any rule, [len(log_probs), vocabulary].
+    """
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    logits: Tensor
+
+
+@torch.inference_mode()
+def tell(model: Model, waves: Sequence[Waveform], language: str | None = None) -> list[Told]:
+    """What a model says in its longest window, as Whisper was trained, with its logits: one more pass over the texts.
+
+    language: a code; a multilingual checkpoint detects it where None.
+    """
+    jobs = [Job(wave, language=language) for wave in waves]
+    memory = model.decoder.remember(model.listen(jobs, model.checkpoint.contexts[-1]))
+    languages = languages_of(model, jobs, lambda: detect_languages(model.decoder, memory, model.rules))
+    rows = rows_of(model, jobs, languages, [()] * len(jobs))
+    decode(model.decoder, memory, model.rules, rows)
+    longest = max(len(row.tokens) for row in rows)
+    tokens = torch.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in rows], device=memory.device)
+    cache = Cache(memory)
+    cache.reserve(longest)
+    logits = model.decoder(tokens, torch.arange(longest, device=memory.device).expand(len(rows), longest), cache)
+    told = []
+    for row, scores in zip(rows, logits, strict=True):
+        first = len(row.prompt) - 1  # the place that foretells the first token of the text
+        places = scores[first : first + len(row.log_probs)]
+        told.append(Told(tuple(row.text), tuple(row.log_probs), places))
+    return told
 
 
 def hear(waves: Sequence[Waveform], transcriber: Transcriber, batch: int = 8) -> list[Result]:

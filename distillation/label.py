@@ -51,8 +51,10 @@ class LabelsError(DistillError):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """key: of the clip, as the corpus has it. wer: of the label against the reference, both normalised, 0 for none
-    wrong; None where there is no reference. confidence: the teacher's own, 0..1. repeats: whether it fell into a loop.
+    """key: of the clip, as the corpus has it. samples: of the beginning of the clip that was heard; None for all of it.
+    wer: of the label against the reference, both normalised, 0 for none wrong; None where there is no reference.
+    confidence: the teacher's own, 0..1. repeats: whether it fell into a loop. tokens: of the text. place: the number of
+    their first record in the file of distributions, which has one for each of them and one for the end of text.
     """
 
     key: str
@@ -60,6 +62,13 @@ class Label:
     wer: float | None
     confidence: float = 1.0
     repeats: bool = False
+    samples: int | None = None
+    tokens: Sequence[int] = ()
+    place: int = 0
+
+    @property
+    def records(self) -> int:
+        return len(self.tokens) + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,18 @@
 Owns how such a folder may look, and every sentence about what is wrong with it. All of it is looked at before the first
 clip is given out, so that a fault shows at once and not after hours. Knows nothing of features or models.
 
-Two ways to say what was said: `manifest.jsonl` (a line a clip: `path`, and optionally `text`, `speaker`, `set`), or a
-text file beside the audio file, of the same name (`a.flac`, `a.txt`). Audio without either has no transcript; an empty
-one says that nothing was said.
+Two ways to say what was said: `manifest.jsonl` (a line a clip: `path`, and optionally `text`, `speaker`, `set`, and
+`start` and `end`, in seconds, of a clip that is a part of its file), or a text file beside the audio file, of the same
+name (`a.flac`, `a.txt`). Audio without either has no transcript; an empty one says that nothing was said.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ WINDOW = 30.0
 """Seconds that a Whisper hears at once."""
 LONGEST = 29.0
 """Seconds of a piece that is cut here: the window, with a margin around it."""
+LONGEST_GAP = 1.0
+"""Seconds between two parts of a file that follow one another."""
 _SHOWN = 10
 
 
@@ -37,12 +40,16 @@ class RecordingsError(DistillError):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """text: None where nobody wrote down what was said; empty where they wrote down that nothing was."""
+    """text: None where nobody wrote down what was said; empty where they wrote down that nothing was.
+    start, end: seconds of the part of the file that it is; all of it from the start where `end` is None.
+    """
 
     path: Path
     text: str | None
     speaker: str
     set: str
+    start: float = 0.0
+    end: float | None = None
 
 
 def find_recordings(source: Path) -> list[Recording]:
@@ -73,14 +80,18 @@ def stamps(source: Path) -> dict[str, list[int]]:
     return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
 
 
-def read_mono(path: Path) -> Waveform:
-    """Any file that libsndfile reads, as 16 kHz mono.
+def read_mono(path: Path, start: float = 0.0, end: float | None = None) -> Waveform:
+    """Any file that libsndfile reads, or the part between two seconds of it, as 16 kHz mono.
 
     Raises:
         RecordingsError: it is missing or unreadable.
     """
     try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            file.seek(min(round(start * rate), file.frames))
+            count = -1 if end is None else max(0, round(end * rate) - file.tell())
+            wave = file.read(count, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise RecordingsError(f"{path} cannot be read: {error}") from error
     mono: Waveform = wave.mean(axis=1)
@@ -113,7 +124,30 @@ def _manifest(source: Path) -> Path | None:
 def _listed(manifest: Path) -> Iterator[Recording]:
     for row in read_manifest(manifest):
         name = str(row.get("set") or manifest.parent.resolve().name)
-        yield Recording(manifest.parent / row["path"], row.get("text"), str(row.get("speaker") or ""), name)
+        start, end = row.get("start") or 0.0, row.get("end")
+        yield Recording(manifest.parent / row["path"], row.get("text"), str(row.get("speaker") or ""), name, start, end)
+
+
+def neighbours_joined(found: Sequence[Recording], seconds: tuple[float, float], seed: int) -> list[Recording]:
+    """Recordings in which parts of one file without a transcript, one behind the other, have become one of a length
+    drawn between two `seconds`: people mostly say more than a line before they pause.
+    """
+    rng = random.Random(seed)
+    joined: list[Recording] = []
+    longest = 0.0
+    for recording in found:
+        last = joined[-1] if joined else None
+        if (
+            last is not None and last.end is not None and recording.end is not None
+            and last.path == recording.path and last.text is None and recording.text is None
+            and last.end <= recording.start <= last.end + LONGEST_GAP
+            and recording.end - last.start <= longest
+        ):  # fmt: skip
+            joined[-1] = replace(last, end=recording.end)
+        else:
+            joined.append(recording)
+            longest = rng.uniform(*seconds)
+    return joined
 
 
 def _row(manifest: Path, number: int, line: str) -> dict[str, Any]:
@@ -127,6 +161,9 @@ def _row(manifest: Path, number: int, line: str) -> dict[str, Any]:
         raise RecordingsError(
             f'{manifest}, line {number}: "text" is {row["text"]!r}, and must be text in quotes, or null'
         )
+    start, end = row.get("start", 0.0), row.get("end")
+    if not isinstance(start, int | float) or not isinstance(end, int | float | None) or not 0 <= start < (end or 1e9):
+        raise RecordingsError(f'{manifest}, line {number}: "start" and "end" must be seconds, one before the other')
     return row
 
 
@@ -160,8 +197,9 @@ def _fault(recording: Recording) -> str | None:
         return f"{path} cannot be read: {error}"
     if about.frames == 0:
         return f"{path} is empty"
-    if recording.text is not None and about.duration > WINDOW:
-        lasts = f"{path} lasts {about.duration:.0f} s"
+    duration = (about.duration if recording.end is None else recording.end) - recording.start
+    if recording.text is not None and duration > WINDOW:
+        lasts = f"{path} lasts {duration:.0f} s"
         return f"{lasts}: with a transcript it may last {WINDOW:g} (cut it, or drop its text)"
     return None
 

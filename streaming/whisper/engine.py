@@ -28,7 +28,8 @@ from streaming.whisper.checkpoint import (
 from streaming.whisper.hearing import LARGEST_BATCH, Fresh, Hearing, Model, Way, one_encoder
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Encoder, build_decoder, build_encoder, encoder_weights
-from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain
+from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, quantized_gain
+from streaming.whisper.quantized import QuantizedVocabulary
 from streaming.whisper.rows import Row
 from streaming.whisper.rules import Rules
 from streaming.whisper.seated import Seated
@@ -92,7 +93,8 @@ class Engine:
 
         student, teacher: a shipped name, a directory, or a hub name. device: "auto", "cpu", "cuda", "cuda:1"...
         dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto" (bfloat16 on a
-        GPU; on a CPU mixed where that is measured to be faster, else float32). threads: how many the CPU may use;
+        GPU; on a CPU mixed where that is measured to be faster, else float32, and the vocabulary in 8 bits where that is
+        faster: `quantized.py`). threads: how many the CPU may use;
         PyTorch's choice where None. graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU;
         auto: there alone, as a processor is faster without. mode: deterministic gives every pass one and the same
         shape, so that not even rounding depends on drafts or company; it too needs fixed addresses. batch: jobs in a
@@ -114,6 +116,10 @@ class Engine:
             gain = bfloat16_gain(hears.encoder)
             log.info("an encoder layer in bfloat16 is %.2f times as fast as in float32 on this processor", gain)
             mixed = gain >= LEAST_GAIN
+            gain = quantized_gain(hears.decoder.output_weight)
+            log.info("a vocabulary in 8 bits is %.2f times as fast as in float32 on this processor", gain)
+            if gain >= LEAST_GAIN:
+                _quantize_vocabularies(hears, checks)
         if mixed:
             for model in (hears, checks):
                 if model is not None:
@@ -313,6 +319,15 @@ def assemble(
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
     rules = Rules(checkpoint.grammar, sizes.vocabulary, device)
     return Model(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
+
+
+def _quantize_vocabularies(*models: Model | None) -> None:
+    """Those that are one stay one."""
+    made: dict[int, QuantizedVocabulary] = {}
+    for model in models:
+        if model is not None:
+            weight = model.decoder.output_weight
+            model.decoder.vocabulary = made.setdefault(weight.data_ptr(), QuantizedVocabulary(weight))
 
 
 def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:

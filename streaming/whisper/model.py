@@ -243,6 +243,8 @@ class Decoder(nn.Module):
         )
         self.layer_norm = nn.LayerNorm(sizes.d_model)
         self.proj_out = None if sizes.tied_embedding else nn.Linear(sizes.d_model, sizes.vocabulary, bias=False)
+        self.vocabulary: nn.Module | None = None
+        """States to logits in another way than by the embeddings as they are (`quantized.py`)."""
 
     def remember(self, states: Tensor) -> Memory:
         """The memory of encoder states [rows, encoder positions, d_model]."""
@@ -259,9 +261,14 @@ class Decoder(nn.Module):
         glance = store.at(positions)
         for number, layer in enumerate(self.layers):
             states = layer(states, glance, number, watch)
-        weight = self.embed_tokens.weight if self.proj_out is None else self.proj_out.weight
-        logits: Tensor = F.linear(self.layer_norm(states), weight)
+        states = self.layer_norm(states)
+        logits: Tensor = F.linear(states, self.output_weight) if self.vocabulary is None else self.vocabulary(states)
         return logits
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[vocabulary, d_model], by which states become logits."""
+        return self.embed_tokens.weight if self.proj_out is None else self.proj_out.weight
 
 
 Part = TypeVar("Part", Encoder, Decoder)

@@ -1,0 +1,55 @@
+"""The teacher's likeliest tokens at every place of its labels, with their log-probabilities, in one file.
+
+Owns the file: a record a token, one label's after another, appended only; what lies behind the last label that knows of
+it was torn, and is cut off. A student that learns from them needs no teacher beside it. Knows nothing of labels' texts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+KEPT = 32
+"""Tokens of a place. What they leave of the probability is mostly less than a thousandth."""
+
+RECORD = np.dtype([("tokens", "<u4", (KEPT,)), ("log_probs", "<f2", (KEPT,))])
+
+
+class Distributions:
+    """The records of a file, which is made where it is not there.
+
+    size: records that count; those behind are cut off. None: all.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self._path = path
+        path.touch()
+        whole = path.stat().st_size // RECORD.itemsize
+        self._size = whole if size is None else min(size, whole)
+        os.truncate(path, self._size * RECORD.itemsize)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, logits: Tensor) -> int:
+        """Of one label, [places, vocabulary]; the number of its first record."""
+        log_probs, tokens = logits.float().log_softmax(-1).topk(KEPT)
+        records = np.empty(len(tokens), RECORD)
+        records["tokens"], records["log_probs"] = tokens.cpu().numpy(), log_probs.cpu().numpy()
+        with self._path.open("ab") as file:
+            file.write(records.tobytes())
+        first, self._size = self._size, self._size + len(records)
+        return first
+
+    def read(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """(tokens, log-probabilities), [count, KEPT] each."""
+        with self._path.open("rb") as file:
+            file.seek(first * RECORD.itemsize)
+            records: NDArray[np.void] = np.frombuffer(file.read(count * RECORD.itemsize), RECORD)
+        tokens = torch.from_numpy(records["tokens"].astype(np.int64))
+        return tokens, torch.from_numpy(records["log_probs"].astype(np.float32))

@@ -1,0 +1,5 @@
+"""Weights of Whisper in other programs' files, read as tensors by the names of the Hugging Face layout.
+
+`ctranslate2.py` (faster-whisper), `openai.py` (the original `.pt`) and `ggml.py` (whisper.cpp) own one format each and
+what can be wrong with it; `foreign.py` is what they share. None of them runs anything that a file holds.
+"""

@@ -1,0 +1,144 @@
+"""CTranslate2's `model.bin`, which every user of faster-whisper has.
+
+Owns the layout of the file (versions 4 to 6) and of Whisper in it: fused projections, scales of 8-bit rows. Knows
+nothing of tokenizers or of what becomes of the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, tensor
+
+SPECIFICATION = "WhisperSpec"
+
+_VERSIONS = (4, 5, 6)
+_DTYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16, 5: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One projection or norm: its names there, and here. parts: of a fused projection, in order."""
+
+    there: str
+    here: tuple[str, ...]
+
+
+_SELF = (
+    _Block("self_attention/linear_0", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    _Block("self_attention/linear_1", ("self_attn.out_proj",)),
+    _Block("self_attention/layer_norm", ("self_attn_layer_norm",)),
+)
+_CROSS = (
+    _Block("attention/linear_0", ("encoder_attn.q_proj",)),
+    _Block("attention/linear_1", ("encoder_attn.k_proj", "encoder_attn.v_proj")),
+    _Block("attention/linear_2", ("encoder_attn.out_proj",)),
+    _Block("attention/layer_norm", ("encoder_attn_layer_norm",)),
+)
+_FEED = (
+    _Block("ffn/linear_0", ("fc1",)),
+    _Block("ffn/linear_1", ("fc2",)),
+    _Block("ffn/layer_norm", ("final_layer_norm",)),
+)
+_LAYERS = {"encoder": (*_SELF, *_FEED), "decoder": (*_SELF, *_CROSS, *_FEED)}
+
+
+def read(data: memoryview, name: str) -> Foreign:
+    """The model in a `model.bin`. name: of the file, for what is said about it.
+
+    Raises:
+        FormatError: it is truncated, of another kind of model, or in numbers that are not known.
+    """
+    variables = _variables(Reader(data, name), name)
+    try:
+        return Foreign(dict(_renamed(variables)), _heads(variables))
+    except KeyError as error:
+        raise FormatError(f"{name} lacks the weights {error}: it is no whole Whisper model") from error
+
+
+def _variables(reader: Reader, name: str) -> dict[str, Tensor]:
+    version = reader.number("I")
+    if version not in _VERSIONS:
+        raise FormatError(f"{name} is no model.bin of CTranslate2 in a known version ({version}): convert it anew")
+    specification = _text(reader)
+    if specification != SPECIFICATION:
+        raise FormatError(f"{name} holds a {specification!r} model; a Whisper model ({SPECIFICATION}) is needed")
+    reader.number("I")  # the specification's revision
+    found: dict[str, Tensor] = {}
+    for _ in range(reader.number("I")):
+        key = _text(reader)
+        shape = reader.shape(reader.number("B"))
+        kind = reader.number("B")
+        if kind not in _DTYPES:
+            raise FormatError(
+                f"{name} has weights ({key}) in unknown numbers (type {kind}): convert to float16 or int8"
+            )
+        content = reader.take(reader.number("I"))
+        dtype = _DTYPES[kind]
+        elements = 1
+        for size in shape:
+            elements *= size
+        if len(content) != elements * dtype.itemsize:
+            raise FormatError(f"{name}: the weights {key} are not as long as their shape: the file is damaged")
+        found[key] = tensor(content, dtype, shape)
+    for _ in range(reader.number("I") if reader.left else 0):
+        alias, key = _text(reader), _text(reader)
+        found[alias] = found[key]
+    return found
+
+
+def _text(reader: Reader) -> str:
+    return bytes(reader.take(reader.number("H"))).rstrip(b"\0").decode(errors="replace")
+
+
+def _renamed(found: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    yield "model.encoder.embed_positions.weight", _expanded(found, "encoder/position_encodings/encodings")
+    yield "model.decoder.embed_positions.weight", _expanded(found, "decoder/position_encodings/encodings")
+    yield "model.decoder.embed_tokens.weight", _expanded(found, "decoder/embeddings/weight")
+    for number in (1, 2):
+        yield from _block(found, f"encoder/conv{number}", "model.encoder.", (f"conv{number}",))
+    for half, blocks in _LAYERS.items():
+        yield from _block(found, f"{half}/layer_norm", f"model.{half}.", ("layer_norm",))
+        for layer in range(_count(found, half)):
+            for block in blocks:
+                yield from _block(
+                    found, f"{half}/layer_{layer}/{block.there}", f"model.{half}.layers.{layer}.", block.here
+                )
+
+
+def _block(found: Mapping[str, Tensor], there: str, prefix: str, here: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    if f"{there}/gamma" in found:
+        weight, bias = found[f"{there}/gamma"].float(), found[f"{there}/beta"].float()
+    else:
+        weight, bias = _expanded(found, f"{there}/weight"), found[f"{there}/bias"].float()
+    for name, part, offset in zip(here, weight.chunk(len(here)), bias.chunk(len(here)), strict=True):
+        yield f"{prefix}{name}.weight", part
+        if not name.endswith("k_proj"):  # Whisper's keys have none: the fused one is of zeros
+            yield f"{prefix}{name}.bias", offset
+
+
+def _expanded(found: Mapping[str, Tensor], key: str) -> Tensor:
+    """In single precision. Rows of 8 or 16 bits are multiplied by their scales, and divided when they are read."""
+    weight = found[key]
+    if weight.dtype not in (torch.int8, torch.int16):
+        return weight.float()
+    scale = found[f"{key}_scale"].float()
+    return weight.float() / scale.reshape(-1, *[1] * (weight.dim() - 1) if scale.numel() > 1 else [1])
+
+
+def _count(found: Mapping[str, Tensor], half: str) -> int:
+    layers = {int(match[1]) for key in found if (match := re.match(rf"{half}/layer_(\d+)/", key))}
+    if layers != set(range(len(layers))) or not layers:
+        raise KeyError(f"{half}/layer_{min(set(range(len(layers) + 1)) - layers)}")
+    return len(layers)
+
+
+def _heads(found: Mapping[str, Tensor]) -> int:
+    said = found.get("encoder/num_heads", found.get("decoder/num_heads"))
+    width = found["decoder/embeddings/weight"].shape[-1]
+    return int(said.flatten()[0]) if said is not None else width // 64
