@@ -238,7 +238,8 @@ def _roles(name: str) -> tuple[Role, ...]:
 
 
 def _description(name: str, role: Role, others: Sequence[str]) -> str:
-    from streaming.whisper.checkpoint import count_parameters, open_checkpoint
+    from streaming.whisper.checkpoint import open_checkpoint
+    from streaming.whisper.weights import count_parameters
 
     checkpoint = open_checkpoint(name, role)
     sizes, grammar = checkpoint.dimensions, checkpoint.grammar
@@ -263,7 +264,8 @@ def _description(name: str, role: Role, others: Sequence[str]) -> str:
 
 def _relatives(name: str, role: Role, others: Sequence[str]) -> str:
     """Those with the very same encoder, which then runs once for both; with whether they can be a pair."""
-    from streaming.whisper.checkpoint import open_checkpoint, require_same_vocabulary, same_encoder
+    from streaming.whisper.checkpoint import open_checkpoint, require_same_vocabulary
+    from streaming.whisper.weights import same_encoder
 
     mine = open_checkpoint(name, role)
     found = []

@@ -59,3 +59,9 @@ count_or_none = _type(_whole, "a whole number from 0 on", lambda number: number 
 positive = _type(_finite, "a number above 0", lambda number: number > 0)
 not_negative = _type(_finite, "a number from 0 on", lambda number: number >= 0)
 share = _type(_finite, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def count_of(text: str) -> tuple[str, int]:
+    """`SET=N`, or `N` for all sets, whose name is then empty."""
+    name, _, number = text.rpartition("=")
+    return name, count(number)

@@ -30,12 +30,15 @@ Rng = np.random.Generator
 
 
 def augment_waveform(
-    wave: Waveform, rng: Rng, strength: float, noises: Sequence[Waveform], babble: Waveform
+    wave: Waveform, rng: Rng, strength: float, noises: Sequence[Waveform], babble: Waveform, *, goes_on: bool = False
 ) -> Waveform:
-    """One clip with another speed, room, noise and level, and with silence around it. `babble`: any other clip."""
+    """One clip with another speed, room, noise and level, and with silence around it. `babble`: any other clip.
+
+    goes_on: the speech does, behind the clip's end; no silence follows.
+    """
     if rng.random() < 0.8 * strength:
         wave = _at_uneven_speed(wave, rng.uniform(0.86, 1.16), rng)
-    lead, trail = rng.uniform(0.0, 0.45), rng.uniform(0.05, 0.6)
+    lead, trail = rng.uniform(0.0, 0.45), 0.0 if goes_on else rng.uniform(0.05, 0.6)
     wave = np.pad(wave, (int(lead * SAMPLE_RATE), int(trail * SAMPLE_RATE)))
     if rng.random() < 0.35 * strength:
         wave = _in_room(wave, rng)

@@ -1,7 +1,7 @@
-"""The order of training: which clips make the batch of a step, and the batch itself.
+"""The order of training: which lessons make the batch of a step, and the batch itself.
 
-Owns the mixture, the curriculum and reproducibility: a step's batch depends on the seed and the step alone, so a
-training that was stopped goes on with the very batch it would have had. Knows nothing of losses.
+Owns the mixture and reproducibility: a step's batch depends on the seed and the step alone, so a training that was
+stopped goes on with the very batch it would have had. Knows nothing of losses.
 """
 
 from __future__ import annotations
@@ -16,75 +16,79 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distillation.augment import Rng, augment_waveform, features, noise_alone, padded_seconds
+from distillation.augment import Rng, augment_waveform, features, noise_alone
 from distillation.corpus import Clip, Corpus
+from distillation.distributions import KEPT
+from distillation.lessons import Lessons, certain
 from distillation.model import Layout
 from distillation.noise import Noises
-from distillation.text import normalise
 from streaming.job import SAMPLE_RATE, Waveform
 
-CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
 IGNORED = -100
-MARGIN = 4.0
-"""Seconds of the longest context that an example leaves free: slower speech and silence around take their room."""
+AROUND = 1.1
+"""Seconds of a window that are left free around speech: the silence around it takes its room."""
+SLOWED = 1.16
+"""By how much augmentation may lengthen speech."""
 
 MOST_JOINED = 12
 PAUSE = (0.05, 1.4)
-"""Clips that follow one another in one example, at most, and the seconds between two of them: up to the longest
-context, else a window that is full of speech would be new to the model."""
+"""Clips that follow one another in one example, at most, and the seconds between two of them: long windows are full of
+speech, and few recordings are as long."""
 
 Utterance = tuple[int, ...]
-"""Indices of the clips that follow one another in one example; none: noise alone."""
+"""Indices of the lessons that follow one another in one example; none: noise alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """How clips become batches, and how that changes as training goes on.
+    """How lessons become batches.
 
     repeats: how often a clip of a set comes in an epoch (1 unless named; below 1: a share of them).
     seconds, most_rows: padded audio and examples in a batch. longest: seconds of a clip.
     empty_share, joined_share: examples of noise alone, and of several clips one after another, for each clip.
-    clean_until, full_from: the steps between which augmentation grows from none to full.
-    exact_from: from this step on windows are the checkpoint's contexts, not just as long as they must be.
+    roomy_share: examples in a larger window than the smallest that holds them, so that a clip is heard in several.
+    strength: of augmentation, 0..1.
     """
 
     repeats: Mapping[str, float]
     seconds: float = 90.0
-    most_rows: int = 48
-    longest: float = 16.0
+    most_rows: int = 32
+    longest: float = 28.0
     empty_share: float = 0.03
     joined_share: float = 0.06
-    clean_until: int = 1000
-    full_from: int = 4000
-    exact_from: int = 6000
+    roomy_share: float = 0.2
+    strength: float = 0.5
     seed: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """mel [rows, bins, frames]; inputs, labels [rows, length] (labels: the next token, `IGNORED` where none counts);
-    characters [total] and character_counts [rows] for the CTC loss of the encoder."""
+    likeliest, log_probs [rows, length, KEPT]: the teacher's distribution of each label, log-probabilities of -inf where
+    it has none.
+    """
 
     mel: Tensor
     inputs: Tensor
     labels: Tensor
-    characters: Tensor
-    character_counts: Tensor
+    likeliest: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a batch to be: what is said in it, and the seconds of its window."""
+
+    utterance: Utterance
+    window: float
 
 
 class Batches(Dataset[Batch]):
     """`batches[step]` is the batch of that step."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        clips: Sequence[Clip],
-        noises: Noises,
-        layout: Layout,
-        mixture: Mixture,
-    ) -> None:
-        self._corpus = corpus
-        self._clips = [clip for clip in clips if clip.seconds <= mixture.longest]
+    def __init__(self, lessons: Lessons, noises: Noises, layout: Layout, mixture: Mixture) -> None:
+        self._source = lessons
+        self._lessons = [lesson for lesson in lessons.all if lesson.seconds <= mixture.longest]
         self._noises = noises
         self._layout = layout
         self._mixture = mixture
@@ -92,13 +96,10 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self._mixture.seed, 7, step))
-        utterances = self._utterances(step)
-        strength = self._strength(step)
-        waves = [self._wave(utterance, rng, strength) for utterance in utterances]
-        exact = step >= self._mixture.exact_from
-        seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, self._layout.contexts, exact)
-        mel = features(waves, seconds, self._layout.mels, rng, strength)
-        return self._labelled(mel, [self._text(utterance) for utterance in utterances])
+        examples = self._examples(step)
+        waves = [self._wave(example, rng) for example in examples]
+        mel = features(waves, examples[0].window, self._layout.mels, rng, self._mixture.strength)
+        return self._taught(mel, [example.utterance for example in examples])
 
     def epoch_steps(self, epoch: int) -> int:
         """How many batches an epoch has."""
@@ -106,82 +107,101 @@ class Batches(Dataset[Batch]):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the clips, their texts, and the mixture."""
-        said = "\n".join(f"{clip.offset} {clip.samples} {clip.text}" for clip in self._clips)
+        """Changes with the lessons and the mixture."""
+        said = "\n".join(f"{each.clip.offset} {each.clip.samples} {each.tokens}" for each in self._lessons)
         return hashlib.sha256(f"{self._mixture} {self._layout.prompt} {said}".encode()).hexdigest()
 
-    def _strength(self, step: int) -> float:
-        start, end = self._mixture.clean_until, self._mixture.full_from
-        return float(np.clip((step - start) / max(1, end - start), 0, 1))
-
-    def _utterances(self, step: int) -> list[Utterance]:
+    def _examples(self, step: int) -> list[Example]:
         epoch = 0
         while step >= len(self._epoch_plan(epoch)):
             step -= len(self._epoch_plan(epoch))
             epoch += 1
         return self._epoch_plan(epoch)[step]
 
-    def _plan(self, epoch: int) -> list[list[Utterance]]:
-        """All batches of an epoch: clips of like length together, so that little of a batch is padding."""
+    def _plan(self, epoch: int) -> list[list[Example]]:
+        """All batches of an epoch, each of one window."""
         rng = np.random.default_rng((self._mixture.seed, epoch))
-        utterances = self._epoch_utterances(rng)
-        order = sorted(utterances, key=lambda utterance: self._seconds(utterance) + rng.uniform(0, 0.5))
-        batches = list(self._cut(order))
-        rng.shuffle(batches)
-        return batches
+        by_window: dict[float, list[Example]] = {}
+        for utterance in self._utterances(rng):
+            window = self._window(utterance, rng)
+            by_window.setdefault(window, []).append(Example(utterance, window))
+        batches: list[list[Example]] = []
+        for window, examples in sorted(by_window.items()):
+            rows = max(1, min(self._mixture.most_rows, int(self._mixture.seconds / window)))
+            rng.shuffle(examples)
+            batches += [examples[start : start + rows] for start in range(0, len(examples), rows)]
+        order = rng.permutation(len(batches)).tolist()
+        return [batches[place] for place in order]
 
-    def _epoch_utterances(self, rng: Rng) -> list[Utterance]:
+    def _utterances(self, rng: Rng) -> Iterator[Utterance]:
         chosen: list[Utterance] = []
-        for index, clip in enumerate(self._clips):
-            repeats = self._mixture.repeats.get(clip.set, 1.0)
+        for index, lesson in enumerate(self._lessons):
+            repeats = self._mixture.repeats.get(lesson.clip.set, 1.0)
             chosen += [(index,)] * (int(repeats) + (rng.random() < repeats % 1))
-        joined = int(len(chosen) * self._mixture.joined_share)
-        chosen += [
-            tuple(rng.integers(len(self._clips), size=rng.integers(2, MOST_JOINED + 1)).tolist()) for _ in range(joined)
-        ]
-        chosen += [()] * int(len(chosen) * self._mixture.empty_share)
-        return [utterance for utterance in chosen if self._seconds(utterance) <= self._layout.contexts[-1] - MARGIN]
+        count = len(chosen)
+        whole = [index for index, lesson in enumerate(self._lessons) if not lesson.begins]
+        for _ in range(int(count * self._mixture.joined_share) if whole else 0):
+            chosen.append(tuple(rng.choice(whole, size=rng.integers(2, MOST_JOINED + 1)).tolist()))
+        chosen += [()] * int(count * self._mixture.empty_share)
+        longest = self._layout.contexts[-1]
+        return (utterance for utterance in chosen if self._room(utterance) <= longest)
 
-    def _seconds(self, utterance: Utterance) -> float:
-        pause = (PAUSE[0] + PAUSE[1]) / 2 if len(utterance) > 1 else 0.4
-        return sum(self._clips[index].seconds + pause for index in utterance) or 2.0
+    def _room(self, utterance: Utterance) -> float:
+        """Seconds that it may need, augmented."""
+        pause = PAUSE[1] if len(utterance) > 1 else 0.0
+        said = sum(self._lessons[index].seconds * SLOWED + pause for index in utterance)
+        return (said if self._mixture.strength else said / SLOWED) + AROUND
 
-    def _cut(self, order: Sequence[Utterance]) -> Iterator[list[Utterance]]:
-        batch: list[Utterance] = []
-        for utterance in order:
-            # Speed and surrounding silence lengthen a clip by up to a sixth and a second.
-            padded = (self._seconds(utterance) * 1.16 + 0.7) * (len(batch) + 1)
-            if batch and (padded > self._mixture.seconds or len(batch) == self._mixture.most_rows):
-                yield batch
-                batch = []
-            batch.append(utterance)
-        yield batch
-
-    def _wave(self, utterance: Utterance, rng: Rng, strength: float) -> Waveform:
+    def _window(self, utterance: Utterance, rng: Rng) -> float:
+        """The smallest that holds it, or one of the next two."""
+        fits = [seconds for seconds in self._layout.contexts if seconds >= self._room(utterance)][:3]
         if not utterance:
-            return noise_alone(int(rng.uniform(0.4, 4.5) * SAMPLE_RATE), rng, self._noises)
+            fits = list(self._layout.contexts)
+        roomy = len(fits) > 1 and rng.random() < self._mixture.roomy_share
+        return fits[int(rng.integers(1, len(fits)))] if roomy else fits[0]
+
+    def _wave(self, example: Example, rng: Rng) -> Waveform:
+        samples = int(example.window * SAMPLE_RATE)
+        if not example.utterance:
+            return noise_alone(int(rng.uniform(0.4, min(4.5, example.window)) * SAMPLE_RATE), rng, self._noises)[
+                :samples
+            ]
         parts: list[Waveform] = []
-        for index in utterance:
+        for index in example.utterance:
             if parts:
                 parts.append(np.zeros(int(rng.uniform(*PAUSE) * SAMPLE_RATE), np.float32))
-            parts.append(self._corpus.waveform(self._clips[index]))
-        babble = self._corpus.waveform(self._clips[rng.integers(len(self._clips))])
-        wave = augment_waveform(np.concatenate(parts), rng, strength, self._noises.all, babble)
-        return wave[: int(self._layout.contexts[-1] * SAMPLE_RATE)]
+            parts.append(self._source.waveform(self._lessons[index]))
+        babble = self._source.waveform(self._lessons[int(rng.integers(len(self._lessons)))])
+        goes_on = self._lessons[example.utterance[-1]].begins
+        wave = augment_waveform(
+            np.concatenate(parts), rng, self._mixture.strength, self._noises.all, babble, goes_on=goes_on
+        )
+        return wave[:samples]
 
-    def _text(self, utterance: Utterance) -> str:
-        return " ".join(self._clips[index].text for index in utterance)
-
-    def _labelled(self, mel: Tensor, texts: Sequence[str]) -> Batch:
+    def _taught(self, mel: Tensor, utterances: Sequence[Utterance]) -> Batch:
+        texts = [[token for index in each for token in self._lessons[index].tokens] for each in utterances]
         inputs, labels = laid_out(self._layout, texts)
-        spelled = [[CHARACTERS.index(character) + 1 for character in normalise(text)] for text in texts]
-        return Batch(mel, inputs, labels, torch.tensor([c for text in spelled for c in text], dtype=torch.long),
-                     torch.tensor([len(text) for text in spelled]))  # fmt: skip
+        likeliest = torch.full((*labels.shape, KEPT), self._layout.end)
+        log_probs = torch.full((*labels.shape, KEPT), -torch.inf)
+        first = len(self._layout.prompt) - 1  # the place that foretells the first token of a text
+        for row, utterance in enumerate(utterances):
+            tokens, scores = self._distributions(utterance)
+            likeliest[row, first : first + len(tokens)] = tokens
+            log_probs[row, first : first + len(tokens)] = scores
+        return Batch(mel, inputs, labels, likeliest, log_probs)
+
+    def _distributions(self, utterance: Utterance) -> tuple[Tensor, Tensor]:
+        """Of joined clips all but the last go on where each ended: what was thought of its end is left out."""
+        parts = [self._source.distributions(self._lessons[index]) for index in utterance]
+        if not parts:
+            return certain(self._layout.end)
+        kept = [(tokens[:-1], scores[:-1]) for tokens, scores in parts[:-1]] + parts[-1:]
+        return torch.cat([tokens for tokens, _ in kept]), torch.cat([scores for _, scores in kept])
 
 
-def laid_out(layout: Layout, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of teacher forcing, as in `Batch`."""
-    rows = [[*layout.prompt, *layout.tokens(text), layout.end] for text in texts]
+def laid_out(layout: Layout, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of teacher forcing, as in `Batch`, of texts in tokens."""
+    rows = [[*layout.prompt, *text, layout.end] for text in texts]
     length = max(map(len, rows)) - 1
     inputs = torch.full((len(rows), length), layout.end)
     labels = torch.full((len(rows), length), IGNORED)
@@ -195,16 +215,6 @@ def laid_out(layout: Layout, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         elif layout.no_speech is not None:
             labels[number, 0] = row[1]
     return inputs, labels
-
-
-class Staged(Dataset[Batch]):
-    """Several mixtures one after another. stages: (first step, its batches), ascending from step 0."""
-
-    def __init__(self, stages: Sequence[tuple[int, Batches]]) -> None:
-        self._stages = stages
-
-    def __getitem__(self, step: int) -> Batch:
-        return next(batches for first, batches in reversed(self._stages) if step >= first)[step]
 
 
 def clips_of(corpus: Corpus, split: str, only: str = "", at_most: int = 10**9) -> list[Clip]:

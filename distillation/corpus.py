@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import random
@@ -31,27 +32,19 @@ from distillation import neural
 from distillation.errors import DistillError
 from distillation.files import to_disk, write_text_whole
 from distillation.interrupts import deaf_children
-from distillation.recordings import LONGEST, Recording, find_recordings, read_mono, stamps
-from distillation.text import normalise, sentences
-from distillation.voices import (
-    Voice,
-    choose_diphone_voice,
-    choose_neural_voice,
-    choose_pico_voice,
-    choose_voice,
-    speak_all,
-)
+from distillation.recordings import LONGEST, Recording, find_recordings, neighbours_joined, read_mono, stamps
+from distillation.text import sentences
+from distillation.voices import choose_voice
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.offline import utterances
 from streaming.segment import SegmentSettings
 
 BLOCK_CLIPS = 200
-HELD_OUT_BLOCKS = 8
-# The numbers of the first blocks of diphone voices, of Pico's, of neural ones, and of recordings.
-DIPHONE_BLOCKS = 40000
-PICO_BLOCKS = 45000
-NEURAL_BLOCKS = 50000
+# The number of the first block of recordings.
 RECORDED_BLOCKS = 90000
+
+JOINED_SECONDS = (1.0, 14.0)
+"""Of neighbouring parts of one file, between which a length is drawn."""
 
 About = Mapping[str, str | bool]
 """A clip's `text`, `speaker`, `set` and `split`, and `transcribed` where it is not."""
@@ -116,8 +109,13 @@ class Corpus:
 
     def speechless(self, split: str) -> dict[str, int]:
         """How many recordings gave no clip because no speech was found in them, by set."""
-        origin = _block_index(self.folder, _recorded_block(split)).with_suffix(".json")
-        return dict(_read_origin(origin)["speechless"]) if origin.is_file() else {}
+        counted: Counter[str] = Counter()
+        for number in itertools.count():
+            origin = _block_index(self.folder, _recorded_block(split, number)).with_suffix(".json")
+            if not origin.is_file():
+                return dict(counted)
+            counted.update(_read_origin(origin)["speechless"])
+        raise AssertionError("never")
 
     def waveform(self, clip: Clip) -> Waveform:
         return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)
@@ -138,57 +136,30 @@ def _read_index(path: Path) -> list[Clip]:
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """How many clips by the older voices of all kinds, by diphones and by Pico of any size and pitch, by neural voices.
-
-    styles: where Kokoro's speakers lie, as in `neural.styles_of`.
-    """
+    """How many clips by neural voices. styles: where Kokoro's speakers lie, as in `neural.styles_of`."""
 
     clips: int
-    diphone_clips: int = 0
-    pico_clips: int = 0
-    neural_clips: int = 0
     styles: Path | None = None
 
     @property
-    def blocks(self) -> list[int]:
-        return [
-            *_numbers(0, self.clips + HELD_OUT_BLOCKS * BLOCK_CLIPS),
-            *_numbers(DIPHONE_BLOCKS, self.diphone_clips),
-            *_numbers(PICO_BLOCKS, self.pico_clips),
-            *_numbers(NEURAL_BLOCKS, self.neural_clips),
-        ]
-
-    def voice(self, block: int, rng: random.Random) -> Voice:
-        if block >= NEURAL_BLOCKS:
-            return choose_neural_voice(rng, self.styles)
-        if block >= PICO_BLOCKS:
-            return choose_pico_voice(rng)
-        return choose_diphone_voice(rng) if block >= DIPHONE_BLOCKS else choose_voice(rng, block < HELD_OUT_BLOCKS)
+    def blocks(self) -> range:
+        return range(-(-self.clips // BLOCK_CLIPS))
 
 
-def _numbers(first: int, clips: int) -> range:
-    return range(first, first + -(-clips // BLOCK_CLIPS))
-
-
-def synthesise(folder: Path, wanted: Synthesis, seed: int, workers: int, extra_texts: Sequence[str] = ()) -> None:
-    """Synthetic clips: the grammar's sentences, and `extra_texts` for a quarter of them, by random voices.
-
-    A few blocks are spoken by held-out voices only, and are of the split "held_out".
-    """
+def synthesise(folder: Path, wanted: Synthesis, seed: int, workers: int, spoken: Sequence[str] = ()) -> None:
+    """Synthetic clips by random voices: of sentences out of `spoken`, or else home commands of the grammar."""
     blocks = wanted.blocks
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in blocks if not _block_index(folder, number).is_file()]
-    speak_block = functools.partial(
-        _speak_block, folder=folder, wanted=wanted, seed=seed, extra_texts=tuple(extra_texts)
-    )
-    if any(number >= NEURAL_BLOCKS for number in missing):
+    speak_block = functools.partial(_speak_block, folder=folder, wanted=wanted, seed=seed, spoken=tuple(spoken))
+    if missing:
         neural.unpack()
     # On the way out, by an interrupt too, the pool ends its processes: what they were writing does not count.
     with deaf_children():
         pool = multiprocessing.Pool(workers)
     with pool:
-        spoken = pool.imap(speak_block, missing)
-        for _ in tqdm(spoken, desc="voices", unit="block", initial=len(blocks) - len(missing), total=len(blocks)):
+        done = pool.imap(speak_block, missing)
+        for _ in tqdm(done, desc="voices", unit="block", initial=len(blocks) - len(missing), total=len(blocks)):
             pass
 
 
@@ -196,24 +167,16 @@ def _block_index(folder: Path, number: int) -> Path:
     return folder / f"block-{number:05d}.jsonl"
 
 
-def _speak_block(number: int, folder: Path, wanted: Synthesis, seed: int, extra_texts: tuple[str, ...]) -> None:
+def _speak_block(number: int, folder: Path, wanted: Synthesis, seed: int, spoken: tuple[str, ...]) -> None:
     rng = random.Random(f"{seed}/{number}")
-    held_out = number < HELD_OUT_BLOCKS
     texts = sentences(rng.randrange(2**31))
     clips: list[tuple[Waveform, About]] = []
     while len(clips) < BLOCK_CLIPS:
-        voice = wanted.voice(number, rng)
-        batch = [
-            rng.choice(extra_texts) if extra_texts and not held_out and rng.random() < 0.25 else next(texts)
-            for _ in range(8)
-        ]
-        about = {"speaker": voice.speaker, "set": voice.set, "split": "held_out" if held_out else "train"}
-        clips += [(wave, {**about, "text": text}) for wave, text in zip(_trimmed(batch, voice), batch, strict=True)]
+        voice = choose_voice(rng, wanted.styles)
+        batch = [rng.choice(spoken) if spoken else next(texts) for _ in range(8)]
+        about = {"speaker": voice.speaker, "set": voice.program, "split": "train"}
+        clips += [(trim(voice.speak(text)), {**about, "text": text}) for text in batch]
     _write_block(folder, number, clips[:BLOCK_CLIPS])
-
-
-def _trimmed(texts: list[str], voice: Voice) -> list[Waveform]:
-    return [trim(wave) for wave in speak_all(texts, voice)]
 
 
 def trim(wave: Waveform, below_peak_db: float = 45.0, keep_seconds: float = 0.08) -> Waveform:
@@ -226,41 +189,32 @@ def trim(wave: Waveform, below_peak_db: float = 45.0, keep_seconds: float = 0.08
     return wave[max(0, loud[0] - keep) : loud[-1] + keep]
 
 
-def recordings_texts(source: Path, longest: int = 120) -> list[str]:
-    """The different transcripts of some recordings, for synthetic voices to read too; very long ones are left out.
-
-    Raises:
-        RecordingsError: the recordings cannot be used.
-    """
-    texts = dict.fromkeys(normalise(recording.text or "") for recording in find_recordings(source))
-    return [text for text in texts if 0 < len(text) < longest]
-
-
-def record(folder: Path, source: Path, split: str, *, as_written: bool = False) -> None:
+def record(folder: Path, source: Path, split: str, number: int = 0) -> None:
     """Adds recordings (`recordings.py` says what a folder may look like) as one block, behind the synthetic ones.
 
-    as_written: keep the style of the transcripts, and recordings without one too; else transcripts are brought to the
-    corpus's own style, and what has none is left out.
+    number: of the source, among several of one split.
 
     Raises:
         RecordingsError: the recordings cannot be used. Nothing is written then.
         CorpusError: the corpus holds other recordings already.
     """
-    number = _recorded_block(split)
-    origin = {"source": str(source.resolve()), "as_written": as_written, "files": stamps(source)}
-    if _block_index(folder, number).is_file():
-        _require_same(folder, split, origin)
+    block = _recorded_block(split, number)
+    origin = {"source": str(source.resolve()), "files": stamps(source)}
+    if _block_index(folder, block).is_file():
+        _require_same(folder, split, number, origin)
         return
-    found = find_recordings(source)
+    found = find_recordings(source, to_train=split == "train")
+    if split == "train":
+        found = neighbours_joined(found, JOINED_SECONDS, number)
     folder.mkdir(parents=True, exist_ok=True)
     speechless: Counter[str] = Counter()
-    rows = _write_audio(folder, number, _clips(found, split, as_written, speechless))
-    write_text_whole(json.dumps(origin | {"speechless": speechless}), _block_index(folder, number).with_suffix(".json"))
-    _finish_block(folder, number, rows)
+    rows = _write_audio(folder, block, _clips(found, split, speechless))
+    write_text_whole(json.dumps(origin | {"speechless": speechless}), _block_index(folder, block).with_suffix(".json"))
+    _finish_block(folder, block, rows)
 
 
-def _recorded_block(split: str) -> int:
-    return RECORDED_BLOCKS + int.from_bytes(split.encode()[:1])
+def _recorded_block(split: str, number: int) -> int:
+    return RECORDED_BLOCKS + 256 * number + int.from_bytes(split.encode()[:1])
 
 
 def _read_origin(path: Path) -> dict[str, Any]:
@@ -271,14 +225,11 @@ def _read_origin(path: Path) -> dict[str, Any]:
     return origin
 
 
-def _require_same(folder: Path, split: str, wanted: Mapping[str, Any]) -> None:
-    path = _block_index(folder, _recorded_block(split)).with_suffix(".json")
+def _require_same(folder: Path, split: str, number: int, wanted: Mapping[str, Any]) -> None:
+    path = _block_index(folder, _recorded_block(split, number)).with_suffix(".json")
     held = _read_origin(path) if path.is_file() else None
     if held is None:
         differs = "does not say which they are"
-    elif held["as_written"] != wanted["as_written"]:
-        styles = {True: "as written (by `label`)", False: "in the corpus's own style (by `corpus`)"}
-        differs = f"has their transcripts {styles[held['as_written']]}"
     elif held["source"] != wanted["source"]:
         differs = f"has those of {held['source']}"
     elif changed := [
@@ -297,14 +248,11 @@ def _require_same(folder: Path, split: str, wanted: Mapping[str, Any]) -> None:
     )
 
 
-def _clips(
-    found: Sequence[Recording], split: str, as_written: bool, speechless: Counter[str]
-) -> Iterator[tuple[Waveform, About]]:
+def _clips(found: Sequence[Recording], split: str, speechless: Counter[str]) -> Iterator[tuple[Waveform, About]]:
     """speechless: counts by set the recordings that give no clip, as there is no speech in them."""
-    wanted = found if as_written else [recording for recording in found if recording.text]
-    for recording in tqdm(wanted, desc=split, unit="clip"):
+    for recording in tqdm(found, desc=split, unit="clip"):
         about: About = {
-            "text": (recording.text or "") if as_written else normalise(recording.text or ""),
+            "text": recording.text or "",
             "transcribed": recording.text is not None,
             "speaker": f"{recording.set}/{recording.speaker}", "set": recording.set, "split": split,
         }  # fmt: skip

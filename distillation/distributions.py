@@ -21,17 +21,17 @@ RECORD = np.dtype([("tokens", "<u4", (KEPT,)), ("log_probs", "<f2", (KEPT,))])
 
 
 class Distributions:
-    """The records of a file, which is made where it is not there.
+    """The records of a file."""
 
-    size: records that count; those behind are cut off. None: all.
-    """
-
-    def __init__(self, path: Path, size: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        path.touch()
-        whole = path.stat().st_size // RECORD.itemsize
-        self._size = whole if size is None else min(size, whole)
-        os.truncate(path, self._size * RECORD.itemsize)
+        self._size = path.stat().st_size // RECORD.itemsize if path.is_file() else 0
+
+    def begin(self, size: int) -> None:
+        """Makes the file ready to be added to: only so many records count, and those behind are cut off."""
+        self._path.touch()
+        self._size = min(size, self._size)
+        os.truncate(self._path, self._size * RECORD.itemsize)
 
     def __len__(self) -> int:
         return self._size

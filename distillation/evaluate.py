@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from distillation.augment import Rng
@@ -38,8 +37,9 @@ from streaming.offline import listen, stop
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector
-from streaming.whisper.checkpoint import Checkpoint, open_checkpoint, read_weights
+from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
 from streaming.whisper.engine import Engine
+from streaming.whisper.weights import count_parameters
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
@@ -497,9 +497,9 @@ def _size(pair: Pair) -> dict[str, Any]:
 
 
 def _sizes(checkpoint: Checkpoint) -> dict[str, float]:
-    weights = read_weights(checkpoint, torch.float32)
     return {
-        "parameters": sum(weight.numel() for weight in weights.values()),
+        "parameters": count_parameters(checkpoint),
+        "own_parameters": count_parameters(checkpoint, own=True),
         "decoder_layers": checkpoint.dimensions.decoder_layers,
         "encoder_layers": checkpoint.dimensions.encoder_layers,
         "megabytes": sum(_bytes(file) for file in checkpoint.directory.iterdir()) / 1e6,

@@ -54,6 +54,10 @@ class Transcriber:
                 raise HearingError(result.error)
         return results
 
+    def tell(self, waves: Sequence[Waveform]) -> list[Told]:
+        """What the student of the pair, or the model alone, says of them, with its logits (`tell`)."""
+        return tell(self.engine.models[0], waves, self._language)
+
     def text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens))).strip()
 

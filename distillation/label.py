@@ -8,13 +8,18 @@ both normalised, is at most a threshold; clips with an empty reference or label 
 was said, the teacher must judge itself: a clip stays when the teacher was confident and did not repeat itself.
 
 The first line of `labels.jsonl` says how its labels were made (`Manner`); then comes a line a label, in any order. A
-label belongs to a clip by its key, so a corpus may grow, and an interrupted labelling adds what is missing.
+label belongs to a clip by its key, so a corpus may grow, and an interrupted labelling adds what is missing. What the
+teacher might have said at each place lies in a file beside it (`distributions.py`).
+
+The teacher hears in its own window, as it was trained, however short a clip is. Beginnings of clips are labelled too:
+a partial is one, and what the teacher makes of it is not the beginning of what it makes of the whole.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,19 +31,21 @@ import jiwer
 from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus
+from distillation.distributions import Distributions
 from distillation.errors import DistillError
 from distillation.files import digest_of_files
 from distillation.hearing import Transcriber, with_margins
 from distillation.tables import table
-from distillation.text import normalise
 from streaming.confidence import ConfidenceSettings, find_loop
-from streaming.job import SAMPLE_RATE, utterance_confidence
+from streaming.job import SAMPLE_RATE, Waveform, utterance_confidence
 from streaming.whisper.checkpoint import Checkpoint
 from streaming.whisper.locate import weight_files
 
-BATCH = 16
-WINDOW = 4 * BATCH
+BATCH = 8
+WINDOW = 8 * BATCH
 """Clips among which those of like length are heard together."""
+SHORTEST_BEGUN, SHORTEST_BEGINNING, UNHEARD = 1.8, 0.8, 0.4
+"""Seconds of a clip that has a beginning, of a beginning, and of what is at least missing behind it."""
 SPLIT = "train"
 """What is labelled: a student is measured on transcripts."""
 
@@ -118,11 +125,9 @@ class Filter:
 def normaliser(name: str, spelling: Path | None = None) -> Callable[[str], str]:
     """What makes two transcripts comparable.
 
-    "corpus": lower case, letters and apostrophes. "english": Whisper's own for English (numbers, contractions,
+    "english": Whisper's own for English (numbers, contractions,
     spelling; `spelling`: a checkpoint's normalizer.json). "basic": Whisper's own for any language.
     """
-    if name == "corpus":
-        return normalise
     # Imported here: only these need it, and it takes long.
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
@@ -146,63 +151,136 @@ def digest(teacher: Checkpoint) -> str:
 # --- labelling -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What of a corpus is labelled.
+
+    at_most: clips of a set, evenly chosen; sets: of those by their names. beginnings: the share of clips of which a
+    beginning is labelled too.
+    """
+
+    at_most: int = 10**9
+    sets: Mapping[str, int] = field(default_factory=dict)
+    beginnings: float = 0.3
+
+    def clips(self, corpus: Corpus) -> list[Clip]:
+        by_set: dict[str, list[Clip]] = {}
+        for clip in corpus.split(SPLIT):
+            by_set.setdefault(clip.set, []).append(clip)
+        return [clip for name, clips in by_set.items() for clip in _evenly(clips, self.sets.get(name, self.at_most))]
+
+    def beginning(self, key: str, clip: Clip) -> int | None:
+        """Samples of the one to label; always the same of a clip. None where there is to be none."""
+        rng = random.Random(key)
+        if rng.random() >= self.beginnings or clip.seconds < SHORTEST_BEGUN:
+            return None
+        return int(rng.uniform(SHORTEST_BEGINNING, clip.seconds - UNHEARD) * SAMPLE_RATE)
+
+
+def _evenly(clips: Sequence[Clip], at_most: int) -> list[Clip]:
+    step = max(1.0, len(clips) / at_most)
+    return [clips[int(place * step)] for place in range(min(at_most, len(clips)))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A clip, or so many samples of its beginning, to be heard."""
+
+    key: str
+    clip: Clip
+    samples: int | None
+
+    @property
+    def length(self) -> int:
+        return self.samples or self.clip.samples
+
+    def wave(self, corpus: Corpus) -> Waveform:
+        wave = corpus.waveform(self.clip)
+        return with_margins(wave) if self.samples is None else with_margins(wave[: self.samples], after=0.0)
+
+
 def label(
     corpus: Corpus,
     transcriber: Transcriber,
     path: Path,
     manner: Manner,
-    every: int = 1,
-    comparable: Callable[[str], str] = normalise,
+    choice: Choice,
+    comparable: Callable[[str], str],
 ) -> Labelled:
-    """Adds the labels that are missing of every n-th clip.
+    """Adds the labels that are missing, in an order that has some of everything from its beginning.
 
     Raises:
         LabelsError: the labels that are there were made in another manner, or of another corpus.
     """
     done = _begun(path, manner)
     joined(corpus, done)
-    asked = corpus.split(SPLIT)[::every]
+    store = Distributions(distributions_of(path))
+    store.begin(sum(each.records for each in done))
+    asked = choice.clips(corpus)
     longest = transcriber.engine.contexts[-1] - 0.5
-    wanted = {corpus.key(clip): clip for clip in asked if clip.seconds <= longest}
-    there = {each.key for each in done}
-    missing = {key: clip for key, clip in wanted.items() if key not in there}
+    short = [clip for clip in asked if clip.seconds <= longest]
+    wanted = list(_wanted(corpus, short, choice))
+    there = {(each.key, each.samples) for each in done}
+    missing = [each for each in wanted if (each.key, each.samples) not in there]
     with (
         path.open("a") as lines,
         tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="labels", unit="clip") as bar,
     ):
-        for keys in _batches(missing):
-            found = _label(corpus, transcriber, {key: missing[key] for key in keys}, comparable)
+        for batch in _batches(missing):
+            found = _label(corpus, transcriber, batch, store, comparable)
             lines.write("".join(json.dumps(asdict(each)) + "\n" for each in found))
             lines.flush()
-            bar.update(len(keys))
-    labels = {each.key: each for each in read_labels(path)}
+            bar.update(len(batch))
+    labels = {each.key: each for each in read_labels(path) if each.samples is None}
     return Labelled(
-        [(labels[corpus.key(clip)], clip) for clip in asked if clip.seconds <= longest],
+        [(labels[corpus.key(clip)], clip) for clip in short],
         [clip for clip in asked if clip.seconds > longest],
         corpus.speechless(SPLIT),
     )
 
 
-def _batches(missing: Mapping[str, Clip]) -> Iterator[list[str]]:
-    """Clips of like length together, as all of a batch are padded to its longest; within a window, so that whatever
-    stops the labelling, what is there is the beginning of the corpus but for a few clips.
+def distributions_of(path: Path) -> Path:
+    """The file that belongs to a file of labels."""
+    return path.with_suffix(".distributions")
+
+
+def _wanted(corpus: Corpus, clips: Sequence[Clip], choice: Choice) -> Iterator[_Wanted]:
+    wanted: list[_Wanted] = []
+    for clip in clips:
+        key = corpus.key(clip)
+        wanted.append(_Wanted(key, clip, None))
+        if samples := choice.beginning(key, clip):
+            wanted.append(_Wanted(key, clip, samples))
+    random.Random(0).shuffle(wanted)
+    return iter(wanted)
+
+
+def _batches(missing: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
+    """Clips of like length together, whose texts are of like length; within a stretch, so that whatever stops the
+    labelling, what is there is the beginning of the order but for a few clips.
     """
-    keys = list(missing)
-    for start in range(0, len(keys), WINDOW):
-        window = sorted(keys[start : start + WINDOW], key=lambda key: missing[key].samples)
+    for start in range(0, len(missing), WINDOW):
+        window = sorted(missing[start : start + WINDOW], key=lambda each: each.length)
         yield from (window[place : place + BATCH] for place in range(0, len(window), BATCH))
 
 
 def _label(
-    corpus: Corpus, transcriber: Transcriber, clips: Mapping[str, Clip], comparable: Callable[[str], str]
+    corpus: Corpus,
+    transcriber: Transcriber,
+    batch: Sequence[_Wanted],
+    store: Distributions,
+    comparable: Callable[[str], str],
 ) -> list[Label]:
-    results = transcriber.results([with_margins(corpus.waveform(clip)) for clip in clips.values()])
+    heard = transcriber.tell([each.wave(corpus) for each in batch])
     found = []
-    for (key, clip), result in zip(clips.items(), results, strict=True):
-        text = transcriber.text(result.tokens)
-        wer = round(word_error_rate(comparable(clip.text), comparable(text)), 4) if clip.transcribed else None
-        repeats = find_loop(result.tokens, ConfidenceSettings()) is not None
-        found.append(Label(key, text, wer, round(utterance_confidence(result.log_probs), 4), repeats))
+    for each, told in zip(batch, heard, strict=True):
+        text, clip = transcriber.text(told.tokens), each.clip
+        known = clip.transcribed and each.samples is None
+        wer = round(word_error_rate(comparable(clip.text), comparable(text)), 4) if known else None
+        repeats = find_loop(told.tokens, ConfidenceSettings()) is not None
+        sure = round(utterance_confidence(told.log_probs), 4)
+        place = store.add(told.logits)
+        found.append(Label(each.key, text, wer, sure, repeats, each.samples, list(told.tokens), place))
     return found
 
 
@@ -228,20 +306,29 @@ def read_labels(path: Path) -> list[Label]:
 
 
 def joined(corpus: Corpus, labels: Sequence[Label]) -> list[tuple[Label, Clip]]:
-    """Each labelled clip with its label, in the corpus's order.
+    """Each label with the clip, or the beginning of one, that it is of, in the corpus's order.
 
     Raises:
         LabelsError: some labels are of clips that the corpus does not have.
     """
-    by_key = {each.key: each for each in labels}
+    by_key: dict[str, list[Label]] = {}
+    for each in labels:
+        by_key.setdefault(each.key, []).append(each)
     clips = [(corpus.key(clip), clip) for clip in corpus.split(SPLIT)] if by_key else []
     strangers = len(by_key.keys() - {key for key, _ in clips})
     if strangers:
         raise LabelsError(
-            f"{strangers} of {len(by_key)} labels are of other clips than the corpus in {corpus.folder} has to train "
+            f"{strangers} of {len(by_key)} labelled clips are others than the corpus in {corpus.folder} has to train "
             "on: give the corpus that they were made of, or label this one with another --out"
         )
-    return [(by_key[key], clip) for key, clip in clips if key in by_key]
+    return [(each, _heard(each, clip)) for key, clip in clips for each in by_key.get(key, ())]
+
+
+def _heard(label: Label, clip: Clip) -> Clip:
+    """A beginning has no transcript: nobody wrote down where in it the words were."""
+    if label.samples is None:
+        return clip
+    return replace(clip, samples=min(label.samples, clip.samples), text="", transcribed=False)
 
 
 def _begun(path: Path, manner: Manner) -> list[Label]:
@@ -314,28 +401,6 @@ def _require_same(path: Path, found: Manner, wanted: Manner) -> None:
             f"the labels in {path} were made {' and '.join(differences)}: go on as they were begun, or give "
             "another --out"
         )
-
-
-# --- the filter ------------------------------------------------------------------------------------------------------
-
-
-def relabelled(corpus: Corpus, labels: Sequence[Label], choice: Filter) -> list[Clip]:
-    """The corpus's clips with the teacher's words in place of their own; filtered ones are left out.
-
-    Raises:
-        LabelsError: the filter left nothing, or the labels are of another corpus.
-    """
-    kept = [
-        replace(clip, text=each.text)
-        for each, clip in joined(corpus, labels)
-        if choice.judge(each, clip.text) == "kept"
-    ]
-    if not kept:
-        raise LabelsError(
-            f"no label is within {choice.wer:.0%} word errors of its reference, or confident enough without one: "
-            "is it the right teacher?"
-        )
-    return kept
 
 
 # --- the account of the filter ---------------------------------------------------------------------------------------

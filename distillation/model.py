@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from distillation.errors import DistillError
 from distillation.files import folder_written_whole, unfinished_folder
-from distillation.precision import computing
-from distillation.tokenizer import END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS, START, save_tokenizer, token_id
 from streaming.whisper.checkpoint import Checkpoint, CheckpointError, require_same_vocabulary
+from streaming.whisper.locate import SHIPPED, weight_files
 from streaming.whisper.rules import Rules
+from streaming.whisper.weights import read_weights, weights_digest, write_weights
 
-CONTEXTS = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
-MELS = 80
+CONTEXTS = (2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
+"""Windows, in seconds, that a student learns: each saves work where the next would be mostly silence."""
 
 Whisper = Any  # WhisperForConditionalGeneration: transformers ships no types
 
@@ -59,13 +59,6 @@ class Layout:
         return list(self.tokenizer.encode(" " + text, add_special_tokens=False).ids) if text else []
 
 
-def own_layout(tokenizer: Tokenizer) -> Layout:
-    """Of a teacher of our own making: English alone, hence no language in the prompt."""
-    prompt = (token_id(tokenizer, START), token_id(tokenizer, NO_TIMESTAMPS))
-    ends = token_id(tokenizer, END_OF_TEXT), token_id(tokenizer, NO_SPEECH)
-    return Layout(tokenizer, prompt, *ends, CONTEXTS, MELS)
-
-
 def layout_of(checkpoint: Checkpoint, language: str | None) -> Layout:
     """Of any checkpoint. language: a code that a multilingual one is asked for.
 
@@ -93,64 +86,18 @@ def load_model(checkpoint: Checkpoint) -> Whisper:
         ModelError: they cannot be read.
     """
     try:
-        return WhisperForConditionalGeneration.from_pretrained(checkpoint.directory, dtype="float32")
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        config = WhisperConfig.from_pretrained(checkpoint.directory)
+        model = WhisperForConditionalGeneration(config)
+        weights = read_weights(checkpoint, torch.float32)
+        tied = {"proj_out.weight": weights["decoder.embed_tokens.weight"]}
+        named = {name if name.startswith("proj_out.") else f"model.{name}": weight for name, weight in weights.items()}
+        model.load_state_dict(tied | named)
+    except (CheckpointError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"the weights in {checkpoint.directory} cannot be read ({reason}): fetch or export them again"
         ) from error
-
-
-def make_teacher(tokenizer: Tokenizer, width: int, encoder_layers: int, decoder_layers: int, dropout: float) -> Whisper:
-    """A Whisper with random weights; heads are 64 wide, as in every published size."""
-    end = token_id(tokenizer, END_OF_TEXT)
-    config = WhisperConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        d_model=width,
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        encoder_attention_heads=width // 64,
-        decoder_attention_heads=width // 64,
-        encoder_ffn_dim=4 * width,
-        decoder_ffn_dim=4 * width,
-        max_target_positions=448,
-        num_mel_bins=MELS,
-        dropout=dropout,
-        decoder_start_token_id=token_id(tokenizer, START),
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-        begin_suppress_tokens=None,
-        suppress_tokens=None,
-    )
-    return WhisperForConditionalGeneration(config)
-
-
-def deepen(model: Whisper, layers: int) -> Whisper:
-    """The same model with more decoder layers, spread over its depth, that change nothing until they are trained.
-
-    Each is a copy of the one below it whose outputs are zero, so that training goes on from where it was.
-    Source: function-preserving growth, Chen et al. 2016 (Net2Net).
-
-    Raises:
-        ModelError: it has more layers already.
-    """
-    own = model.config.decoder_layers
-    if layers < own:
-        raise ModelError(f"the teacher to begin with has {own} decoder layers: ask for at least as many")
-    deeper = WhisperForConditionalGeneration(
-        WhisperConfig.from_dict(model.config.to_dict() | {"decoder_layers": layers})
-    )
-    kept = model.state_dict()
-    deeper.load_state_dict({name: kept.get(name, weights) for name, weights in deeper.state_dict().items()})
-    origins = torch.linspace(0, own - 1, layers).round().int().tolist()
-    for place, (origin, layer) in enumerate(zip(origins, deeper.model.decoder.layers, strict=True)):
-        layer.load_state_dict(model.model.decoder.layers[origin].state_dict())
-        if place and origins[place - 1] == origin:
-            for output in (layer.self_attn.out_proj, layer.encoder_attn.out_proj, layer.fc2):
-                nn.init.zeros_(output.weight)
-                nn.init.zeros_(output.bias)
-    return deeper
+    return model
 
 
 def student_layers(teacher_layers: int, layers: int) -> list[int]:
@@ -161,7 +108,7 @@ def student_layers(teacher_layers: int, layers: int) -> list[int]:
 
 
 def make_student(teacher: Whisper, layers: int) -> Whisper:
-    """The teacher's encoder and embeddings, and some of its decoder layers. The encoder is frozen."""
+    """The teacher's encoder and embeddings, and some of its decoder layers."""
     config = WhisperConfig.from_dict(teacher.config.to_dict() | {"decoder_layers": layers})
     student = WhisperForConditionalGeneration(config)
     student.model.encoder.load_state_dict(teacher.model.encoder.state_dict())
@@ -170,12 +117,11 @@ def make_student(teacher: Whisper, layers: int) -> Whisper:
         own.load_state_dict(teacher.model.decoder.layers[copied].state_dict())
     for name in ("embed_tokens", "embed_positions", "layer_norm"):
         getattr(student.model.decoder, name).load_state_dict(getattr(teacher.model.decoder, name).state_dict())
-    student.model.encoder.requires_grad_(False)
     return student
 
 
 def continue_student(student: Whisper, earlier: Whisper) -> None:
-    """Gives `student` the decoder of a student that the same teacher had before it learnt on.
+    """Gives `student` the weights of a student that the same teacher had before it learnt on.
 
     Raises:
         ModelError: it has other layers, or another width.
@@ -184,7 +130,7 @@ def continue_student(student: Whisper, earlier: Whisper) -> None:
         own, other = getattr(student.config, size), getattr(earlier.config, size)
         if own != other:
             raise ModelError(f"the student to go on from has {size} {other}, this one {own}: begin without --start")
-    student.model.decoder.load_state_dict(earlier.model.decoder.state_dict())
+    student.load_state_dict(earlier.state_dict())
 
 
 def encode(model: Whisper, mel: Tensor) -> Tensor:
@@ -215,23 +161,15 @@ def attend_fast(model: Whisper, device: str) -> None:
     model.set_attn_implementation("eager" if torch.device(device).type == "cpu" else "sdpa")
 
 
-def encoding(model: Whisper, device: str) -> Callable[[Tensor], Tensor]:
-    """A frozen encoder on `device`."""
-    attend_fast(model, device)
-    model.to(device).eval()
-
-    @torch.no_grad()
-    def run(mel: Tensor) -> Tensor:
-        with computing(int(model.config.d_model), device):
-            return encode(model, mel.to(device))
-
-    return run
+def decoded(model: Whisper, tokens: Tensor, states: Tensor) -> Tensor:
+    """Teacher forcing: tokens [rows, length] -> the decoder's states behind each, [rows, length, width]."""
+    told = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
+    return told.last_hidden_state  # type: ignore[no-any-return]  # transformers ships no types
 
 
 def logits(model: Whisper, tokens: Tensor, states: Tensor) -> Tensor:
     """Teacher forcing: tokens [rows, length] -> the next token's logits [rows, length, vocabulary]."""
-    hidden = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False).last_hidden_state
-    return model.proj_out(hidden)  # type: ignore[no-any-return]  # transformers ships no types
+    return model.proj_out(decoded(model, tokens, states))  # type: ignore[no-any-return]  # transformers ships no types
 
 
 @torch.no_grad()
@@ -250,56 +188,99 @@ def greedy(model: Whisper, states: Tensor, prompt: Sequence[int], end: int, limi
     return [[token for token in row if token != end] for row in tokens[:, len(prompt) :].tolist()]
 
 
-def export(model: Whisper, tokenizer: Tokenizer, folder: Path, contexts: Sequence[float], name: str) -> None:
-    """Writes a teacher of our own in the hub layout, weights in half precision: config, generation rules, tokenizer,
-    feature extractor.
+def shared_weights(model: Whisper, *, own_encoder: bool) -> list[str]:
+    """Names of the weights that a student has from its teacher and never changes, without the leading "model."."""
+    names = ["decoder.embed_tokens.weight", "decoder.embed_positions.weight", "encoder.embed_positions.weight"]
+    if not own_encoder:
+        names += [f"encoder.{name}" for name in model.model.encoder.state_dict()]
+    return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """What a student is beside its weights.
+
+    layers: which of the teacher's decoder layers it began with. contexts: seconds that it hears.
+    own_encoder: whether its encoder learnt, or is the teacher's.
+    """
+
+    name: str
+    teacher: Checkpoint
+    layers: Sequence[int]
+    contexts: Sequence[float]
+    own_encoder: bool
+
+
+def export_student(model: Whisper, about: Student, folder: Path, *, whole: bool = False) -> None:
+    """Writes a student: what is its own, in 8 bits, and which teacher has the rest (`streaming/whisper/weights.py`).
+
+    whole: the hub layout, with all weights in float16, for other programs.
 
     Raises:
         ModelError: it cannot be written to the folder, which is as it was.
     """
-    ids = {token: token_id(tokenizer, token) for token in (START, END_OF_TEXT, NO_SPEECH, NO_TIMESTAMPS)}
-    other_special = range(ids[START], ids[NO_TIMESTAMPS])
-    generation = GenerationConfig(
-        decoder_start_token_id=ids[START],
-        bos_token_id=ids[END_OF_TEXT],
-        eos_token_id=ids[END_OF_TEXT],
-        pad_token_id=ids[END_OF_TEXT],
-        no_timestamps_token_id=ids[NO_TIMESTAMPS],
-        is_multilingual=False,
-        max_length=448,
-        max_initial_timestamp_index=50,
-        suppress_tokens=list(other_special),
-        begin_suppress_tokens=[],
-    )
-    with _checkpoint_in(folder) as part:
-        save_tokenizer(tokenizer, part)
-        _save(model, generation, part, torch.float16)
-        _describe(part, {"name": name, "contexts": list(contexts), "timestamps": False})
-
-
-def export_student(student: Whisper, teacher: Checkpoint, layers: Sequence[int], folder: Path, name: str) -> None:
-    """Writes a student in the hub layout: the teacher's tokenizer and rules, the student's own sizes and weights.
-
-    Weights are as precise as the teacher's: only then is its encoder the teacher's own, and one in memory.
-
-    layers: which of the teacher's decoder layers it began with; the teacher's alignment heads in those are named anew.
-
-    Raises:
-        ModelError: it cannot be written to the folder, which is as it was.
-    """
-    generation = GenerationConfig.from_pretrained(teacher.directory)
+    teacher = about.teacher
+    generation = _generation(teacher)
     if teacher.alignment_heads:
-        kept = [[layers.index(layer), head] for layer, head in teacher.alignment_heads if layer in layers]
-        generation.update(alignment_heads=kept or None)
-    own = teacher.directory / "whisperd.json"
-    about = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {"contexts": list(teacher.contexts)}
+        places = {layer: place for place, layer in enumerate(about.layers)}
+        kept = [[places[layer], head] for layer, head in teacher.alignment_heads if layer in places]
+        generation["alignment_heads"] = kept or None
+    told: dict[str, Any] = {"name": about.name, "contexts": list(about.contexts)}
+    weights = {name.removeprefix("model."): weight for name, weight in model.state_dict().items()}
     with _checkpoint_in(folder) as part:
-        for file in _COPIED:
-            if (teacher.directory / file).is_file():
-                shutil.copyfile(teacher.directory / file, part / file)
-        shutil.copyfile(teacher.tokenizer_file, part / "tokenizer.json")
-        _save(student, generation, part, _stored_as(teacher))
-        _describe(part, about | {"name": name})
+        (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        if whole:
+            _copy_beside(teacher, part)
+            _save(model, part)
+        else:
+            shared = {*shared_weights(model, own_encoder=about.own_encoder), "proj_out.weight"}
+            write_weights({k: v for k, v in weights.items() if k not in shared}, part / "model.safetensors")
+            model.config.save_pretrained(part)
+            told["shares"] = {"teacher": _known_as(teacher), "digest": weights_digest(teacher.directory)}
+        _describe(part, told)
+
+
+def student_of(checkpoint: Checkpoint, teacher: Checkpoint) -> Student:
+    """What `export_student` wrote down.
+
+    Raises:
+        ModelError: it is a student of another teacher, or shares nothing with one.
+    """
+    if checkpoint.lender is None or checkpoint.lender_digest != weights_digest(teacher.directory):
+        raise ModelError(f"{checkpoint.directory} is no student of {teacher.name}: make one with `distill init`")
+    layers = student_layers(teacher.dimensions.decoder_layers, checkpoint.dimensions.decoder_layers)
+    own = _names(checkpoint.directory)
+    own_encoder = any(name.startswith("model.encoder.layers.") for name in own)
+    return Student(checkpoint.name, teacher, layers, checkpoint.contexts, own_encoder)
+
+
+def _names(directory: Path) -> set[str]:
+    found: set[str] = set()
+    for file in weight_files(directory):
+        with safe_open(file, "pt") as weights:
+            found.update(weights.keys())
+    return found
+
+
+def _generation(teacher: Checkpoint) -> dict[str, Any]:
+    file = teacher.directory / "generation_config.json"
+    rules: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return rules or GenerationConfig.from_pretrained(teacher.directory).to_dict()
+
+
+def _known_as(teacher: Checkpoint) -> str:
+    """What a student calls its teacher: a name that other machines know it by, else its place on this one."""
+    directory = teacher.directory.resolve()
+    if directory.is_relative_to(SHIPPED):
+        return directory.relative_to(SHIPPED).parts[0]
+    return str(directory) if Path(teacher.directory).name == teacher.name else teacher.name
+
+
+def _copy_beside(teacher: Checkpoint, folder: Path) -> None:
+    for file in _COPIED:
+        if (teacher.directory / file).is_file():
+            shutil.copyfile(teacher.directory / file, folder / file)
+    shutil.copyfile(teacher.tokenizer_file, folder / "tokenizer.json")
 
 
 def require_other_folder(folder: Path, teacher: Checkpoint) -> None:
@@ -336,7 +317,10 @@ def average(parts: Sequence[tuple[Checkpoint, float]], folder: Path, name: str) 
         for key in states[0]
     }
     models[0].load_state_dict(mean)
-    export_student(models[0], first, range(first.dimensions.decoder_layers), folder, name)
+    if first.lender is None:
+        raise ModelError(f"{first.directory} shares nothing with a teacher: only students of one teacher are averaged")
+    teacher = replace(first, directory=first.lender, name=first.lender.name)
+    export_student(models[0], replace(student_of(first, teacher), name=name), folder)
 
 
 _COPIED = (
@@ -364,16 +348,10 @@ def _checkpoint_in(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def _stored_as(checkpoint: Checkpoint) -> torch.dtype:
-    stored = WhisperConfig.from_pretrained(checkpoint.directory).dtype
-    return stored if isinstance(stored, torch.dtype) else torch.float32
-
-
-def _save(model: Whisper, generation: GenerationConfig, folder: Path, dtype: torch.dtype) -> None:
+def _save(model: Whisper, folder: Path) -> None:
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.generation_config = generation
-    copy.to(dtype).save_pretrained(folder)
+    copy.to(torch.float16).save_pretrained(folder)
 
 
 def _describe(folder: Path, about: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ name (`a.flac`, `a.txt`). Audio without either has no transcript; an empty one s
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -52,8 +53,10 @@ class Recording:
     end: float | None = None
 
 
-def find_recordings(source: Path) -> list[Recording]:
+def find_recordings(source: Path, *, to_train: bool = True) -> list[Recording]:
     """Those of a folder, or of a manifest. The audio files are opened, but not read.
+
+    to_train: none may be longer than a window, unless it has no transcript and can be cut.
 
     Raises:
         RecordingsError: there are none, or some of them cannot be used.
@@ -62,7 +65,8 @@ def find_recordings(source: Path) -> list[Recording]:
     found = list(_listed(manifest)) if manifest else _scanned(source)
     if not found:
         raise RecordingsError(f"no audio in {source}: looked for {', '.join(sorted(AUDIO))} and manifest.jsonl")
-    _complain([fault for recording in found if (fault := _fault(recording))])
+    longest = WINDOW if to_train else math.inf
+    _complain([fault for recording in found if (fault := _fault(recording, longest))])
     return found
 
 
@@ -187,7 +191,7 @@ def _beside(path: Path) -> str | None:
         raise RecordingsError(f"{transcript} is not UTF-8 text") from error
 
 
-def _fault(recording: Recording) -> str | None:
+def _fault(recording: Recording, longest: float) -> str | None:
     path = recording.path
     if not path.is_file():
         return f"{path} is missing" + (": a transcript without audio" if recording.text is not None else "")
@@ -198,9 +202,9 @@ def _fault(recording: Recording) -> str | None:
     if about.frames == 0:
         return f"{path} is empty"
     duration = (about.duration if recording.end is None else recording.end) - recording.start
-    if recording.text is not None and duration > WINDOW:
+    if recording.text is not None and duration > longest:
         lasts = f"{path} lasts {duration:.0f} s"
-        return f"{lasts}: with a transcript it may last {WINDOW:g} (cut it, or drop its text)"
+        return f"{lasts}: with a transcript it may last {longest:g} (cut it, or drop its text)"
     return None
 
 

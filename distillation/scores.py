@@ -12,11 +12,8 @@ from dataclasses import dataclass
 import jiwer
 import numpy as np
 
-from distillation.text import normalise
-
 Comparable = Callable[[str], str]
-"""Brings a text to the form in which words are counted. Here it is the corpus's own, where none is given: lower case,
-letters and apostrophes. It fits English written as it is spoken, and nothing else."""
+"""Brings a text to the form in which words are counted, as of `label.normaliser`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class Score:
         return self.inserted / max(1, self.words)
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str], comparable: Comparable = normalise) -> Score:
+def score(references: Sequence[str], hypotheses: Sequence[str], comparable: Comparable) -> Score:
     """A reference that has no words once it is comparable is left out: there is nothing to get right."""
     pairs = [(comparable(said), comparable(heard)) for said, heard in zip(references, hypotheses, strict=True)]
     pairs = [(said, heard) for said, heard in pairs if said]
@@ -53,7 +50,7 @@ def score(references: Sequence[str], hypotheses: Sequence[str], comparable: Comp
     return Score(len(pairs), words, output.substitutions, output.deletions, output.insertions)
 
 
-def word_errors(reference: str, hypothesis: str, comparable: Comparable = normalise) -> tuple[int, int]:
+def word_errors(reference: str, hypothesis: str, comparable: Comparable) -> tuple[int, int]:
     """(errors, words of the reference) of one text. An empty reference is allowed: every word is an insertion."""
     if not comparable(reference):
         return len(comparable(hypothesis).split()), 0
@@ -61,7 +58,7 @@ def word_errors(reference: str, hypothesis: str, comparable: Comparable = normal
     return one.errors, one.words
 
 
-def repeats(text: str, reference: str, size: int = 5, comparable: Comparable = normalise) -> int:
+def repeats(text: str, reference: str, comparable: Comparable, size: int = 5) -> int:
     """Phrases of `size` words that come again, over and above those that the reference repeats too: how Distil-Whisper
     (Gandhi et al. 2023) counts a decoder's loops.
     """

@@ -1,13 +1,9 @@
-"""The training loop: of a teacher from scratch, and of a student from its teacher.
+"""The training of a student.
 
-Owns losses, schedule, checkpoints and the curve. Knows nothing of how a batch comes about. The loop is one; teacher and
-student differ in their objective.
+Owns losses, schedule, checkpoints and the curve. Knows nothing of how a batch comes about.
 
-Teacher: cross-entropy, and a character CTC head on the encoder that is thrown away afterwards: without it the decoder
-stays a language model for a long time (measured). Student: the published weighting of Distil-Whisper's code (Gandhi et
-al. 2023), 0.8 cross-entropy on pseudo-labels + KL(teacher || student) T^2 at temperature T = 2, encoder frozen.
-
-The student learns from encoder states (`states.py`), the teacher from features.
+The losses are weighted as in Distil-Whisper's code (Gandhi et al. 2023): 0.8 cross-entropy on pseudo-labels +
+KL(teacher || student).
 
 The learning rate warms up, stays, and falls linearly over the last `cooldown` steps: a training whose end was put off
 goes on from its checkpoint without having been cooled.
@@ -26,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,15 +30,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from distillation.batches import CHARACTERS, IGNORED, Batch
+from distillation.batches import IGNORED, Batch
 from distillation.errors import DistillError
 from distillation.files import NotWritten, write_text_whole, write_whole
 from distillation.interrupts import deaf_children, interrupt_put_off
-from distillation.model import Whisper, attend_fast, encode, logits
+from distillation.model import Whisper, attend_fast, decoded, encode
 from distillation.pictures import Panel, draw
 from distillation.precision import computing
 from distillation.settings import Settings, require_same
-from distillation.states import Heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,163 +75,57 @@ class Schedule:
         return self.rate * rising * falling
 
 
-_T = TypeVar("_T", Batch, Heard)
-
-
 class TrainingError(DistillError):
     """The training cannot go on; the message says what to do."""
 
 
-_B = TypeVar("_B", Batch, Heard, contravariant=True)
-
-
-class Objective(Protocol[_B]):
-    """What is trained, and how far it is from its aim on a batch: named losses, of which "loss" is minimised."""
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def width(self) -> int:
-        """Of the model."""
-
-    def to(self, device: str) -> None: ...
-
-    def __call__(self, batch: _B) -> dict[str, Tensor]: ...
-
-
-class TeacherObjective:
-    """Cross-entropy of the next token + `ctc_weight` x CTC of the characters."""
-
-    def __init__(self, model: Whisper, ctc_weight: float) -> None:
-        self.model = model
-        self.width = int(model.config.d_model)
-        self.ctc_weight = ctc_weight
-        self.head = nn.Linear(model.config.d_model, len(CHARACTERS) + 1)
-        self.module = nn.ModuleDict({"model": model, "head": self.head})
-
-    def take_head(self, weights: Mapping[str, Tensor]) -> None:
-        """From an earlier training's weights (`trained`).
-
-        Raises:
-            TrainingError: they have none that fits.
-        """
-        own = {name: weights.get(f"head.{name}", torch.empty(0)) for name in self.head.state_dict()}
-        load_weights(self.head, own, "the CTC head of the training to start from")
-
-    def to(self, device: str) -> None:
-        attend_fast(self.model, device)
-        self.module.to(device)
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        states = encode(self.model, batch.mel)
-        scores = logits(self.model, batch.inputs, states)
-        cross_entropy = _cross_entropy(scores, batch.labels)
-        ctc = self.spelling(states, batch)
-        loss = cross_entropy + self.ctc_weight * ctc
-        return {
-            "loss": loss,
-            "cross_entropy": cross_entropy,
-            "ctc": ctc,
-            "accuracy": _accuracy(scores, batch.labels),
-        }
-
-    def spelling(self, states: Tensor, batch: Batch) -> Tensor:
-        """CTC loss of the characters, from encoder states [rows, positions, width]."""
-        spelled = self.head(states).float().log_softmax(-1).transpose(0, 1)
-        lengths = torch.full((spelled.shape[1],), spelled.shape[0])
-        return nn.functional.ctc_loss(spelled, batch.characters, lengths, batch.character_counts, zero_infinity=True)
-
-
-class HeadObjective:
-    """The CTC head alone, before a teacher goes on whose head is lost: a new head would first teach the encoder
-    nonsense.
-    """
-
-    def __init__(self, teacher: TeacherObjective) -> None:
-        self._teacher = teacher
-        self.width = teacher.width
-        self.module = teacher.head
-
-    def to(self, device: str) -> None:
-        self._teacher.to(device)
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            states = encode(self._teacher.model, batch.mel)
-        ctc = self._teacher.spelling(states, batch)
-        return {"loss": ctc, "ctc": ctc}
-
-
 class StudentObjective:
-    """Cross-entropy on the labels + KL from the teacher's distribution, over the text's positions only.
+    """Cross-entropy on the teacher's tokens + KL from the teacher's distributions, over the text's places.
 
-    The encoder is the teacher's, and frozen: batches come from behind it.
-
-    Raises:
-        TrainingError: the student has another encoder than the teacher.
+    Both come with the batch, so no teacher is beside the student. What the two are to share stays as it is: the
+    embeddings and the places, and the encoder too unless it is to learn.
     """
 
-    def __init__(
-        self, student: Whisper, teacher: Whisper, ce_weight: float, kl_weight: float, temperature: float
-    ) -> None:
-        require_teachers_encoder(student, teacher)
-        self.student, self.teacher = student, teacher.eval().requires_grad_(False)
-        student.model.encoder = teacher.model.encoder
-        self.ce_weight, self.kl_weight, self.temperature = ce_weight, kl_weight, temperature
+    def __init__(self, student: Whisper, ce_weight: float, kl_weight: float, *, own_encoder: bool) -> None:
+        self.student = student
+        self.ce_weight, self.kl_weight = ce_weight, kl_weight
         self.module = student
         self.width = int(student.config.d_model)
+        freeze_shared(student, own_encoder=own_encoder)
 
     def to(self, device: str) -> None:
-        for model in (self.student, self.teacher):
-            attend_fast(model, device)
-            model.to(device)
+        attend_fast(self.student, device)
+        self.student.to(device)
 
-    def __call__(self, batch: Heard) -> dict[str, Tensor]:
-        states = batch.states.float()  # kept in bfloat16, and not computed in it everywhere
-        with torch.no_grad():
-            taught = logits(self.teacher, batch.inputs, states)
-        scores = logits(self.student, batch.inputs, states)
-        cross_entropy = _cross_entropy(scores, batch.labels)
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        states = encode(self.student, batch.mel)
+        hidden = decoded(self.student, batch.inputs, states)
         counted = batch.labels != IGNORED
-        counted[:, 0] = False  # the prompt's own position is not text
-        kl = nn.functional.kl_div(
-            (scores[counted].float() / self.temperature).log_softmax(-1),
-            (taught[counted].float() / self.temperature).log_softmax(-1),
-            reduction="sum", log_target=True,
-        ) * self.temperature**2 / counted.sum().clamp(min=1)  # fmt: skip
-        loss = self.ce_weight * cross_entropy + self.kl_weight * kl
+        scores = self.student.proj_out(hidden[counted]).float()
+        labels = batch.labels[counted]
+        said = scores.log_softmax(-1)
+        cross_entropy = -said.gather(1, labels[:, None]).sum() / max(1, len(labels))
+        taught = batch.log_probs[counted].exp()
+        known = taught.sum(-1) > 0  # places of the prompt have labels, and no distribution
+        kl = (taught * (taught.clamp(min=1e-9).log() - said.gather(1, batch.likeliest[counted]))).sum()
+        kl = kl / known.sum().clamp(min=1)
+        agreed = (scores.argmax(-1) == labels).float().sum() / max(1, len(labels))
         return {
-            "loss": loss,
+            "loss": self.ce_weight * cross_entropy + self.kl_weight * kl,
             "cross_entropy": cross_entropy,
             "kl": kl,
-            "accuracy": _accuracy(scores, batch.labels),
+            "accuracy": agreed,
         }
 
 
-def require_teachers_encoder(student: Whisper, teacher: Whisper) -> None:
-    """
-    Raises:
-        TrainingError: the student has another encoder.
-    """
-    own, theirs = student.model.encoder.state_dict(), teacher.model.encoder.state_dict()
-    if own.keys() != theirs.keys() or not all(torch.equal(weights, theirs[name]) for name, weights in own.items()):
-        raise TrainingError("the student's encoder is not this teacher's: make the student with `distill init`")
-
-
-# A filter may leave nothing of a batch: then these are 0, and not 0 / 0.
-
-
-def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    summed = nn.functional.cross_entropy(
-        scores.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return summed / (labels != IGNORED).sum().clamp(min=1)
-
-
-def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    counted = labels != IGNORED
-    return (scores.argmax(-1)[counted] == labels[counted]).float().sum() / counted.sum().clamp(min=1)
+def freeze_shared(student: Whisper, *, own_encoder: bool) -> None:
+    """Keeps from learning what a student shares with its teacher."""
+    student.requires_grad_(True)
+    decoder = student.model.decoder
+    for shared in (decoder.embed_tokens, decoder.embed_positions, student.model.encoder.embed_positions):
+        shared.requires_grad_(False)
+    if not own_encoder:
+        student.model.encoder.requires_grad_(False)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -268,8 +157,8 @@ class Progress:
 
 
 def fit(
-    objective: Objective[_T],
-    batches: Dataset[_T],
+    objective: StudentObjective,
+    batches: Dataset[Batch],
     schedule: Schedule,
     folder: Path,
     watch: Callable[[], dict[str, float]] | None = None,
@@ -323,7 +212,7 @@ def fit(
 
 
 def _learn(
-    objective: Objective[_T], batch: _T, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, step: int,
+    objective: StudentObjective, batch: Batch, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, step: int,
     device: str,
 ) -> dict[str, float]:  # fmt: skip
     """One step; the losses as numbers. What is no number never reaches the weights."""
@@ -346,21 +235,21 @@ def _seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
 
 
-class _Delivered(Dataset[_T | DistillError]):
+class _Delivered(Dataset[Batch | DistillError]):
     """Batches, or why there is none: an error that a worker raises would arrive as its traceback."""
 
-    def __init__(self, batches: Dataset[_T]) -> None:
-        self._batches: Dataset[_T] = batches
+    def __init__(self, batches: Dataset[Batch]) -> None:
+        self._batches: Dataset[Batch] = batches
 
-    def __getitem__(self, step: int) -> _T | DistillError:
+    def __getitem__(self, step: int) -> Batch | DistillError:
         try:
-            batch: _T = self._batches[step]
+            batch: Batch = self._batches[step]
         except DistillError as error:
             return error
         return batch
 
 
-def _from(batches: Dataset[_T], begin: int, end: int) -> Iterator[tuple[int, _T]]:
+def _from(batches: Dataset[Batch], begin: int, end: int) -> Iterator[tuple[int, Batch]]:
     loader = DataLoader(_Delivered(batches), batch_size=None, sampler=range(begin, end), num_workers=1,
                         prefetch_factor=8, worker_init_fn=_quiet_worker)  # fmt: skip
     with deaf_children():
@@ -377,7 +266,7 @@ def _quiet_worker(worker: int) -> None:
     sys.excepthook = lambda *_: None
 
 
-def _on(device: str, batch: _T) -> _T:
+def _on(device: str, batch: Batch) -> Batch:
     return type(batch)(*(getattr(batch, name).to(device) for name in batch.__slots__))
 
 

@@ -17,7 +17,6 @@ from distillation.corpus import Clip, Corpus
 from distillation.hearing import waves_of
 from distillation.model import Layout, Whisper, encode, greedy
 from distillation.scores import Comparable, score
-from distillation.text import normalise
 from streaming.job import SAMPLE_RATE
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 
@@ -29,7 +28,7 @@ SHORTEST_LIMIT = 40
 
 
 def watching(
-    model: Whisper, corpus: Corpus, layout: Layout, comparable: Comparable = normalise, clips: int = 80
+    model: Whisper, corpus: Corpus, layout: Layout, comparable: Comparable, clips: int = 80
 ) -> Callable[[], dict[str, float]]:
     """What `fit` asks at each checkpoint: word error rates by split; nothing for a split that has no clips with words.
 

@@ -12,7 +12,8 @@ import torch
 from hypothesis import strategies as st
 from waveforms import murmur
 
-from streaming.whisper.checkpoint import open_checkpoint, read_weights
+from streaming.whisper.checkpoint import open_checkpoint
+from streaming.whisper.weights import read_weights
 from streaming.whisper.decode import decode
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Memory, build_decoder, build_encoder

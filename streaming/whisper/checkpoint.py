@@ -1,12 +1,14 @@
 """Checkpoints: a directory in the Hugging Face Whisper layout, which `locate.py` finds, as plain values and weights.
 
-Owns reading its JSON files and weights, and every error that tells a person what is wrong with them. Knows nothing of
-how a model computes, of jobs, or of devices.
+Owns reading its JSON files, and every error that tells a person what is wrong with them; `weights.py` has the weights.
+Knows nothing of how a model computes, of jobs, or of devices.
 
 The layout: `config.json`, `generation_config.json`, `model.safetensors` (or its shards), `tokenizer.json` (or files
 that transformers can convert), and optionally our own `whisperd.json`, whose `contexts` lists the encoder contexts,
 in seconds, that the model was trained for. Without it a checkpoint has its full context only (30 s): a Whisper that
-was not trained on shorter ones loops when they are cut.
+was not trained on shorter ones loops when they are cut. `shares` in it names a teacher whose weights are a student's
+too: `{"teacher": a checkpoint's name or directory, "digest": of its weights}`; what the student's directory lacks of the
+other files is the teacher's as well.
 """
 
 from __future__ import annotations
@@ -14,21 +16,16 @@ from __future__ import annotations
 import atexit
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from streaming.whisper.locate import CheckpointError as CheckpointError  # whoever reads checkpoints catches it
-from streaming.whisper.locate import Role, locate, weight_files
+from streaming.whisper.locate import Role, locate
 
 POSITIONS_PER_SECOND = 50
 """Encoder positions in a second of audio: mel frames of 10 ms, halved by the second convolution."""
@@ -83,7 +80,8 @@ class Checkpoint:
     """Everything about a checkpoint but its weights (`read_weights`).
 
     contexts: seconds, ascending. alignment_heads: (layer, head) of the decoder whose cross-attention follows the
-    audio; None where the checkpoint does not name them.
+    audio; None where the checkpoint does not name them. lender: the directory of the teacher whose weights are its own
+    too, where there is one; lender_digest: by which it knows them.
     """
 
     name: str
@@ -93,6 +91,8 @@ class Checkpoint:
     contexts: tuple[float, ...]
     alignment_heads: tuple[tuple[int, int], ...] | None
     tokenizer_file: Path
+    lender: Path | None = None
+    lender_digest: str = ""
 
 
 def open_checkpoint(name: str, role: Role) -> Checkpoint:
@@ -102,38 +102,28 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
     """
     title, directory = locate(name, role)
     config = _read_json(directory / "config.json")
+    own = directory / "whisperd.json"
+    about = _read_json(own) if own.exists() else {}
+    lender, digest = _lender(about, directory)
     if config.get("model_type", "whisper") != "whisper":
         raise CheckpointError(f"{directory} holds a {config['model_type']} model; a Whisper model is needed")
-    rules = directory / "generation_config.json"
+    rules = _file(directory, lender, "generation_config.json")
     # Old checkpoints have their generation rules in config.json, as transformers still honours.
     generation = _read_json(rules) if rules.exists() else config
     dimensions = _dimensions(config, directory)
-    tokenizer_file = _tokenizer_file(directory)
+    tokenizer_file = _tokenizer_file(directory, lender)
     tokens = _load_tokenizer(tokenizer_file).get_vocab(with_added_tokens=True)
     return Checkpoint(
         name=title,
         directory=directory,
         dimensions=dimensions,
         grammar=_grammar(generation, config, tokens, directory),
-        contexts=_contexts(directory, dimensions),
+        contexts=_contexts(about.get("contexts"), own, dimensions),
         alignment_heads=_alignment_heads(generation, dimensions, directory),
         tokenizer_file=tokenizer_file,
+        lender=lender,
+        lender_digest=digest,
     )
-
-
-def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The weights in `dtype` on the CPU, by the layout's names without the leading "model.".
-
-    Raises CheckpointError.
-    """
-    weights: dict[str, torch.Tensor] = {}
-    for file in weight_files(checkpoint.directory):
-        try:
-            tensors = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read ({error}); fetch or export it again") from error
-        weights.update((name.removeprefix("model."), tensor.to(dtype)) for name, tensor in tensors.items())
-    return weights
 
 
 def require_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
@@ -149,56 +139,6 @@ def require_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
             f"the vocabularies of the student {student.name!r} and the teacher {teacher.name!r} do not match: "
             "choose a student that was distilled from this teacher, or no teacher"
         )
-
-
-def same_encoder(ours: Checkpoint, theirs: Checkpoint) -> bool:
-    """Whether both hear alike: their encoders' weights are the same, to the last bit of the coarser of the two.
-
-    Raises CheckpointError.
-    """
-    if ours.dimensions.d_model != theirs.dimensions.d_model or ours.dimensions.mels != theirs.dimensions.mels:
-        return False
-    mine, other = _encoder_places(ours), _encoder_places(theirs)
-    return mine.keys() == other.keys() and all(
-        _equal(_read_tensor(mine[name], name), _read_tensor(other[name], name)) for name in mine
-    )
-
-
-def count_parameters(checkpoint: Checkpoint) -> int:
-    """From the weights' headers. Raises CheckpointError."""
-    shapes: dict[str, list[int]] = {}
-    for file in weight_files(checkpoint.directory):
-        with _opened(file) as weights:
-            shapes.update((name, weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 - no dict
-    return sum(prod(shape) for name, shape in shapes.items() if not name.startswith("proj_out."))
-
-
-def _encoder_places(checkpoint: Checkpoint) -> dict[str, Path]:
-    places: dict[str, Path] = {}
-    for file in weight_files(checkpoint.directory):
-        with _opened(file) as weights:
-            places.update((name, file) for name in weights.keys() if name.startswith("model.encoder."))  # noqa: SIM118
-    return places
-
-
-def _read_tensor(file: Path, name: str) -> torch.Tensor:
-    with _opened(file) as weights:
-        tensor: torch.Tensor = weights.get_tensor(name)
-    return tensor
-
-
-def _equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    coarser = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-    return ours.shape == theirs.shape and torch.equal(ours.to(coarser), theirs.to(coarser))
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, "pt") as weights:
-            yield weights
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); fetch or export it again") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -292,12 +232,32 @@ def _tasks(generation: Mapping[str, Any], config: Mapping[str, Any], tokens: Map
     return {task: int(number) for task, number in known.items()}
 
 
-def _contexts(directory: Path, dimensions: Dimensions) -> tuple[float, ...]:
+def _lender(about: Mapping[str, Any], directory: Path) -> tuple[Path | None, str]:
+    """The teacher whose weights a student shares: beside it in one folder, or by its name; and their digest."""
+    shares = about.get("shares")
+    if shares is None:
+        return None, ""
+    if not isinstance(shares, dict) or not all(isinstance(shares.get(key), str) for key in ("teacher", "digest")):
+        raise CheckpointError(f'{directory / "whisperd.json"}: shares must be {{"teacher": NAME, "digest": SHA-256}}')
+    beside = directory.parent / "teacher"
+    if directory.name == "student" and (beside / "config.json").exists():
+        return beside, shares["digest"]
+    try:
+        return locate(shares["teacher"], "teacher")[1], shares["digest"]
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory} shares the weights of its teacher, and {error}") from error
+
+
+def _file(directory: Path, lender: Path | None, name: str) -> Path:
+    """A checkpoint's own file, or its lender's where it has none."""
+    own = directory / name
+    return own if lender is None or own.exists() else lender / name
+
+
+def _contexts(contexts: Any, file: Path, dimensions: Dimensions) -> tuple[float, ...]:
     longest = dimensions.source_positions / POSITIONS_PER_SECOND
-    file = directory / "whisperd.json"
-    if not file.exists():
+    if contexts is None:
         return (longest,)
-    contexts = _read_json(file).get("contexts", [longest])
     valid = isinstance(contexts, list) and bool(contexts)
     for seconds in contexts if valid else ():
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
@@ -323,9 +283,9 @@ def _alignment_heads(
     return pairs
 
 
-def _tokenizer_file(directory: Path) -> Path:
+def _tokenizer_file(directory: Path, lender: Path | None) -> Path:
     """The tokenizer as the tokenizers library reads it; converted, until the process ends, from an older form."""
-    file = directory / "tokenizer.json"
+    file = _file(directory, lender, "tokenizer.json")
     if file.exists():
         return file
     if not (directory / "vocab.json").exists():

@@ -22,18 +22,18 @@ from streaming.whisper.checkpoint import (
     Checkpoint,
     CheckpointError,
     open_checkpoint,
-    read_weights,
     require_same_vocabulary,
 )
 from streaming.whisper.hearing import LARGEST_BATCH, Fresh, Hearing, Model, Way, one_encoder
 from streaming.whisper.mel import LogMel
-from streaming.whisper.model import Encoder, build_decoder, build_encoder, encoder_weights
+from streaming.whisper.model import Decoder, Encoder, build_decoder, build_encoder, encoder_weights
 from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, quantized_gain
 from streaming.whisper.quantized import QuantizedVocabulary
 from streaming.whisper.rows import Row
 from streaming.whisper.rules import Rules
 from streaming.whisper.seated import Seated
 from streaming.whisper.times import attention, default_heads, token_times
+from streaming.whisper.weights import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -315,19 +315,26 @@ def assemble(
         else:
             encoder = build_encoder(sizes, weights).to(device)
         decoder = build_decoder(sizes, weights).to(device)
+        if sibling is not None and _same_embeddings(sibling.decoder, decoder):
+            decoder.embed_tokens = sibling.decoder.embed_tokens  # half of a small model, once in memory
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
     rules = Rules(checkpoint.grammar, sizes.vocabulary, device)
     return Model(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
 
 
-def _quantize_vocabularies(*models: Model | None) -> None:
+def _same_embeddings(ours: Decoder, theirs: Decoder) -> bool:
+    mine, other = ours.embed_tokens.weight, theirs.embed_tokens.weight
+    return mine.shape == other.shape and torch.equal(mine, other)
+
+
+def _quantize_vocabularies(student: Model, teacher: Model | None) -> None:
     """Those that are one stay one."""
-    made: dict[int, QuantizedVocabulary] = {}
-    for model in models:
-        if model is not None:
-            weight = model.decoder.output_weight
-            model.decoder.vocabulary = made.setdefault(weight.data_ptr(), QuantizedVocabulary(weight))
+    student.decoder.vocabulary = QuantizedVocabulary(student.decoder.output_weight)
+    if teacher is not None:
+        shared = teacher.decoder.output_weight is student.decoder.output_weight
+        weight = teacher.decoder.output_weight
+        teacher.decoder.vocabulary = student.decoder.vocabulary if shared else QuantizedVocabulary(weight)
 
 
 def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:

@@ -18,7 +18,8 @@ from distillation import corpus as corpus_module
 from distillation.cli import main
 from distillation.model import CONTEXTS
 from streaming.job import Job
-from streaming.whisper.checkpoint import open_checkpoint, read_weights
+from streaming.whisper.checkpoint import open_checkpoint
+from streaming.whisper.weights import read_weights
 from streaming.whisper.engine import Engine
 
 

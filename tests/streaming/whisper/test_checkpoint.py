@@ -18,12 +18,10 @@ from transformers import WhisperForConditionalGeneration
 
 from streaming.whisper.checkpoint import (
     CheckpointError,
-    count_parameters,
     open_checkpoint,
-    read_weights,
     require_same_vocabulary,
-    same_encoder,
 )
+from streaming.whisper.weights import count_parameters, read_weights, same_encoder
 from streaming.whisper.model import build_decoder, build_encoder
 
 

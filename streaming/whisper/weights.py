@@ -1,0 +1,178 @@
+"""A checkpoint's weights on disk: read as tensors, and written in 8 bits.
+
+Owns the file's layout and sharing. A file is `model.safetensors` (or its shards) by the names of the Hugging Face
+layout. Beyond that layout, weights may be kept in 8 bits: `NAME` in int8 beside `NAME_scale`, a float32 for each output
+channel. And a student's file may have only what is its own: `shares` in its `whisperd.json` names the teacher that has
+the rest, by the digest of its weights, so that they lie once on disk and once in memory. Knows nothing of how a model
+computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from streaming.whisper.checkpoint import Checkpoint, CheckpointError
+from streaming.whisper.locate import weight_files
+from streaming.whisper.quantized import expand, quantize
+
+SCALE = "_scale"
+LEAST_ROUNDED = 1 << 16
+"""Elements from which on a tensor is rounded: the rest is a hundredth of the whole."""
+_LAYERS = ("encoder.layers.", "decoder.layers.")
+
+
+def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in `dtype` on the CPU, by the layout's names without the leading "model."; a student's with those
+    that it shares.
+
+    Raises CheckpointError.
+    """
+    own = _read(checkpoint.directory, dtype)
+    if checkpoint.lender is None:
+        return own
+    return {name: weight for name, weight in _read(_lender(checkpoint), dtype).items() if _lent(name, own)} | own
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 of the weights' files, one after another: what a student knows its teacher by.
+
+    Raises CheckpointError.
+    """
+    digest = hashlib.sha256()
+    for path in weight_files(directory):
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """In 8 bits, but for small tensors and places, which are kept in float16.
+
+    weights: by the layout's names without the leading "model.".
+    """
+    stored: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        key = name if name.startswith("proj_out.") else f"model.{name}"
+        if weight.dim() > 1 and weight.numel() >= LEAST_ROUNDED and "embed_positions" not in name:
+            stored[key], stored[f"{key}{SCALE}"] = quantize(weight)
+        else:
+            stored[key] = weight.to(torch.float16).contiguous()
+    save_file(stored, file, metadata={"format": "pt"})
+
+
+def same_encoder(ours: Checkpoint, theirs: Checkpoint) -> bool:
+    """Whether both hear alike: their encoders' weights are the same, to the last bit of the coarser of the two.
+
+    Raises CheckpointError.
+    """
+    if ours.dimensions.d_model != theirs.dimensions.d_model or ours.dimensions.mels != theirs.dimensions.mels:
+        return False
+    mine, other = _encoder_places(ours), _encoder_places(theirs)
+    return mine.keys() == other.keys() and all(
+        _equal(_read_tensor(mine[name], name), _read_tensor(other[name], name)) for name in mine
+    )
+
+
+def count_parameters(checkpoint: Checkpoint, *, own: bool = False) -> int:
+    """From the weights' headers; of a student with those that it shares, unless only its `own` are asked for.
+
+    Raises CheckpointError.
+    """
+    shapes = _shapes(checkpoint.directory)
+    if checkpoint.lender is not None and not own:
+        shapes |= {name: shape for name, shape in _shapes(checkpoint.lender).items() if _lent(name, shapes)}
+    return sum(prod(shape) for name, shape in shapes.items() if not name.startswith("proj_out."))
+
+
+def _lender(checkpoint: Checkpoint) -> Path:
+    assert checkpoint.lender is not None
+    if weights_digest(checkpoint.lender) != checkpoint.lender_digest:
+        raise CheckpointError(
+            f"{checkpoint.directory} shares the weights of another teacher than the one in {checkpoint.lender}: "
+            "fetch or export the two together"
+        )
+    return checkpoint.lender
+
+
+def _lent(name: str, own: Mapping[str, object]) -> bool:
+    """Whether a teacher's tensor is a student's too: layers are lent all or not at all, as students have fewer."""
+    group = next((group for group in _LAYERS if name.startswith(group)), None)
+    return name not in own and (group is None or not any(each.startswith(group) for each in own))
+
+
+def _read(directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(directory):
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(file, error) from error
+        for name, weight in tensors.items():
+            if name.endswith(SCALE) and name.removesuffix(SCALE) in tensors:
+                continue
+            if weight.dtype == torch.int8:
+                weight = _expanded(weight, tensors.get(f"{name}{SCALE}"), name, file)
+            weights[name.removeprefix("model.")] = weight.to(dtype)
+    return weights
+
+
+def _expanded(weight: Tensor, scale: Tensor | None, name: str, file: Path) -> Tensor:
+    if scale is None or scale.shape != weight.shape[:1]:
+        raise CheckpointError(f"{file} has {name} in 8 bits without a scale for each of its rows: export it again")
+    return expand(weight, scale)
+
+
+def _shapes(directory: Path) -> dict[str, list[int]]:
+    shapes: dict[str, list[int]] = {}
+    for file in weight_files(directory):
+        with _opened(file) as weights:
+            names = set(weights.keys())
+            for name in names:
+                if not (name.endswith(SCALE) and name.removesuffix(SCALE) in names):
+                    shapes[name.removeprefix("model.")] = weights.get_slice(name).get_shape()
+    return shapes
+
+
+def _encoder_places(checkpoint: Checkpoint) -> dict[str, Path]:
+    places: dict[str, Path] = {}
+    for file in weight_files(checkpoint.directory):
+        with _opened(file) as weights:
+            places.update((name, file) for name in weights.keys() if name.startswith("model.encoder."))  # noqa: SIM118 - no dict
+    return places
+
+
+def _read_tensor(file: Path, name: str) -> Tensor:
+    with _opened(file) as weights:
+        tensor: Tensor = weights.get_tensor(name)
+    return tensor
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    coarser = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+    return ours.shape == theirs.shape and torch.equal(ours.to(coarser), theirs.to(coarser))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as weights:
+            yield weights
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} cannot be read ({error}); fetch or export it again")
