@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distillation.augment import Rng, augment_waveform, features, noise_alone
-from distillation.corpus import Clip, Corpus
 from distillation.distributions import KEPT
 from distillation.lessons import Lessons, certain
 from distillation.model import Layout
@@ -215,9 +214,3 @@ def laid_out(layout: Layout, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Te
         elif layout.no_speech is not None:
             labels[number, 0] = row[1]
     return inputs, labels
-
-
-def clips_of(corpus: Corpus, split: str, only: str = "", at_most: int = 10**9) -> list[Clip]:
-    """The clips with a transcript of a split whose set begins with `only`, evenly chosen when more than `at_most`."""
-    clips = [clip for clip in corpus.split(split) if clip.transcribed and clip.set.startswith(only)]
-    return clips[:: max(1, -(-len(clips) // at_most))]

@@ -75,7 +75,7 @@ def _add_label(command: argparse.ArgumentParser) -> None:
         "--recordings", type=Path, nargs="+", default=[], metavar="DIR", help="audio, with or without transcripts"
     )
     command.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="gathered there, if not there yet")
-    command.add_argument("--dev", type=Path, metavar="DIR", help="more recordings, to measure on")
+    command.add_argument("--dev", type=Path, nargs="+", default=[], metavar="DIR", help="recordings to measure on")
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--language", help="of the recordings; a multilingual teacher detects it otherwise")
@@ -166,19 +166,26 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="as of label")
+    command.add_argument(
+        "--dev", type=Path, nargs="+", default=[], metavar="DIR", help="recordings to measure on, if not there yet"
+    )
     command.add_argument("--student", default="tiny-en", metavar="CHECKPOINT")
     command.add_argument("--teacher", default="tiny-en", metavar="CHECKPOINT")
     command.add_argument("--noise", type=Path, metavar="DIR", help="noises, for the words invented")
     command.add_argument(
-        "--threshold", type=arguments.share, default=0.85, help="below this confidence the teacher decides"
-    )
+        "--threshold", type=arguments.share, default=0.75,
+        help="below this confidence the teacher decides (default: %(default)s)",
+    )  # fmt: skip
     command.add_argument("--language", help="of the recordings, for a multilingual pair")
     _normaliser_argument(command, "how texts are made comparable: as of label")
     command.add_argument("--domain", nargs="*", default=[], metavar="SET", help="sets on which the cascade is judged")
-    command.add_argument("--clips", type=arguments.count, default=400, help="of a set at most (default: %(default)s)")
     command.add_argument(
-        "--noise-seconds", type=arguments.positive, default=3600, help="to listen to (default: %(default)s)"
+        "--at-most", type=arguments.count_of, nargs="+", default=[], metavar="[SET=]CLIPS",
+        help="clips of a set that are heard, evenly chosen; of all sets where none is named (default: 400)",
+    )  # fmt: skip
+    command.add_argument(
+        "--noise-seconds", type=arguments.positive, default=1800, help="to listen to (default: %(default)s)"
     )
     command.add_argument(
         "--out", type=Path, metavar="DIR",
@@ -262,8 +269,8 @@ def _label(options: argparse.Namespace) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for number, source in enumerate(options.recordings):
         record(options.corpus, source, "train", number)
-    if options.dev:
-        record(options.corpus, options.dev, "dev")
+    for number, source in enumerate(options.dev):
+        record(options.corpus, source, "dev", number)
     if options.recordings or options.dev:
         gather(options.corpus)
     corpus = Corpus(options.corpus)
@@ -391,24 +398,35 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from tokenizers import Tokenizer
+
     from distillation.evaluate import Effort, Pair, Terms, choose, digest, evaluate
     from distillation.label import normaliser
     from distillation.noise import read_noises
     from distillation.parts import Parts
     from distillation.report import as_markdown, write
 
-    effort = Effort(options.clips, options.noise_seconds)
+    for number, source in enumerate(options.dev):
+        record(options.corpus, source, "dev", number)
+    if options.dev:
+        gather(options.corpus)
+    limits = dict(options.at_most)
+    effort = Effort(limits.pop("", 400), limits, options.noise_seconds)
     terms = Terms(options.threshold, options.domain, options.normaliser, effort)
-    comparable = normaliser(options.normaliser, _checkpoint(options.teacher, "teacher").directory / "normalizer.json")
+    teacher = _checkpoint(options.teacher, "teacher")
+    comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
+    tokenizer = Tokenizer.from_file(str(teacher.tokenizer_file))
     # Chosen before anything is loaded: what is wrong with the corpus shows at once.
-    material = choose(Corpus(options.corpus), read_noises(options.noise), comparable, terms)
+    material = choose(Corpus(options.corpus), read_noises(options.noise), comparable, terms, tokenizer)
     pair = Pair.open(options.student, options.teacher, options.language, options.device)
-    of = digest(pair, options.corpus, material.noises, terms) if options.out else ""
-    parts = Parts(options.out / "parts" if options.out else None, of)
-    figures = evaluate(pair, material, terms, parts)
+    folder = options.out / "parts" if options.out else None
+    parts, teachers = (
+        Parts(folder, digest(models, pair, options.corpus, material.noises, terms) if folder else "")
+        for models in ([pair.student, pair.teacher], [pair.teacher])
+    )
+    figures = evaluate(pair, material, terms, parts, teachers)
     if options.out:
         write(figures, options.out)
-        parts.forget()
     print(as_markdown(figures))
 
 

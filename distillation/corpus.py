@@ -121,6 +121,12 @@ class Corpus:
         return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)
 
 
+def evenly(clips: Sequence[Clip], at_most: int) -> list[Clip]:
+    """So many of them, from the first to the last."""
+    step = max(1.0, len(clips) / at_most)
+    return [clips[int(place * step)] for place in range(min(at_most, len(clips)))]
+
+
 def _read_index(path: Path) -> list[Clip]:
     clips = []
     with path.open("rb") as lines:

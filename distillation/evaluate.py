@@ -12,28 +12,29 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from distillation.augment import Rng
-from distillation.corpus import Clip, Corpus
+from distillation.corpus import Clip, Corpus, evenly
 from distillation.errors import DistillError
 from distillation.files import digest_of_files
-from distillation.hearing import Transcriber, hear, waves_of, with_margins
-from distillation.model import Whisper, layout_of, load_model
+from distillation.hearing import Transcriber, decoded_text, hear, waves_of, with_margins
 from distillation.noise import Noises, at_level
 from distillation.parts import Parts
 from distillation.scores import Comparable, Score, auroc, repeats, score, word_errors
-from distillation.signals import SIGNALS, signals
 from streaming.confidence import ConfidenceSettings, verdict
 from streaming.events import Final
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated
-from streaming.offline import listen, stop
+from streaming.offline import listen, stop, utterances
+from streaming.segment import SegmentSettings
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector
@@ -43,10 +44,10 @@ from streaming.whisper.weights import count_parameters
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
-SNRS = (40, 30, 20, 15, 10, 5, 0, -5)
+SNRS = (40, 20, 10, 5, 0, -5)
 BATCHES = (1, 4, 16)
 TIMED_BATCHES = (1, 16)
-SPLITS = ("held_out", "dev")
+SPLIT = "dev"
 LONGEST = 28.0
 """Seconds of a clip, which with margins shall fit into the window of any Whisper."""
 
@@ -59,16 +60,20 @@ class EvaluationError(DistillError):
 class Effort:
     """How much is measured.
 
-    clips: of a set at most. noise_seconds: listened to for invented words. curve_clips: of each point of the noise
-    curve. long_minutes: of joined utterances, for each kind. rounds: of every timing. timed_clips: in each.
+    clips: of a set at most; sets: of those by their names. noise_seconds: listened to for invented words. curve_clips:
+    of each point of the noise curve. long_minutes: of joined utterances. live_clips: through detection and session.
+    checked_clips: for texts that differ. rounds: of every timing. timed_clips: in each.
     """
 
     clips: int = 400
-    noise_seconds: float = 3600.0
-    curve_clips: int = 96
+    sets: Mapping[str, int] = field(default_factory=dict)
+    noise_seconds: float = 1800.0
+    curve_clips: int = 48
     long_minutes: float = 8.0
-    rounds: int = 5
-    timed_clips: int = 48
+    live_clips: int = 200
+    checked_clips: int = 200
+    rounds: int = 3
+    timed_clips: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,72 +125,63 @@ class Terms:
 class Material:
     """What a pair is measured on.
 
-    clips: those with words, by split. sets: some of them, by the name of their set. too_long, wordless: how many clips
-    are left out, for what they last, and because nothing of their text is left once it is comparable.
+    clips: those with words. sets: some of them, by the name of their set. wordless: how many clips are left out because
+    nothing of their text is left once it is comparable.
     """
 
     corpus: Corpus
     noises: Noises
     comparable: Comparable
-    clips: Mapping[str, Sequence[Clip]]
+    clips: Sequence[Clip]
     sets: Mapping[str, Sequence[Clip]]
-    too_long: int
     wordless: int
+    text: Callable[[Sequence[int]], str]
 
     def score(self, said: Sequence[str], heard: Sequence[str]) -> Score:
         return score(said, heard, self.comparable)
 
 
-def choose(corpus: Corpus, noises: Noises, comparable: Comparable, terms: Terms) -> Material:
-    """Held-out voices, and recordings of the split "dev".
+def choose(corpus: Corpus, noises: Noises, comparable: Comparable, terms: Terms, tokenizer: Tokenizer) -> Material:
+    """Recordings of the split "dev".
 
     Raises:
         EvaluationError: there are none, or no set of the domain.
     """
-    transcribed = {split: [clip for clip in corpus.split(split) if clip.transcribed] for split in SPLITS}
-    short = {split: [clip for clip in clips if clip.seconds < LONGEST] for split, clips in transcribed.items()}
-    clips = {split: [clip for clip in clips if comparable(clip.text)] for split, clips in short.items()}
-    too_long, wordless = _fewer(transcribed, short), _fewer(short, clips)
-    if not any(clips.values()):
-        raise EvaluationError(_nothing(too_long, wordless, terms))
-    sets = sets_of(clips, terms.effort.clips)
+    transcribed = [clip for clip in corpus.split(SPLIT) if clip.transcribed]
+    clips = [clip for clip in transcribed if comparable(clip.text)]
+    if not clips:
+        raise EvaluationError(_nothing(len(transcribed), terms))
+    sets = sets_of(clips, terms.effort)
     for name in terms.domain:
         if not any(one.startswith(name) for one in sets):
             raise EvaluationError(f"no set begins with {name!r}; --domain takes beginnings of {', '.join(sets)}")
-    return Material(corpus, noises, comparable, clips, sets, too_long, wordless)
+    wordless = len(transcribed) - len(clips)
+    return Material(corpus, noises, comparable, clips, sets, wordless, partial(decoded_text, tokenizer))
 
 
-def sets_of(clips: Mapping[str, Sequence[Clip]], at_most: int) -> dict[str, list[Clip]]:
-    """By split and program, or folder of recordings; evenly chosen where there are more clips."""
+def sets_of(clips: Sequence[Clip], effort: Effort) -> dict[str, list[Clip]]:
+    """By folder of recordings; evenly chosen where there are more clips."""
     sets: dict[str, list[Clip]] = {}
-    for split, each in clips.items():
-        for clip in each:
-            sets.setdefault(f"{split}/{clip.set}", []).append(clip)
-    return {name: each[:: math.ceil(len(each) / at_most)] for name, each in sets.items()}
+    for clip in clips:
+        sets.setdefault(clip.set, []).append(clip)
+    return {name: evenly(each, effort.sets.get(name, effort.clips)) for name, each in sets.items()}
 
 
-def _fewer(before: Mapping[str, Sequence[Clip]], after: Mapping[str, Sequence[Clip]]) -> int:
-    return sum(map(len, before.values())) - sum(map(len, after.values()))
-
-
-def _nothing(too_long: int, wordless: int, terms: Terms) -> str:
+def _nothing(wordless: int, terms: Terms) -> str:
     """Why there is nothing to measure on, and what to do."""
-    if not too_long + wordless:
-        return "the corpus has no held-out voices and no transcribed recordings to measure on: gather some with --dev"
-    reasons = []
-    if too_long:
-        reasons.append(f"{too_long} clips last {LONGEST:g} s or more (cut them into utterances)")
-    if wordless:
-        reasons.append(f"{wordless} have no words by --normaliser {terms.normaliser} (choose another)")
-    return f"the corpus has nothing to measure on: {'; '.join(reasons)}"
+    if not wordless:
+        return "the corpus has no transcribed recordings to measure on: gather some with --dev"
+    return (
+        f"the corpus has nothing to measure on: {wordless} clips have no words by --normaliser {terms.normaliser} "
+        "(choose another)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One clip: what was said, what each of the pair heard, how sure the student was, by each signal.
+    """One clip: what was said, what each of the pair heard, how sure the student was.
 
-    differs: the pair's check and the teacher alone say different tokens. silenced: the service would hold the teacher's
-    text for silence, and not send it.
+    student_silenced, teacher_silenced: the service would hold that text for silence, and not send it.
     """
 
     set: str
@@ -193,19 +189,29 @@ class Heard:
     student: str
     teacher: str
     confidence: float
-    signals: Mapping[str, float]
-    differs: bool = False
-    silenced: bool = False
+    student_silenced: bool = False
+    teacher_silenced: bool = False
 
     def cascade(self, threshold: float) -> str:
         """What comes out when the teacher decides below `threshold`: a checked text is the teacher's, to the token."""
         return self.teacher if self.confidence < threshold else self.student
 
+    def sent(self, threshold: float) -> str:
+        """The same, but what is held for silence is not sent."""
+        silenced = self.teacher_silenced if self.confidence < threshold else self.student_silenced
+        return "" if silenced else self.cascade(threshold)
 
-def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts) -> dict[str, Any]:
-    """All figures of a pair, of which `parts` may have some. Without noises nothing is said about words invented."""
+
+def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teachers: Parts) -> dict[str, Any]:
+    """All figures of a pair, of which `parts` may have some, and `teachers` those that are of the teacher alone.
+
+    Without noises nothing is said about words invented.
+    """
+    told = teachers.all(
+        {f"teacher heard {name}": partial(_hear_set, pair.hear_alone, material, name) for name in material.sets}
+    )
     found = parts.all(_measures(pair, material, terms))
-    heard = [Heard(**one) for name in material.sets for one in found[f"heard {name}"]]
+    heard = [one for name in material.sets for one in _joined(found, told, material, name)]
     meant = [one for one in heard if one.set.startswith(tuple(terms.domain))] or heard
     rows = partial(_row, threshold=terms.threshold, material=material)
     figures: dict[str, Any] = {
@@ -214,18 +220,17 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts) -> dict
         "threshold": terms.threshold,
         "domain": list(terms.domain),
         "normaliser": terms.normaliser,
-        "left_out": {"too_long": material.too_long, "wordless": material.wordless},
+        "left_out": {"wordless": material.wordless},
+        "numbers": pair.engine.dtype,
         "size": _size(pair),
         "sets": {name: rows([one for one in heard if one.set == name]) for name in material.sets},
-        "held_out": rows([one for one in heard if one.set.startswith("held_out/")]),
-        "silenced": _silenced(heard, material),
+        "silenced": _silenced(heard, material, terms.threshold),
         "cascade": _cascade(meant, material),
-        "long_form": _named(found, "long form "),
+        "live": found["live"],
+        "long_form": found["long form"],
         "noise_curve": _named(found, "noise curve "),
         "speed": _named(found, "speed "),
-        "speculation": {"differs": sum(one.differs for one in heard), "clips": len(heard)}
-        | found["speculation"]
-        | _named(found, "speculation "),
+        "speculation": found["speculation"] | _named(found, "speculation "),
     }
     if "noise" in found:
         seconds, words = found["noise"]
@@ -233,25 +238,30 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts) -> dict
     return figures
 
 
+def _joined(found: Mapping[str, Any], told: Mapping[str, Any], material: Material, name: str) -> Iterator[Heard]:
+    clips, student, teacher = material.sets[name], found[f"heard {name}"], told[f"teacher heard {name}"]
+    for clip, mine, theirs in zip(clips, student, teacher, strict=True):
+        yield Heard(
+            name, clip.text, mine["text"], theirs["text"], mine["confidence"], mine["silenced"], theirs["silenced"]
+        )
+
+
 def _measures(pair: Pair, material: Material, terms: Terms) -> dict[str, Callable[[], Any]]:
     """Everything that takes long, each by the name of its part."""
     effort, noises = terms.effort, material.noises.speechless
     waves = _timed_waves(material, effort)
-    model = load_model(pair.student).eval().to(pair.engine.device)
     curves = {"white": [], "recorded": noises} if noises else {"white": []}
+    hear = partial(pair.hear, threshold=NEVER)
     measures: dict[str, Callable[[], Any]] = {
-        **{f"heard {name}": partial(_hear_set, pair, model, material, name) for name in material.sets},
-        **{
-            f"long form {split}": partial(_long_form, pair, material, terms, split)
-            for split in SPLITS
-            if material.clips[split]
-        },
+        **{f"heard {name}": partial(_hear_set, hear, material, name) for name in material.sets},
+        "live": partial(_live, pair, material, terms),
+        "long form": partial(_long_form, pair, material, terms),
         **{
             f"noise curve {kind}": partial(_noise_curve, pair, material, effort, sources)
             for kind, sources in curves.items()
         },
         **{f"speed {batch}": partial(_speed, pair, waves, batch, effort) for batch in TIMED_BATCHES},
-        "speculation": partial(_speculation, pair, waves),
+        "speculation": partial(_speculation, pair, material, waves, effort),
         **{f"speculation {batch}": partial(_speculation_speed, pair, waves, batch, effort) for batch in BATCHES},
     }
     if noises:
@@ -265,17 +275,17 @@ def _named(found: Mapping[str, Any], beginning: str) -> dict[str, Any]:
     return {name.removeprefix(beginning): each for name, each in found.items() if name.startswith(beginning)}
 
 
-def digest(pair: Pair, corpus: Path, noises: Noises, terms: Terms) -> str:
-    """What tells these measurements from those of other models, clips, noises, or on other terms; the domain is not
-    among them, as it only chooses from what is measured.
+def digest(models: Sequence[Checkpoint], pair: Pair, corpus: Path, noises: Noises, terms: Terms) -> str:
+    """What tells these measurements of `models` from those of others, of other clips, noises, or on other terms; the
+    domain is not among them, as it only chooses from what is measured.
 
     corpus: its folder.
     """
     told = hashlib.sha256()
     engine = pair.engine
     told.update(repr((replace(terms, domain=()), pair.language, engine.device, engine.dtype)).encode())
-    models = [file for each in (pair.student, pair.teacher) for file in sorted(each.directory.iterdir())]
-    files = [file for file in models if file.suffix in (".json", ".safetensors")]
+    files = [file for each in models for file in sorted(each.directory.iterdir())]
+    files = [file for file in files if file.suffix in (".json", ".safetensors") and file.name != "report.json"]
     told.update(digest_of_files([*files, corpus / "index.jsonl"]).encode())
     for noise in noises.speechless:
         told.update(np.ascontiguousarray(noise).tobytes())
@@ -285,33 +295,44 @@ def digest(pair: Pair, corpus: Path, noises: Noises, terms: Terms) -> str:
 # --- sets ------------------------------------------------------------------------------------------------------------
 
 
-def _hear_set(pair: Pair, model: Whisper, material: Material, name: str) -> list[dict[str, Any]]:
-    """Each clip of a set as a `Heard`. model: the student."""
-    layout, text = layout_of(pair.student, pair.language), Transcriber(pair.engine).text
-    clips = material.sets[name]
-    waves = waves_of(material.corpus, clips)
-    checked, alone = pair.hear(waves, ALWAYS), pair.hear_alone(waves)
-    heard = []
-    listened = tqdm(list(zip(clips, waves, checked, alone, strict=True)), desc="signals", unit="clip", leave=False)
-    for clip, wave, result, other in listened:
-        teacher = text(result.tokens)
-        one = Heard(
-            name, clip.text, text(result.student_tokens), teacher, result.student_confidence,
-            signals(model, layout, wave, result.student_tokens),
-            differs=other.tokens != result.tokens,
-            silenced=verdict(result, teacher, ConfidenceSettings()) == "silence",
-        )  # fmt: skip
-        heard.append(asdict(one))
-    return heard
+def _hear_set(
+    hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, name: str
+) -> list[dict[str, Any]]:
+    """Text, confidence, and whether it would be silenced, of each clip of a set."""
+    return [
+        {
+            "text": text,
+            "confidence": min(each.student_confidence for each in results),
+            "silenced": all(verdict(each, text, ConfidenceSettings()) == "silence" for each in results),
+        }
+        for text, results in hear_whole(hear, material, material.sets[name])
+    ]
 
 
-def _silenced(heard: Sequence[Heard], material: Material) -> dict[str, float]:
+def hear_whole(
+    hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, clips: Sequence[Clip]
+) -> list[tuple[str, list[Result]]]:
+    """Text and results of each clip; one that no window holds is heard in pieces, cut where nobody speaks."""
+    pieces = [_pieces(material.corpus.waveform(clip)) for clip in clips]
+    results = iter(hear([piece for each in pieces for piece in each]))
+    heard = [list(islice(results, len(each))) for each in pieces]
+    return [(" ".join(material.text(result.tokens) for result in each), each) for each in heard]
+
+
+def _pieces(wave: Waveform) -> list[Waveform]:
+    if wave.size <= LONGEST * SAMPLE_RATE:
+        return [with_margins(wave)]
+    cut = list(utterances(wave, SegmentSettings(longest=LONGEST)))
+    return cut or [with_margins(wave[: int(LONGEST * SAMPLE_RATE)])]
+
+
+def _silenced(heard: Sequence[Heard], material: Material, threshold: float) -> dict[str, float]:
     """What it costs that texts not worth believing are silenced."""
     said = [one.text for one in heard]
-    sent = ["" if one.silenced else one.teacher for one in heard]
+    texts, sent = [one.cascade(threshold) for one in heard], [one.sent(threshold) for one in heard]
     return {
-        "clips": sum(bool(one.teacher) and one.silenced for one in heard),
-        "wer_cost": material.score(said, sent).wer - material.score(said, [one.teacher for one in heard]).wer,
+        "clips": sum(before != after for before, after in zip(texts, sent, strict=True)),
+        "wer_cost": material.score(said, sent).wer - material.score(said, texts).wer,
     }
 
 
@@ -341,28 +362,20 @@ def _row(heard: Sequence[Heard], threshold: float, material: Material) -> dict[s
 
 
 def _cascade(heard: Sequence[Heard], material: Material) -> dict[str, Any]:
-    """Word errors when the teacher decides the least sure share of the texts, by each signal, and by thresholds."""
+    """Word errors when the teacher decides the least sure share of the texts, and by thresholds."""
     said = [one.text for one in heard]
     student, teacher = (
         material.score(said, texts) for texts in ([one.student for one in heard], [one.teacher for one in heard])
     )
     wrongs = partial(word_errors, comparable=material.comparable)
     errors = [(wrongs(one.text, one.student)[0], wrongs(one.text, one.teacher)[0]) for one in heard]
-    worse, wrong = [mine > theirs for mine, theirs in errors], [mine > 0 for mine, _ in errors]
-    by_signal = {}
-    for name in SIGNALS:
-        values = [one.signals[name] for one in heard]
-        wers = [_wer_at(share, values, errors, student.words) for share in SHARES]
-        by_signal[name] = {
-            "wer": dict(zip(map(str, SHARES), wers, strict=True)),
-            "auroc_wrong": auroc(values, wrong),
-            "auroc_teacher_better": auroc(values, worse),
-            "recovered_at_30": _recovered(student.wer, teacher.wer, wers[SHARES.index(0.3)]),
-        }
+    sure, wrong = [one.confidence for one in heard], [mine > 0 for mine, _ in errors]
+    wers = {str(share): _wer_at(share, sure, errors, student.words) for share in SHARES}
     by_threshold = {str(each): _row(heard, each, material) for each in THRESHOLDS}
     return {
         "clips": len(heard), "student": student.wer, "teacher": teacher.wer,
-        "signals": by_signal, "thresholds": by_threshold,
+        "wer": wers, "auroc_wrong": auroc(sure, wrong),
+        "auroc_teacher_better": auroc(sure, [mine > theirs for mine, theirs in errors]), "thresholds": by_threshold,
     }  # fmt: skip
 
 
@@ -372,17 +385,29 @@ def _wer_at(share: float, values: Sequence[float], errors: Sequence[tuple[int, i
     return sum(pair[index in asked] for index, pair in enumerate(errors)) / max(1, words)
 
 
-def _recovered(student: float, teacher: float, cascade: float) -> float | None:
-    """The share of the gap between student and teacher that the cascade closes; None where there is no gap."""
-    return (student - cascade) / (student - teacher) if student > teacher else None
+# --- the live path ----------------------------------------------------------------------------------------------------
+
+
+def _live(pair: Pair, material: Material, terms: Terms) -> dict[str, Any]:
+    """Single utterances through detection and session, a second of quiet around each, beside the same heard whole."""
+    clips = evenly(max(material.sets.values(), key=len), terms.effort.live_clips)
+    said = [clip.text for clip in clips]
+    whole = hear_whole(partial(pair.hear, threshold=terms.threshold), material, clips)
+    waves = [with_margins(material.corpus.waveform(clip), 1.0, 1.0) for clip in clips]
+    bar = tqdm(waves, desc="live", unit="clip", leave=False)
+    live = [" ".join(finals(pair.engine, wave, terms.threshold, pair.language)) for wave in bar]
+    return {
+        "set": clips[0].set, "clips": len(clips),
+        "live": material.score(said, live).wer, "offline": material.score(said, [text for text, _ in whole]).wer,
+    }  # fmt: skip
 
 
 # --- long form -------------------------------------------------------------------------------------------------------
 
 
-def _long_form(pair: Pair, material: Material, terms: Terms, split: str) -> dict[str, Any]:
+def _long_form(pair: Pair, material: Material, terms: Terms) -> dict[str, Any]:
     """Utterances joined to minutes, with pauses and noise between, through detection and session."""
-    clips = [clip for name, each in material.sets.items() if name.startswith(f"{split}/") for clip in each]
+    clips = [clip for each in material.sets.values() for clip in evenly(each, terms.effort.clips)]
     minutes, rng = terms.effort.long_minutes, np.random.default_rng(11)
     scenes = list(_scenes(material.corpus, clips, material.noises, minutes, rng))
     row = partial(_long_row, scenes, language=pair.language, material=material)
@@ -462,9 +487,8 @@ def words_from_noise(
 
 
 def _noise_curve(pair: Pair, material: Material, effort: Effort, sources: Sequence[Waveform]) -> dict[str, Any]:
-    """Word errors of held-out voices (of dev recordings, where there are none) under noise, by dB."""
-    clips = material.clips["held_out"] or material.clips["dev"]
-    clips = clips[:: max(1, len(clips) // effort.curve_clips)][: effort.curve_clips]
+    """Word errors under noise, by dB."""
+    clips = evenly([clip for clip in material.clips if clip.seconds < LONGEST], effort.curve_clips)
     said = [clip.text for clip in clips]
     text = Transcriber(pair.engine).text
     curve = {}
@@ -512,9 +536,9 @@ def _bytes(file: Path) -> int:
 
 def _timed_waves(material: Material, effort: Effort) -> list[Waveform]:
     """Of one context, so that nothing but the model's work differs: those of two to four seconds."""
-    every = material.clips["held_out"] or material.clips["dev"]
-    clips = [clip for clip in every if 2.0 < clip.seconds < 4.4] or list(every)
-    return waves_of(material.corpus, clips[: effort.timed_clips])
+    short = [clip for clip in material.clips if clip.seconds < LONGEST] or list(material.clips)
+    clips = [clip for clip in short if 2.0 < clip.seconds < 4.4] or short
+    return waves_of(material.corpus, evenly(clips, effort.timed_clips))
 
 
 def _speed(pair: Pair, waves: Sequence[Waveform], batch: int, effort: Effort) -> dict[str, Any]:
@@ -534,11 +558,16 @@ def _speed(pair: Pair, waves: Sequence[Waveform], batch: int, effort: Effort) ->
     }  # fmt: skip
 
 
-def _speculation(pair: Pair, waves: Sequence[Waveform]) -> dict[str, float]:
-    """What the teacher's check keeps of the student's text."""
+def _speculation(pair: Pair, material: Material, waves: Sequence[Waveform], effort: Effort) -> dict[str, float]:
+    """What the teacher's check keeps of the student's text, and whether it says what the teacher alone says."""
     results = pair.hear(waves, ALWAYS)
     drafted = sum(len(result.student_tokens) for result in results)
+    clips = evenly([clip for clip in material.clips if clip.seconds < LONGEST], effort.checked_clips)
+    every = waves_of(material.corpus, clips)
+    checked, alone = pair.hear(every, ALWAYS), pair.hear_alone(every)
     return {
+        "differs": sum(one.tokens != other.tokens for one, other in zip(checked, alone, strict=True)),
+        "clips": len(clips),
         "acceptance": sum(result.teacher_accepted for result in results) / max(1, drafted),
         "tokens_a_teacher_pass": sum(len(result.tokens) + 1 for result in results)
         / max(1, sum(result.teacher_passes for result in results)),

@@ -59,10 +59,14 @@ class Transcriber:
         return tell(self.engine.models[0], waves, self._language)
 
     def text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens))).strip()
+        return decoded_text(self._tokenizer, tokens)
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[str]:
         return [self.text(result.tokens) for result in self.results(waves)]
+
+
+def decoded_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(tokens))).strip()
 
 
 @dataclass(frozen=True, slots=True)

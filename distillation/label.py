@@ -30,7 +30,7 @@ from typing import Any, Literal, TypeVar
 import jiwer
 from tqdm import tqdm
 
-from distillation.corpus import Clip, Corpus
+from distillation.corpus import Clip, Corpus, evenly
 from distillation.distributions import Distributions
 from distillation.errors import DistillError
 from distillation.files import digest_of_files
@@ -167,7 +167,7 @@ class Choice:
         by_set: dict[str, list[Clip]] = {}
         for clip in corpus.split(SPLIT):
             by_set.setdefault(clip.set, []).append(clip)
-        return [clip for name, clips in by_set.items() for clip in _evenly(clips, self.sets.get(name, self.at_most))]
+        return [clip for name, clips in by_set.items() for clip in evenly(clips, self.sets.get(name, self.at_most))]
 
     def beginning(self, key: str, clip: Clip) -> int | None:
         """Samples of the one to label; always the same of a clip. None where there is to be none."""
@@ -175,11 +175,6 @@ class Choice:
         if rng.random() >= self.beginnings or clip.seconds < SHORTEST_BEGUN:
             return None
         return int(rng.uniform(SHORTEST_BEGINNING, clip.seconds - UNHEARD) * SAMPLE_RATE)
-
-
-def _evenly(clips: Sequence[Clip], at_most: int) -> list[Clip]:
-    step = max(1.0, len(clips) / at_most)
-    return [clips[int(place * step)] for place in range(min(at_most, len(clips)))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def _size(figures: Figures) -> Iterator[str]:
     student, teacher = figures["size"]["student"], figures["size"]["teacher"]
     rows = [
         ["parameters, million", f"{student['parameters'] / 1e6:.1f}", f"{teacher['parameters'] / 1e6:.1f}"],
+        ["of them its own", f"{student['own_parameters'] / 1e6:.1f}", f"{teacher['own_parameters'] / 1e6:.1f}"],
         ["encoder layers", student["encoder_layers"], teacher["encoder_layers"]],
         ["decoder layers", student["decoder_layers"], teacher["decoder_layers"]],
         ["files, MB", f"{student['megabytes']:.1f}", f"{teacher['megabytes']:.1f}"],
@@ -64,26 +65,25 @@ def _size(figures: Figures) -> Iterator[str]:
 def _sets(figures: Figures) -> Iterator[str]:
     yield "## Word errors"
     rows = []
-    for name, row in {**figures["sets"], "**all held-out voices**": figures["held_out"]}.items():
+    for name, row in figures["sets"].items():
         if row:
             kinds = [_errors(row, who) for who in ("teacher", "student")]
             rates = [_share(row[who]) for who in ("teacher", "student", "cascade")]
             rows.append([name, row["clips"], *rates, _share(row["asked"]), *kinds])
     header = ["set", "clips", "teacher WER", "student WER", "cascade WER", "asked", "teacher sub/del/ins", "student"]
     yield table(header, rows)
-    if left := _left_out(figures["left_out"]):
-        yield left
+    if wordless := figures["left_out"]["wordless"]:
+        yield f"Clips left out: {wordless} without words to compare."
+    live = figures["live"]
+    yield (
+        f"Through detection and session, {live['clips']} clips of {live['set']}: {_share(live['live'])}; "
+        f"the same heard whole: {_share(live['offline'])}."
+    )
     silenced = figures["silenced"]
     yield (
         f"Texts that the service holds for silence and does not send: {silenced['clips']} of these clips; it costs "
         f"{100 * silenced['wer_cost']:.2f} % WER, absolute."
     )
-
-
-def _left_out(counts: Figures) -> str:
-    reasons = (("too_long", "too long to be heard at once"), ("wordless", "without words to compare"))
-    told = [f"{counts[key]} {reason}" for key, reason in reasons if counts[key]]
-    return f"Clips left out: {', '.join(told)}." if told else ""
 
 
 def _errors(row: Figures, who: str) -> str:
@@ -97,17 +97,9 @@ def _cascade(figures: Figures, pictures: bool) -> Iterator[str]:
     sets = ", ".join(figures["domain"]) or "all sets"
     yield (
         f"On {cascade['clips']} clips ({sets}): the student alone {_share(cascade['student'])}, the teacher alone "
-        f"{_share(cascade['teacher'])}. AUROC: how well a signal tells the student's wrong texts from its right ones, "
-        "and those that the teacher does better."
-    )
-    rows = [
-        [name, _area(row["auroc_wrong"]), _area(row["auroc_teacher_better"]), _share(row["wer"]["0.1"]),
-         _share(row["wer"]["0.2"]), _share(row["wer"]["0.3"]), _share(row["recovered_at_30"])]
-        for name, row in cascade["signals"].items()
-    ]  # fmt: skip
-    yield table(
-        ["signal", "AUROC wrong", "teacher better", "WER, 10 % asked", "20 %", "30 %", "of the gap closed at 30 %"],
-        rows,
+        f"{_share(cascade['teacher'])}. AUROC of the student's confidence: {_area(cascade['auroc_wrong'])} in telling "
+        f"its wrong texts from its right ones, {_area(cascade['auroc_teacher_better'])} in telling those that the "
+        "teacher does better."
     )
     if pictures:
         yield "![Word errors against the share of texts that the teacher decides](cascade.png)"
@@ -120,16 +112,14 @@ def _cascade(figures: Figures, pictures: bool) -> Iterator[str]:
 
 
 def _long(figures: Figures) -> Iterator[str]:
-    if not figures["long_form"]:
-        return
     yield "## Long form"
     yield "Utterances joined to minutes, pauses and noise (25 dB below) between them, through detection and session."
+    row = figures["long_form"]
     rows = [
-        [f"{split}, {row['minutes']:.0f} minutes", who, _share(row[who]["wer"]), _share(row[who]["insertion_rate"]),
-         row[who]["repeated_5_grams"]]
-        for split, row in figures["long_form"].items() for who in ("teacher", "student", "cascade")
-    ]  # fmt: skip
-    yield table(["", "", "WER", "inserted", "repeated 5-grams"], rows)
+        [who, _share(row[who]["wer"]), _share(row[who]["insertion_rate"]), row[who]["repeated_5_grams"]]
+        for who in ("teacher", "student", "cascade")
+    ]
+    yield table([f"{row['minutes']:.0f} minutes", "WER", "inserted", "repeated 5-grams"], rows)
 
 
 def _noise(figures: Figures, pictures: bool) -> Iterator[str]:
@@ -179,10 +169,7 @@ def _noise_panels(figures: Figures) -> dict[str, Any]:
 
 def _cascade_panels(figures: Figures) -> dict[str, Any]:
     cascade = figures["cascade"]
-    curves = {
-        name: ([float(share) for share in row["wer"]], list(row["wer"].values()))
-        for name, row in cascade["signals"].items()
-    }
+    curves = {"cascade": ([float(share) for share in cascade["wer"]], list(cascade["wer"].values()))}
     asked = [row["asked"] for name, row in cascade["thresholds"].items() if float(name) == figures["threshold"]]
     return {"the teacher decides the least sure": ("share of texts", curves, asked[0] if asked else None)}
 

@@ -1,4 +1,4 @@
-"""How a training goes on: word errors of held-out voices and of the dev recordings, at every checkpoint.
+"""How a training goes on: word errors of recordings to measure on, at every checkpoint.
 
 Owns the small sample that is looked at, and the plain greedy decoding that suffices to see a curve. What a finished
 pair can do is `evaluate.py`'s to say, through the service's own engine.
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from distillation.augment import features, padded_seconds
-from distillation.batches import clips_of
-from distillation.corpus import Clip, Corpus
+from distillation.corpus import Clip, Corpus, evenly
 from distillation.hearing import waves_of
 from distillation.model import Layout, Whisper, encode, greedy
 from distillation.scores import Comparable, score
@@ -30,21 +29,15 @@ SHORTEST_LIMIT = 40
 def watching(
     model: Whisper, corpus: Corpus, layout: Layout, comparable: Comparable, clips: int = 80
 ) -> Callable[[], dict[str, float]]:
-    """What `fit` asks at each checkpoint: word error rates by split; nothing for a split that has no clips with words.
+    """What `fit` asks at each checkpoint: the word error rate of recordings to measure on, where there are some.
 
     comparable: as of `scores.py`.
     """
-    samples = {
-        split: [clip for clip in clips_of(corpus, split, at_most=clips) if comparable(clip.text)]
-        for split in ("held_out", "dev")
-    }
+    sample = evenly([clip for clip in corpus.split("dev") if clip.transcribed and comparable(clip.text)], clips)
+    sample = [clip for clip in sample if clip.seconds < layout.contexts[-1] - 1]
 
     def watch() -> dict[str, float]:
-        return {
-            f"wer_{split}": _wer(model, corpus, layout, chosen, comparable)
-            for split, chosen in samples.items()
-            if chosen
-        }
+        return {"wer_dev": _wer(model, corpus, layout, sample, comparable)} if sample else {}
 
     return watch
 
