@@ -122,6 +122,10 @@ class _Host:
         assert self._engine is not None, "nothing is scheduled before the engine is warm"
         return self._engine.run(jobs)
 
+    def teacher_apart(self) -> bool:
+        """On a GPU a teacher's check of many texts costs about what one costs."""
+        return self._engine is not None and self._engine.teacher is not None and self._engine.device == "cpu"
+
 
 class Pipeline:
     """Engines, one a device, and all that streams share: what the service, `transcribe` and `listen` have in common."""
@@ -133,7 +137,7 @@ class Pipeline:
         self.sources = Sources()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
         self._hosts = [_Host(each, load) for each in settings.for_each_device()]
-        workers = [Worker(host.thread, host.run) for host in self._hosts]
+        workers = [Worker(host.thread, host.run, host.teacher_apart) for host in self._hosts]
         self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
         self._engine: Engine | None = None  # one of them: all hold the same models
         self._shared: Neighbours | None = None

@@ -4,8 +4,11 @@ Owns the engines' threads and the order of jobs: finals first, then partials, ea
 batch may hold. Where there are several engines, whichever is free takes the next batch; a stream is with one of them at
 a time, so that its results come in order. A stream waits at most once, and its job is made when an engine is ready to
 take it, so that a partial covers the newest audio and lag cannot pile up: what has no time is simply never made. An
-exception fails its job alone; a batch that does not fit into memory is run in halves. Knows nothing of streams but
-their jobs, and nothing of an engine but `run`.
+exception fails its job alone; a batch that does not fit into memory is run in halves.
+
+On a processor a teacher's pass takes as long as many of its student's. There the student hears a batch first, and what
+it is unsure of goes to the teacher one text at a time, in turns with the other batches: nobody's partial waits for more
+than one pass of the teacher. Knows nothing of streams but their jobs, and nothing of an engine but `run`.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from daemon.metrics import Metrics
-from streaming.job import Job, Result, isolated, out_of_memory
+from streaming.job import ALWAYS, NEVER, Job, Result, isolated, out_of_memory
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -103,6 +107,30 @@ class Worker:
 
     thread: EngineThread
     run: Callable[[Sequence[Job]], list[Result]]
+    teacher_apart: Callable[[], bool] = lambda: False
+    """Whether it has a teacher whose passes are too long to come with its student's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unsure:
+    """A job that the teacher is to decide, or that waits behind one of the same stream. heard: what the student made of
+    it. settled: whether that is the result.
+    """
+
+    client: Client
+    job: Job
+    heard: Result
+    settled: bool
+
+    def again(self) -> Job:
+        """The student's text is its own draft now, which it checks in one pass."""
+        return replace(self.job, draft=self.heard.tokens, ask_teacher_below=ALWAYS)
+
+    def decided(self, result: Result) -> Result:
+        """As if it had been one run: the first tells how the stream's draft fared."""
+        if result.error is not None:
+            return result
+        return replace(result, accepted=self.heard.accepted, passes=self.heard.passes + result.passes)
 
 
 class Scheduler:
@@ -120,7 +148,8 @@ class Scheduler:
         self._batch = batch
         self._metrics = metrics
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
-        self._away: set[Client] = set()  # those in a batch that runs
+        self._away: set[Client] = set()  # those in a batch that runs, or unsure
+        self._unsure: deque[_Unsure] = deque()
         self._clients: dict[Client, contextvars.Context] = {}
         # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
         self._waiting: dict[Kind, dict[Client, float]] = {kind: {} for kind in _KINDS}
@@ -183,7 +212,8 @@ class Scheduler:
                 self._guarded(client, client.receive_result, result)
                 self.schedule(client)
             await asyncio.sleep(0)  # whoever reads what came of it must not find the next twenty on top
-        self._away.difference_update(client for client, _ in batch)
+        unsure = {each.client for each in self._unsure}
+        self._away.difference_update(client for client, _ in batch if client not in unsure)
         self._work.set()  # what these wait for may be taken now
 
     def remove(self, client: Client) -> None:
@@ -200,23 +230,42 @@ class Scheduler:
         await asyncio.gather(*(self._serve(worker) for worker in self._workers))
 
     async def _serve(self, worker: Worker) -> None:
+        asked = False  # whether the teacher has just had its turn
         while True:
             await self._work.wait()
-            batch = self._take()
-            if not batch:
+            batch = self._take() if asked or not self._unsure else []
+            if batch:
+                asked = False
+                await self._hear(worker, batch)
+            elif self._unsure:
+                unsure = self._unsure.popleft()
+                asked = not unsure.settled
+                await self._ask(worker, unsure)
+            else:
                 self._work.clear()
-                continue
-            started = self._busy[worker] = time.monotonic()
-            try:
-                results = await self._execute(worker, [job for _, job in batch])
-            finally:
-                del self._busy[worker]
-                self._worked += time.monotonic() - started
-            self._metrics.batch_seconds.observe(time.monotonic() - started)
-            self._metrics.batch_size.observe(len(batch))
-            if any(result.error is None for result in results):
-                self.decoded_at = time.monotonic()
-            await self.deliver(batch, results)
+
+    async def _hear(self, worker: Worker, batch: list[tuple[Client, Job]]) -> None:
+        apart = worker.teacher_apart()
+        jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch]
+        results = await self._execute(worker, jobs)
+        decided: list[tuple[tuple[Client, Job], Result]] = []
+        waiting: set[Client] = set()
+        for (client, job), result in zip(batch, results, strict=True):
+            sure = not apart or result.error is not None or result.student_confidence >= job.ask_teacher_below
+            if sure and client not in waiting:
+                decided.append(((client, job), result))
+            else:
+                waiting.add(client)
+                self._unsure.append(_Unsure(client, job, result, settled=sure))
+        await self.deliver([pair for pair, _ in decided], [result for _, result in decided])
+
+    async def _ask(self, worker: Worker, unsure: _Unsure) -> None:
+        if unsure.settled or unsure.client not in self._clients:  # it may have left meanwhile
+            result = unsure.heard
+        else:
+            (heard,) = await self._execute(worker, [unsure.again()])
+            result = unsure.decided(heard)
+        await self.deliver([(unsure.client, unsure.job)], [result])
 
     def _take(self) -> list[tuple[Client, Job]]:
         """The next batch: all of one kind, so that no final waits for a partial's decoding."""
@@ -241,7 +290,17 @@ class Scheduler:
 
     async def _execute(self, worker: Worker, jobs: list[Job]) -> list[Result]:
         """A result for each job, whatever the engine does."""
-        return await worker.thread.call(isolated, worker.run, jobs, self._failed)
+        started = self._busy[worker] = time.monotonic()
+        try:
+            results = await worker.thread.call(isolated, worker.run, jobs, self._failed)
+        finally:
+            del self._busy[worker]
+            self._worked += time.monotonic() - started
+        self._metrics.batch_seconds.observe(time.monotonic() - started)
+        self._metrics.batch_size.observe(len(jobs))
+        if any(result.error is None for result in results):
+            self.decoded_at = time.monotonic()
+        return results
 
     def _failed(self, jobs: Sequence[Job], error: Exception) -> None:
         """In an engine's thread."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from daemon.metrics import Metrics
 from daemon.scheduler import EngineThread, Kind, Scheduler, Worker
-from streaming.job import Job, Result
+from streaming.job import ALWAYS, NEVER, Job, Result
 
 Run = Callable[[Sequence[Job]], list[Result]]
 
@@ -322,3 +323,105 @@ def test_on_several_engines_each_stream_hears_its_results_in_order(
             assert not any(result.error for result in client.results)
 
     asyncio.run(check())
+
+
+# --- a teacher whose passes are long --------------------------------------------------------------------------------
+
+
+@dataclass
+class Pair:
+    """An engine's student and teacher. Odd revisions make the student unsure. runs: what each run was asked."""
+
+    runs: list[list[Job]] = field(default_factory=list)
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Result]:
+        self.runs.append(list(jobs))
+        return [self._one(job) for job in jobs]
+
+    @staticmethod
+    def _one(job: Job) -> Result:
+        confidence = 0.5 if job.revision % 2 else 0.9
+        heard = Result(job.revision, tokens=(1,), accepted=len(job.draft), student_confidence=confidence, passes=2)
+        return replace(heard, model="teacher", teacher_passes=1) if confidence < job.ask_teacher_below else heard
+
+
+@dataclass(eq=False)
+class Asking(Client):
+    """Finals are the teacher's below a confidence, partials the student's."""
+
+    def next_job(self) -> Job | None:
+        below = 0.75 if self.finals else NEVER
+        job = super().next_job()
+        return job and replace(job, ask_teacher_below=below)
+
+
+@asynccontextmanager
+async def asking(pair: Pair, batch: int = 4) -> AsyncIterator[Scheduler]:
+    worker = Worker(EngineThread(), pair, lambda: True)
+    scheduler = Scheduler([worker], batch, Metrics())
+    task = asyncio.create_task(scheduler.run())
+    try:
+        yield scheduler
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        worker.thread.close()
+        assert worker.thread.ended(30)
+
+
+async def test_the_teacher_is_asked_one_text_at_a_time_and_others_come_between() -> None:
+    pair = Pair()
+    clients = [Asking(1001, finals=1), Asking(2001, finals=1), Asking(3001, finals=1)]
+    clients += [Asking(4000 + at, partials=2) for at in range(0, 100, 10)]
+    async with asking(pair) as scheduler:
+        await serve(scheduler, *clients)
+    asked = [[job.ask_teacher_below == ALWAYS for job in jobs] for jobs in pair.runs]
+    assert asked[0] == [False] * 3, "finals first, and the student alone"
+    assert [each for each in asked if any(each)] == [[True]] * 3
+    turns = [each == [True] for each in asked]
+    assert not any(one and other for one, other in itertools.pairwise(turns)), "partials waited for two passes"
+    for client in clients[:3]:
+        (result,) = client.results
+        assert result.model == "teacher"
+        assert result.passes == 4, "of both runs"
+    assert {result.model for client in clients[3:] for result in client.results} == {"student"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=5), st.integers(1, 4))
+def test_with_the_teacher_apart_every_job_has_one_result_in_its_streams_order(
+    wanted: list[tuple[int, int]], batch: int
+) -> None:
+    async def check() -> None:
+        clients = [Asking(1000 * at, finals, partials) for at, (finals, partials) in enumerate(wanted)]
+        async with asking(Pair(), batch) as scheduler:
+            await serve(scheduler, *clients)
+        for client in clients:
+            revisions = [result.revision for result in client.results]
+            assert revisions == [client.first + at for at in range(client.made)]
+
+    asyncio.run(check())
+
+
+async def test_whoever_left_before_the_teacher_had_time_costs_it_nothing() -> None:
+    pair = Pair()
+    leaving, staying = Asking(1001, finals=1), Asking(2001, finals=1)
+    async with asking(pair) as scheduler:
+        run, removed = pair.__call__, threading.Event()
+
+        def first(jobs: Sequence[Job]) -> list[Result]:
+            if not removed.is_set():
+                asyncio.run_coroutine_threadsafe(leave(), loop).result(30)
+            return run(jobs)
+
+        async def leave() -> None:
+            scheduler.remove(leaving)
+            removed.set()
+
+        loop = asyncio.get_running_loop()
+        scheduler._workers = [replace(scheduler._workers[0], run=first)]
+        await asyncio.sleep(0)
+        scheduler.add(leaving)
+        scheduler.schedule(leaving)
+        await serve(scheduler, staying)
+    assert leaving.results == []
+    assert [result.model for result in staying.results] == ["teacher"]
