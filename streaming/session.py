@@ -40,6 +40,10 @@ from streaming.recent import RecentAudio
 from streaming.segment import Boundary, Opened, Segment, Segmenter, SegmentSettings
 from streaming.text import Text
 
+SPOKEN_TOKENS, SPOKEN_TOKENS_PER_SECOND = 24, 10
+"""A partial's most tokens: at first, and for each second heard. People say three to six; only a loop says more, and its
+steps are those of all others in its batch. A final may be as long as the checkpoint's limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
@@ -301,6 +305,7 @@ class Session:
             audio=self._recent.slice(segment.audio_start, end),
             draft=utterance.hypothesis.latest,
             language=self._language,
+            max_tokens=round(SPOKEN_TOKENS + SPOKEN_TOKENS_PER_SECOND * (end - segment.audio_start) / SAMPLE_RATE),
             revision=utterance.in_flight,
         )
 

@@ -7,14 +7,15 @@ The layout: `config.json`, `generation_config.json`, `model.safetensors` (or its
 that transformers can convert), and optionally our own `whisperd.json`, whose `contexts` lists the encoder contexts,
 in seconds, that the model was trained for. Without it a checkpoint has its full context only (30 s): a Whisper that
 was not trained on shorter ones loops when they are cut. `shares` in it names a teacher whose weights are a student's
-too: `{"teacher": a checkpoint's name or directory, "digest": of its weights}`; what the student's directory lacks of the
-other files is the teacher's as well.
+too: `{"teacher": a checkpoint's name or directory, "digest": of its weights}`; what the student's directory lacks of
+the other files is the teacher's as well.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tokenizers import Tokenizer
 
 from streaming.whisper.locate import CheckpointError as CheckpointError  # whoever reads checkpoints catches it
 from streaming.whisper.locate import Role, locate
+
+log = logging.getLogger(__name__)
 
 POSITIONS_PER_SECOND = 50
 """Encoder positions in a second of audio: mel frames of 10 ms, halved by the second convolution."""
@@ -274,13 +277,18 @@ def _alignment_heads(
     if not heads:
         return None
     pairs = tuple((int(layer), int(head)) for layer, head in heads)
-    for layer, head in pairs:
-        if not (0 <= layer < dimensions.decoder_layers and 0 <= head < dimensions.decoder_heads):
-            raise CheckpointError(
-                f"{directory / 'generation_config.json'} names the alignment head {[layer, head]}, which the decoder "
-                "does not have: remove alignment_heads or name its own"
-            )
-    return pairs
+    known = tuple(
+        (layer, head)
+        for layer, head in pairs
+        if 0 <= layer < dimensions.decoder_layers and 0 <= head < dimensions.decoder_heads
+    )
+    if len(known) < len(pairs):  # published students name those of their teachers
+        log.warning(
+            "%s names %d alignment heads that the decoder does not have: they are left out",
+            directory / "generation_config.json",
+            len(pairs) - len(known),
+        )
+    return known or None
 
 
 def _tokenizer_file(directory: Path, lender: Path | None) -> Path:

@@ -93,8 +93,8 @@ class Engine:
 
         student, teacher: a shipped name, a directory, or a hub name. device: "auto", "cpu", "cuda", "cuda:1"...
         dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto" (bfloat16 on a
-        GPU; on a CPU mixed where that is measured to be faster, else float32, and the vocabulary in 8 bits where that is
-        faster: `quantized.py`). threads: how many the CPU may use;
+        GPU; on a CPU mixed where that is measured to be faster, else float32, and the vocabulary in 8 bits where that
+        is faster: `quantized.py`). threads: how many the CPU may use;
         PyTorch's choice where None. graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU;
         auto: there alone, as a processor is faster without. mode: deterministic gives every pass one and the same
         shape, so that not even rounding depends on drafts or company; it too needs fixed addresses. batch: jobs in a
@@ -273,11 +273,10 @@ def _add_times(heard: Hearing, jobs: Sequence[Job], results: list[Result], place
         return
     sizes = heard.model.checkpoint.dimensions
     heads = heard.model.checkpoint.alignment_heads or default_heads(sizes.decoder_layers, sizes.decoder_heads)
-    rows = [heard.rows[row] for row in wanted]
-    scores = attention(
-        heard.model.decoder, heard.memory(list(wanted)), [[*row.prompt, *row.text] for row in rows], heads
-    )
-    for row, score, index in zip(rows, scores, wanted.values(), strict=True):
+    for place, index in wanted.items():
+        row = heard.rows[place]
+        # A row at a time: what a large model knows of 30 s is hundreds of megabytes.
+        (score,) = attention(heard.model.decoder, heard.memory([place]), [[*row.prompt, *row.text]], heads)
         first = len(row.prompt) - 1  # the position that foretells the first token of the text
         spoken = [token < row.eot for token in row.text]
         times = token_times(score[:, first : first + len(spoken) + 1], spoken, jobs[index].audio, sizes.median_filter)

@@ -1,7 +1,7 @@
 """Functions on static buffers, each in the few shapes that it may be asked for, and what replays them.
 
 Owns which shapes there are, which of them serves a demand, and the seam: `Graph.replay`. On a GPU a graph is captured
-before the engine is ready, never later; elsewhere, and where a capture did not fit into memory, it calls the very
+before the engine is ready, never later; elsewhere, and where a capture failed, it calls the very
 function that would have been captured. Knows nothing of what the functions do.
 """
 
@@ -124,7 +124,7 @@ class Recorder:
             try:
                 function.captured[shape] = self._captured(function, shape, pool, stream)
                 graphs += 1
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:  # out of memory, or a kernel that cannot be captured here: called, it works
                 log.warning("no graph of %s in %s: %s", function.name, shape, str(error).partition("\n")[0])
                 missing += 1
         torch.cuda.synchronize(self._device)

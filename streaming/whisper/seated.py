@@ -199,7 +199,8 @@ class Voice:
         pinned = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
         pinned.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event(blocking=True)
-        arrived.record()
+        # Where the copy was asked for: the thread's current device may be another.
+        arrived.record(torch.cuda.current_stream(self.device))
         return Letter(pinned, arrived)
 
 

@@ -76,12 +76,15 @@ class Slots:
         rows = torch.arange(min(2, self.count), device=self.text.device).flip(0)
         heads, size = self.text.shape[-2:]
         queries, keys, values = torch.randn(3, len(rows), heads, 2, size, device=rows.device).to(self.text.dtype)
-        positions = torch.stack([rows + 3, rows + 4], 1)
+        # As far as a text and its audio may go: each page has its own place in the kernel's table.
+        capacity, heard = self.capacity, self.audio[0].shape[2]
+        positions = torch.stack([capacity - rows - 3, capacity - rows - 2], 1)
         self.audio[0].normal_()
+        self.text[0].normal_()
         try:
             tried: list[Tensor] = []
             for way in (_Copying, _Paging):
-                glance = way(Seats(self, rows, PAGE, PAGE), positions)
+                glance = way(Seats(self, rows, heard, capacity), positions)
                 tried += [glance.text(0, queries, keys, values), glance.audio(0, queries)]
             *expected, text, audio = (each.float() for each in tried)
             worst = max(float((a - b).abs().max()) for a, b in zip(expected, (text, audio), strict=True))
