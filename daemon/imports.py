@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from daemon.pull import megabytes
 from streaming.files import digest_of_file, folder_written_whole
-from streaming.whisper.locate import CheckpointError, imports, is_imported_name, is_shipped
+from streaming.whisper.locate import HUB_FILES, CheckpointError, imports, is_imported_name, is_shipped
 
 if TYPE_CHECKING:
     from streaming.whisper.layout import Contents
@@ -39,19 +39,20 @@ def bring(source: Path, name: str | None, tokenizer: Path | None, *, force: bool
     Raises:
         ImportFailed
     """
-    from streaming.whisper.formats import read as formats
-    from streaming.whisper.formats.foreign import FormatError
-    from streaming.whisper.layout import Contents
     from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
+    from streaming.whisper.formats.foreign import FormatError
+    from streaming.whisper.formats.read import read, weights_file
+    from streaming.whisper.layout import Contents
 
     try:
-        file = formats.weights_file(source)
+        file = weights_file(source)
         name = _free_name(_called(source) if name is None else name, force=force)
-        found = formats.read(file, tokenizer)
+        found = read(file, tokenizer)
+        size, digest = file.stat().st_size, digest_of_file(file)
     except FormatError as error:
         raise ImportFailed(str(error)) from error
-    with _explained(imports() / name):
-        size, digest = file.stat().st_size, digest_of_file(file)
+    except OSError as error:
+        raise ImportFailed(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     sizes, languages = found.dimensions, len(found.grammar.languages)
     _write(
         Contents(
@@ -112,15 +113,15 @@ def take_out(name: str, dtype: str, folder: Path, *, force: bool = False) -> str
 def _write(contents: Contents, folder: Path, dtype: str) -> None:
     import torch
 
-    from streaming.whisper import layout
     from streaming.whisper.checkpoint import open_checkpoint
+    from streaming.whisper.layout import LAST, write
 
     try:
         with (
             _explained(folder),
-            folder_written_whole(folder, layout.LAST, ("*.safetensors", "*.json", "merges.txt")) as unfinished,
+            folder_written_whole(folder, LAST, HUB_FILES) as unfinished,
         ):
-            layout.write(contents, unfinished, getattr(torch, dtype))
+            write(contents, unfinished, getattr(torch, dtype))
             open_checkpoint(str(unfinished), "student")  # what cannot be read again is not put there
     except CheckpointError as error:
         raise ImportFailed(str(error)) from error

@@ -96,7 +96,7 @@ class Here:
 
 
 def here(directories: Iterable[str]) -> list[Here]:
-    """What is shipped, was imported, is in the hub's cache, and in `directories`, each a checkpoint or a folder of some."""
+    """What is shipped, imported, in the hub's cache, and in `directories`, each a checkpoint or a folder of some."""
     found = [_shipped(name, role) for name in shipped() for role in _roles(name)]
     found += [_imported(name) for name in imported()]
     found += [entry for name in _cached_names() if (entry := _in_cache(name)) is not None]

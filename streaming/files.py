@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-
 UNFINISHED = ".part"
 """The end of the name of what is not all there yet."""
 

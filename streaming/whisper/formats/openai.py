@@ -52,6 +52,9 @@ def _renamed(state: Any, name: str) -> dict[str, Tensor]:
     for key, value in state.items():
         ours = layout_name(str(key))
         if ours is None or not value.is_floating_point() or value.layout is not torch.strided:
-            raise FormatError(f"{name} has weights that no Whisper model has ({str(key)[:LONGEST_NAME]!r}): it is of another architecture")
+            shown = str(key)[:LONGEST_NAME]
+            raise FormatError(
+                f"{name} has weights that no Whisper model has ({shown!r}): it is of another architecture"
+            )
         found[ours] = value
     return found

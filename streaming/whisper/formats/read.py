@@ -110,8 +110,8 @@ def _said(file: Path) -> dict[str, Any]:
 
 
 def _tokenizer(model: Foreign, sizes: Dimensions, file: Path, given: Path | None) -> tuple[Tokenizer, str]:
-    """With its text. That which was given; else the file's own; else the one beside it; else the one that all English-only models
-    share, where a shipped pair has it."""
+    """With its text: that which was given; else the file's own; else the one beside it; else the one that all
+    English-only models share, where a shipped pair has it."""
     if given is not None:
         return vocabulary.load_tokenizer(given), given.read_text(encoding="utf-8")
     if model.vocabulary is not None:

@@ -11,6 +11,7 @@ heads); Sennrich et al. 2016 and GPT-2's byte-level form of their byte pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ _AFTER_LANGUAGES = (
 _TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 20 ms
 
 _NO_SPEECH = [
-    *"\"#()*+/:;<=>@[\\]^_`{|}~「」『』",
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
     *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),
 ]
 """Written where nobody said it: only where one token is all of it. Of a note the first token is enough."""
@@ -138,7 +139,7 @@ def _halves(token: bytes, ranks: Mapping[bytes, int], name: str) -> tuple[bytes,
     """The two tokens that were joined to this one: what the pairs of before it make of its bytes."""
     parts = [token[at : at + 1] for at in range(len(token))]
     while len(parts) > 2:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[best] >= ranks[token]:
             break

@@ -134,6 +134,11 @@ def read_bytes(content: bytes, form: Callable[[memoryview, str], Foreign]) -> No
         vocabulary.build_tokenizer(model.vocabulary, sizes.vocabulary, "x.bin")
 
 
+def told(error: FormatError) -> None:
+    assert len(str(error).splitlines()) == 1
+    assert len(str(error)) < 500
+
+
 def readers(directory: Path) -> list[tuple[bytes, Callable[[memoryview, str], Foreign]]]:
     return [
         (foreign_formats.ctranslate2_file(directory), ctranslate2.read),
@@ -171,7 +176,7 @@ def test_a_flipped_byte_is_a_sentence_or_a_weight(small: Path, number: int) -> N
         try:
             read_bytes(bytes(harmed), form)
         except FormatError as error:
-            assert len(str(error).splitlines()) == 1
+            told(error)
 
     flip()
 
@@ -192,7 +197,7 @@ def test_a_harmed_pt_is_a_sentence(small: Path, tmp_path: Path, part: str) -> No
             dimensions(openai.read(file), file.name)
             assert not cut
         except FormatError as error:
-            assert len(str(error).splitlines()) == 1
+            told(error)
 
     harm()
 
@@ -206,8 +211,8 @@ def test_nothing_in_a_pt_is_executed(small: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"small\.pt cannot be read"):
         openai.read(file)
     assert not (tmp_path / "executed").exists()
+    file.write_bytes(pickle.dumps({}, protocol=2))
     with pytest.raises(FormatError, match="torch's form of before 2020"):
-        file.write_bytes(pickle.dumps({}, protocol=2))
         read.read(file)
 
 
@@ -268,9 +273,9 @@ def test_other_things_are_named(small: Path, tmp_path: Path) -> None:
     refused(content[:8] + mels + content[12:], "sizes that no Whisper model has")
 
 
-def test_a_tokenizer_of_another_model(small: Path, tmp_path: Path, tokenizer_file: Path, multilingual: object) -> None:
+def test_a_tokenizer_of_another_model(small: Path, tmp_path: Path) -> None:
     file = foreign_formats.write_openai(small, tmp_path / "small.pt")
-    with pytest.raises(FormatError, match="cannot be read: No such file|no tokenizer.json that can be read"):
+    with pytest.raises(FormatError, match=r"no tokenizer\.json that can be read"):
         read.read(file, tmp_path / "none.json")
     other = json.loads((small / "tokenizer.json").read_text())
     other["added_tokens"].append({**other["added_tokens"][-1], "id": 2112, "content": "<|more|>"})
