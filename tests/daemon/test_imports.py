@@ -288,7 +288,8 @@ def test_transformers_loads_what_is_exported(english: Pair, whisperd: Whisperd, 
     code, said, err = whisperd("export", english.student, "--dtype", dtype, out)
     assert (code, err) == (0, "")
     assert said.startswith(f"english: {dtype}, ")
-    model, report = WhisperForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    loaded: Any = WhisperForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    model, report = loaded
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == getattr(torch, dtype)
     AutoProcessor.from_pretrained(out)

@@ -73,11 +73,11 @@ def test_what_is_read_is_what_was_written(small: Path, original: Checkpoint, tmp
             assert torch.equal(ours, weight.float()), name
         else:
             assert (ours - weight.float()).abs().max() <= ROUNDED[kind] * weight.abs().max(), name
-    ours, theirs = Tokenizer.from_str(found.tokenizer), Tokenizer.from_file(str(original.tokenizer_file))
+    built, theirs = Tokenizer.from_str(found.tokenizer), Tokenizer.from_file(str(original.tokenizer_file))
     for text in TEXTS:
-        ids = ours.encode(text, add_special_tokens=False).ids
+        ids = built.encode(text, add_special_tokens=False).ids
         assert ids == theirs.encode(text, add_special_tokens=False).ids
-        assert ours.decode(ids) == text
+        assert built.decode(ids) == text
 
 
 @pytest.mark.parametrize("kind", ["openai", "ggml f16", "ctranslate2 float16"])
