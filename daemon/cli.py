@@ -131,7 +131,25 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     fetch = verbs.add_parser("pull", help="fetch one from the model hub; one broken off goes on where it was")
     fetch.add_argument("name", metavar="NAME", help="its name there, such as distil-whisper/distil-large-v3")
     show = verbs.add_parser("show", help="what is in one")
-    show.add_argument("name", metavar="NAME", help="a shipped name, a directory, or a hub name")
+    show.add_argument("name", metavar="NAME", help="a shipped name, a directory, an imported one, or a hub name")
+    bring = verbs.add_parser(
+        "import", help="make weights of another program a model here",
+        description="Weights of faster-whisper (CTranslate2's folder), OpenAI (.pt) or whisper.cpp (ggml) become a "
+        "model of this machine, whose name works like any other.",
+    )  # fmt: skip
+    bring.add_argument("source", type=Path, metavar="SOURCE", help="the folder with model.bin, or the file")
+    bring.add_argument("--name", help="the model's name; without it, what SOURCE is called")
+    bring.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="its tokenizer.json, where there is none beside the weights"
+    )
+    bring.add_argument("--force", action="store_true", help="take the place of an earlier import of the same name")
+    export = verbs.add_parser(
+        "export", help="write one in the plain Hugging Face layout", description="transformers loads what is written."
+    )
+    export.add_argument("name", metavar="NAME", help="as `show` takes it; NAME/teacher is a shipped pair's teacher")
+    export.add_argument("--dtype", choices=("float16", "float32", "bfloat16"), default="float16", help="of the weights")
+    export.add_argument("directory", type=Path, metavar="DIR", help="which is made")
+    export.add_argument("--force", action="store_true", help="though there is something in DIR")
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -412,6 +430,8 @@ def models(settings: Settings, options: argparse.Namespace) -> int:
             return _pull(options.name)
         case "show":
             return _show(settings, options.name)
+        case "import" | "export":
+            return _convert(options)
     from daemon import models as checkpoints
 
     directories = [*_configured(settings), *getattr(options, "directories", [])]
@@ -429,9 +449,9 @@ def _pull(name: str) -> int:
     from tqdm import tqdm
 
     from daemon import pull
-    from streaming.whisper.locate import is_hub_name, is_shipped
+    from streaming.whisper.locate import is_hub_name, is_imported, is_shipped
 
-    if is_shipped(name) or (name and Path(name).expanduser().is_dir()):
+    if is_shipped(name) or is_imported(name) or (name and Path(name).expanduser().is_dir()):
         print(f"{name} is on this machine: there is nothing to fetch")
         return OK
     if not is_hub_name(name):
@@ -447,6 +467,20 @@ def _pull(name: str) -> int:
         print(f"whisperd: {error}", file=sys.stderr)
         return FAILED
     print(f"{name}: {len(listing.files)} files, {pull.megabytes(listing.size)}, each checked, in {directory}")
+    return OK
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from daemon import imports
+
+    try:
+        if options.verb == "import":
+            print(imports.bring(options.source, options.name, options.tokenizer, force=options.force))
+        else:
+            print(imports.take_out(options.name, options.dtype, options.directory, force=options.force))
+    except imports.ImportFailed as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
     return OK
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import pull
-from streaming.whisper.locate import CheckpointError, Role, is_shipped, locate, shipped
+from streaming.whisper.locate import CheckpointError, Role, imported, is_shipped, locate, shipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,9 @@ class Here:
 
 
 def here(directories: Iterable[str]) -> list[Here]:
-    """What is shipped, in the hub's cache, and in `directories`, each a checkpoint or a folder of some."""
+    """What is shipped, imported, in the hub's cache, and in `directories`, each a checkpoint or a folder of some."""
     found = [_shipped(name, role) for name in shipped() for role in _roles(name)]
+    found += [_imported(name) for name in imported()]
     found += [entry for name in _cached_names() if (entry := _in_cache(name)) is not None]
     for directory in directories:
         found += _in_directory(Path(directory).expanduser())
@@ -109,6 +110,13 @@ def _shipped(name: str, role: Role) -> Here:
         return _described(f"{name} ({role})", "shipped", locate(name, role)[1])
     except CheckpointError as error:
         return Here(name, "shipped", state=str(error))
+
+
+def _imported(name: str) -> Here:
+    try:
+        return _described(name, "imported", locate(name, "student")[1])
+    except (CheckpointError, _NoWhisper) as error:
+        return Here(name, "imported", state=f"{error}: import it again, with --force")
 
 
 def _cached_names() -> list[str]:

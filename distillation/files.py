@@ -1,16 +1,17 @@
-"""Files, and folders of files, that are whole or not there."""
+"""Files that are whole or not there, and the sentence for a disk that is full; folders are `streaming/files.py`'s."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distillation.errors import DistillError
+from streaming.files import digest_of_files as digest_of_files
+from streaming.files import folder_written_whole as folder_written_whole
+from streaming.files import to_disk as to_disk
+from streaming.files import unfinished_folder as unfinished_folder
 
 
 class NotWritten(DistillError):  # noqa: N818 - it says what did not happen
@@ -53,53 +54,3 @@ def _beside(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError of its own
         unfinished.unlink(missing_ok=True)
         raise NotWritten(path, str(error).splitlines()[0]) from error
-
-
-@contextmanager
-def folder_written_whole(folder: Path, last: str, replaced: Sequence[str] = ()) -> Iterator[Path]:
-    """A new folder beside `folder` to write files to, which take their places once all are written.
-
-    Until then `folder` is as it was. While they do, `last` is missing from it: the file without which it counts for
-    nothing, so that old and new files never pass for one work. Other files of the folder stay as they are, but for
-    those that a pattern of `replaced` fits.
-    """
-    folder = folder.resolve()
-    unfinished = unfinished_folder(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        for path in unfinished.iterdir():
-            path.chmod(0o644)  # weights are written for their owner alone, but a service runs as somebody else
-            to_disk(path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    folder.mkdir(exist_ok=True)
-    (folder / last).unlink(missing_ok=True)
-    for path in [path for pattern in replaced for path in folder.glob(pattern)]:
-        path.unlink(missing_ok=True)
-    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == last):
-        path.replace(folder / path.name)
-    unfinished.rmdir()
-
-
-def unfinished_folder(folder: Path) -> Path:
-    """Where `folder_written_whole` writes; it is there afterwards only if the process was killed."""
-    folder = folder.resolve()
-    return folder.with_name(folder.name + ".part")
-
-
-def to_disk(path: Path) -> None:
-    """A name must not reach the disk before what it names."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def digest_of_files(paths: Iterable[Path]) -> str:
-    """Of what is in them, one after another."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -126,6 +126,16 @@ ALSO_KNOWS = {
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},
+    # Everything that an import is made of: its reading, its writing, and the name that it gets.
+    "daemon.imports": {
+        "daemon.pull",
+        "streaming.files",
+        "streaming.whisper.checkpoint",
+        "streaming.whisper.formats.foreign",
+        "streaming.whisper.formats.read",
+        "streaming.whisper.layout",
+        "streaming.whisper.locate",
+    },
     "daemon.models": {"streaming.whisper.locate", "streaming.whisper.checkpoint", "daemon.pull"},
 }
 """Exceptions, each with its reason: importer -> what else it may import."""

@@ -1,8 +1,8 @@
 """Where a checkpoint lies: a name becomes a directory of this machine.
 
-Owns the three kinds of names (shipped, a directory, a hub name), which of a hub's files are a checkpoint, and the
-sentence that says how to get what is not here. Never fetches anything. Knows nothing of what is in the files, and
-loads no torch.
+Owns the four kinds of names (shipped, a directory, imported, a hub name), where imported checkpoints lie, which of a
+hub's files are a checkpoint, and the sentence that says how to get what is not here. Never fetches anything. Knows
+nothing of what is in the files, and loads no torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 Role = Literal["student", "teacher"]
+
+UNFINISHED = ".part"
+"""The end of the name of a folder that is not all there yet."""
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 
@@ -34,6 +37,7 @@ HUB_FILES = (
 )
 """What is fetched of a hub's model: the rest is the same weights in other forms."""
 
+_IMPORTED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -49,13 +53,34 @@ def is_hub_name(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None
 
 
+def is_imported_name(name: str) -> bool:
+    """Whether a checkpoint may be imported under it: no path, and not what an unfinished one is called."""
+    return _IMPORTED_NAME.fullmatch(name) is not None and not name.endswith(UNFINISHED)
+
+
+def is_imported(name: str) -> bool:
+    return is_imported_name(name) and (imports() / name / "config.json").is_file()
+
+
+def imported() -> list[str]:
+    return sorted(file.parent.name for file in imports().glob("*/config.json") if is_imported(file.parent.name))
+
+
+def imports() -> Path:
+    """The folder of imported checkpoints: beside the hub's cache, where each process that finds the one finds the
+    other."""
+    from huggingface_hub import constants  # it reads its environment when it is imported
+
+    return Path(constants.HF_HOME) / "whisperd"
+
+
 def shipped() -> list[str]:
     return sorted(directory.name for directory in SHIPPED.iterdir() if (directory / "student").is_dir())
 
 
 def locate(name: str, role: Role) -> tuple[str, Path]:
-    """The title and the directory of a checkpoint: one that is shipped (each has both roles), a directory, or one of
-    the hub's that is in its cache.
+    """The title and the directory of a checkpoint: one that is shipped (each has both roles), a directory, one that was
+    imported, or one of the hub's that is in its cache.
 
     Raises CheckpointError.
     """
@@ -67,6 +92,8 @@ def locate(name: str, role: Role) -> tuple[str, Path]:
     directory = Path(name).expanduser()
     if directory.is_dir():
         return directory.resolve().name, directory
+    if is_imported(name):
+        return name, imports() / name
     if not is_hub_name(name):
         raise CheckpointError(f"there is no directory {name!r}: give a Whisper checkpoint's directory or hub name")
     return name, cached(name)

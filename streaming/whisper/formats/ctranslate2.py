@@ -1,23 +1,32 @@
 """CTranslate2's `model.bin`, which every user of faster-whisper has.
 
-Owns the layout of the file (versions 4 to 6) and of Whisper in it: fused projections, scales of 8-bit rows. Knows
+Owns the layout of the file (versions 4 to 6) and of Whisper in it: fused projections, scales of rounded rows. Knows
 nothing of tokenizers or of what becomes of the weights.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, tensor
+from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, guarded, tensor
 
 SPECIFICATION = "WhisperSpec"
 
 _VERSIONS = (4, 5, 6)
+_WORDS = {
+    torch.float32: "float32",
+    torch.int8: "int8",
+    torch.int16: "int16",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 _DTYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16, 5: torch.bfloat16}
 
 
@@ -48,17 +57,27 @@ _FEED = (
 _LAYERS = {"encoder": (*_SELF, *_FEED), "decoder": (*_SELF, *_CROSS, *_FEED)}
 
 
+def is_one(data: memoryview) -> bool:
+    """Whether the file begins as every `model.bin` does: its version, and the name of a specification."""
+    if len(data) < 6:
+        return False
+    version, length = struct.unpack("<IH", data[:6])
+    return version < 1 << 8 and 1 < length < 64 and bytes(data[6 : 6 + length]).rstrip(b"\0").isalnum()
+
+
 def read(data: memoryview, name: str) -> Foreign:
     """The model in a `model.bin`. name: of the file, for what is said about it.
 
     Raises:
         FormatError: it is truncated, of another kind of model, or in numbers that are not known.
     """
+    return guarded(lambda: _read(data, name), name)
+
+
+def _read(data: memoryview, name: str) -> Foreign:
     variables = _variables(Reader(data, name), name)
-    try:
-        return Foreign(dict(_renamed(variables)), _heads(variables))
-    except KeyError as error:
-        raise FormatError(f"{name} lacks the weights {error}: it is no whole Whisper model") from error
+    form = _WORDS.get(variables["decoder/layer_0/self_attention/linear_0/weight"].dtype, "")
+    return Foreign(f"CTranslate2 {form}".rstrip(), dict(_renamed(variables)), _heads(variables))
 
 
 def _variables(reader: Reader, name: str) -> dict[str, Tensor]:
@@ -80,42 +99,39 @@ def _variables(reader: Reader, name: str) -> dict[str, Tensor]:
             )
         content = reader.take(reader.number("I"))
         dtype = _DTYPES[kind]
-        elements = 1
-        for size in shape:
-            elements *= size
-        if len(content) != elements * dtype.itemsize:
+        if len(content) != prod(shape) * dtype.itemsize:
             raise FormatError(f"{name}: the weights {key} are not as long as their shape: the file is damaged")
         found[key] = tensor(content, dtype, shape)
-    for _ in range(reader.number("I") if reader.left else 0):
+    for _ in range(reader.number("I")):
         alias, key = _text(reader), _text(reader)
         found[alias] = found[key]
+    if reader.left:
+        raise FormatError(f"{name} goes on where its weights have ended: it is damaged")
     return found
 
 
 def _text(reader: Reader) -> str:
-    return bytes(reader.take(reader.number("H"))).rstrip(b"\0").decode(errors="replace")
+    return reader.name(reader.number("H"))
 
 
 def _renamed(found: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    yield "model.encoder.embed_positions.weight", _expanded(found, "encoder/position_encodings/encodings")
-    yield "model.decoder.embed_positions.weight", _expanded(found, "decoder/position_encodings/encodings")
-    yield "model.decoder.embed_tokens.weight", _expanded(found, "decoder/embeddings/weight")
+    yield "encoder.embed_positions.weight", _expanded(found, "encoder/position_encodings/encodings")
+    yield "decoder.embed_positions.weight", _expanded(found, "decoder/position_encodings/encodings")
+    yield "decoder.embed_tokens.weight", _expanded(found, "decoder/embeddings/weight")
     for number in (1, 2):
-        yield from _block(found, f"encoder/conv{number}", "model.encoder.", (f"conv{number}",))
+        yield from _block(found, f"encoder/conv{number}", "encoder.", (f"conv{number}",))
     for half, blocks in _LAYERS.items():
-        yield from _block(found, f"{half}/layer_norm", f"model.{half}.", ("layer_norm",))
+        yield from _block(found, f"{half}/layer_norm", f"{half}.", ("layer_norm",))
         for layer in range(_count(found, half)):
             for block in blocks:
-                yield from _block(
-                    found, f"{half}/layer_{layer}/{block.there}", f"model.{half}.layers.{layer}.", block.here
-                )
+                yield from _block(found, f"{half}/layer_{layer}/{block.there}", f"{half}.layers.{layer}.", block.here)
 
 
 def _block(found: Mapping[str, Tensor], there: str, prefix: str, here: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     if f"{there}/gamma" in found:
-        weight, bias = found[f"{there}/gamma"].float(), found[f"{there}/beta"].float()
+        weight, bias = found[f"{there}/gamma"], found[f"{there}/beta"]
     else:
-        weight, bias = _expanded(found, f"{there}/weight"), found[f"{there}/bias"].float()
+        weight, bias = _expanded(found, f"{there}/weight"), found[f"{there}/bias"]
     for name, part, offset in zip(here, weight.chunk(len(here)), bias.chunk(len(here)), strict=True):
         yield f"{prefix}{name}.weight", part
         if not name.endswith("k_proj"):  # Whisper's keys have none: the fused one is of zeros
@@ -123,22 +139,25 @@ def _block(found: Mapping[str, Tensor], there: str, prefix: str, here: tuple[str
 
 
 def _expanded(found: Mapping[str, Tensor], key: str) -> Tensor:
-    """In single precision. Rows of 8 or 16 bits are multiplied by their scales, and divided when they are read."""
+    """Rows of 8 or 16 bits were multiplied by their scales, each by its own or all by one; others stay as they are."""
     weight = found[key]
     if weight.dtype not in (torch.int8, torch.int16):
-        return weight.float()
-    scale = found[f"{key}_scale"].float()
-    return weight.float() / scale.reshape(-1, *[1] * (weight.dim() - 1) if scale.numel() > 1 else [1])
+        return weight
+    scale = found[f"{key}_scale"].float().flatten()
+    if len(scale) not in (1, len(weight)):
+        raise FormatError(f"{key} has {len(scale)} scales for {len(weight)} rows: the file is damaged")
+    return (weight.float() / scale.view(-1, *[1] * (weight.dim() - 1))).half()
 
 
 def _count(found: Mapping[str, Tensor], half: str) -> int:
-    layers = {int(match[1]) for key in found if (match := re.match(rf"{half}/layer_(\d+)/", key))}
+    layers = {int(match[1]) for key in found if (match := re.match(rf"{half}/layer_(\d{{1,3}})/", key))}
     if layers != set(range(len(layers))) or not layers:
         raise KeyError(f"{half}/layer_{min(set(range(len(layers) + 1)) - layers)}")
     return len(layers)
 
 
 def _heads(found: Mapping[str, Tensor]) -> int:
+    """Files of before version 5 do not say: 64 wide, as in every published size."""
     said = found.get("encoder/num_heads", found.get("decoder/num_heads"))
     width = found["decoder/embeddings/weight"].shape[-1]
     return int(said.flatten()[0]) if said is not None else width // 64

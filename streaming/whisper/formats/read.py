@@ -1,0 +1,129 @@
+"""A model from elsewhere as a whole: its weights, and the tokenizer and the rules that belong to them.
+
+Owns which format a file is in, what lies beside it and counts, and where a tokenizer is taken from. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from streaming.whisper.checkpoint import Dimensions, Grammar
+from streaming.whisper.formats import ctranslate2, ggml, openai, vocabulary
+from streaming.whisper.formats.foreign import Foreign, FormatError, dimensions
+from streaming.whisper.locate import SHIPPED
+
+FORMATS = "model.bin of CTranslate2 (faster-whisper), OpenAI's .pt, whisper.cpp's ggml-*.bin"
+
+_OTHERS = {
+    b"GGUF": "is in GGUF, which whisper.cpp does not write: take its ggml file",
+    openai.OLD_MAGIC: "is in torch's form of before 2020: load it with torch, and save it again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """file: with the weights. tokenizer: the text of a `tokenizer.json`."""
+
+    file: Path
+    model: Foreign
+    dimensions: Dimensions
+    grammar: Grammar
+    alignment_heads: tuple[tuple[int, int], ...] | None
+    tokenizer: str
+
+
+def read(file: Path, tokenizer: Path | None = None) -> Found:
+    """The model whose weights are in `file` (`weights_file`). tokenizer: its, where neither the file nor its folder
+    has it.
+
+    Raises:
+        FormatError: it cannot be read, or has no tokenizer.
+    """
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(4)
+            model = openai.read(file) if start == openai.MAGIC else _mapped(file, stream.fileno(), start)
+        sizes = dimensions(model, file.name)
+        # The file is one among several that CTranslate2 writes; others may lie anywhere, with anything beside them.
+        said = _said(file.with_name("config.json")) if model.form.startswith("CTranslate2") else {}
+        tokens, text = _tokenizer(model, sizes, file, tokenizer)
+    except OSError as error:
+        raise FormatError(f"{error.filename or file} cannot be read: {error.strerror or error}") from error
+    return Found(
+        file=file,
+        model=model,
+        dimensions=sizes,
+        grammar=vocabulary.grammar(tokens, sizes, said, file.name),
+        alignment_heads=vocabulary.alignment_heads(sizes, said),
+        tokenizer=text,
+    )
+
+
+def weights_file(source: Path) -> Path:
+    """The file with the weights: `source` itself, or CTranslate2's in the folder `source`.
+
+    Raises:
+        FormatError: there is none.
+    """
+    if source.is_file():
+        return source
+    if not source.exists():
+        raise FormatError(f"there is no {source}: give a file or a folder with weights ({FORMATS})")
+    if (source / "model.bin").is_file():
+        return source / "model.bin"
+    if any(source.glob("*.safetensors")):
+        raise FormatError(f"{source} is in the Hugging Face layout already: models.student and models.teacher take it")
+    raise FormatError(f"{source} has no model.bin: give CTranslate2's folder, or a file ({FORMATS})")
+
+
+def _mapped(file: Path, number: int, start: bytes) -> Foreign:
+    for magic, sentence in _OTHERS.items():
+        if start.startswith(magic):
+            raise FormatError(f"{file.name} {sentence}")
+    if not start:
+        raise FormatError(f"{file.name} is empty: fetch it again")
+    # Let go of with the last view of it: readers copy what they keep.
+    data = memoryview(mmap.mmap(number, 0, access=mmap.ACCESS_READ))
+    if start == ggml.MAGIC:
+        return ggml.read(data, file.name)
+    if ctranslate2.is_one(data):
+        return ctranslate2.read(data, file.name)
+    raise FormatError(f"{file.name} is in no known format, or damaged from its first byte on: give {FORMATS}")
+
+
+def _said(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{file} cannot be read ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{file} must hold a JSON object: fetch it again")
+    return content
+
+
+def _tokenizer(model: Foreign, sizes: Dimensions, file: Path, given: Path | None) -> tuple[Tokenizer, str]:
+    """With its text: that which was given; else the file's own; else the one beside it; else the one that all
+    English-only models share, where a shipped pair has it."""
+    if given is not None:
+        return vocabulary.load_tokenizer(given), given.read_text(encoding="utf-8")
+    if model.vocabulary is not None:
+        built = vocabulary.build_tokenizer(model.vocabulary, sizes.vocabulary, file.name)
+        return built, built.to_str()
+    places = [file.with_name("tokenizer.json")]
+    if sizes.vocabulary == vocabulary.ENGLISH_ONLY:
+        places.append(SHIPPED / "tiny-en" / "teacher" / "tokenizer.json")
+    for place in places:
+        if place.is_file():
+            return vocabulary.load_tokenizer(place), place.read_text(encoding="utf-8")
+    raise FormatError(
+        f"{file.name} has no vocabulary in it, and there is no tokenizer.json beside it: put that of the same model "
+        "there, or name it (--tokenizer FILE)"
+    )
