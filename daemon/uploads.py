@@ -20,17 +20,18 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import IO, Protocol, TypeVar, cast
 
-from aiohttp import BodyPartReader, ClientError, MultipartReader, web
+from aiohttp import BodyPartReader, ClientError, MultipartReader, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from daemon.access import Rights
 from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
+from daemon.dialects.words import quoted
 from daemon.edges import OPEN_TIMEOUT, TOO_MANY, Outbox, Readers, Seats, Stream, Visitors
 from daemon.entrance import Entrance, split
 from daemon.faults import Fault
@@ -49,8 +50,16 @@ _IN_MEMORY = 1024 * 1024
 
 _FIELD = 16 * 1024
 _MOST_FIELDS = 64
+_MOST_LINES = 64 * _MOST_FIELDS
+"""Of a form, beside what is in its fields: boundaries, headers, and what nobody asked for before the first of them."""
 _IDLE = 30.0
 """Seconds within which more of a body must come, and for which a connection without a request is kept."""
+_SLOWEST = 4096
+"""Bytes a second that a body must bring in the long run: it has a seat while it comes."""
+_LONGEST_TURN = 0.01
+"""Seconds for which a body that is there already is read before others have their turn."""
+_LINGER = 2.0
+"""Seconds for which the rest of a body is passed over, so that its client can read why."""
 
 
 class Host(Protocol):
@@ -91,7 +100,9 @@ class Uploads:
         # A client that leaves takes its stream with it. What it asks for is in no log.
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0,
-            logger=self._make_logger(),
+            lingering_time=_LINGER, logger=self._make_logger(),
+            # Nothing is unpacked: a few bytes could become any number of them, and be counted too late.
+            auto_decompress=False,
         )  # fmt: skip
 
     def _make_logger(self) -> logging.Logger:
@@ -239,11 +250,20 @@ class Uploads:
         """
         if not request.content_type.startswith("multipart/"):
             raise Fault("bad_form", "send a form: multipart/form-data with the field file")
-        _Budget(self._max_upload).take(request.content_length or 0)  # before any of it is read
-        budget = _Budget(self._max_upload)
+        if (encoding := request.headers.get("Content-Encoding", "identity")).strip().lower() != "identity":
+            raise Fault("bad_form", f"send the form as it is, without Content-Encoding: {quoted(encoding)}")
+        if (request.content_length or 0) > self._max_upload:  # before any of it is read
+            raise _too_big(self._max_upload)
+        try:
+            return await self._read_parts(_Body(request.content, self._max_upload), request.headers, upload)
+        except (AssertionError, RuntimeError, LookupError) as error:
+            # The library's words for what it did not foresee; the body is the client's all the same.
+            raise Fault("bad_form", f"the form cannot be read: {quoted(str(error))}") from None
+
+    async def _read_parts(self, body: _Body, headers: Mapping[str, str], upload: IO[bytes]) -> list[tuple[str, str]]:
         fields: list[tuple[str, str]] = []
         found = False
-        parts = await request.multipart()
+        parts = MultipartReader(headers, cast(StreamReader, body))
         while (part := await _patiently(parts.next())) is not None:
             if isinstance(part, MultipartReader):
                 raise Fault("bad_form", "a form within a form: send fields and one file")
@@ -251,10 +271,10 @@ class Uploads:
                 if found:
                     raise Fault("bad_form", "one file at a time")
                 found = True
-                async for chunk in _chunks(part, budget, self._max_upload):
+                async for chunk in _chunks(part, self._max_upload):
                     upload.write(chunk)
             else:
-                value = b"".join([chunk async for chunk in _chunks(part, budget, _FIELD)])
+                value = b"".join([chunk async for chunk in _chunks(part, _FIELD)])
                 fields.append((part.name or "", value.decode("utf-8", "replace")))
             if len(fields) > _MOST_FIELDS:
                 raise Fault("bad_form", f"a form may have {_MOST_FIELDS} fields")
@@ -345,22 +365,52 @@ class _Refusing(asyncio.Protocol):
         made.close()
 
 
-class _Budget:
-    """Bytes that may still come."""
+class _Body:
+    """A request's body, as the library's reader of forms asks for it, and no further than a client may drive that: all
+    its bytes count, whatever they are; it must not come too slowly; and one that is all there is not read in one go.
+    """
 
-    def __init__(self, left: int) -> None:
-        self._all = self._left = left
+    def __init__(self, content: StreamReader, most: int) -> None:
+        self._content = content
+        self._most = most
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._paused = self._clock()
+        self._lines = 0
 
-    def take(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
-            raise Fault("message_too_big", f"a request may have {self._all} bytes (dialects.max_upload)")
+    async def read(self, size: int = -1) -> bytes:
+        return await self._counted(await self._content.read(size))
+
+    async def readline(self, **options: int | None) -> bytes:
+        self._lines += 1
+        if self._lines > _MOST_LINES:
+            raise Fault("bad_form", f"a form may have {_MOST_LINES} lines beside what is in its fields")
+        return await self._counted(await self._content.readline(**options))
+
+    def at_eof(self) -> bool:
+        return self._content.at_eof()
+
+    def unread_data(self, data: bytes) -> None:
+        self._content.unread_data(data)
+
+    async def _counted(self, data: bytes) -> bytes:
+        came, now = self._content.total_bytes, self._clock()
+        if came > self._most:
+            raise _too_big(self._most)
+        if now - self._began > _IDLE + came / _SLOWEST:
+            raise Fault("timeout", f"the form comes too slowly: it must bring {_SLOWEST} bytes a second")
+        if now - self._paused > _LONGEST_TURN:
+            await asyncio.sleep(0)
+            self._paused = self._clock()
+        return data
 
 
-async def _chunks(part: BodyPartReader, budget: _Budget, most: int) -> AsyncIterator[bytes]:
+def _too_big(most: int) -> Fault:
+    return Fault("message_too_big", f"a request may have {most} bytes (dialects.max_upload)")
+
+
+async def _chunks(part: BodyPartReader, most: int) -> AsyncIterator[bytes]:
     size = 0
     while chunk := await _patiently(part.read_chunk(_CHUNK)):
-        budget.take(len(chunk))
         size += len(chunk)
         if size > most:
             raise Fault("bad_form", f"a field may have {most} bytes")

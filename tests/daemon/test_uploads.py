@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import io
 import json
 import ssl
 import subprocess
 import threading
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -232,6 +234,83 @@ async def test_bodies_that_are_no_forms(tokenizer_file: Path, caplog: pytest.Log
         assert await send(b"rubbish", "multipart/form-data; boundary=x") == (400, "bad_form")
         # No length was said: it is counted.
         assert await send(endless(), "multipart/form-data; boundary=x") == (413, "message_too_big")
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP", "identity, gzip"])
+async def test_a_body_is_not_unpacked(encoding: str, tokenizer_file: Path) -> None:
+    """A few bytes could become any number of them: 97 kB of gzip are 100 MB of lines before any boundary."""
+    pack = {"deflate": zlib.compress}.get(encoding, gzip.compress)
+    body = pack(b"\n" * 100_000_000, 1)
+    async with service(scripted(tokenizer_file)) as daemon:
+        headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Encoding": encoding}
+        async with httpx.AsyncClient(timeout=PATIENCE) as made:
+            answer = await made.post(http_url(daemon.server.url) + PATH, content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_form")
+        assert "Content-Encoding" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("line", [b"\n", b"x" * 60 + b"\r\n", b"--y\r\n"])
+async def test_what_comes_before_a_form_is_counted_and_holds_up_nobody(line: bytes, tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file), {"dialects": {"max_upload": 4_000_000}}) as daemon:
+        host, _, port = daemon.server.url.removeprefix("ws://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        chunk = line * (65536 // len(line))
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(others())
+        sent = 0
+        async with asyncio.timeout(PATIENCE):
+            with contextlib.suppress(ConnectionError):  # it is cut off: nobody reads this to its end
+                while True:
+                    writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                    await writer.drain()
+                    sent += len(chunk)
+                    if reader.at_eof() or b"\r\n\r\n" in bytes(reader._buffer):  # type: ignore[attr-defined]
+                        break
+            answer = await reader.read()
+        counting.cancel()
+        writer.close()
+        assert answer.split()[1] in (b"400", b"413")
+        assert turns > 10
+        assert daemon.pipeline.metrics.client_errors.labels("internal")._value.get() == 0
+        assert (await post(daemon.server.url, [AUDIO])).status_code == 200
+
+
+async def test_a_form_that_trickles_gives_its_seat_back(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_IDLE", 0.5)
+    async with service(scripted(tokenizer_file)) as daemon:
+        host, _, port = daemon.server.url.removeprefix("ws://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n"
+        writer.write(head.encode() + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n")
+        answer = asyncio.create_task(reader.read())
+        part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        with contextlib.suppress(ConnectionError):
+            for byte in part + bytes(10000 - len(part)):
+                writer.write(bytes([byte]))
+                await asyncio.wait({answer}, timeout=0.02)
+                if answer.done():
+                    break
+        assert b'"timeout"' in await asyncio.wait_for(answer, PATIENCE)
+        writer.close()
+
+
+async def test_the_library_of_forms_is_not_asked_for_what_it_cannot_do(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`_charset_` as the first field, behind a boundary of usual length, is an AssertionError in there."""
+    async with service(scripted(tokenizer_file)) as daemon:
+        answer = await post(daemon.server.url, [("_charset_", "utf-8"), AUDIO])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_form")
     assert "Traceback" not in caplog.text
 
 
