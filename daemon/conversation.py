@@ -128,6 +128,8 @@ class Conversation:
     async def _next(self) -> Frame:
         await self._pace.wait()
         frame = await self._peer.ws.recv()
+        if isinstance(frame, str):
+            self._pace.charge(len(frame))
         limit = max(self._host.max_message, self._dialect.largest)
         if len(frame) > limit:
             raise Fault("message_too_big", f"a message may have {limit} bytes, got {len(frame)}: send smaller frames")

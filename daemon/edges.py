@@ -26,6 +26,9 @@ TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Leng
 _LAST_WORDS = 0.3
 """Seconds for which audio that is on its way is still read when the service stops."""
 
+_SHORT = 1024
+"""Characters of a message that is no longer than others."""
+
 _LEAST_PAUSE = 0.02
 """Seconds. A shorter pause for each message costs more than the message."""
 
@@ -164,6 +167,11 @@ class Pace:
         if ahead > _LEAST_PAUSE:
             self._slowed(ahead)
             await asyncio.sleep(ahead)
+
+    def charge(self, text: int) -> None:
+        """For a message with so many characters that are parsed: a long one takes as much of everybody's time as many
+        short ones."""
+        self._due += text // _SHORT * self._interval
 
 
 class Readers:

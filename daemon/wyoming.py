@@ -251,6 +251,7 @@ class _Conversation:
                     if not data:
                         return None
                     self._decoder.feed(data)
+                self._pace.charge(self._decoder.parsed)
                 return message
         except TimeoutError:
             if self._decoder.halfway:

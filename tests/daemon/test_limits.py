@@ -127,6 +127,30 @@ async def test_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pace._due - asyncio.get_running_loop().time() < 0.1
 
 
+async def test_a_long_text_takes_as_much_time_as_many_short_ones() -> None:
+    paused: list[float] = []
+    pace = Pace(1000, paused.append)
+    pace.charge(1023)
+    await pace.wait()
+    assert not paused
+    pace.charge(1_048_576)
+    await pace.wait()
+    assert sum(paused) > 0
+
+
+async def test_what_wyoming_does_not_know_is_read_no_faster(tokenizer_file: Path) -> None:
+    sections = {"server": {"max_rate": 50}, "wyoming": {"host": "127.0.0.1", "port": 0}}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        assert daemon.wyoming is not None
+        reader, writer = await asyncio.open_connection(*daemon.wyoming.address)
+        writer.write(b'{"type": "nothing"}\n' * 80 + b'{"type": "ping"}\n')
+        async with asyncio.timeout(PATIENCE):
+            assert b"pong" in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        assert daemon.pipeline.metrics.slowed_seconds._value.get() > 0
+
+
 async def test_pings_of_a_peer_that_does_not_read(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url, "/v1/events") as other:
         small = socket.socket()
