@@ -125,12 +125,6 @@ class Peer:
                 await self.ws.recv()
 
 
-def address_of(transport: asyncio.BaseTransport) -> str | None:
-    """None where there is none: it came by a path, or has left."""
-    address = transport.get_extra_info("peername")
-    return str(address[0]) if isinstance(address, tuple) and address else None
-
-
 def name_of(ws: ServerConnection) -> str:
     """For the log."""
     address = ws.remote_address

@@ -20,7 +20,7 @@ from daemon.config import Server as ServerSettings
 from daemon.descriptors import Accepting
 from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
-from daemon.edges import Visitors
+from daemon.edges import Guests
 from daemon.faults import Fault, ServiceError
 from daemon.gateway import Gateway
 from daemon.metrics import Metrics
@@ -124,7 +124,7 @@ class Ports:
         """
         self.server.reload(settings)
         if self.wyoming is not None:
-            self.wyoming.visitors.most = settings.max_per_address
+            self.wyoming.guests.of_address = settings.max_per_address
 
     def stop_accepting(self) -> None:
         """No new clients; those who are here hear what is on its way."""
@@ -165,9 +165,12 @@ class Ports:
             check_name(settings.source)
         except Fault as fault:
             raise ConfigurationError(f"wyoming.source: {fault.message}") from None
-        visitors = Visitors(self._settings.server.max_per_address)
+        refused = self._metrics.connections_refused
+        guests = Guests(
+            self._settings.server.max_per_address, settings.max_clients, lambda why: refused.labels(why).inc()
+        )
         return Wyoming(
-            settings, self._settings.subscribers.send_timeout, gateway, self._metrics, visitors, self.server.pace
+            settings, self._settings.subscribers.send_timeout, gateway, self._metrics, guests, self.server.pace
         )
 
 

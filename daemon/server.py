@@ -13,11 +13,10 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
@@ -26,7 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from daemon.access import Rights, is_local
+from daemon.access import Rights
 from daemon.config import Server as ServerSettings
 from daemon.conversation import Conversation
 from daemon.dialects import native
@@ -41,11 +40,12 @@ from daemon.dialects.codec import (
     close_code,
     query_once,
 )
-from daemon.edges import OPEN_TIMEOUT, TOO_MANY, Outbox, Pace, Readers, Seats, Stream, Visitors
+from daemon.door import Door, guest_of
+from daemon.edges import Guests, Outbox, Pace, Readers, Seats, Stream
 from daemon.entrance import Entrance, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
-from daemon.peer import CLOSE_TIMEOUT, Peer, address_of, name_of
+from daemon.peer import CLOSE_TIMEOUT, Peer, name_of
 from daemon.resume import Line, Lines
 from daemon.sources import check_name
 from daemon.web import MODELS, NOTHING, SOURCES, Page, Pages, refusal
@@ -57,7 +57,6 @@ EVENTS = "/v1/events"
 METRICS = "/metrics"
 """How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
 
-_TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
 _MOST_FRAMES = 4
 """Messages of a client that wait to be read, at most; beyond that the network holds them back."""
 _A_LITTLE = 262144
@@ -91,7 +90,7 @@ class Server:
     Attributes:
         listening: set once it does; url is then where. urls: of the dialects with ports of their own, by their names.
         hand_over: what serves a connection on the shared port that begins with a POST, for the library here reads no
-            bodies; None: nothing does.
+            bodies; None: nothing does. guests: all connections, of all ports.
     """
 
     def __init__(
@@ -121,8 +120,9 @@ class Server:
         # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
         self._lobby = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
-        self.visitors = Visitors(settings.max_per_address)
-        self._handshakes = _Handshakes(settings, metrics)
+        self.guests = Guests(
+            settings.max_per_address, settings.max_handshakes, lambda why: metrics.connections_refused.labels(why).inc()
+        )
         self.readers = Readers()
         self.lines = Lines(self.readers, metrics)
 
@@ -155,17 +155,13 @@ class Server:
         self, place: dict[str, Any], find: Find, hand_over: Callable[[], asyncio.Protocol] | None = None
     ) -> None:
         settings = self._settings
-        # The library wants a class here, and calls it: anything that makes a connection will do.
-        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes, hand_over), **place}
-        if self._tls is not None:
-            options["ssl_handshake_timeout"] = _TLS_TIMEOUT
+        # The library wants a class here, and calls it: what it makes is what a connection is first given to.
+        options: dict[str, Any] = {"create_connection": partial(self._door, find, hand_over), **place}
         largest = max(settings.max_message, *(each.largest for each in self._by_path.values())) + _A_LITTLE
         listener = await serve(
             partial(self._handle, find),
             **options,
-            ssl=self._tls,
             process_request=partial(self._respond, find),
-            select_subprotocol=partial(_select_subprotocol, find),
             compression=None,
             max_queue=_MOST_FRAMES,
             max_size=largest,  # what is a little too big is read, and answered
@@ -176,6 +172,18 @@ class Server:
             logger=_quiet_logger(),
         )
         self._listeners.append(listener)
+
+    def _door(
+        self, find: Find, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
+    ) -> Door:
+        """arguments, options: of the library's connection, which is made for those that speak its protocol."""
+
+        def choose(data: bytes) -> asyncio.Protocol:
+            if data[:1] in _BRING_BODIES and hand_over is not None:
+                return hand_over()
+            return _Connection(self._metrics, find, *arguments, **options)
+
+        return Door(self.guests, self._tls, choose)
 
     def _url(self, listener: int) -> str:
         return _url(next(iter(self._listeners[listener].sockets)), tls=self._tls is not None)
@@ -192,14 +200,13 @@ class Server:
         self._settings = self.entrance.settings = settings
         self.seats.number = self._lobby.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
-        self.visitors.most = settings.max_per_address
-        self._handshakes.settings = settings
+        self.guests.of_address, self.guests.waiting = settings.max_per_address, settings.max_handshakes
 
     def stop_accepting(self) -> None:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
         for listener in self._listeners:
             listener.close(close_connections=False)
-        self._handshakes.end()
+        self.guests.end()
         self.readers.stop()
 
     async def wait_streams(self) -> None:
@@ -216,8 +223,7 @@ class Server:
 
     def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
-        assert isinstance(ws, _Visitor), "the listener makes no others"
-        self._handshakes.over(ws)
+        guest_of(ws.transport).ask()
         if request.method != "GET":
             return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
         handshake = _handshake(request)
@@ -266,10 +272,14 @@ class Server:
     async def _handle(self, find: Find, ws: ServerConnection) -> None:
         assert ws.request is not None, "the handshake is over"
         dialect = find(split(ws.request.path).path) or _EVENTS
+        try:
+            guest = guest_of(ws.transport)
+        except ConnectionError:
+            return
         peer = self._peer(ws)
         code: int | None
         try:
-            with self.visitors.visit(address_of(ws.transport)):
+            with guest.visiting():
                 code = await self._serve(dialect, peer, ws.request)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
@@ -286,7 +296,7 @@ class Server:
             self._metrics.errors.labels("internal").inc()
             code = dialect.close_code("internal")
         if code is not None:
-            await peer.close(code)
+            await peer.close(code, self._send_timeout)
 
     async def _serve(self, dialect: Dialect, peer: Peer, request: Request) -> int | None:
         """Until it is over; the code to close with, or None where it is closed already."""
@@ -364,110 +374,22 @@ _EVENTS = Dialect(
 )  # those who only listen; it is never asked for a codec
 
 
-class _Handshakes:
-    """Connections that have not yet said what they want: how many there may be, of one address and in all."""
+class _Connection(ServerConnection):
+    """The library's, not answered without bound."""
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self._waiting: dict[_Visitor, str | None] = {}
-        self._of: Counter[str | None] = Counter()
-
-    def begins(self, ws: _Visitor, transport: asyncio.BaseTransport) -> bool:
-        """False: it is one too many."""
-        address = address_of(transport)
-        counted = address is not None and not is_local(address)
-        if len(self._waiting) >= self.settings.max_handshakes:
-            self.metrics.connections_refused.labels("handshakes").inc()
-            return False
-        if counted and self._of[address] >= self.settings.max_per_address:
-            self.metrics.connections_refused.labels("address").inc()
-            return False
-        self._waiting[ws] = address
-        self._of[address] += 1
-        return True
-
-    def end(self) -> None:
-        """Nobody who has said nothing yet is waited for any more."""
-        for ws in list(self._waiting):
-            ws.give_up()
-
-    def over(self, ws: _Visitor) -> None:
-        """It has said what it wants, or gone."""
-        if ws in self._waiting:
-            address = self._waiting.pop(ws)
-            self._of[address] -= 1
-            if not self._of[address]:
-                del self._of[address]  # addresses are many
-
-
-class _Visitor(ServerConnection):
-    """The library's connection, counted from its first moment, and not answered without bound.
-
-    It is the library's from its first byte on. One that begins with a POST, or another method that may bring a body, is
-    another's: `hand_over` makes whoever serves it from there.
-    """
-
-    def __init__(
-        self, handshakes: _Handshakes, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
-    ) -> None:
+    def __init__(self, metrics: Metrics, find: Find, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._handshakes = handshakes
-        self._hand_over = hand_over
-        self._fresh: asyncio.Transport | None = None  # until the first byte
-        self._silence: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._fresh = cast(asyncio.Transport, transport)
-        if not self._handshakes.begins(self, transport):
-            self._fresh.write(TOO_MANY)
-            self._fresh.close()
-            return
-        self._silence = asyncio.get_running_loop().call_later(OPEN_TIMEOUT, self.give_up)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._handshakes.over(self)
-        if self._fresh is not None:
-            self._listen_to(None)
-        else:
-            super().connection_lost(exc)
+        self._metrics = metrics
+        # Here, because the library would ask with what it first gave the connection to.
+        self.protocol.select_subprotocol = partial(_select_subprotocol, find, self)  # type: ignore[method-assign]
 
     def data_received(self, data: bytes) -> None:
-        if (transport := self._fresh) is not None:
-            if transport.is_closing():
-                return
-            if data[:1] in _BRING_BODIES and self._hand_over is not None:
-                self._handshakes.over(self)
-                self._listen_to(None)
-                other = self._hand_over()
-                transport.set_protocol(other)
-                other.connection_made(transport)
-                other.data_received(data)
-                return
-            self._listen_to(transport)
         super().data_received(data)
         # Events wait until their peer takes them in; the library's own answers to pings do not.
         if self.transport.get_write_buffer_size() > _MOST_UNREAD:
-            self._handshakes.metrics.client_errors.labels("not_reading").inc()
+            self._metrics.client_errors.labels("not_reading").inc()
             _log.info("%s sends without reading: disconnected", name_of(self))
             self.transport.abort()
-
-    def eof_received(self) -> None:
-        if self._fresh is None:
-            super().eof_received()
-
-    def give_up(self) -> None:
-        """It has said nothing."""
-        if self._fresh is not None:
-            self._fresh.abort()
-
-    def _listen_to(self, transport: asyncio.Transport | None) -> None:
-        """From here on it is the library's; None: it is not."""
-        self._fresh = None
-        if self._silence is not None:
-            self._silence.cancel()
-        if transport is not None:
-            super().connection_made(transport)
 
 
 async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:

@@ -32,7 +32,8 @@ from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.words import quoted
-from daemon.edges import OPEN_TIMEOUT, TOO_MANY, Outbox, Readers, Seats, Stream, Visitors
+from daemon.door import guest_of
+from daemon.edges import Outbox, Readers, Seats, Stream
 from daemon.entrance import Entrance, split
 from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
@@ -72,9 +73,6 @@ class Host(Protocol):
     def seats(self) -> Seats: ...
 
     @property
-    def visitors(self) -> Visitors: ...
-
-    @property
     def readers(self) -> Readers: ...
 
     @property
@@ -93,7 +91,6 @@ class Uploads:
         self._max_upload = max_upload
         self._send_timeout = send_timeout
         self._metrics = metrics
-        self._silent: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # those that have not said what they want
         app = web.Application(client_max_size=max_upload)
         app.router.add_post(dialect.PATH, self._transcribe)
         app.router.add_route("*", "/{path:.*}", self._other)
@@ -125,39 +122,23 @@ class Uploads:
         await self._runner.setup()
 
     def protocol(self) -> asyncio.Protocol:
-        """For one connection. One that does not say in time what it wants is closed, and so is one too many."""
-        server, settings = self._runner.server, self._host.entrance.settings
+        """For one connection."""
+        server = self._runner.server
         assert server is not None, "open it first"
-        if len(self.connections) >= settings.max_handshakes + settings.max_streams:
-            self._metrics.connections_refused.labels("handshakes").inc()
-            return _Refusing()
-        made = server()
-        self._silent[made] = asyncio.get_running_loop().call_later(OPEN_TIMEOUT, self._give_up, made)
-        return made
+        return server()
 
     @property
     def connections(self) -> list[web.RequestHandler]:
         return self._runner.server.connections if self._runner.server is not None else []
 
-    def _give_up(self, connection: web.RequestHandler) -> None:
-        del self._silent[connection]
-        if connection.transport is not None:  # it may have gone
-            connection.transport.abort()
-
-    def _asks(self, connection: web.RequestHandler) -> None:
-        if (patience := self._silent.pop(connection, None)) is not None:
-            patience.cancel()
-
     async def close(self) -> None:
         """Every connection ends; no answer is waited for that has not begun."""
         await self._runner.cleanup()
-        for patience in self._silent.values():
-            patience.cancel()
 
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        self._asks(request.protocol)
+        guest_of(request.transport).ask()
         if request.method != "GET" or request.path == dialect.PATH:
             allowed = "POST" if request.path == dialect.PATH else "GET"
             refusal = self._refusal(request, Fault("method_not_allowed", f"only {allowed}; files go to {dialect.PATH}"))
@@ -169,9 +150,8 @@ class Uploads:
         )
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
-        self._asks(request.protocol)
         try:
-            with self._host.visitors.visit(request.remote):
+            with guest_of(request.transport).visiting():
                 handshake = _handshake(request)
                 rights = self._host.entrance.authorise(handshake, tokens(handshake))
                 with self._host.seats:
@@ -354,15 +334,6 @@ class _Heard:
                     self._fault = self._fault or Fault(code, message)
         if outbox.overflowed:
             self._fault = Fault("internal", "the answer was not taken in fast enough")
-
-
-class _Refusing(asyncio.Protocol):
-    """A connection that is one too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        made = cast(asyncio.Transport, transport)
-        made.write(TOO_MANY)
-        made.close()
 
 
 class _Body:
