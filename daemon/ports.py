@@ -17,7 +17,7 @@ from daemon.access import exposed, wyoming_remark
 from daemon.config import ConfigurationError, Settings
 from daemon.config import Dialects as DialectSettings
 from daemon.config import Server as ServerSettings
-from daemon.descriptors import Accepting
+from daemon.descriptors import Accepting, room_for
 from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
 from daemon.edges import Guests
@@ -65,6 +65,7 @@ class Ports:
         ServiceError: a port cannot be had.
         """
         Accepting(self._metrics).watch()
+        self._make_room(self._settings.server)
         if self.uploads is not None:
             await self.uploads.open()
             self.server.hand_over = self.uploads.protocol
@@ -110,6 +111,16 @@ class Ports:
         if remark := wyoming_remark(wyoming.settings.host):
             _log.warning("wyoming: %s", remark)
 
+    def _make_room(self, settings: ServerSettings) -> None:
+        # Those that have a seat, those that are about to take one, and for each of a file's the file.
+        most = settings.max_handshakes + 3 * settings.max_streams + settings.max_subscribers
+        # As many again may be told that there is no place.
+        most_of_wyoming = 2 * self.wyoming.settings.max_clients if self.wyoming is not None else 0
+        room = room_for(most + most_of_wyoming)
+        self.server.guests.in_all = max(1, room - most_of_wyoming)
+        if self.wyoming is not None:
+            self.wyoming.guests.in_all = most_of_wyoming
+
     def check_guarded(self, settings: ServerSettings) -> None:
         """Raises:
         ConfigurationError: with these settings anybody could come in, and nobody said that this is meant.
@@ -123,6 +134,7 @@ class Ports:
             OSError: the certificate cannot be used; nothing has changed then.
         """
         self.server.reload(settings)
+        self._make_room(settings)
         if self.wyoming is not None:
             self.wyoming.guests.of_address = settings.max_per_address
 

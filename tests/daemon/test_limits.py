@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from daemon import edges, peer
 from daemon.app import Service
+from daemon.descriptors import room_for
 from daemon.edges import Guest, Guests, Pace
 from daemon.faults import Fault
 
@@ -303,6 +305,38 @@ async def test_guests() -> None:
     assert not guests._served
     guests.in_all = 0
     assert guests.enter(None, lambda _: None) is None
+
+
+def test_descriptors_are_kept_in_reserve(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    limits = (256, 512)
+
+    def set_limits(_: int, new: tuple[int, int]) -> None:
+        nonlocal limits
+        limits = new
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    assert room_for(50) == 50
+    assert limits == (256, 512)
+    assert room_for(100) == 100
+    assert limits == (292, 512)  # raised as far as it is needed
+    assert not caplog.records
+    assert room_for(1000) == 320
+    assert limits == (512, 512)
+    assert "LimitNOFILE=1192" in caplog.text
+
+
+async def test_connections_leave_descriptors_to_the_service(tokenizer_file: Path) -> None:
+    """However the settings read: whoever comes when there is no more room is told so, and the service goes on."""
+    async with service(scripted(tokenizer_file), {"server": {"max_handshakes": 1000}}) as daemon:
+        daemon.server.guests.in_all = 8
+        held = [await dial(daemon) for _ in range(30)]
+        await wait_until(lambda: refused(daemon, "descriptors") == 22)
+        async with client(daemon.server.url) as mine:
+            await mine.play(speech())
+            await mine.until("final")
+        for _, writer in held:
+            writer.close()
 
 
 async def test_a_client_that_leaves_while_it_is_slowed_is_still_heard(tokenizer_file: Path) -> None:
