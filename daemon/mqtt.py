@@ -334,7 +334,7 @@ class Mqtt:
     def _switch(self, source: str, body: object) -> None:
         command = body.decode("ascii", "replace").strip().upper() if isinstance(body, bytes) else ""
         try:
-            check_name(source)
+            source = check_name(source)
             if command not in ("ON", "OFF"):
                 raise Fault("bad_command", "must be ON or OFF")
         except Fault as fault:

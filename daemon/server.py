@@ -47,7 +47,6 @@ from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.peer import CLOSE_TIMEOUT, Peer, name_of
 from daemon.resume import Line, Lines
-from daemon.sources import check_name
 from daemon.web import MODELS, NOTHING, SOURCES, Page, Pages, refusal
 from streaming.events import Start
 
@@ -312,8 +311,7 @@ class Server:
         rights = self.entrance.authorise(handshake, native.tokens(handshake))
         query = query_once(handshake.query)
         check_known(query, "source", "since")
-        source = check_name(query["source"]) if "source" in query else None
-        rights.check_read(source)
+        source = rights.check_read(query.get("source"))
         since = _since(query)
         with self._subscribers:
             outbox = self._gateway.subscribe(source, since, rights.may_read)

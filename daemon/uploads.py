@@ -167,8 +167,7 @@ class Uploads:
             return self._refusal(request, Fault("internal", "this failed inside the service; its log says how"))
 
     async def _answer(self, request: web.Request, rights: Rights) -> web.StreamResponse:
-        source = request.query.get("source", SOURCE)
-        rights.check_send(source)
+        source = rights.check_send(request.query.get("source", SOURCE))
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as upload:
             try:
                 async with self._host.readers.reading():
