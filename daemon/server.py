@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -42,20 +43,17 @@ from daemon.dialects.codec import (
 )
 from daemon.door import Door, guest_of
 from daemon.edges import Guests, Outbox, Pace, Readers, Seats, Stream
-from daemon.entrance import Entrance, split
+from daemon.entrance import Entrance, is_preflight, path_of, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.peer import CLOSE_TIMEOUT, Peer, name_of
 from daemon.resume import Line, Lines
-from daemon.web import MODELS, NOTHING, SOURCES, Page, Pages, refusal
+from daemon.web import GUARDED, NOTHING, Page, Pages, refusal
 from streaming.events import Start
 
 _log = logging.getLogger(__name__)
 
 EVENTS = "/v1/events"
-METRICS = "/metrics"
-"""How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
-
 _MOST_FRAMES = 4
 """Messages of a client that wait to be read, at most; beyond that the network holds them back."""
 _A_LITTLE = 262144
@@ -223,26 +221,30 @@ class Server:
     def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
         guest_of(ws.transport).ask()
-        if request.method != "GET":
-            return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
         handshake = _handshake(request)
-        if ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
+        if request.method == "GET" and ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
             dialect = find(handshake.path)
             if dialect is None:
                 return None if handshake.path == EVENTS else _response(NOTHING)
             return self._reject(dialect, ws, handshake)
-        return _response(self.page(handshake))
+        return _response(self.answer(request.method, handshake), body=request.method != "HEAD")
 
-    def page(self, handshake: Handshake) -> Page:
-        """The answer to a GET."""
-        rights = Rights()
-        if handshake.path in (SOURCES, METRICS, MODELS):
-            try:
-                rights = self._let_in(handshake)
-            except Fault as fault:
-                self._metrics.client_errors.labels(fault.code).inc()
-                status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
-                return refusal(status, native.encode(fault.event(fatal=True)))
+    def answer(self, method: str, handshake: Handshake) -> Page:
+        """To a request that brings nothing."""
+        page = self._answer(method, handshake)
+        return replace(page, headers={"Cache-Control": "no-store", **page.headers, **self.entrance.sharing(handshake)})
+
+    def _answer(self, method: str, handshake: Handshake) -> Page:
+        try:
+            if is_preflight(method, handshake):
+                return Page(HTTPStatus.NO_CONTENT, b"", headers=self.entrance.preflight(handshake))
+            if method not in ("GET", "HEAD"):
+                return Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
+            rights = self._let_in(handshake) if handshake.path in GUARDED else Rights()
+        except Fault as fault:
+            self._metrics.client_errors.labels(fault.code).inc()
+            status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
+            return refusal(status, native.encode(fault.event(fatal=True)))
         known = ",".join(handshake.headers.get("if-none-match", ()))
         return self._pages.get(handshake.path, known, rights.may_read)
 
@@ -250,9 +252,8 @@ class Server:
         """Raises:
         Fault: the page is not for whoever asks.
         """
-        if handshake.path == SOURCES:
-            # A page asks its own origin without naming it.
-            self.entrance.check_name(handshake)
+        # A page asks its own origin without naming it.
+        self.entrance.check_name(handshake)
         return self.entrance.authorise(handshake, native.tokens(handshake))
 
     def _reject(self, dialect: Dialect, ws: ServerConnection, handshake: Handshake) -> Response | None:
@@ -270,19 +271,20 @@ class Server:
 
     async def _handle(self, find: Find, ws: ServerConnection) -> None:
         assert ws.request is not None, "the handshake is over"
-        dialect = find(split(ws.request.path).path) or _EVENTS
+        dialect = find(path_of(ws.request.path)) or _EVENTS
         try:
             guest = guest_of(ws.transport)
         except ConnectionError:
             return
         peer = self._peer(ws)
         code: int | None
+        patience: float | None = None
         try:
             with guest.visiting():
                 code = await self._serve(dialect, peer, ws.request)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
-            code = dialect.close_code(fault.code)
+            code, patience = dialect.close_code(fault.code), self._send_timeout
             peer.note(fault)
             peer.reason = dialect.close_reason(fault)
             fault.fatal = True
@@ -295,7 +297,7 @@ class Server:
             self._metrics.errors.labels("internal").inc()
             code = dialect.close_code("internal")
         if code is not None:
-            await peer.close(code, self._send_timeout)
+            await peer.close(code, patience)
 
     async def _serve(self, dialect: Dialect, peer: Peer, request: Request) -> int | None:
         """Until it is over; the code to close with, or None where it is closed already."""
@@ -425,8 +427,12 @@ def _handshake(request: Request) -> Handshake:
     for name, value in request.headers.raw_items():
         headers[name.lower()] = (*headers.get(name.lower(), ()), value)
     offered = ",".join(headers.get("sec-websocket-protocol", ())).split(",")
-    parts = split(request.path)
-    return Handshake(parts.path, parts.query, headers, tuple(each.strip() for each in offered if each.strip()))
+    return Handshake(
+        path_of(request.path),
+        split(request.path).query,
+        headers,
+        tuple(each.strip() for each in offered if each.strip()),
+    )
 
 
 def _always(dialect: Dialect, _: str) -> Dialect:
@@ -436,19 +442,16 @@ def _always(dialect: Dialect, _: str) -> Dialect:
 
 def _select_subprotocol(find: Find, ws: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     assert ws.request is not None, "it is being answered"
-    dialect = find(split(ws.request.path).path)
+    dialect = find(path_of(ws.request.path))
     return next((each for each in offered if dialect is not None and each in dialect.subprotocols), None)
 
 
-def _response(page: Page, allow: str | None = None) -> Response:
-    headers = {"Connection": "close", "Cache-Control": "no-store"} | page.headers
-    if page.status is not HTTPStatus.NOT_MODIFIED:
+def _response(page: Page, *, body: bool = True) -> Response:
+    """body: whether it is sent, or only spoken of."""
+    headers = {"Connection": "close"} | page.headers
+    if page.status not in (HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT):
         headers |= {"Content-Type": page.content_type, "Content-Length": str(len(page.body))}
-    if allow:
-        headers["Allow"] = allow
-    if page.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(page.status.value, page.status.phrase, Headers(headers), page.body)
+    return Response(page.status.value, page.status.phrase, Headers(headers), page.body if body else b"")
 
 
 def _rejection(rejection: Rejection) -> Response:

@@ -22,6 +22,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import IO, Protocol, TypeVar, cast
 
 from aiohttp import BodyPartReader, ClientError, MultipartReader, StreamReader, web
@@ -34,7 +35,7 @@ from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.words import quoted
 from daemon.door import guest_of
 from daemon.edges import Outbox, Readers, Seats, Stream
-from daemon.entrance import Entrance, split
+from daemon.entrance import Entrance, is_preflight, path_of, split
 from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
 from daemon.metrics import Metrics
@@ -79,8 +80,8 @@ class Host(Protocol):
     def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
         """Raises: Fault."""
 
-    def page(self, handshake: Handshake) -> Page:
-        """The answer to a GET that comes on a connection which began otherwise."""
+    def answer(self, method: str, handshake: Handshake) -> Page:
+        """To a request that brings nothing, on a connection which began otherwise."""
 
 
 class Uploads:
@@ -92,8 +93,9 @@ class Uploads:
         self._send_timeout = send_timeout
         self._metrics = metrics
         app = web.Application(client_max_size=max_upload)
-        app.router.add_post(dialect.PATH, self._transcribe)
+        app.router.add_post(dialect.PATH + "{slashes:/*}", self._transcribe)
         app.router.add_route("*", "/{path:.*}", self._other)
+        app.on_response_prepare.append(self._share)
         # A client that leaves takes its stream with it. What it asks for is in no log.
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0,
@@ -139,15 +141,27 @@ class Uploads:
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         guest_of(request.transport).ask()
-        if request.method != "GET" or request.path == dialect.PATH:
-            allowed = "POST" if request.path == dialect.PATH else "GET"
-            refusal = self._refusal(request, Fault("method_not_allowed", f"only {allowed}; files go to {dialect.PATH}"))
-            refusal.headers["Allow"] = allowed
+        handshake = _handshake(request)
+        if handshake.path == dialect.PATH and not is_preflight(request.method, handshake):
+            refusal = self._refusal(request, Fault("method_not_allowed", "files are sent here with POST"))
+            refusal.headers["Allow"] = "POST"
             return refusal
-        page = self._host.page(_handshake(request))
-        return web.Response(
-            status=page.status, body=page.body, headers={"Content-Type": page.content_type, **page.headers}
+        page = self._host.answer(request.method, handshake)
+        if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            fault = Fault("method_not_allowed", f"only GET and HEAD; files go to {dialect.PATH}")
+            refusal = self._refusal(request, fault)
+            refusal.headers.update(page.headers)
+            return refusal
+        headers = (
+            page.headers
+            if page.status == HTTPStatus.NO_CONTENT
+            else {"Content-Type": page.content_type, **page.headers}
         )
+        return web.Response(status=page.status, body=page.body or None, headers=headers)
+
+    async def _share(self, request: web.Request, response: web.StreamResponse) -> None:
+        """With pages of others that may read it: whatever is answered, refusals too."""
+        response.headers.update(self._host.entrance.sharing(_handshake(request)))
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -400,5 +414,4 @@ def _handshake(request: web.Request) -> Handshake:
     headers: dict[str, tuple[str, ...]] = {}
     for name, value in request.headers.items():
         headers[name.lower()] = (*headers.get(name.lower(), ()), value)
-    parts = split(request.raw_path)
-    return Handshake(parts.path, parts.query, headers)
+    return Handshake(path_of(request.raw_path), split(request.raw_path).query, headers)

@@ -294,7 +294,7 @@ async def _seat_is_free(url: str) -> None:
 
 async def test_paths_that_are_not_there(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with beside(tokenizer_file, caplog) as daemon:
-        for path in ("/", "/v1", "/v1/stream/", "/v2/stream"):
+        for path in ("/", "/v1", "/v1/stream/x", "/v2/stream"):
             with pytest.raises(InvalidStatus) as caught:
                 async with client(daemon.server.url, path):
                     pass

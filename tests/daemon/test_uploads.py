@@ -149,7 +149,7 @@ async def test_any_other_method_is_answered_whether_or_not_it_brings_a_body(meth
     async with service(scripted(tokenizer_file)) as daemon:
         address = daemon.server.url.removeprefix("ws://")
         for body in (None, b"x"):
-            assert await asyncio.to_thread(ask, address, body) == (405, "GET")
+            assert await asyncio.to_thread(ask, address, body) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
