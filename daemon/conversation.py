@@ -128,7 +128,7 @@ class Conversation:
 
     async def _next(self) -> Frame:
         await self._pace.wait()
-        frame = await self._peer.ws.recv()
+        frame = await self._peer.hear()
         if isinstance(frame, str):
             self._pace.charge(len(frame))
         limit = max(self._host.max_message, self._dialect.largest)

@@ -46,7 +46,7 @@ from daemon.edges import Guests, Outbox, Pace, Readers, Seats, Stream
 from daemon.entrance import Entrance, is_preflight, path_of, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
-from daemon.peer import CLOSE_TIMEOUT, Peer, name_of
+from daemon.peer import CLOSE_TIMEOUT, Connection, Peer
 from daemon.resume import Line, Lines
 from daemon.web import GUARDED, NOTHING, Page, Pages, refusal
 from streaming.events import Start
@@ -60,8 +60,6 @@ _A_LITTLE = 262144
 """Bytes: a frame that is too big by no more than this is read, and answered, all the same."""
 _BRING_BODIES = {b"P", b"D", b"O"}
 """How POST, PUT, PATCH, DELETE and OPTIONS begin. The library here has no answer to one that comes with a body."""
-_MOST_UNREAD = 1024 * 1024
-"""Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 _PING_INTERVAL = 20.0
 # A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
 # here, and the kernel's keepalive (see `Peer`) for peers that are really gone.
@@ -178,7 +176,10 @@ class Server:
         def choose(data: bytes) -> asyncio.Protocol:
             if data[:1] in _BRING_BODIES and hand_over is not None:
                 return hand_over()
-            return _Connection(self._metrics, find, *arguments, **options)
+            made = Connection(self._metrics, *arguments, **options)
+            # Here, because the library would ask with what it first gave the connection to.
+            made.protocol.select_subprotocol = partial(_select_subprotocol, find, made)  # type: ignore[method-assign]
+            return made
 
         return Door(self.guests, self._tls, choose)
 
@@ -318,7 +319,7 @@ class Server:
         with self._subscribers:
             outbox = self._gateway.subscribe(source, since, rights.may_read)
             writer = asyncio.create_task(peer.write(outbox, lambda event: [native.encode(event)]))
-            reader = asyncio.create_task(_hear_nothing(peer.ws))
+            reader = asyncio.create_task(_hear_nothing(peer))
             try:
                 await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
                 if not reader.done():
@@ -342,6 +343,7 @@ class Server:
         return dialect.make(handshake), rights
 
     def _peer(self, ws: ServerConnection) -> Peer:
+        assert isinstance(ws, Connection), "the listener makes no others"
         return Peer(ws, self._send_timeout, self._metrics)
 
     # --- what conversations ask for --------------------------------------------------------------------------------
@@ -374,24 +376,6 @@ _EVENTS = Dialect(
 )  # those who only listen; it is never asked for a codec
 
 
-class _Connection(ServerConnection):
-    """The library's, not answered without bound."""
-
-    def __init__(self, metrics: Metrics, find: Find, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._metrics = metrics
-        # Here, because the library would ask with what it first gave the connection to.
-        self.protocol.select_subprotocol = partial(_select_subprotocol, find, self)  # type: ignore[method-assign]
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # Events wait until their peer takes them in; the library's own answers to pings do not.
-        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
-            self._metrics.client_errors.labels("not_reading").inc()
-            _log.info("%s sends without reading: disconnected", name_of(self))
-            self.transport.abort()
-
-
 async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:
     """What `dialect` tells one that does not come in."""
     if dialect.refuse_by_name is not None and (frame := await peer.first()) is not None:
@@ -399,12 +383,14 @@ async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame
     return dialect.refuse(fault)
 
 
-async def _hear_nothing(ws: ServerConnection) -> Fault | None:
+async def _hear_nothing(peer: Peer) -> Fault | None:
     """Until the client sends something, which is its fault, or goes."""
     try:
-        await ws.recv()
+        await peer.hear()
     except ConnectionClosed:
         return None
+    except Fault:
+        pass  # too much of it, too
     return Fault("subscribe_only", f"{EVENTS} only sends: stream audio to {native.STREAM}")
 
 
