@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 from daemon.sources import check_name
 
@@ -108,7 +109,7 @@ def _fits(pattern: str, source: str) -> bool:
 
 
 def _forbidden(what: str, patterns: Sequence[str]) -> Fault:
-    allowed = ", ".join(f"{each[:64]!a}" for each in patterns[:8]) or "none"
+    allowed = ", ".join(f"{quoted(each)}" for each in patterns[:8]) or "none"
     return Fault("forbidden", f"this token may not {what}: its sources are {allowed}", fatal=True)
 
 

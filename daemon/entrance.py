@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from daemon.access import Rights, rights_of
 from daemon.config import Server as ServerSettings
 from daemon.dialects.codec import Handshake
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 
 _HEADERS = re.compile(r"[A-Za-z0-9, -]{1,1024}")
@@ -57,8 +58,8 @@ class Entrance:
         if "*" not in settings.origins and host not in (split(origin).netloc for origin in settings.origins):
             raise Fault(
                 "bad_origin",
-                f"{host[:60]!a} is a public name that anybody might point here: add its https://... to server.origins, "
-                "or set server.tokens",
+                f"{quoted(host)} is a public name that anybody might point here: add its https://... to "
+                "server.origins, or set server.tokens",
             )
 
     def _check_origin(self, handshake: Handshake) -> None:
@@ -67,7 +68,7 @@ class Entrance:
             if self._is_listed(origin):
                 continue
             if split(origin).netloc != _host(handshake):
-                raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
+                raise Fault("bad_origin", f"pages of {quoted(origin)} may not connect: add it to server.origins")
             self.check_name(handshake)
 
     def _is_listed(self, origin: str) -> bool:

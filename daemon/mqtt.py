@@ -38,6 +38,7 @@ from daemon.broker import (
     tls_context,
 )
 from daemon.config import Mqtt as MqttSettings
+from daemon.dialects.words import quoted
 from daemon.discovery import Device, payload
 from daemon.faults import Fault
 from daemon.logs import speaking_of
@@ -339,7 +340,7 @@ class Mqtt:
                 raise Fault("bad_command", "must be ON or OFF")
         except Fault as fault:
             self._metrics.mqtt_bad_commands.inc()
-            _log.warning("mqtt: a command for %.60a was ignored: %s", source, fault.message)
+            _log.warning("mqtt: a command for %s was ignored: %s", quoted(source), fault.message)
             return
         with speaking_of(source=source):
             _log.info("mqtt: %s is switched %s", source, command.lower())

@@ -41,6 +41,7 @@ from daemon.dialects.codec import (
     close_code,
     query_once,
 )
+from daemon.dialects.words import quoted
 from daemon.door import Door, guest_of
 from daemon.edges import Guests, Outbox, Pace, Readers, Seats, Stream
 from daemon.entrance import Entrance, is_preflight, path_of, split
@@ -404,7 +405,7 @@ def _since(query: dict[str, str]) -> int | None:
     if "source" not in query:
         raise Fault("bad_parameter", "since needs a source: each source counts for itself")
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise Fault("bad_parameter", f"since must be the seq of an event, got {text[:60]!a}")
+        raise Fault("bad_parameter", f"since must be the seq of an event, got {quoted(text)}")
     return int(text)
 
 

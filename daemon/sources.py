@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 
 State = Literal["idle", "listening", "speech"]
@@ -89,9 +90,7 @@ def _bad_name(how: str, name: str) -> Fault:
 
 
 def _shown(name: str) -> str:
-    if len(name) <= _LONGEST_NAME:
-        return ascii(name)
-    return f"{len(name)} of them: {name[: _LONGEST_NAME // 2]!a}..."
+    return quoted(name) if len(name) <= _LONGEST_NAME else f"{len(name)} of them: {quoted(name)}"
 
 
 def _nothing() -> None: ...

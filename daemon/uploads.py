@@ -20,12 +20,21 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import IO, Protocol, TypeVar, cast
 
-from aiohttp import BodyPartReader, ClientError, MultipartReader, StreamReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    ClientError,
+    MultipartReader,
+    StreamReader,
+    web,
+)
 from aiohttp.http_exceptions import HttpProcessingError
 
 from daemon.access import Rights
@@ -121,6 +130,9 @@ class Uploads:
         return logger
 
     async def open(self) -> None:
+        # What a part's header is wrong about is its client's, and not worth a line of the log each time.
+        warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
+        warnings.filterwarnings("ignore", category=BadContentDispositionParam)
         await self._runner.setup()
 
     def protocol(self) -> asyncio.Protocol:
@@ -173,7 +185,7 @@ class Uploads:
         except Fault as fault:
             return self._refusal(request, fault)
         except (HttpProcessingError, ClientError, ValueError) as error:
-            return self._refusal(request, Fault("bad_form", f"the form cannot be read: {str(error)[:200]}"))
+            return self._refusal(request, Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}"))
         except OSError:
             raise  # the client has gone
         except Exception:
@@ -251,7 +263,7 @@ class Uploads:
             return await self._read_parts(_Body(request.content, self._max_upload), request.headers, upload)
         except (AssertionError, RuntimeError, LookupError) as error:
             # The library's words for what it did not foresee; the body is the client's all the same.
-            raise Fault("bad_form", f"the form cannot be read: {quoted(str(error))}") from None
+            raise Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}") from None
 
     async def _read_parts(self, body: _Body, headers: Mapping[str, str], upload: IO[bytes]) -> list[tuple[str, str]]:
         fields: list[tuple[str, str]] = []
