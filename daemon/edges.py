@@ -205,7 +205,8 @@ class Guests:
 
     def _longest(self) -> Guest:
         """Who has waited longest, of the address that has most of them."""
-        return next(iter(max(self._waiting.values(), key=len)))
+        most: dict[Guest, None] = max(self._waiting.values(), key=len)
+        return next(iter(most))
 
     def _turn_away(self, guest: Guest, why: str) -> None:
         self._turned_away(why)
