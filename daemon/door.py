@@ -58,6 +58,8 @@ class Door(asyncio.Protocol):
         if self._inner is None:
             if self._transport is None or self._transport.is_closing():
                 return
+            if self.guest is not None:
+                self.guest.idle = False
             self._inner = self._choose(data)
             self._inner.connection_made(self._transport)
         self._inner.data_received(data)
@@ -92,6 +94,8 @@ class Door(asyncio.Protocol):
             self.connection_lost(None)
             return
         self._transport = secured
+        if self.guest is not None:
+            self.guest.idle = False
         if self._early:
             early, self._early = self._early, b""
             self.data_received(early)

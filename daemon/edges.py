@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -124,7 +124,8 @@ class Guests:
     A guest is served, or it waits: it has not said what it wants, was refused, or is on its way out. Of those that are
     served, so many may come from one address (how many there may be in all is for `Seats`). Those that wait are few,
     from one address and in all: where one comes too many, the one goes that has waited longest, of whoever has most of
-    them. So whoever holds connections open takes the room of his own. This machine's addresses are not limited each: a
+    them, and rather one that has said nothing than one that is about to say what it wants. So whoever holds connections
+    open takes the room of his own. This machine's addresses are not limited each: a
     proxy here stands for many.
 
     turned_away: told why whenever one goes that would have stayed.
@@ -150,7 +151,7 @@ class Guests:
         """
         if is_limited(address):
             while len(mine := self._waiting.get(address, {})) >= self.of_address:
-                self._turn_away(next(iter(mine)), "address")
+                self._turn_away(_first(mine), "address")
         while self.number_waiting >= self.waiting:
             self._turn_away(self._longest(), "handshakes")
         if self.in_all is not None and len(self._here) >= self.in_all:
@@ -204,25 +205,31 @@ class Guests:
         self.stop_waiting(guest)
 
     def _longest(self) -> Guest:
-        """Who has waited longest, of the address that has most of them."""
         most: dict[Guest, None] = max(self._waiting.values(), key=len)
-        return next(iter(most))
+        return _first(most)
 
     def _turn_away(self, guest: Guest, why: str) -> None:
         self._turned_away(why)
         guest.turn_away(crowded=True)
 
 
+def _first(waiting: Iterable[Guest]) -> Guest:
+    """Who goes first."""
+    return next((each for each in waiting if each.idle), None) or next(iter(waiting))
+
+
 class Guest:
     """One connection, as `Guests` count it.
 
     Attributes:
-        address: None where there is none. asked: whether it has said what it wants.
+        address: None where there is none. asked: whether it has said what it wants. idle: it says nothing, yet or any
+            more.
     """
 
     def __init__(self, guests: Guests, address: str | None, leave: Callable[[bool], object]) -> None:
         self.address = address
         self.asked = False
+        self.idle = True
         self._guests = guests
         self._leave = leave
         self._gone = False
@@ -251,19 +258,22 @@ class Guest:
         finally:
             if address is not None:
                 self._guests.served(address)
+            self.idle = True
             if not self._gone:
                 self._guests.wait(self)
                 self._wait()
 
     def turn_away(self, *, crowded: bool) -> None:
+        leave = self._leave
         self.left()
-        self._leave(crowded)
+        leave(crowded)
 
     def left(self) -> None:
         """It has ended; however often it is said."""
         self._gone = True
         self._patience.cancel()
         self._guests.forget(self)
+        self._leave = _nothing  # or what it has, which may be large, would wait for the collector of cycles
 
     def _wait(self) -> None:
         self._patience.cancel()
@@ -272,6 +282,9 @@ class Guest:
 
     def _for(self, seconds: float) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(seconds, partial(self.turn_away, crowded=False))
+
+
+def _nothing(_: bool) -> None: ...
 
 
 def is_limited(address: str | None) -> bool:

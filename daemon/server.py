@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
@@ -55,6 +56,11 @@ from streaming.events import Start
 _log = logging.getLogger(__name__)
 
 EVENTS = "/v1/events"
+_AT_ONCE = 16
+"""Connections that are accepted before those that are here have their turn: or of a crowd that comes at once, the last
+would push out the first before it could say a word."""
+_QUEUE = 1024
+"""Connections that wait in the kernel meanwhile, as far as it lets them (net.core.somaxconn)."""
 _MOST_FRAMES = 4
 """Messages of a client that wait to be read, at most; beyond that the network holds them back."""
 _A_LITTLE = 262144
@@ -159,6 +165,7 @@ class Server:
             **options,
             process_request=partial(self._respond, find),
             compression=None,
+            backlog=_AT_ONCE,
             max_queue=_MOST_FRAMES,
             max_size=largest,  # what is a little too big is read, and answered
             ping_interval=_PING_INTERVAL,
@@ -167,6 +174,9 @@ class Server:
             server_header=None,
             logger=_quiet_logger(),
         )
+        for each in listener.sockets:
+            with socket.socket(fileno=os.dup(each.fileno())) as same:
+                same.listen(_QUEUE)
         self._listeners.append(listener)
 
     def _door(

@@ -296,6 +296,13 @@ async def test_guests() -> None:
         guest.left()
         guest.left()
     guests.waiting = 100
+    gone.clear()
+    one, two = enter("e1", "192.0.2.5"), enter("e2", "192.0.2.5")
+    one.idle = False
+    enter("e3", "192.0.2.5")
+    enter("e4", "192.0.2.5")
+    assert gone == ["e2"]  # rather than one that is about to say what it wants
+    two.left()
     guests.in_all = len(guests._here)
     enter("d1", "192.0.2.4")
     assert why[-1] == "descriptors"

@@ -17,12 +17,11 @@ from daemon.sources import Sources, State, check_name
 
 @given(st.text(max_size=80))
 def test_a_name_is_one_level_of_a_topic_or_a_fault(name: str) -> None:
+    refused: tuple[str, bool, bool] | None = None
     try:
         known = check_name(name)
     except Fault as fault:
         refused = (fault.code, fault.fatal, fault.message.isascii())
-    else:
-        refused = None
     if refused is not None:
         assert refused == ("bad_source", True, True)
         return
