@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
+from daemon.sources import check_name
 
 EVERYTHING = ("*",)
 
@@ -42,22 +43,28 @@ class Rights:
     def may_read(self, source: str) -> bool:
         return _matches(self.read, source)
 
-    def check_send(self, source: str) -> None:
-        """Raises:
-        Fault: `forbidden`.
-        """
-        if not _matches(self.send, source):
-            raise _forbidden(f"stream as {source[:64]!a}", self.send)
-
-    def check_read(self, source: str | None) -> None:
-        """source: None for all that may be read at all.
+    def check_send(self, source: str) -> str:
+        """The source's name as it is known here. It is judged before anything is done with it.
 
         Raises:
-            Fault: `forbidden`.
+            Fault: `bad_source`, `forbidden`.
         """
+        source = check_name(source)
+        if not _matches(self.send, source):
+            raise _forbidden(f"stream as {source!a}", self.send)
+        return source
+
+    def check_read(self, source: str | None) -> str | None:
+        """The same. source: None for all that may be read at all.
+
+        Raises:
+            Fault: `bad_source`, `forbidden`.
+        """
+        if source is not None:
+            source = check_name(source)
         if not (_matches(self.read, source) if source is not None else self.read):
-            what = "anything" if source is None else f"{source[:64]!a}"
-            raise _forbidden(f"read {what}", self.read)
+            raise _forbidden(f"read {'anything' if source is None else f'{source!a}'}", self.read)
+        return source
 
 
 def rights_of(given: Iterable[str], tokens: Sequence[Token]) -> Rights | None:
@@ -81,11 +88,28 @@ def _digest(text: str) -> bytes:
 
 
 def _matches(patterns: Iterable[str], source: str) -> bool:
-    return any(re.fullmatch(".*".join(map(re.escape, each.split("*"))), source, re.DOTALL) for each in patterns)
+    return any(_fits(each, source) for each in patterns)
+
+
+def _fits(pattern: str, source: str) -> bool:
+    """Each part between two `*` is where it comes first: whatever fits fits so, and no part is looked for twice."""
+    first, *others = pattern.split("*")
+    if not others:
+        return source == pattern
+    *middle, last = others
+    at, end = len(first), len(source) - len(last)
+    if at > end or not source.startswith(first) or not source.endswith(last):
+        return False
+    for part in middle:
+        found = source.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 def _forbidden(what: str, patterns: Sequence[str]) -> Fault:
-    allowed = ", ".join(f"{each[:64]!a}" for each in patterns[:8]) or "none"
+    allowed = ", ".join(f"{quoted(each)}" for each in patterns[:8]) or "none"
     return Fault("forbidden", f"this token may not {what}: its sources are {allowed}", fatal=True)
 
 

@@ -31,7 +31,7 @@ from pydantic import (
 
 from daemon.access import EVERYTHING
 from daemon.faults import Fault
-from daemon.sources import check_name
+from daemon.sources import check_name, normalised
 from streaming.confidence import ConfidenceSettings
 from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
@@ -68,6 +68,11 @@ class Token(Section):
     token: str = Field(repr=False)
     send: tuple[str, ...] = _texts()
     read: tuple[str, ...] = _texts()
+
+    @field_validator("send", "read")
+    @classmethod
+    def _as_names_are(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalised, patterns))
 
     @field_validator("token")
     @classmethod

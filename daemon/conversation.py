@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -127,7 +128,9 @@ class Conversation:
 
     async def _next(self) -> Frame:
         await self._pace.wait()
-        frame = await self._peer.ws.recv()
+        frame = await self._peer.hear()
+        if isinstance(frame, str):
+            self._pace.charge(len(frame))
         limit = max(self._host.max_message, self._dialect.largest)
         if len(frame) > limit:
             raise Fault("message_too_big", f"a message may have {limit} bytes, got {len(frame)}: send smaller frames")
@@ -174,8 +177,8 @@ class Conversation:
         if self._line is not None and self._heard:
             await self._line.finish()
         await self._leave()
-        self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
-        await self._hold(await self._host.begin(start), None)
+        source = self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
+        await self._hold(await self._host.begin(replace(start, source=source)), None)
 
     async def _resume(self, wanted: Resume) -> None:
         await self._leave()

@@ -1,13 +1,16 @@
-"""What to do when there are no file descriptors left to accept a connection with.
+"""File descriptors: how many connections there may be so that the rest of the service always has some, and what to do
+when there are none left to accept a connection with all the same.
 
-Owns that it is said once, and counted. asyncio itself leaves the connections in the kernel's queue and tries again each
-second; it would say so up to a hundred times at every try. Knows nothing of who listens.
+Owns the process's limit, and that a failure is said once, and counted. asyncio itself leaves the connections in the
+kernel's queue and tries again each second; it would say so up to a hundred times at every try. Knows nothing of who
+listens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
 from typing import Any
 
@@ -17,6 +20,28 @@ _log = logging.getLogger(__name__)
 
 _QUIET = 60.0
 """Seconds without such a failure after which the next is news."""
+
+_OWN = 192
+"""Descriptors for what is no connection of a client: models, microphones, devices, the broker, the spool, a reload."""
+
+
+def room_for(connections: int) -> int:
+    """How many connections there may be, of so many that the settings allow. The limit is raised to that, as far as
+    whoever started the process lets it."""
+    wanted = connections + _OWN
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    room = max(1, soft - _OWN)
+    _log.warning(
+        "%d file descriptors are too few for what the settings allow: there will be room for %d connections and not "
+        "for %d; set LimitNOFILE=%d (ulimit -n), or lower server.max_streams and server.max_subscribers",
+        soft, room, connections, wanted,
+    )  # fmt: skip
+    return room
 
 
 class Accepting:

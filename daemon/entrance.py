@@ -1,22 +1,27 @@
 """Who may come in at the listening ports, whatever they speak there.
 
-Owns the judgement of a request: the page it comes from, the name it was sent to, and the tokens it shows. Knows no
-socket and no dialect; a dialect says where in its requests tokens are.
+Owns the judgement of a request: the page it comes from, the name it was sent to, and the tokens it shows; and what
+browsers are told of that. Knows no socket and no dialect; a dialect says where in its requests tokens are.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from urllib.parse import SplitResult, urlsplit
 
 from daemon.access import Rights, rights_of
 from daemon.config import Server as ServerSettings
 from daemon.dialects.codec import Handshake
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 
-# What the public name service gives to nobody.
+_HEADERS = re.compile(r"[A-Za-z0-9, -]{1,1024}")
+"""Names of headers: whichever a client's library sends (OpenAI's has a dozen of its own) do no harm here."""
+
 _PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
+"""What the public name service gives to nobody."""
 
 
 class Entrance:
@@ -53,18 +58,59 @@ class Entrance:
         if "*" not in settings.origins and host not in (split(origin).netloc for origin in settings.origins):
             raise Fault(
                 "bad_origin",
-                f"{host[:60]!a} is a public name that anybody might point here: add its https://... to server.origins, "
-                "or set server.tokens",
+                f"{quoted(host)} is a public name that anybody might point here: add its https://... to "
+                "server.origins, or set server.tokens",
             )
 
     def _check_origin(self, handshake: Handshake) -> None:
         """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
         for origin in handshake.headers.get("origin", ()):
-            if origin in self.settings.origins or "*" in self.settings.origins:
+            if self._is_listed(origin):
                 continue
             if split(origin).netloc != _host(handshake):
-                raise Fault("bad_origin", f"pages of {origin[:60]!a} may not connect: add it to server.origins")
+                raise Fault("bad_origin", f"pages of {quoted(origin)} may not connect: add it to server.origins")
             self.check_name(handshake)
+
+    def _is_listed(self, origin: str) -> bool:
+        return origin in self.settings.origins or "*" in self.settings.origins
+
+    # --- answers that pages of others may read (CORS) --------------------------------------------------------------
+
+    def sharing(self, handshake: Handshake) -> dict[str, str]:
+        """What the head of every answer says of it: without this a browser keeps the answer from the page that asked.
+        A token it sends itself, in a header, so cookies and the like are not spoken of."""
+        if not self.settings.origins:
+            return {}
+        origin = _only(handshake, "origin")
+        if origin is None or not self._is_listed(origin):
+            return {"Vary": "Origin"}
+        return {"Vary": "Origin", "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": "Retry-After"}
+
+    def preflight(self, handshake: Handshake) -> dict[str, str]:
+        """What a browser wants to know before it sends what such a page asks for.
+
+        Raises:
+            Fault: `bad_origin`.
+        """
+        self._check_origin(handshake)
+        wanted = _only(handshake, "access-control-request-headers") or ""
+        headers = {
+            "Access-Control-Allow-Methods": "GET, HEAD, POST",
+            "Access-Control-Allow-Headers": wanted if _HEADERS.fullmatch(wanted) else "authorization, content-type",
+            "Access-Control-Max-Age": "600",
+        }
+        if "access-control-request-private-network" in handshake.headers:
+            headers["Access-Control-Allow-Private-Network"] = "true"
+        return headers
+
+
+def is_preflight(method: str, handshake: Handshake) -> bool:
+    return method == "OPTIONS" and {"origin", "access-control-request-method"} <= handshake.headers.keys()
+
+
+def path_of(url: str) -> str:
+    """Its path, as pages and dialects are known by it: a slash at its end says nothing."""
+    return split(url).path.rstrip("/") or "/"
 
 
 def split(url: str) -> SplitResult:
@@ -77,6 +123,12 @@ def split(url: str) -> SplitResult:
 
 def _host(handshake: Handshake) -> str:
     return next(iter(handshake.headers.get("host", ())), "")
+
+
+def _only(handshake: Handshake, name: str) -> str | None:
+    """A header that came once."""
+    values = handshake.headers.get(name, ())
+    return values[0] if len(values) == 1 else None
 
 
 def _is_ours(name: str) -> bool:

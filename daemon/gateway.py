@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from daemon.faults import Fault
 from daemon.hub import Outbox
@@ -25,7 +26,7 @@ class Gateway:
 
     async def open_stream(self, start: Start) -> Stream:
         if start.source is not None:
-            check_name(start.source)
+            start = replace(start, source=check_name(start.source))
         await self._pipeline.wait_model()
         self._admit()
         return self._pipeline.open_stream(start)

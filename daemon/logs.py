@@ -1,7 +1,7 @@
 """Where log lines go, and how they look: standard error, as text or as JSON, with a priority for the journal.
 
 Owns the root logger's handler and its level, what a task speaks of (its stream's session and source, which each of its
-lines then names), and the secrets that no line may hold. Knows nothing of who logs.
+lines then names), the secrets that no line may hold, and how long lines may be and how many. Knows nothing of who logs.
 
 Who logs says nothing of streams: `speak_of` is called once, where a stream begins, and holds for the task that began
 it, for tasks that this one begins, and for what the scheduler does on the stream's behalf.
@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -50,24 +51,84 @@ def speaking_of(*, source: str | None = None) -> Iterator[None]:
         _subject.reset(token)
 
 
+_LONG = 8
+"""Characters of a secret that is struck out wherever it stands; a shorter one is also part of many words."""
+_HEAD = 16
+"""Characters from a secret's beginning that are struck out too: somebody may have cut it before it came here."""
+
+
 class _Secrets:
     """What is struck out of every line, whoever wrote it: a library, a traceback, a client that put it in the wrong
-    place. It is a last net: nothing of ours writes one on purpose."""
+    place. It is a last net: nothing of ours writes one on purpose, or cuts what may hold one (see `shortened`)."""
 
     def __init__(self) -> None:
-        self._pattern: re.Pattern[str] | None = None
+        self._whole: re.Pattern[str] | None = None
+        self._heads: re.Pattern[str] | None = None
+        self._of: dict[str, list[str]] = {}  # by their heads
 
     def hide(self, secrets: Iterable[str]) -> None:
-        forms = {form for each in secrets if each for form in (each, quote(each, safe=""), ascii(each)[1:-1])}
-        # As a word of its own: a short one is also part of many words.
-        found = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
-        self._pattern = re.compile(rf"(?<!\w)(?:{found})(?!\w)") if found else None
+        forms = {form for each in secrets if each for form in _written(each)}
+        longest_first = sorted(forms, key=len, reverse=True)
+        found = [
+            re.escape(form) if len(form) >= _LONG else rf"(?<!\w){re.escape(form)}(?!\w)" for form in longest_first
+        ]
+        self._whole = re.compile("|".join(found)) if found else None
+        self._of = {}
+        for form in longest_first:
+            if len(form) > _HEAD:
+                self._of.setdefault(form[:_HEAD], []).append(form)
+        self._heads = re.compile("|".join(map(re.escape, self._of))) if self._of else None
 
     def struck_out(self, text: str) -> str:
-        return self._pattern.sub(_HIDDEN, text) if self._pattern is not None else text
+        if self._whole is not None:
+            text = self._whole.sub(_HIDDEN, text)
+        if self._heads is not None:
+            at = 0
+            while (head := self._heads.search(text, at)) is not None:
+                length = max(_in_common(form, text, head.start()) for form in self._of[head[0]])
+                text = text[: head.start()] + _HIDDEN + text[head.start() + length :]
+                at = head.start() + len(_HIDDEN)
+        return text
+
+
+def _written(secret: str) -> Iterator[str]:
+    """All the ways in which it may come."""
+    yield from (secret, quote(secret, safe=""), quote(secret), ascii(secret)[1:-1], json.dumps(secret)[1:-1])
+
+
+def _anywhere(form: str) -> str:
+    found = re.escape(form)
+    return found if len(form) >= _LONG else rf"(?<!\w){found}(?!\w)"
+
+
+def _in_common(form: str, text: str, at: int) -> int:
+    """How much of `form` is in `text` from there on."""
+    return next((i for i, char in enumerate(form) if text[at + i : at + i + 1] != char), len(form))
 
 
 _secrets = _Secrets()
+
+
+def shortened(text: str, most: int) -> str:
+    """`text` for an error or a line of the log, no longer than that: whoever cuts a text cuts it so, for half a secret
+    is not known for one any more."""
+    # What is far behind is not looked at: it does not come near what is shown.
+    text = _secrets.struck_out(text[: most + 4096])
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# --- how a line looks ------------------------------------------------------------------------------------------------
+
+_LONGEST = 16384
+"""Characters of a line, an exception with its traceback included."""
+
+
+def _bounded(text: str) -> str:
+    text = _secrets.struck_out(text)
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}\n... ({len(text) - 2 * half} characters were left out) ...\n{text[-half:]}"
 
 
 class _Text(logging.Formatter):
@@ -79,7 +140,7 @@ class _Text(logging.Formatter):
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        return _secrets.struck_out(super().format(record))
+        return _bounded(super().format(record))
 
 
 class _Json(logging.Formatter):
@@ -99,7 +160,7 @@ class _Json(logging.Formatter):
             fields["stack"] = self.formatStack(record.stack_info)
         # Before it is JSON, in which a secret may be written in other ways. In ASCII: whatever the terminal's encoding,
         # and whatever a reader takes for the end of a line, it parses.
-        return json.dumps({name: _secrets.struck_out(value) for name, value in fields.items()})
+        return json.dumps({name: _bounded(value) for name, value in fields.items()})
 
 
 class _Prioritised(logging.Formatter):
@@ -114,17 +175,69 @@ class _Prioritised(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in self._formatter.format(record).split("\n"))
 
 
+_BURST = 256 * 1024
+_RATE = 4 * 1024
+"""Bytes of lines from one place in the program, at once and each second from then on. Whatever somebody drives who has
+all the time in the world fills no disk; and nobody else's lines are left out for it."""
+
+
+class _Budgets:
+    """What each place in the program may still say."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[str, int], _Budget] = {}  # as many as there are lines that log
+
+    def of(self, record: logging.LogRecord) -> _Budget:
+        return self._places.setdefault((record.pathname, record.lineno), _Budget())
+
+
+class _Budget:
+    def __init__(self) -> None:
+        self.left_out = 0
+        self._left = float(_BURST)
+        self._at = time.monotonic()
+
+    def take(self, size: int) -> bool:
+        now = time.monotonic()
+        self._left, self._at = min(_BURST, self._left + _RATE * (now - self._at)), now
+        if self._left < size:
+            self.left_out += 1
+            return False
+        self._left -= size
+        return True
+
+
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg] # it is generic for checkers alone
     """journal: whether it leads into the journal."""
 
     def __init__(self, journal: bool) -> None:
         super().__init__(sys.stderr)
         self._journal = journal
+        self._budgets = _Budgets()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            budget = self._budgets.of(record)
+            if not budget.take(len(text)) and record.levelno < logging.CRITICAL:
+                return
+            if budget.left_out:
+                text = f"{self.format(_left_out(record, budget.left_out))}{self.terminator}{text}"
+                budget.left_out = 0
+            self.stream.write(text + self.terminator)
+            self.flush()
+        except Exception:
+            self.handleError(record)
 
     def use(self, format: Format) -> None:
         text = _Text("%(name)s: %(message)s" if self._journal else "%(asctime)s %(levelname)-7s %(name)s: %(message)s")
         formatter = _Json() if format == "json" else text
         self.setFormatter(_Prioritised(formatter) if self._journal else formatter)
+
+
+def _left_out(record: logging.LogRecord, number: int) -> logging.LogRecord:
+    told = "%d lines like the next were left out: there were too many"
+    return logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, told, (number,), None)
 
 
 def to_stderr(level: str, journal: str | None = None, format: Format = "text") -> None:

@@ -148,7 +148,9 @@ class Metrics:
         self.client_errors = counter("client_errors", "Faults of clients, by the code they were told", "code")
         self.errors = counter("errors", "Faults of the service itself, by the code that clients were told", "code")
         self.connections_refused = counter(
-            "connections_refused", "Connections that were refused before they said anything", "reason"
+            "connections_refused",
+            "Connections that had to go before they were served, for others or for descriptors",
+            "reason",
         )
         self.slowed_seconds = counter(
             "slowed_seconds", "How long clients that send too many messages were not read, in all"

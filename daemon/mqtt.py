@@ -38,6 +38,7 @@ from daemon.broker import (
     tls_context,
 )
 from daemon.config import Mqtt as MqttSettings
+from daemon.dialects.words import quoted
 from daemon.discovery import Device, payload
 from daemon.faults import Fault
 from daemon.logs import speaking_of
@@ -334,12 +335,12 @@ class Mqtt:
     def _switch(self, source: str, body: object) -> None:
         command = body.decode("ascii", "replace").strip().upper() if isinstance(body, bytes) else ""
         try:
-            check_name(source)
+            source = check_name(source)
             if command not in ("ON", "OFF"):
                 raise Fault("bad_command", "must be ON or OFF")
         except Fault as fault:
             self._metrics.mqtt_bad_commands.inc()
-            _log.warning("mqtt: a command for %.60a was ignored: %s", source, fault.message)
+            _log.warning("mqtt: a command for %s was ignored: %s", quoted(source), fault.message)
             return
         with speaking_of(source=source):
             _log.info("mqtt: %s is switched %s", source, command.lower())

@@ -1,7 +1,8 @@
 """One websocket client, as those see it who talk to it.
 
 Owns how it is told things (in order, within the time that a peer may take to take in a message, or it is disconnected),
-how its faults are counted and logged, and a close that does not wait for ever. Knows no dialect.
+what of its messages is taken in, how its faults are counted and logged, and a close that does not wait for ever. Knows
+no dialect.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConcurrencyError, ConnectionClosed
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event as LibraryEvent
 
 from daemon.dialects.codec import CLOSE_TRY_LATER
 from daemon.edges import Outbox
@@ -32,6 +36,44 @@ _LEFT = frozenset({1000, 1001})
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
+MOST_PIECES = 1024
+"""Of one message. The library has a limit too, but stops to read there, and so never sees the peer's close."""
+_MOST_UNREAD = 1024 * 1024
+"""Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
+
+
+class Connection(ServerConnection):
+    """The library's, not answered without bound, and not kept for a message that never ends.
+
+    Attributes:
+        in_pieces: a message came in too many of them; nothing is taken in since.
+    """
+
+    def __init__(self, metrics: Metrics, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.in_pieces = False
+        self._pieces = 0
+        self._metrics = metrics
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Events wait until their peer takes them in; the library's own answers to pings do not.
+        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
+            self._metrics.client_errors.labels("not_reading").inc()
+            _log.info("%s sends without reading: disconnected", name_of(self))
+            self.transport.abort()
+
+    def process_event(self, event: LibraryEvent) -> None:
+        if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if self.in_pieces:
+                return
+            self._pieces = self._pieces + 1 if event.opcode is Opcode.CONT else 1
+            if self._pieces > MOST_PIECES:
+                self.in_pieces = True
+                event = Frame(Opcode.CONT, b"")  # an end, for whoever waits for one
+        super().process_event(event)
+
+
 class Peer:
     """patience: seconds that it may take to take in one message.
 
@@ -39,7 +81,7 @@ class Peer:
         reason: what its close shall say beside the code.
     """
 
-    def __init__(self, ws: ServerConnection, patience: float, metrics: Metrics) -> None:
+    def __init__(self, ws: Connection, patience: float, metrics: Metrics) -> None:
         self.ws = ws
         self.reason = ""
         self._patience = patience
@@ -87,11 +129,25 @@ class Peer:
         _log.log(level, "%s: %s: %s", name_of(self.ws), fault.code, fault.message)
         self._blamed = True
 
+    async def hear(self) -> str | bytes:
+        """What it says next.
+
+        Raises:
+            ConnectionClosed: it has gone.
+            Fault: `message_too_big`.
+        """
+        message = await self.ws.recv()
+        if self.ws.in_pieces:
+            raise Fault(
+                "message_too_big", f"a message may come in {MOST_PIECES} fragments: send it in fewer", fatal=True
+            )
+        return message
+
     async def first(self) -> str | bytes | None:
         """What it says first; None if it says nothing for as long as it may take to take in a message."""
-        with contextlib.suppress(TimeoutError, ConnectionClosed):
+        with contextlib.suppress(TimeoutError, ConnectionClosed, Fault):
             async with asyncio.timeout(self._patience):
-                return await self.ws.recv()
+                return await self.hear()
         return None
 
     async def close(self, code: int, patience: float | None = None, reason: str | None = None) -> bool:
@@ -123,12 +179,6 @@ class Peer:
         with contextlib.suppress(ConnectionClosed, ConcurrencyError):
             while True:
                 await self.ws.recv()
-
-
-def address_of(transport: asyncio.BaseTransport) -> str | None:
-    """None where there is none: it came by a path, or has left."""
-    address = transport.get_extra_info("peername")
-    return str(address[0]) if isinstance(address, tuple) and address else None
 
 
 def name_of(ws: ServerConnection) -> str:

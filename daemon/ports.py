@@ -17,10 +17,10 @@ from daemon.access import exposed, wyoming_remark
 from daemon.config import ConfigurationError, Settings
 from daemon.config import Dialects as DialectSettings
 from daemon.config import Server as ServerSettings
-from daemon.descriptors import Accepting
+from daemon.descriptors import Accepting, room_for
 from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
-from daemon.edges import Visitors
+from daemon.edges import Guests
 from daemon.faults import Fault, ServiceError
 from daemon.gateway import Gateway
 from daemon.metrics import Metrics
@@ -65,6 +65,7 @@ class Ports:
         ServiceError: a port cannot be had.
         """
         Accepting(self._metrics).watch()
+        self._make_room(self._settings.server)
         if self.uploads is not None:
             await self.uploads.open()
             self.server.hand_over = self.uploads.protocol
@@ -110,6 +111,16 @@ class Ports:
         if remark := wyoming_remark(wyoming.settings.host):
             _log.warning("wyoming: %s", remark)
 
+    def _make_room(self, settings: ServerSettings) -> None:
+        # Those that have a seat, those that are about to take one, and for each of a file's the file.
+        most = settings.max_handshakes + 3 * settings.max_streams + settings.max_subscribers
+        # As many again may be told that there is no place.
+        most_of_wyoming = 2 * self.wyoming.settings.max_clients if self.wyoming is not None else 0
+        room = room_for(most + most_of_wyoming)
+        self.server.guests.in_all = max(1, room - most_of_wyoming)
+        if self.wyoming is not None:
+            self.wyoming.guests.in_all = most_of_wyoming
+
     def check_guarded(self, settings: ServerSettings) -> None:
         """Raises:
         ConfigurationError: with these settings anybody could come in, and nobody said that this is meant.
@@ -123,8 +134,9 @@ class Ports:
             OSError: the certificate cannot be used; nothing has changed then.
         """
         self.server.reload(settings)
+        self._make_room(settings)
         if self.wyoming is not None:
-            self.wyoming.visitors.most = settings.max_per_address
+            self.wyoming.guests.of_address = settings.max_per_address
 
     def stop_accepting(self) -> None:
         """No new clients; those who are here hear what is on its way."""
@@ -165,9 +177,12 @@ class Ports:
             check_name(settings.source)
         except Fault as fault:
             raise ConfigurationError(f"wyoming.source: {fault.message}") from None
-        visitors = Visitors(self._settings.server.max_per_address)
+        refused = self._metrics.connections_refused
+        guests = Guests(
+            self._settings.server.max_per_address, settings.max_clients, lambda why: refused.labels(why).inc()
+        )
         return Wyoming(
-            settings, self._settings.subscribers.send_timeout, gateway, self._metrics, visitors, self.server.pace
+            settings, self._settings.subscribers.send_timeout, gateway, self._metrics, guests, self.server.pace
         )
 
 

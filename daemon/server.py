@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
@@ -26,7 +27,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from daemon.access import Rights, is_local
+from daemon.access import Rights
 from daemon.config import Server as ServerSettings
 from daemon.conversation import Conversation
 from daemon.dialects import native
@@ -41,31 +42,31 @@ from daemon.dialects.codec import (
     close_code,
     query_once,
 )
-from daemon.edges import OPEN_TIMEOUT, TOO_MANY, Outbox, Pace, Readers, Seats, Stream, Visitors
-from daemon.entrance import Entrance, split
+from daemon.dialects.words import quoted
+from daemon.door import Door, guest_of
+from daemon.edges import Guests, Outbox, Pace, Readers, Seats, Stream
+from daemon.entrance import Entrance, is_preflight, path_of, split
 from daemon.faults import Fault
 from daemon.metrics import Metrics
-from daemon.peer import CLOSE_TIMEOUT, Peer, address_of, name_of
+from daemon.peer import CLOSE_TIMEOUT, Connection, Peer
 from daemon.resume import Line, Lines
-from daemon.sources import check_name
-from daemon.web import MODELS, NOTHING, SOURCES, Page, Pages, refusal
+from daemon.web import GUARDED, NOTHING, Page, Pages, refusal
 from streaming.events import Start
 
 _log = logging.getLogger(__name__)
 
 EVENTS = "/v1/events"
-METRICS = "/metrics"
-"""How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
-
-_TLS_TIMEOUT = 10.0  # the same as the library's own for the handshake after it
+_AT_ONCE = 16
+"""Connections that are accepted before those that are here have their turn: or of a crowd that comes at once, the last
+would push out the first before it could say a word."""
+_QUEUE = 1024
+"""Connections that wait in the kernel meanwhile, as far as it lets them (net.core.somaxconn)."""
 _MOST_FRAMES = 4
 """Messages of a client that wait to be read, at most; beyond that the network holds them back."""
 _A_LITTLE = 262144
 """Bytes: a frame that is too big by no more than this is read, and answered, all the same."""
 _BRING_BODIES = {b"P", b"D", b"O"}
 """How POST, PUT, PATCH, DELETE and OPTIONS begin. The library here has no answer to one that comes with a body."""
-_MOST_UNREAD = 1024 * 1024
-"""Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 _PING_INTERVAL = 20.0
 # A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
 # here, and the kernel's keepalive (see `Peer`) for peers that are really gone.
@@ -91,7 +92,7 @@ class Server:
     Attributes:
         listening: set once it does; url is then where. urls: of the dialects with ports of their own, by their names.
         hand_over: what serves a connection on the shared port that begins with a POST, for the library here reads no
-            bodies; None: nothing does.
+            bodies; None: nothing does. guests: all connections, of all ports.
     """
 
     def __init__(
@@ -121,8 +122,9 @@ class Server:
         # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
         self._lobby = Seats(settings.max_streams, "streams")
         self._subscribers = Seats(settings.max_subscribers, "subscribers")
-        self.visitors = Visitors(settings.max_per_address)
-        self._handshakes = _Handshakes(settings, metrics)
+        self.guests = Guests(
+            settings.max_per_address, settings.max_handshakes, lambda why: metrics.connections_refused.labels(why).inc()
+        )
         self.readers = Readers()
         self.lines = Lines(self.readers, metrics)
 
@@ -155,18 +157,15 @@ class Server:
         self, place: dict[str, Any], find: Find, hand_over: Callable[[], asyncio.Protocol] | None = None
     ) -> None:
         settings = self._settings
-        # The library wants a class here, and calls it: anything that makes a connection will do.
-        options: dict[str, Any] = {"create_connection": partial(_Visitor, self._handshakes, hand_over), **place}
-        if self._tls is not None:
-            options["ssl_handshake_timeout"] = _TLS_TIMEOUT
+        # The library wants a class here, and calls it: what it makes is what a connection is first given to.
+        options: dict[str, Any] = {"create_connection": partial(self._door, find, hand_over), **place}
         largest = max(settings.max_message, *(each.largest for each in self._by_path.values())) + _A_LITTLE
         listener = await serve(
             partial(self._handle, find),
             **options,
-            ssl=self._tls,
             process_request=partial(self._respond, find),
-            select_subprotocol=partial(_select_subprotocol, find),
             compression=None,
+            backlog=_AT_ONCE,
             max_queue=_MOST_FRAMES,
             max_size=largest,  # what is a little too big is read, and answered
             ping_interval=_PING_INTERVAL,
@@ -175,7 +174,25 @@ class Server:
             server_header=None,
             logger=_quiet_logger(),
         )
+        for each in listener.sockets:
+            with socket.socket(fileno=os.dup(each.fileno())) as same:
+                same.listen(_QUEUE)
         self._listeners.append(listener)
+
+    def _door(
+        self, find: Find, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
+    ) -> Door:
+        """arguments, options: of the library's connection, which is made for those that speak its protocol."""
+
+        def choose(data: bytes) -> asyncio.Protocol:
+            if data[:1] in _BRING_BODIES and hand_over is not None:
+                return hand_over()
+            made = Connection(self._metrics, *arguments, **options)
+            # Here, because the library would ask with what it first gave the connection to.
+            made.protocol.select_subprotocol = partial(_select_subprotocol, find, made)  # type: ignore[method-assign]
+            return made
+
+        return Door(self.guests, self._tls, choose)
 
     def _url(self, listener: int) -> str:
         return _url(next(iter(self._listeners[listener].sockets)), tls=self._tls is not None)
@@ -192,14 +209,13 @@ class Server:
         self._settings = self.entrance.settings = settings
         self.seats.number = self._lobby.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
-        self.visitors.most = settings.max_per_address
-        self._handshakes.settings = settings
+        self.guests.of_address, self.guests.waiting = settings.max_per_address, settings.max_handshakes
 
     def stop_accepting(self) -> None:
         """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
         for listener in self._listeners:
             listener.close(close_connections=False)
-        self._handshakes.end()
+        self.guests.end()
         self.readers.stop()
 
     async def wait_streams(self) -> None:
@@ -216,28 +232,31 @@ class Server:
 
     def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
-        assert isinstance(ws, _Visitor), "the listener makes no others"
-        self._handshakes.over(ws)
-        if request.method != "GET":
-            return _response(Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n"), allow="GET")
+        guest_of(ws.transport).ask()
         handshake = _handshake(request)
-        if ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
+        if request.method == "GET" and ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
             dialect = find(handshake.path)
             if dialect is None:
                 return None if handshake.path == EVENTS else _response(NOTHING)
             return self._reject(dialect, ws, handshake)
-        return _response(self.page(handshake))
+        return _response(self.answer(request.method, handshake), body=request.method != "HEAD")
 
-    def page(self, handshake: Handshake) -> Page:
-        """The answer to a GET."""
-        rights = Rights()
-        if handshake.path in (SOURCES, METRICS, MODELS):
-            try:
-                rights = self._let_in(handshake)
-            except Fault as fault:
-                self._metrics.client_errors.labels(fault.code).inc()
-                status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
-                return refusal(status, native.encode(fault.event(fatal=True)))
+    def answer(self, method: str, handshake: Handshake) -> Page:
+        """To a request that brings nothing."""
+        page = self._answer(method, handshake)
+        return replace(page, headers={"Cache-Control": "no-store", **page.headers, **self.entrance.sharing(handshake)})
+
+    def _answer(self, method: str, handshake: Handshake) -> Page:
+        try:
+            if is_preflight(method, handshake):
+                return Page(HTTPStatus.NO_CONTENT, b"", headers=self.entrance.preflight(handshake))
+            if method not in ("GET", "HEAD"):
+                return Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
+            rights = self._let_in(handshake) if handshake.path in GUARDED else Rights()
+        except Fault as fault:
+            self._metrics.client_errors.labels(fault.code).inc()
+            status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
+            return refusal(status, native.encode(fault.event(fatal=True)))
         known = ",".join(handshake.headers.get("if-none-match", ()))
         return self._pages.get(handshake.path, known, rights.may_read)
 
@@ -245,9 +264,8 @@ class Server:
         """Raises:
         Fault: the page is not for whoever asks.
         """
-        if handshake.path == SOURCES:
-            # A page asks its own origin without naming it.
-            self.entrance.check_name(handshake)
+        # A page asks its own origin without naming it.
+        self.entrance.check_name(handshake)
         return self.entrance.authorise(handshake, native.tokens(handshake))
 
     def _reject(self, dialect: Dialect, ws: ServerConnection, handshake: Handshake) -> Response | None:
@@ -265,15 +283,20 @@ class Server:
 
     async def _handle(self, find: Find, ws: ServerConnection) -> None:
         assert ws.request is not None, "the handshake is over"
-        dialect = find(split(ws.request.path).path) or _EVENTS
+        dialect = find(path_of(ws.request.path)) or _EVENTS
+        try:
+            guest = guest_of(ws.transport)
+        except ConnectionError:
+            return
         peer = self._peer(ws)
         code: int | None
+        patience: float | None = None
         try:
-            with self.visitors.visit(address_of(ws.transport)):
+            with guest.visiting():
                 code = await self._serve(dialect, peer, ws.request)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
-            code = dialect.close_code(fault.code)
+            code, patience = dialect.close_code(fault.code), self._send_timeout
             peer.note(fault)
             peer.reason = dialect.close_reason(fault)
             fault.fatal = True
@@ -286,7 +309,7 @@ class Server:
             self._metrics.errors.labels("internal").inc()
             code = dialect.close_code("internal")
         if code is not None:
-            await peer.close(code)
+            await peer.close(code, patience)
 
     async def _serve(self, dialect: Dialect, peer: Peer, request: Request) -> int | None:
         """Until it is over; the code to close with, or None where it is closed already."""
@@ -302,13 +325,12 @@ class Server:
         rights = self.entrance.authorise(handshake, native.tokens(handshake))
         query = query_once(handshake.query)
         check_known(query, "source", "since")
-        source = check_name(query["source"]) if "source" in query else None
-        rights.check_read(source)
+        source = rights.check_read(query.get("source"))
         since = _since(query)
         with self._subscribers:
             outbox = self._gateway.subscribe(source, since, rights.may_read)
             writer = asyncio.create_task(peer.write(outbox, lambda event: [native.encode(event)]))
-            reader = asyncio.create_task(_hear_nothing(peer.ws))
+            reader = asyncio.create_task(_hear_nothing(peer))
             try:
                 await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
                 if not reader.done():
@@ -332,6 +354,7 @@ class Server:
         return dialect.make(handshake), rights
 
     def _peer(self, ws: ServerConnection) -> Peer:
+        assert isinstance(ws, Connection), "the listener makes no others"
         return Peer(ws, self._send_timeout, self._metrics)
 
     # --- what conversations ask for --------------------------------------------------------------------------------
@@ -364,112 +387,6 @@ _EVENTS = Dialect(
 )  # those who only listen; it is never asked for a codec
 
 
-class _Handshakes:
-    """Connections that have not yet said what they want: how many there may be, of one address and in all."""
-
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self._waiting: dict[_Visitor, str | None] = {}
-        self._of: Counter[str | None] = Counter()
-
-    def begins(self, ws: _Visitor, transport: asyncio.BaseTransport) -> bool:
-        """False: it is one too many."""
-        address = address_of(transport)
-        counted = address is not None and not is_local(address)
-        if len(self._waiting) >= self.settings.max_handshakes:
-            self.metrics.connections_refused.labels("handshakes").inc()
-            return False
-        if counted and self._of[address] >= self.settings.max_per_address:
-            self.metrics.connections_refused.labels("address").inc()
-            return False
-        self._waiting[ws] = address
-        self._of[address] += 1
-        return True
-
-    def end(self) -> None:
-        """Nobody who has said nothing yet is waited for any more."""
-        for ws in list(self._waiting):
-            ws.give_up()
-
-    def over(self, ws: _Visitor) -> None:
-        """It has said what it wants, or gone."""
-        if ws in self._waiting:
-            address = self._waiting.pop(ws)
-            self._of[address] -= 1
-            if not self._of[address]:
-                del self._of[address]  # addresses are many
-
-
-class _Visitor(ServerConnection):
-    """The library's connection, counted from its first moment, and not answered without bound.
-
-    It is the library's from its first byte on. One that begins with a POST, or another method that may bring a body, is
-    another's: `hand_over` makes whoever serves it from there.
-    """
-
-    def __init__(
-        self, handshakes: _Handshakes, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
-    ) -> None:
-        super().__init__(*arguments, **options)
-        self._handshakes = handshakes
-        self._hand_over = hand_over
-        self._fresh: asyncio.Transport | None = None  # until the first byte
-        self._silence: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._fresh = cast(asyncio.Transport, transport)
-        if not self._handshakes.begins(self, transport):
-            self._fresh.write(TOO_MANY)
-            self._fresh.close()
-            return
-        self._silence = asyncio.get_running_loop().call_later(OPEN_TIMEOUT, self.give_up)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._handshakes.over(self)
-        if self._fresh is not None:
-            self._listen_to(None)
-        else:
-            super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if (transport := self._fresh) is not None:
-            if transport.is_closing():
-                return
-            if data[:1] in _BRING_BODIES and self._hand_over is not None:
-                self._handshakes.over(self)
-                self._listen_to(None)
-                other = self._hand_over()
-                transport.set_protocol(other)
-                other.connection_made(transport)
-                other.data_received(data)
-                return
-            self._listen_to(transport)
-        super().data_received(data)
-        # Events wait until their peer takes them in; the library's own answers to pings do not.
-        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
-            self._handshakes.metrics.client_errors.labels("not_reading").inc()
-            _log.info("%s sends without reading: disconnected", name_of(self))
-            self.transport.abort()
-
-    def eof_received(self) -> None:
-        if self._fresh is None:
-            super().eof_received()
-
-    def give_up(self) -> None:
-        """It has said nothing."""
-        if self._fresh is not None:
-            self._fresh.abort()
-
-    def _listen_to(self, transport: asyncio.Transport | None) -> None:
-        """From here on it is the library's; None: it is not."""
-        self._fresh = None
-        if self._silence is not None:
-            self._silence.cancel()
-        if transport is not None:
-            super().connection_made(transport)
-
-
 async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:
     """What `dialect` tells one that does not come in."""
     if dialect.refuse_by_name is not None and (frame := await peer.first()) is not None:
@@ -477,12 +394,14 @@ async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame
     return dialect.refuse(fault)
 
 
-async def _hear_nothing(ws: ServerConnection) -> Fault | None:
+async def _hear_nothing(peer: Peer) -> Fault | None:
     """Until the client sends something, which is its fault, or goes."""
     try:
-        await ws.recv()
+        await peer.hear()
     except ConnectionClosed:
         return None
+    except Fault:
+        pass  # too much of it, too
     return Fault("subscribe_only", f"{EVENTS} only sends: stream audio to {native.STREAM}")
 
 
@@ -496,7 +415,7 @@ def _since(query: dict[str, str]) -> int | None:
     if "source" not in query:
         raise Fault("bad_parameter", "since needs a source: each source counts for itself")
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise Fault("bad_parameter", f"since must be the seq of an event, got {text[:60]!a}")
+        raise Fault("bad_parameter", f"since must be the seq of an event, got {quoted(text)}")
     return int(text)
 
 
@@ -505,8 +424,12 @@ def _handshake(request: Request) -> Handshake:
     for name, value in request.headers.raw_items():
         headers[name.lower()] = (*headers.get(name.lower(), ()), value)
     offered = ",".join(headers.get("sec-websocket-protocol", ())).split(",")
-    parts = split(request.path)
-    return Handshake(parts.path, parts.query, headers, tuple(each.strip() for each in offered if each.strip()))
+    return Handshake(
+        path_of(request.path),
+        split(request.path).query,
+        headers,
+        tuple(each.strip() for each in offered if each.strip()),
+    )
 
 
 def _always(dialect: Dialect, _: str) -> Dialect:
@@ -516,19 +439,16 @@ def _always(dialect: Dialect, _: str) -> Dialect:
 
 def _select_subprotocol(find: Find, ws: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     assert ws.request is not None, "it is being answered"
-    dialect = find(split(ws.request.path).path)
+    dialect = find(path_of(ws.request.path))
     return next((each for each in offered if dialect is not None and each in dialect.subprotocols), None)
 
 
-def _response(page: Page, allow: str | None = None) -> Response:
-    headers = {"Connection": "close", "Cache-Control": "no-store"} | page.headers
-    if page.status is not HTTPStatus.NOT_MODIFIED:
+def _response(page: Page, *, body: bool = True) -> Response:
+    """body: whether it is sent, or only spoken of."""
+    headers = {"Connection": "close"} | page.headers
+    if page.status not in (HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT):
         headers |= {"Content-Type": page.content_type, "Content-Length": str(len(page.body))}
-    if allow:
-        headers["Allow"] = allow
-    if page.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(page.status.value, page.status.phrase, Headers(headers), page.body)
+    return Response(page.status.value, page.status.phrase, Headers(headers), page.body if body else b"")
 
 
 def _rejection(rejection: Rejection) -> Response:

@@ -6,10 +6,12 @@ Streams report here, the edges that show a state or turn a switch read and write
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 
 State = Literal["idle", "listening", "speech"]
@@ -20,26 +22,75 @@ _FORBIDDEN = frozenset('/+#$"\\')
 _MOST_REMEMBERED = 1024
 
 
+_UNSEEN = (
+    (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+    (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x2800, 0x2800), (0x3164, 0x3164), (0xFE00, 0xFE0F),
+    (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFFC), (0x16FE4, 0x16FE4), (0x1BCA0, 0x1BCA3), (0x1D159, 0x1D159),
+    (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)  # fmt: skip
+"""Unicode's Default_Ignorable_Code_Point, and the few others that are drawn as nothing: first and last of each."""
+_NON_JOINER, _JOINER = "\u200c", "\u200d"
+_VIRAMA = 9  # its combining class
+
+
 def check_name(name: str) -> str:
-    """`name`, if it may name a source: it becomes one level of a topic.
+    """`name` as it is known here, if it may name a source: it becomes one level of a topic, and people tell sources
+    apart by it. So one name has one spelling (NFC), and nothing is in it that cannot be seen.
 
     Raises:
         Fault: `bad_source`.
     """
-    if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable() or name != name.strip() or _FORBIDDEN & set(name):
-        raise Fault(
-            "bad_source",
-            f"source must be 1..{_LONGEST_NAME} printable characters without any of "
-            f"{' '.join(sorted(_FORBIDDEN))} and without spaces around it, got {_shown(name)}",
-            fatal=True,
-        )
+    name = normalised(name)
+    if not 1 <= len(name) <= _LONGEST_NAME or name != name.strip() or "  " in name or _FORBIDDEN & set(name):
+        raise _bad_name("without spaces around it or several in a row", name)
+    if unicodedata.category(name[0]).startswith("M"):
+        raise _bad_name("and begin with one that stands alone", name)
+    if (unseen := _unseen(name)) is not None:
+        raise _bad_name(f"each of which can be seen (U+{ord(unseen):04X} cannot)", name)
     return name
 
 
+def normalised(name: str) -> str:
+    """The one spelling of a name, or of a pattern of names."""
+    # One that is far too long is refused as it is.
+    return unicodedata.normalize("NFC", name) if len(name) <= 4 * _LONGEST_NAME else name
+
+
+def _unseen(name: str) -> str | None:
+    """The first character that nobody would see.
+
+    Persian and the scripts of India are not written right without the two that join and part letters, so these are let
+    through where they show: as in the names of domains (RFC 5892, A.1 and A.2), but for any letters of Arabic script.
+    """
+    for at, char in enumerate(name):
+        if char in (_NON_JOINER, _JOINER) and _shows(name, at):
+            continue
+        if not char.isprintable() or any(low <= ord(char) <= high for low, high in _UNSEEN):
+            return char
+    return None
+
+
+def _shows(name: str, at: int) -> bool:
+    before = name[at - 1] if at else ""
+    if before and unicodedata.combining(before) == _VIRAMA:
+        return True
+    base = next((each for each in reversed(name[:at]) if not unicodedata.combining(each)), "")
+    after = name[at + 1 : at + 2]
+    arabic = bool(base and after) and all(unicodedata.bidirectional(each) == "AL" for each in (base, after))
+    return name[at] == _NON_JOINER and arabic and before != _NON_JOINER
+
+
+def _bad_name(how: str, name: str) -> Fault:
+    return Fault(
+        "bad_source",
+        f"source must be 1..{_LONGEST_NAME} printable characters without any of {' '.join(sorted(_FORBIDDEN))} {how}, "
+        f"got {_shown(name)}",
+        fatal=True,
+    )
+
+
 def _shown(name: str) -> str:
-    if len(name) <= _LONGEST_NAME:
-        return ascii(name)
-    return f"{len(name)} of them: {name[: _LONGEST_NAME // 2]!a}..."
+    return quoted(name) if len(name) <= _LONGEST_NAME else f"{len(name)} of them: {quoted(name)}"
 
 
 def _nothing() -> None: ...

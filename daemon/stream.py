@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 from daemon.hub import Hub
 from daemon.logs import speak_of
@@ -315,7 +316,7 @@ def _session_settings(settings: SessionSettings, wanted: Endpointing) -> Session
 def _language(start: Start, model: Model) -> str | None:
     if start.language is not None and start.language not in model.languages:
         known = ", ".join(model.languages)
-        raise Fault("bad_language", f"language must be one of {known}, got {start.language[:20]!a}", fatal=True)
+        raise Fault("bad_language", f"language must be one of {known}, got {quoted(start.language)}", fatal=True)
     return start.language
 
 

@@ -20,19 +20,31 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import IO, Protocol, TypeVar, cast
 
-from aiohttp import BodyPartReader, ClientError, MultipartReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    ClientError,
+    MultipartReader,
+    StreamReader,
+    web,
+)
 from aiohttp.http_exceptions import HttpProcessingError
 
 from daemon.access import Rights
 from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
-from daemon.edges import OPEN_TIMEOUT, TOO_MANY, Outbox, Readers, Seats, Stream, Visitors
-from daemon.entrance import Entrance, split
+from daemon.dialects.words import quoted
+from daemon.door import guest_of
+from daemon.edges import Outbox, Readers, Seats, Stream
+from daemon.entrance import Entrance, is_preflight, path_of, split
 from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
 from daemon.metrics import Metrics
@@ -49,8 +61,16 @@ _IN_MEMORY = 1024 * 1024
 
 _FIELD = 16 * 1024
 _MOST_FIELDS = 64
+_MOST_LINES = 64 * _MOST_FIELDS
+"""Of a form, beside what is in its fields: boundaries, headers, and what nobody asked for before the first of them."""
 _IDLE = 30.0
 """Seconds within which more of a body must come, and for which a connection without a request is kept."""
+_SLOWEST = 4096
+"""Bytes a second that a body must bring in the long run: it has a seat while it comes."""
+_LONGEST_TURN = 0.01
+"""Seconds for which a body that is there already is read before others have their turn."""
+_LINGER = 2.0
+"""Seconds for which the rest of a body is passed over, so that its client can read why."""
 
 
 class Host(Protocol):
@@ -63,17 +83,14 @@ class Host(Protocol):
     def seats(self) -> Seats: ...
 
     @property
-    def visitors(self) -> Visitors: ...
-
-    @property
     def readers(self) -> Readers: ...
 
     @property
     def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
         """Raises: Fault."""
 
-    def page(self, handshake: Handshake) -> Page:
-        """The answer to a GET that comes on a connection which began otherwise."""
+    def answer(self, method: str, handshake: Handshake) -> Page:
+        """To a request that brings nothing, on a connection which began otherwise."""
 
 
 class Uploads:
@@ -84,14 +101,16 @@ class Uploads:
         self._max_upload = max_upload
         self._send_timeout = send_timeout
         self._metrics = metrics
-        self._silent: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # those that have not said what they want
         app = web.Application(client_max_size=max_upload)
-        app.router.add_post(dialect.PATH, self._transcribe)
+        app.router.add_post(dialect.PATH + "{slashes:/*}", self._transcribe)
         app.router.add_route("*", "/{path:.*}", self._other)
+        app.on_response_prepare.append(self._share)
         # A client that leaves takes its stream with it. What it asks for is in no log.
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0,
-            logger=self._make_logger(),
+            lingering_time=_LINGER, logger=self._make_logger(),
+            # Nothing is unpacked: a few bytes could become any number of them, and be counted too late.
+            auto_decompress=False,
         )  # fmt: skip
 
     def _make_logger(self) -> logging.Logger:
@@ -111,56 +130,54 @@ class Uploads:
         return logger
 
     async def open(self) -> None:
+        # What a part's header is wrong about is its client's, and not worth a line of the log each time.
+        warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
+        warnings.filterwarnings("ignore", category=BadContentDispositionParam)
         await self._runner.setup()
 
     def protocol(self) -> asyncio.Protocol:
-        """For one connection. One that does not say in time what it wants is closed, and so is one too many."""
-        server, settings = self._runner.server, self._host.entrance.settings
+        """For one connection."""
+        server = self._runner.server
         assert server is not None, "open it first"
-        if len(self.connections) >= settings.max_handshakes + settings.max_streams:
-            self._metrics.connections_refused.labels("handshakes").inc()
-            return _Refusing()
-        made = server()
-        self._silent[made] = asyncio.get_running_loop().call_later(OPEN_TIMEOUT, self._give_up, made)
-        return made
+        return server()
 
     @property
     def connections(self) -> list[web.RequestHandler]:
         return self._runner.server.connections if self._runner.server is not None else []
 
-    def _give_up(self, connection: web.RequestHandler) -> None:
-        del self._silent[connection]
-        if connection.transport is not None:  # it may have gone
-            connection.transport.abort()
-
-    def _asks(self, connection: web.RequestHandler) -> None:
-        if (patience := self._silent.pop(connection, None)) is not None:
-            patience.cancel()
-
     async def close(self) -> None:
         """Every connection ends; no answer is waited for that has not begun."""
         await self._runner.cleanup()
-        for patience in self._silent.values():
-            patience.cancel()
 
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        self._asks(request.protocol)
-        if request.method != "GET" or request.path == dialect.PATH:
-            allowed = "POST" if request.path == dialect.PATH else "GET"
-            refusal = self._refusal(request, Fault("method_not_allowed", f"only {allowed}; files go to {dialect.PATH}"))
-            refusal.headers["Allow"] = allowed
+        guest_of(request.transport).ask()
+        handshake = _handshake(request)
+        if handshake.path == dialect.PATH and not is_preflight(request.method, handshake):
+            refusal = self._refusal(request, Fault("method_not_allowed", "files are sent here with POST"))
+            refusal.headers["Allow"] = "POST"
             return refusal
-        page = self._host.page(_handshake(request))
-        return web.Response(
-            status=page.status, body=page.body, headers={"Content-Type": page.content_type, **page.headers}
+        page = self._host.answer(request.method, handshake)
+        if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            fault = Fault("method_not_allowed", f"only GET and HEAD; files go to {dialect.PATH}")
+            refusal = self._refusal(request, fault)
+            refusal.headers.update(page.headers)
+            return refusal
+        headers = (
+            page.headers
+            if page.status == HTTPStatus.NO_CONTENT
+            else {"Content-Type": page.content_type, **page.headers}
         )
+        return web.Response(status=page.status, body=page.body or None, headers=headers)
+
+    async def _share(self, request: web.Request, response: web.StreamResponse) -> None:
+        """With pages of others that may read it: whatever is answered, refusals too."""
+        response.headers.update(self._host.entrance.sharing(_handshake(request)))
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
-        self._asks(request.protocol)
         try:
-            with self._host.visitors.visit(request.remote):
+            with guest_of(request.transport).visiting():
                 handshake = _handshake(request)
                 rights = self._host.entrance.authorise(handshake, tokens(handshake))
                 with self._host.seats:
@@ -168,7 +185,7 @@ class Uploads:
         except Fault as fault:
             return self._refusal(request, fault)
         except (HttpProcessingError, ClientError, ValueError) as error:
-            return self._refusal(request, Fault("bad_form", f"the form cannot be read: {str(error)[:200]}"))
+            return self._refusal(request, Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}"))
         except OSError:
             raise  # the client has gone
         except Exception:
@@ -176,8 +193,7 @@ class Uploads:
             return self._refusal(request, Fault("internal", "this failed inside the service; its log says how"))
 
     async def _answer(self, request: web.Request, rights: Rights) -> web.StreamResponse:
-        source = request.query.get("source", SOURCE)
-        rights.check_send(source)
+        source = rights.check_send(request.query.get("source", SOURCE))
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as upload:
             try:
                 async with self._host.readers.reading():
@@ -239,11 +255,20 @@ class Uploads:
         """
         if not request.content_type.startswith("multipart/"):
             raise Fault("bad_form", "send a form: multipart/form-data with the field file")
-        _Budget(self._max_upload).take(request.content_length or 0)  # before any of it is read
-        budget = _Budget(self._max_upload)
+        if (encoding := request.headers.get("Content-Encoding", "identity")).strip().lower() != "identity":
+            raise Fault("bad_form", f"send the form as it is, without Content-Encoding: {quoted(encoding)}")
+        if (request.content_length or 0) > self._max_upload:  # before any of it is read
+            raise _too_big(self._max_upload)
+        try:
+            return await self._read_parts(_Body(request.content, self._max_upload), request.headers, upload)
+        except (AssertionError, RuntimeError, LookupError) as error:
+            # The library's words for what it did not foresee; the body is the client's all the same.
+            raise Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}") from None
+
+    async def _read_parts(self, body: _Body, headers: Mapping[str, str], upload: IO[bytes]) -> list[tuple[str, str]]:
         fields: list[tuple[str, str]] = []
         found = False
-        parts = await request.multipart()
+        parts = MultipartReader(headers, cast(StreamReader, body))
         while (part := await _patiently(parts.next())) is not None:
             if isinstance(part, MultipartReader):
                 raise Fault("bad_form", "a form within a form: send fields and one file")
@@ -251,10 +276,10 @@ class Uploads:
                 if found:
                     raise Fault("bad_form", "one file at a time")
                 found = True
-                async for chunk in _chunks(part, budget, self._max_upload):
+                async for chunk in _chunks(part, self._max_upload):
                     upload.write(chunk)
             else:
-                value = b"".join([chunk async for chunk in _chunks(part, budget, _FIELD)])
+                value = b"".join([chunk async for chunk in _chunks(part, _FIELD)])
                 fields.append((part.name or "", value.decode("utf-8", "replace")))
             if len(fields) > _MOST_FIELDS:
                 raise Fault("bad_form", f"a form may have {_MOST_FIELDS} fields")
@@ -336,31 +361,52 @@ class _Heard:
             self._fault = Fault("internal", "the answer was not taken in fast enough")
 
 
-class _Refusing(asyncio.Protocol):
-    """A connection that is one too many."""
+class _Body:
+    """A request's body, as the library's reader of forms asks for it, and no further than a client may drive that: all
+    its bytes count, whatever they are; it must not come too slowly; and one that is all there is not read in one go.
+    """
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        made = cast(asyncio.Transport, transport)
-        made.write(TOO_MANY)
-        made.close()
+    def __init__(self, content: StreamReader, most: int) -> None:
+        self._content = content
+        self._most = most
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._paused = self._clock()
+        self._lines = 0
+
+    async def read(self, size: int = -1) -> bytes:
+        return await self._counted(await self._content.read(size))
+
+    async def readline(self, **options: int | None) -> bytes:
+        self._lines += 1
+        if self._lines > _MOST_LINES:
+            raise Fault("bad_form", f"a form may have {_MOST_LINES} lines beside what is in its fields")
+        return await self._counted(await self._content.readline(**options))
+
+    def at_eof(self) -> bool:
+        return self._content.at_eof()
+
+    def unread_data(self, data: bytes) -> None:
+        self._content.unread_data(data)
+
+    async def _counted(self, data: bytes) -> bytes:
+        came, now = self._content.total_bytes, self._clock()
+        if came > self._most:
+            raise _too_big(self._most)
+        if now - self._began > _IDLE + came / _SLOWEST:
+            raise Fault("timeout", f"the form comes too slowly: it must bring {_SLOWEST} bytes a second")
+        if now - self._paused > _LONGEST_TURN:
+            await asyncio.sleep(0)
+            self._paused = self._clock()
+        return data
 
 
-class _Budget:
-    """Bytes that may still come."""
-
-    def __init__(self, left: int) -> None:
-        self._all = self._left = left
-
-    def take(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
-            raise Fault("message_too_big", f"a request may have {self._all} bytes (dialects.max_upload)")
+def _too_big(most: int) -> Fault:
+    return Fault("message_too_big", f"a request may have {most} bytes (dialects.max_upload)")
 
 
-async def _chunks(part: BodyPartReader, budget: _Budget, most: int) -> AsyncIterator[bytes]:
+async def _chunks(part: BodyPartReader, most: int) -> AsyncIterator[bytes]:
     size = 0
     while chunk := await _patiently(part.read_chunk(_CHUNK)):
-        budget.take(len(chunk))
         size += len(chunk)
         if size > most:
             raise Fault("bad_form", f"a field may have {most} bytes")
@@ -380,5 +426,4 @@ def _handshake(request: web.Request) -> Handshake:
     headers: dict[str, tuple[str, ...]] = {}
     for name, value in request.headers.items():
         headers[name.lower()] = (*headers.get(name.lower(), ()), value)
-    parts = split(request.raw_path)
-    return Handshake(parts.path, parts.query, headers)
+    return Handshake(path_of(request.raw_path), split(request.raw_path).query, headers)

@@ -21,7 +21,12 @@ MODELS = "/v1/models"
 """Which there are, for clients that ask before they speak."""
 
 SOURCES = "/v1/sources"
-"""The one page that tells what was heard of: whoever asks must be let in like a websocket client."""
+METRICS = "/metrics"
+"""How much is said, and when, is nobody's business either: it takes a token, whatever sources that is for."""
+
+GUARDED = frozenset({MODELS, SOURCES, METRICS})
+"""The pages that tell something of somebody: whoever asks must be let in like a websocket client. All others are the
+same for everybody."""
 
 MayRead = Callable[[str], bool]
 
@@ -111,7 +116,8 @@ class Pages:
 
 def refusal(status: HTTPStatus, error: str) -> Page:
     """`error`: the event, as JSON."""
-    return Page(status, error.encode(), _JSON)
+    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
+    return Page(status, error.encode(), _JSON, headers)
 
 
 def _read(name: str, content_type: str) -> Page:

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from daemon.config import Wyoming as WyomingSettings
 from daemon.dialects import wyoming as dialect
-from daemon.edges import Pace, Readers, Seats, Stream, Visitors
+from daemon.edges import Guest, Guests, Pace, Readers, Seats, Stream
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.release import our_version
@@ -63,7 +63,7 @@ class Wyoming:
 
     Attributes:
         address: host and port, once it listens.
-        visitors: how many there may be from one address.
+        guests: all connections.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Wyoming:
         send_timeout: float,
         gateway: Gateway,
         metrics: Metrics,
-        visitors: Visitors,
+        guests: Guests,
         pace: Callable[[], Pace],
     ) -> None:
-        self.visitors = visitors
+        self.guests = guests
         self.pace = pace
         self.address = ("", 0)
         self.settings = settings
@@ -118,14 +118,19 @@ class Wyoming:
 
     # asyncio would make a task of a coroutine itself, but not let us wait for it.
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(_Connection(reader, writer, self)))
+        connection = _Connection(reader, writer, self)
+        guest = self.guests.enter(connection.address, lambda _: writer.transport.abort())
+        if guest is None:
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._serve(connection, guest))
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
-    async def _serve(self, connection: _Connection) -> None:
+    async def _serve(self, connection: _Connection, guest: Guest) -> None:
         self._metrics.wyoming_clients.inc()
         try:
-            with self._seats, self.visitors.visit(connection.address):
+            with self._seats, guest.visiting():
                 await _Conversation(self, connection).run()
         except Fault as fault:
             await self.refuse(connection, fault)
@@ -134,6 +139,7 @@ class Wyoming:
             self._metrics.errors.labels("internal").inc()
         finally:
             await connection.close()
+            guest.left()
             self._metrics.wyoming_clients.dec()
 
 
@@ -251,6 +257,7 @@ class _Conversation:
                     if not data:
                         return None
                     self._decoder.feed(data)
+                self._pace.charge(self._decoder.parsed)
                 return message
         except TimeoutError:
             if self._decoder.halfway:

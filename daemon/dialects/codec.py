@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl
 
+from daemon.dialects.words import quoted
 from daemon.faults import Fault
 from streaming.events import Event, Inbound, Resume
 
@@ -194,7 +195,7 @@ def check_known(query: Mapping[str, str], *known: str) -> None:
     for name in query:
         if name not in (*known, "token"):
             raise Fault(
-                "unknown_parameter", f"unknown parameter {name[:60]!a} in the address: {', '.join(known)} or token"
+                "unknown_parameter", f"unknown parameter {quoted(name)} in the address: {', '.join(known)} or token"
             )
 
 

@@ -106,7 +106,7 @@ def _once(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
     once: dict[str, str] = {}
     for name, value in fields:
         if name not in _KNOWN:
-            raise _cannot(name[:60], "it cannot be asked for here: leave it out")
+            raise _cannot(quoted(name)[1:-1], "it cannot be asked for here: leave it out")
         if name in once and not name.endswith("[]"):
             raise _bad(name, "may come once")
         once[name] = value

@@ -103,7 +103,7 @@ class Realtime(Codec):
     def __init__(self, handshake: Handshake) -> None:
         query = dict(query_pairs(handshake.query, 64))
         if (intent := query.get("intent", "transcription")) != "transcription":
-            raise Fault("unsupported_parameter", f"the intent can only be transcription here, not {intent[:60]!a}")
+            raise Fault("unsupported_parameter", f"the intent can only be transcription here, not {quoted(intent)}")
         headers = ",".join(handshake.headers.get("openai-beta", ()))
         self._beta = "realtime=v1" in headers or _BETA_PROTOCOL in handshake.subprotocols
         self._source = query.get("source", SOURCE)

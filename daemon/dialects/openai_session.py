@@ -239,8 +239,7 @@ def _nothing_else(body: Mapping[str, Any], at: str) -> None:
     """What is null asks for nothing."""
     for name, value in body.items():
         if value is not None:
-            shown = name[:60].encode("utf-8", "backslashreplace").decode()  # it may hold half a surrogate pair
-            raise _cannot(f"{at}.{shown}", "it is no part of a transcription session here: leave it out")
+            raise _cannot(f"{at}.{quoted(name)[1:-1]}", "it is no part of a transcription session here: leave it out")
 
 
 def _text(value: object, at: str) -> str | None:

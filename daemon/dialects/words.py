@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from daemon.logs import shortened
+
 _LONGEST = 60
 
 
@@ -25,13 +27,9 @@ def read_json(text: str | bytes) -> Any:
 
 def shown(value: object) -> str:
     """`value` as JSON, cut: what a client sent must not fill its own error or our log."""
-    return _cut(json.dumps(value, ensure_ascii=True))
+    return shortened(json.dumps(value, ensure_ascii=True), _LONGEST)
 
 
-def quoted(value: object) -> str:
-    """The same as Python writes it, for what came in an address or a form rather than as JSON."""
-    return _cut(ascii(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+def quoted(value: object, most: int = _LONGEST) -> str:
+    """The same as Python writes it, for what came in an address, a header or a form rather than as JSON."""
+    return shortened(ascii(value), most)

@@ -51,7 +51,12 @@ class Transcribe:
     model: str | None
 
 
-Message = Describe | Ping | Transcribe | Start | Audio | Stop
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Passed over, as the protocol wants; it counts as a message all the same."""
+
+
+Message = Describe | Ping | Transcribe | Start | Audio | Stop | Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,13 @@ class Decoder:
     """One client's bytes, in order, split anywhere.
 
     A chunk of audio without an `audio-start` before it begins a turn itself: it says all that a start says.
+
+    Attributes:
+        parsed: bytes of JSON in the last message.
     """
 
     def __init__(self) -> None:
+        self.parsed = 0
         self._buffer = bytearray()
         self._header: _Header | None = None
         self._ready: deque[Message] = deque()
@@ -84,7 +93,7 @@ class Decoder:
         self._buffer += data
 
     def next(self) -> Message | None:
-        """The next message; None until more bytes come. What we do not know is passed over, as the protocol wants.
+        """The next message; None until more bytes come.
 
         Raises:
             Fault: `message_too_big`, `bad_json`, `bad_field`, `bad_format`, `bad_order`. Fatal: where the next message
@@ -103,6 +112,7 @@ class Decoder:
 
     def _read_header(self) -> _Header | None:
         end = self._buffer.find(b"\n")
+        self.parsed = max(end, 0)
         if end > MAX_HEADER or (end < 0 and len(self._buffer) > MAX_HEADER):
             raise _fault("message_too_big", f"a header line may have {MAX_HEADER} bytes")
         if end < 0:
@@ -118,6 +128,7 @@ class Decoder:
         )
 
     def _read_data(self, length: int) -> dict[str, Any]:
+        self.parsed += length
         return _object(self._take(length), "the data") if length else {}
 
     def _take(self, length: int) -> bytes:
@@ -142,7 +153,7 @@ class Decoder:
                 return self._chunk(data, payload)
             case "audio-stop":
                 return [self._stop()]
-        return []
+        return [Unknown()]
 
     def _start(self, audio: _Samples) -> Start:
         self._audio = audio

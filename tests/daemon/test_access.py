@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -88,12 +89,30 @@ def test_a_token_that_is_listed_twice_may_what_either_says() -> None:
 def test_patterns(pattern: str, source: str, fits: bool) -> None:
     rights = Rights((pattern,), (pattern,))
     assert rights.may_read(source) is fits
-    for check_one in (rights.check_send, rights.check_read):
+    checks: list[Callable[[str], object]] = [rights.check_send, rights.check_read]
+    for check_one in checks:
         if fits:
             check_one(source)
         else:
             with pytest.raises(Fault, match="its sources are"):
                 check_one(source)
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", min_size=1, max_size=8))
+def test_patterns_fit_as_a_regular_expression_would(pattern: str, source: str) -> None:
+    wanted = re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), source) is not None
+    assert Rights((), (pattern,)).may_read(source) is wanted
+
+
+@pytest.mark.timeout(20)
+def test_a_pattern_takes_no_longer_for_what_nearly_fits() -> None:
+    """Against a regular expression this would not end; and a name is judged before it is compared."""
+    rights = Rights(("*-" * 30 + "x",), ("*-" * 30 + "x",))
+    assert not rights.may_read("-" * 100_000)
+    with pytest.raises(Fault, match="source must be"):
+        rights.check_send("-" * 2000)
+    with pytest.raises(Fault, match="source must be"):
+        rights.check_read("-" * 2000)
 
 
 # --- at the port -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Client, client, scripted, service, speech
+from harness import Client, client, scripted, service, speech, wait_until
+from test_limits import upgrade
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from daemon import peer
@@ -294,12 +296,60 @@ async def _seat_is_free(url: str) -> None:
 
 async def test_paths_that_are_not_there(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with beside(tokenizer_file, caplog) as daemon:
-        for path in ("/", "/v1", "/v1/stream/", "/v2/stream"):
+        for path in ("/", "/v1", "/v1/stream/x", "/v2/stream"):
             with pytest.raises(InvalidStatus) as caught:
                 async with client(daemon.server.url, path):
                     pass
             assert caught.value.response.status_code == 404
             assert b"/v1/stream" in (caught.value.response.body or b"")
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/events", "/v1/realtime", "/v1/listen"])
+async def test_a_message_in_too_many_pieces(path: str, tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with beside(tokenizer_file, caplog) as daemon, client(daemon.server.url, path) as mine:
+        with contextlib.suppress(ConnectionClosed):
+            await mine.ws.send(b"\x00\x00" for _ in range(9000))
+        code = "subscribe_only" if path == "/v1/events" else "message_too_big"
+        assert await mine.rest() == (1003 if path == "/v1/events" else 1009)
+        metrics = daemon.pipeline.metrics
+        assert metrics.errors.labels("internal")._value.get() == 0
+        assert metrics.client_errors.labels(code)._value.get() == 1
+        assert any(code in json.dumps(event) for event in mine.events) or path == "/v1/listen"
+
+
+async def test_a_message_in_many_pieces(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
+        audio = speech()
+        for _ in range(2):
+            size = len(audio) // 1000 + 1
+            await mine.ws.send(audio[at : at + size] for at in range(0, len(audio), size))
+        await mine.say(type="stop")
+        assert await mine.rest() == 1000
+        assert mine.events[-1]["audio_seconds"] == 2 * len(audio) / 32000
+
+
+async def test_too_many_pieces_of_one_that_is_not_waited_for(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused, and does not answer its close; what is left of its message is nothing to stumble over."""
+    monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 0.5)
+    sections = {
+        "server": {"tokens": ["right"]}, "dialects": {"whisperlive": 0}, "subscribers": {"send_timeout": 0.2}
+    }  # fmt: skip
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        host, _, port = daemon.server.urls["whisperlive"].removeprefix("ws://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(upgrade("/"))
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        nothing = b"\x80" + bytes(4)  # its length, and a mask of zeros
+        writer.write(b"\x02" + nothing + (b"\x00" + nothing) * 20000)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        await wait_until(lambda: not daemon.server.guests._here)
+        gc.collect()
+        assert daemon.pipeline.metrics.errors.labels("internal")._value.get() == 0
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import io
 import json
 import logging
 import os
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from harness import PATIENCE, ROOT, Event, broker, client, listener, scripted, service, speech, wait_until
 from test_mqtt_outages import DAEMON
 from test_server import fetch
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from daemon import logs
 from daemon.config import Settings
+from daemon.dialects.words import quoted, shown
 
 TOKEN, LATER = "a-token/that%nobody?guesses", "another-token-after-a-reload"
 WRONG_PLACES = [
@@ -116,6 +119,102 @@ def test_a_secret_is_struck_out_as_a_word() -> None:
         assert line("t") == "t"
     finally:
         logs.hide([])
+
+
+LONG = "a-token-that-is-longer-than-what-is-shown-of-anything-" + "0123456789abcdef" * 8
+
+
+@pytest.mark.parametrize("glue", ["", "x", "token_", "ü"])
+def test_a_secret_is_struck_out_wherever_it_stands_and_whoever_cut_it(glue: str) -> None:
+    formatter = logs._Text("%(message)s")
+    try:
+        logs.hide([LONG, "short", "with'quote\\s"])
+        for text in (LONG, LONG[:60], LONG[:200], LONG[:20] + "...", quote(LONG)):
+            told = formatter.format(logging.makeLogRecord({"msg": glue + text + glue}))
+            assert told.startswith(glue + "***")
+            assert LONG[:16] not in told
+            assert LONG[-16:] not in told
+        for show in (quoted, shown):
+            for value in (LONG, glue + LONG, [glue + LONG], "y" * 50 + LONG, "y" * 1_000_000, "with'quote\\s"):
+                told = show(value)
+                assert len(told) <= 60
+                assert "a-token" not in told
+                assert "quote" not in told
+        assert quoted("shortly") == "'shortly'"
+    finally:
+        logs.hide([])
+
+
+async def test_a_token_that_is_cut_is_in_no_error_and_no_line(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is told of a client's fault shows what it sent, cut: through every entrance."""
+    caplog.set_level(logging.DEBUG, "daemon")
+    told: list[str] = []
+    sections = {"server": {"tokens": [LONG]}, "dialects": {"vosk": 0, "whisperlive": 0}}
+    try:
+        async with service(scripted(tokenizer_file), sections) as daemon:
+            logs.hide([LONG])
+            urls = [(daemon.server.url, path) for path in ("/v1/stream", "/v1/events", "/v1/realtime", "/v1/listen")]
+            for url, path in [*urls, *((url, "/") for url in daemon.server.urls.values())]:
+                for query in (f"source=x{LONG}", f"x{LONG}=1", f"intent={LONG}", f"since=x{LONG}&source=a"):
+                    with contextlib.suppress(InvalidStatus):
+                        async with client(url, f"{path}?token={LONG}&{query}") as mine:
+                            with contextlib.suppress(ConnectionClosed):
+                                await mine.ws.send(json.dumps({"type": f"x{LONG}", f"y{LONG}": LONG, "config": LONG}))
+            for headers in ({"Origin": f"https://{LONG}.example"}, {"Host": f"{LONG}.example"}):
+                async with httpx.AsyncClient(base_url=daemon.server.url.replace("ws", "http", 1)) as made:
+                    told += [(await made.get("/v1/sources", headers=headers)).text]
+                    fields = {f"x{LONG}": LONG, "response_format": f"x{LONG}"}
+                    query = f"/v1/audio/transcriptions?token={LONG}&source=x{LONG}"
+                    told += [(await made.post(query, data=fields, headers=headers)).text]
+    finally:
+        logs.hide([])
+        said = [record.getMessage() for record in caplog.records]
+    # What is logged of a fault is what its client is told.
+    assert sum("***" in each for each in said) > 10
+    for text in (*told, *said):
+        assert "a-token-that" not in text
+
+
+def test_lines_are_bounded_in_size_and_number() -> None:
+    def say(text: str) -> None:
+        logger.info("%s", text)
+
+    out = io.StringIO()
+    handler = logs._Stderr(journal=False)
+    handler.setStream(out)
+    handler.use("text")
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    say("x" * 1_000_000)
+    assert len(out.getvalue()) < 20_000
+    assert " characters were left out" in out.getvalue()
+    for _ in range(1000):
+        say("y" * 10_000)
+    assert len(out.getvalue()) < 400_000
+    logger.info("somebody else")
+    assert "somebody else" in out.getvalue()
+    budget = next(iter(handler._budgets._places.values()))
+    left_out, budget._left = budget.left_out, 1000.0
+    say("once more")
+    assert f"{left_out} lines like the next were left out" in out.getvalue().splitlines()[-2]
+    assert out.getvalue().endswith("once more\n")
+
+
+async def test_what_parts_of_a_form_say_of_themselves_is_no_line_of_the_log(
+    tokenizer_file: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        head = b"--x\r\nContent-Disposition: form-data; name*=rubbish''" + b"%ff" * 1000 + b"; nothing\r\n\r\n1\r\n"
+        async with httpx.AsyncClient(base_url=daemon.server.url.replace("ws", "http", 1)) as made:
+            answer = await made.post(
+                "/v1/audio/transcriptions",
+                content=head * 10 + b"--x--\r\n",
+                headers={"Content-Type": "multipart/form-data; boundary=x"},
+            )
+    assert answer.status_code == 400
+    assert not [each for each in recwarn if "rubbish" in str(each.message)]
 
 
 # --- the form --------------------------------------------------------------------------------------------------------

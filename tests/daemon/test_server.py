@@ -53,7 +53,7 @@ async def test_the_pages(tokenizer_file: Path) -> None:
         assert (status, "/v1/stream" in text) == (404, True)
         assert (await page("/v1/stream"))[0] == 426
         status, _, headers = await page("/healthz", "POST")
-        assert (status, headers["Allow"]) == (405, "GET")
+        assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
 
 async def test_not_ready_before_it_is(tokenizer_file: Path) -> None:

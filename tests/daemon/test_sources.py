@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon import sources
+from daemon.access import Rights
+from daemon.config import Token
 from daemon.faults import Fault
 from daemon.sources import Sources, State, check_name
 
 
 @given(st.text(max_size=80))
 def test_a_name_is_one_level_of_a_topic_or_a_fault(name: str) -> None:
-    fine = 1 <= len(name) <= 64 and name == name.strip() and not set(name) & set('/+#$"\\') and name.isprintable()
-    if fine:
-        assert check_name(name) == name
+    refused: tuple[str, bool, bool] | None = None
+    try:
+        known = check_name(name)
+    except Fault as fault:
+        refused = (fault.code, fault.fatal, fault.message.isascii())
+    if refused is not None:
+        assert refused == ("bad_source", True, True)
         return
-    with pytest.raises(Fault) as caught:
-        check_name(name)
-    assert (caught.value.code, caught.value.fatal) == ("bad_source", True)
-    assert caught.value.message.isascii()
+    assert 1 <= len(known) <= 64
+    assert known == known.strip() == unicodedata.normalize("NFC", name) == check_name(known)
+    assert not set(known) & set('/+#$"\\')
+    assert all(char.isprintable() or char in "\u200c\u200d" for char in known)
 
 
-@pytest.mark.parametrize("name", ["kitchen", "küche", "Living room", "台所", "a-b_c.1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kitchen", "küche", "Living room", "台所", "a-b_c.1", "кухня", "गलियारा", "ห้องครัว", "거실", "☕ corner", "Bếp",
+        "آشپزخانه\u200cها",  # noqa: RUF001 - Persian: a plural is written so
+        "क्\u200dष", "ക്\u200c",  # behind a virama
+    ],
+)  # fmt: skip
 def test_names_that_people_give(name: str) -> None:
     assert check_name(name) == name
+
+
+def test_one_name_has_one_spelling() -> None:
+    assert check_name("ku\u0308che") == check_name("k\u00fcche") == "k\u00fcche"
+    assert Rights(send=("k\u00fcche*",)).check_send("ku\u0308che-2") == "k\u00fcche-2"
+    token = Token(token="t", send=("ku\u0308che",), read=())
+    assert Rights(send=token.send).check_send("k\u00fcche") == "k\u00fcche"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kitchen\u3164", "\u115f", "kit\u034fchen", "kit\u00adchen", "kit\u200bchen", "kit\u200cchen", "kit\u200dchen",
+        "\u200ckitchen", "kitchen\u200c", "kitchen\ufe0f", "\ufeffkitchen", "\u202ekitchen", "\u2800", "a\U000e0061",
+        "آ\u200c\u200cش", "آ\u200dش", "\u0308a", "a  b", "a\u00a0b", " a", "a\tb", "a\u2028b", "\ud800", "", "x" * 65,
+    ],
+)  # fmt: skip
+def test_what_nobody_would_see_is_refused(name: str) -> None:
+    with pytest.raises(Fault, match="source must be") as caught:
+        check_name(name)
+    assert caught.value.code == "bad_source"
 
 
 def changes(which: Sources) -> list[tuple[str, State]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import tomllib
@@ -107,10 +108,13 @@ async def test_under_which_names_a_page_is_ours(
     """A stranger's page may have a name that was made to point at this machine: for a browser it is then our own."""
     async with service(scripted(tokenizer_file), {"server": settings}) as daemon:
         token = {"Authorization": "Bearer secret"} if settings.get("tokens") else {}
-        status, body, _ = await get(daemon, "/v1/sources", Host=host, **token)
-        assert status == (200 if fine else 403)
-        if not fine:
-            assert json.loads(body)["code"] == "bad_origin"
+        for path in ("/v1/sources", "/metrics", "/v1/models"):
+            status, body, _ = await get(daemon, path, Host=host, **token)
+            assert status == (200 if fine else 403)
+            if not fine:
+                assert json.loads(body)["code"] == "bad_origin"
+        for path in ("/healthz", "/readyz", "/"):  # these are the same for everybody
+            assert (await get(daemon, path, Host=host))[0] == 200
         # `Origin` comes behind the handshake's own headers; the first `Host` would be the socket's address.
         headers = {"Host": host, "Origin": f"http://{host}"} | token
         async with _raw(daemon, headers) as answer:
@@ -137,3 +141,81 @@ class _raw:  # noqa: N801 - used like a function
 
     async def __aexit__(self, *_: object) -> None:
         self._writer.close()
+
+
+# --- for pages of others, and for whoever only looks whether we are here ----------------------------------------------
+
+
+APP = "https://app.example"
+
+
+async def ask(daemon: Service, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def fetch() -> tuple[int, dict[str, str], bytes]:
+        address = daemon.server.url.removeprefix("ws://")
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+            connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+
+    return await asyncio.to_thread(fetch)
+
+
+@pytest.mark.parametrize("openai", [True, False])
+@pytest.mark.parametrize("path", ["/v1/sources", "/v1/models", "/v1/audio/transcriptions", "/healthz"])
+async def test_a_page_of_others_may_ask_first(path: str, openai: bool, tokenizer_file: Path) -> None:
+    sections = {"server": {"origins": [APP], "tokens": ["t"]}, "dialects": {"openai": openai}}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        wanted = "authorization, x-stainless-os"
+        asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": wanted}
+        status, headers, body = await ask(daemon, "OPTIONS", path, Origin=APP, **asked)
+        assert (status, body) == (204, b"")
+        assert headers["access-control-allow-origin"] == APP
+        assert headers["access-control-allow-headers"] == wanted
+        assert "POST" in headers["access-control-allow-methods"]
+        assert headers["vary"] == "Origin"
+        status, headers, _ = await ask(daemon, "OPTIONS", path, Origin=APP + ".evil.example", **asked)
+        assert status == 403
+        assert "access-control-allow-origin" not in headers
+        asked["Access_Control_Request_Headers"] = "x" * 2000
+        status, headers, _ = await ask(daemon, "OPTIONS", path, Origin=APP, **asked)
+        assert headers["access-control-allow-headers"] == "authorization, content-type"
+
+
+async def test_a_page_of_others_may_read_the_answers(tokenizer_file: Path) -> None:
+    sections = {"server": {"origins": [APP], "tokens": ["t"]}}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        for method, path, wanted in [
+            ("GET", "/v1/models", 200), ("GET", "/v1/sources/", 200), ("GET", "/nothing", 404),
+            ("POST", "/v1/audio/transcriptions", 400), ("POST", "/v1/audio/transcriptions/", 400), ("PUT", "/x", 405),
+        ]:  # fmt: skip
+            for token, status in (("t", wanted), ("wrong", wanted if wanted in (404, 405) else 401)):
+                got, headers, _ = await ask(daemon, method, path, Origin=APP, Authorization=f"Bearer {token}")
+                assert got == status
+                assert (headers["access-control-allow-origin"], headers["vary"]) == (APP, "Origin")
+            _, headers, _ = await ask(daemon, method, path, Origin="https://evil.example", Authorization="Bearer t")
+            assert "access-control-allow-origin" not in headers
+
+
+async def test_nobody_is_told_of_sharing_where_nobody_is_listed(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        _, headers, _ = await ask(daemon, "GET", "/healthz", Origin=APP)
+        assert not any(name.startswith("access-control") for name in headers)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/page.js", "/metrics", "/v1/models", "/nothing"])
+async def test_head_has_the_head_of_the_answer(path: str, tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        whole, head = await ask(daemon, "GET", path), await ask(daemon, "HEAD", path)
+        assert (head[0], head[2]) == (whole[0], b"")
+        if path != "/metrics":  # it counts itself
+            assert head[1].items() >= {"content-length": str(len(whole[2]))}.items()
+            assert head[1]["content-type"] == whole[1]["content-type"]
+
+
+async def test_a_slash_at_the_end_says_nothing(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        assert (await ask(daemon, "GET", "/healthz/"))[0] == 200
+        assert (await ask(daemon, "GET", "/v1/models//?x"))[0] == 200
+        async with client(daemon.server.url, "/v1/stream/") as mine:
+            await mine.say(type="start")
+            assert (await mine.next())["type"] == "ready"

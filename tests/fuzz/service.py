@@ -123,7 +123,7 @@ class Daemon:
                 "wyoming_clients": metrics.wyoming_clients._value.get(),
                 "subscribers": metrics.subscribers._value.get() - self._own_subscribers,
                 "stream seats": float(server.seats._taken),
-                "handshakes": float(len(server._handshakes._waiting)),
+                "handshakes": float(server.guests.number_waiting),
             }
 
         while any(left().values()):
