@@ -8,10 +8,10 @@ was recorded. Knows nothing of speech, of messages, or of where the bytes come f
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import av
 import numpy as np
 
 from streaming.audio import AudioDecoder, AudioFormat, FormatError
@@ -32,17 +32,9 @@ class OpusDecoder:
         heard: samples so far, at 48 kHz.
         invalid_samples: samples of packets that could not be decoded; each was taken as silence.
         leftover: bytes of a packet that is not complete yet.
-
-    Raises:
-        FormatError: `bad_encoding`; the library is not here.
     """
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("av") is None:
-            raise FormatError(
-                "bad_encoding",
-                "opus needs a library that is not installed here (pip install 'whisperd[opus]'): send pcm_s16le",
-            )
         self._samples = AudioDecoder(AudioFormat("pcm_f32le", _RATE, 1))
         self._begun = b""  # too little to tell the container by
         self._container: _Container | None = None
@@ -126,8 +118,6 @@ class OpusDecoder:
         return samples[skipped:]
 
     def _open(self, head: bytes) -> None:
-        import av
-
         if len(head) < 19 or not 1 <= head[9] <= _MOST_CHANNELS:
             raise _damaged(f"its head (OpusHead) is too short, or has no channels from 1 to {_MOST_CHANNELS}")
         self._codec = av.CodecContext.create("opus", "r")
@@ -137,8 +127,6 @@ class OpusDecoder:
 
     def _sound(self, packet: bytes) -> Waveform:
         """One packet: mono, 48 kHz. Silence of its length where it cannot be decoded."""
-        import av
-
         try:
             frames = self._codec.decode(av.Packet(packet)) if packet else []
         except (av.FFmpegError, ValueError):

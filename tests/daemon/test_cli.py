@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import sounds
 from harness import DATA, PATIENCE, ROOT, broker, scripted, service
 
 from daemon import check as checks
@@ -111,6 +112,24 @@ def test_files_of_other_kinds(whisperd: Whisperd, tmp_path: Path, rate: int, cha
     (reference,) = lines(whisperd("transcribe", "--json", KITCHEN)[1])
     assert abs(final["start"] - reference["start"]) <= 0.1
     assert abs(final["end"] - reference["end"]) <= 0.1
+
+
+def test_what_telephones_and_dead_recorders_leave(whisperd: Whisperd, tmp_path: Path) -> None:
+    said, rate = soundfile.read(KITCHEN, dtype="int16")
+    assert rate == 16000
+    kinds = {
+        "voice.m4a": sounds.encoded("m4a", said),
+        "browser.webm": sounds.encoded("webm, live", said),
+        "no-sizes.wav": sounds.with_data_size(sounds.written("WAV", said), 0),
+        "pipe.flac": sounds.of_unknown_length(sounds.written("FLAC", said)),
+        "chain.ogg": sounds.written("OGG", said) * 2,
+    }
+    for name, data in kinds.items():
+        (tmp_path / name).write_bytes(data)
+    code, out, err = whisperd("transcribe", "--json", *(str(tmp_path / name) for name in kinds))
+    assert (code, err) == (0, "")
+    heard = [Path(event["source"]).name for event in lines(out)]
+    assert heard == [*kinds, "chain.ogg"]
 
 
 def test_one_bad_file_does_not_cost_the_others(whisperd: Whisperd, tmp_path: Path) -> None:
