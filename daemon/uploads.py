@@ -37,7 +37,7 @@ from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
 from daemon.metrics import Metrics
 from daemon.web import Page
-from streaming.events import Error, Final, Start
+from streaming.events import Error, Final, Notice, Start
 
 _log = logging.getLogger(__name__)
 
@@ -357,6 +357,8 @@ class _Heard:
             match event:
                 case Final():
                     yield event
+                case Notice(message=message):
+                    self.warnings.append(f"{self.file.name}: {message}")
                 case Error(code=code, message=message):
                     self._fault = self._fault or Fault(code, message)
         if outbox.overflowed:

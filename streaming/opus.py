@@ -15,6 +15,7 @@ import av
 import numpy as np
 
 from streaming.audio import AudioDecoder, AudioFormat, FormatError
+from streaming.form import Finding, Form
 from streaming.job import Waveform
 
 _RATE = 48000  # of every Opus decoder, whatever was recorded
@@ -36,6 +37,7 @@ class OpusDecoder:
 
     def __init__(self) -> None:
         self._samples = AudioDecoder(AudioFormat("pcm_f32le", _RATE, 1))
+        self._form = Form(_RATE)
         self._begun = b""  # too little to tell the container by
         self._container: _Container | None = None
         self._codec: Any = None
@@ -100,8 +102,13 @@ class OpusDecoder:
         if self._container is not None:
             self._container.forget()
 
+    def findings(self) -> list[Finding]:
+        """As of `AudioDecoder`."""
+        return self._form.findings()
+
     def finish(self) -> Waveform:
         """What the resampler still held."""
+        self._form.end()
         return self._samples.finish()
 
     def _decode(self, packet: bytes) -> Waveform:
@@ -132,8 +139,10 @@ class OpusDecoder:
         except (av.FFmpegError, ValueError):
             frames = []
         if frames:
-            mono: list[Waveform] = [frame.to_ndarray().mean(axis=0, dtype=np.float32) for frame in frames]
-            return np.concatenate(mono).clip(-1, 1)
+            channels: Waveform = np.concatenate([frame.to_ndarray().T for frame in frames])
+            mono: Waveform = channels.mean(axis=1, dtype=np.float32)
+            self._form.look(channels, mono)
+            return mono.clip(-1, 1)
         silence = _silence(_duration(packet))
         self._lost += silence.size
         return silence

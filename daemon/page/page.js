@@ -52,7 +52,7 @@ function received(event, arrived = Date.now()) {
   if (event.type === "ready") {
     say("models", `${event.student}${event.teacher ? ` + ${event.teacher}` : ""}, ${event.device}`);
     describe();
-  } else if (event.type === "error") notice(event.message);
+  } else if (event.type === "error" || event.type === "notice") notice(event.message);
   if (!transcripts.receive(event, arrived)) return;
   if (event.source === selected && arrived !== null) measured(event);
   draw();

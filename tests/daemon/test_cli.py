@@ -210,8 +210,18 @@ def test_a_long_file_keeps_its_clock_and_its_order(whisperd: Whisperd, tmp_path:
 
 def test_silence_is_no_text(whisperd: Whisperd, tmp_path: Path) -> None:
     path = str(tmp_path / "silence.wav")
-    soundfile.write(path, np.zeros(5 * 16000, np.float32), 16000)
+    murmur = 0.001 * np.random.default_rng(1).standard_normal(5 * 16000)
+    soundfile.write(path, murmur, 16000)
     assert whisperd("transcribe", path) == (0, "", "")
+
+
+def test_nothing_at_all_is_said_to_be_nothing(whisperd: Whisperd, tmp_path: Path) -> None:
+    path = str(tmp_path / "zeros.wav")
+    soundfile.write(path, np.zeros(5 * 16000, np.float32), 16000)
+    code, out, err = whisperd("transcribe", path)
+    assert (code, out) == (0, "")
+    assert err.startswith(f"whisperd: {path}: all samples were zero for 5 s: ")
+    assert err.count("\n") == 1
 
 
 # --- in a process of its own -----------------------------------------------------------------------------------------

@@ -192,6 +192,15 @@ async def test_what_a_player_plays_is_heard_and_what_is_missing_is_said(name: st
         assert done.get("warnings", [None]) == [warning]
 
 
+async def test_a_file_that_is_silence_once_it_is_mixed(tokenizer_file: Path) -> None:
+    said = np.frombuffer(speech(), "<i2") // 2
+    data = sounds.written("WAV", np.stack([said, -said], 1))
+    async with service(scripted(tokenizer_file)) as daemon:
+        answer = await transcribe(daemon.server.url, file=("a", data))
+    (warning,) = answer.model_extra["warnings"]
+    assert (answer.text, warning.partition(",")[0]) == ("", "the file: the channels are each other's opposite")
+
+
 async def test_a_file_is_decoded_beside_the_loop(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
 
