@@ -231,6 +231,8 @@ async def _transcribe(pipeline: Pipeline, options: argparse.Namespace) -> int:
                 try:
                     with contextlib.closing(AudioFile(path)) as file:
                         await _transcribe_file(pipeline, file, lines, options)
+                        if missing := file.missing:
+                            raise FileError(f"{file.name}: is damaged: {missing}")
                 except FileError as error:
                     print(f"whisperd: {error}", file=sys.stderr)
                     failed = True
@@ -246,28 +248,23 @@ async def _transcribe(pipeline: Pipeline, options: argparse.Namespace) -> int:
 async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from daemon.files import FileError
     from daemon.terminal import show_all
 
     stream = pipeline.open_stream(file.start(partials=options.partials, words=options.words))
     printer = asyncio.create_task(show_all(stream.outbox, lines.show))
     began, heard = time.monotonic(), 0.0
     try:
-        with tqdm(
-            total=round(file.seconds, 1), unit="s", desc=file.name, leave=False, disable=not sys.stderr.isatty()
-        ) as bar:
-            try:
-                for audio, seconds in file.blocks():
-                    if printer.done():
-                        printer.result()  # it failed: what is still heard would be printed nowhere
-                    heard += seconds
-                    if options.realtime:
-                        await asyncio.sleep(began + heard - time.monotonic())
-                    await stream.receive(audio)
-                    bar.update(seconds)
-            except FileError:
-                await stream.finish()  # what came before the damage was heard
-                raise
+        seconds_in_all = None if file.announced is None else round(file.announced, 1)
+        shown = sys.stderr.isatty()
+        with tqdm(total=seconds_in_all, unit="s", desc=file.name, leave=False, disable=not shown) as bar:
+            async for audio, seconds in file.blocks():
+                if printer.done():
+                    printer.result()  # it failed: what is still heard would be printed nowhere
+                heard += seconds
+                if options.realtime:
+                    await asyncio.sleep(began + heard - time.monotonic())
+                await stream.receive(audio)
+                bar.update(seconds)
             await stream.finish()
     finally:
         stream.close()

@@ -32,6 +32,7 @@ from streaming.events import (
     Flush,
     Flushed,
     Inbound,
+    Notice,
     Ready,
     Start,
     Stop,
@@ -191,6 +192,7 @@ class Stream:
             if self._ended:
                 return
             samples = self._decode(data[at : at + self._slice])
+            self._notice()
             # A few bytes of opus may hold a long silence.
             for begin in range(0, max(1, samples.size), _SLICE_SAMPLES):
                 self._take(samples[begin : begin + _SLICE_SAMPLES], now - self._decoder.delay)
@@ -202,6 +204,11 @@ class Stream:
         except FormatError as error:
             self._decoder.forget_leftover()  # it is this that cannot be read, and not cut off as well
             raise Fault(error.code, str(error), fatal=True) from None
+
+    def _notice(self) -> None:
+        for finding in self._decoder.findings():
+            _log.info("%s: %s", finding.code, finding.message)
+            self.outbox.put(Notice(finding.code, finding.message, self.source))
 
     def _take(self, samples: Waveform, arrived: float) -> None:
         seconds = len(samples) / SAMPLE_RATE
@@ -240,6 +247,7 @@ class Stream:
         self._ended = True
         now = time.monotonic()
         self._say(self._receive(self._decoder.finish(), now))
+        self._notice()
         if self._decoder.leftover:
             fault = _odd_bytes(self._decoder)
             self._shared.metrics.client_errors.labels(fault.code).inc()

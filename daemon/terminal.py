@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import AsyncIterable, Callable
 from typing import TextIO
 
-from streaming.events import Error, Event, Final, Partial, SpeechStarted, to_json
+from streaming.events import Error, Event, Final, Notice, Partial, SpeechStarted, to_json
 
 Show = Callable[[Event], None]
 
@@ -35,6 +35,8 @@ class Lines:
         if isinstance(event, Error):
             self.failed = True
             print(f"whisperd: {event.source or ''}: {event.message}", file=sys.stderr)
+        elif isinstance(event, Notice):
+            print(f"whisperd: {event.source}: {event.message}", file=sys.stderr)
         elif self._json:
             if isinstance(event, Final) or (self._partials and hasattr(event, "source")):
                 self._write(to_json(event))
@@ -63,7 +65,7 @@ class Live:
                 self._print(f"\r\x1b[K{stable}\x1b[2m{tail}\x1b[0m")
             case SpeechStarted() if self._terminal:
                 self._print("\r\x1b[K")  # what was taken for speech and came to nothing may still stand there
-            case Error(message=message):
+            case Error(message=message) | Notice(message=message):
                 print(f"whisperd: {message}", file=sys.stderr)
 
     def _print(self, text: str) -> None:

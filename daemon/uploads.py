@@ -49,7 +49,7 @@ from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
 from daemon.metrics import Metrics
 from daemon.web import Page
-from streaming.events import Error, Final, Start
+from streaming.events import Error, Final, Notice, Start
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ _T = TypeVar("_T")
 _CHUNK = 65536
 _IN_MEMORY = 1024 * 1024
 """Bytes of a file that need no disk."""
+
+_LONGEST = 24 * 3600
+"""Seconds of one file. A few megabytes can hold years of silence, and each has its seat until the end."""
 
 _FIELD = 16 * 1024
 _MOST_FIELDS = 64
@@ -202,18 +205,25 @@ class Uploads:
                 raise Fault("shutting_down", "the service stops: send the file again later") from None
             asked = dialect.wanted(fields)
             try:
-                file = AudioFile("the file", upload)
+                file = await AudioFile.opened("the file", upload)
             except FileError as error:
                 raise Fault("bad_audio", str(error)) from None
-            start = file.start(partials=False, words=asked.word_times)
-            heard = _Heard(await self._host.open_stream(replace(start, source=source, language=asked.language)), file)
-            async with heard.hearing(self._host.readers) as finals:
-                if asked.stream:
-                    return await self._stream(request, asked, heard, finals)
-                said = [final async for final in finals]
-            heard.check()
-            body = dialect.answer(said, file.seconds, asked)
-            return web.Response(text=body, headers={"Content-Type": dialect.FORMATS[asked.response_format]})
+            with contextlib.closing(file):
+                start = replace(file.start(partials=False, words=asked.word_times), source=source)
+                heard = _Heard(await self._host.open_stream(replace(start, language=asked.language)), file)
+                async with heard.hearing(self._host.readers) as finals:
+                    if asked.stream:
+                        return await self._stream(request, asked, heard, finals)
+                    said = [final async for final in finals]
+                heard.check()
+                self._warn(request, heard)
+                body = dialect.answer(said, file.seconds, asked, heard.warnings)
+            headers = {"Content-Type": dialect.FORMATS[asked.response_format], **dialect.headers(heard.warnings)}
+            return web.Response(text=body, headers=headers)
+
+    def _warn(self, request: web.Request, heard: _Heard) -> None:
+        for warning in heard.warnings:
+            _log.info("%s: %s", request.remote or "a client that left", warning)
 
     async def _stream(
         self, request: web.Request, asked: dialect.Wanted, heard: _Heard, finals: AsyncIterator[Final]
@@ -230,7 +240,8 @@ class Uploads:
             self._note(request, fault)
             await self._send(response, dialect.stream_error(fault))
         else:
-            await self._send(response, dialect.done(said, heard.file.seconds, asked))
+            self._warn(request, heard)
+            await self._send(response, dialect.done(said, heard.file.seconds, asked, heard.warnings))
         await response.write_eof()
         return response
 
@@ -308,10 +319,15 @@ class Uploads:
 
 
 class _Heard:
-    """The stream that a file becomes."""
+    """The stream that a file becomes.
+
+    Attributes:
+        warnings: at its end: what its client should know of the file, though there is an answer.
+    """
 
     def __init__(self, stream: Stream, file: AudioFile) -> None:
         self.file = file
+        self.warnings: list[str] = []
         self._stream = stream
         self._fault: Fault | None = None
 
@@ -338,23 +354,36 @@ class _Heard:
     async def _hear(self, readers: Readers) -> None:
         try:
             async with readers.reading():
-                for audio, _ in self.file.blocks():
+                async for audio, _ in self.file.blocks():
                     await self._stream.receive(audio)
+                    if self.file.seconds > _LONGEST:
+                        self.warnings.append(f"{self.file.name}: only its first {_LONGEST / 3600:g} h were heard")
+                        break
+                else:
+                    self._judge(self.file.missing)
         except TimeoutError:
             self._fault = Fault("shutting_down", "the service stops: send the file again later")
-        except FileError as error:
-            self._fault = Fault("bad_audio", str(error))
         except Exception as error:
             _log.exception("a stream broke")
             self._stream.broke(error)
         await self._stream.finish()
         self._stream.close()
 
+    def _judge(self, missing: str | None) -> None:
+        if missing is None:
+            return
+        if self.file.seconds:
+            self.warnings.append(f"{self.file.name} is damaged: {missing}")
+        else:
+            self._fault = Fault("bad_audio", f"{self.file.name} is damaged: {missing}")
+
     async def _finals(self, outbox: Outbox) -> AsyncIterator[Final]:
         async for event in outbox:
             match event:
                 case Final():
                     yield event
+                case Notice(message=message):
+                    self.warnings.append(f"{self.file.name}: {message}")
                 case Error(code=code, message=message):
                     self._fault = self._fault or Fault(code, message)
         if outbox.overflowed:

@@ -17,6 +17,7 @@ import soxr
 from numpy.typing import NDArray
 
 from streaming.events import Encoding, Packed
+from streaming.form import Finding, Form
 from streaming.job import SAMPLE_RATE, Waveform
 
 FRAME = 512
@@ -91,6 +92,7 @@ class AudioDecoder:
         self.format = audio_format
         self.invalid_samples = 0
         self._codec = _CODECS[audio_format.encoding]
+        self._form = Form(audio_format.sample_rate)
         self._rest = b""
         self.heard = 0
         self._given = 0  # samples that went out
@@ -136,20 +138,30 @@ class AudioDecoder:
         """The stream goes on at a whole sample: the frame that is not complete will be sent again."""
         self._rest = b""
 
+    def findings(self) -> list[Finding]:
+        """What is new to say of its form, if there is anything."""
+        return self._form.findings()
+
     def finish(self) -> Waveform:
         """What the resampler still held. In all, `round(samples in * 16000 / rate)` samples (half upwards)
         came out.
         """
+        self._form.end()
         return self._resample(np.empty(0, np.float32), last=True)
 
     def _decode(self, data: bytes) -> Waveform:
-        samples = self._codec.decode(data)
-        finite = np.isfinite(samples)
+        raw = self._codec.decode(data)
+        finite = np.isfinite(raw)
+        invalid = 0
         if not finite.all():
-            self.invalid_samples += int(samples.size - finite.sum())
-            samples = np.where(finite, samples, np.float32(0))
-        if self.format.channels > 1:
-            samples = samples.reshape(-1, self.format.channels).mean(axis=1, dtype=np.float32)
+            invalid = int(raw.size - finite.sum())
+            raw = np.where(finite, raw, np.float32(0))
+        self.invalid_samples += invalid
+        raw = raw.reshape(-1, self.format.channels)
+        # A full scale of 1 is the promise of `Waveform`.
+        clipped = np.clip(raw, -1, 1) if self._codec.unbounded else raw
+        samples = clipped.mean(axis=1, dtype=np.float32) if self.format.channels > 1 else clipped[:, 0]
+        self._form.look(raw, samples, invalid)
         self.heard += samples.size
         return samples
 
@@ -168,9 +180,7 @@ def _pcm_s16le(data: bytes) -> Waveform:
 
 
 def _pcm_f32le(data: bytes) -> Waveform:
-    # A full scale of 1 is the promise of `Waveform`; infinities pass through, to be counted.
-    samples = np.frombuffer(data, "<f4").astype(np.float32)
-    return np.where(np.isfinite(samples), np.clip(samples, -1, 1), samples)
+    return np.frombuffer(data, "<f4").astype(np.float32)
 
 
 def _mulaw_table() -> Waveform:
@@ -204,11 +214,12 @@ def _by_table(table: Waveform) -> Callable[[bytes], Waveform]:
 class _Codec:
     width: int  # bytes per sample
     decode: Callable[[bytes], Waveform]
+    unbounded: bool = False  # samples may be anything, numbers or not
 
 
 _CODECS: dict[Encoding, _Codec] = {
     "pcm_s16le": _Codec(2, _pcm_s16le),
-    "pcm_f32le": _Codec(4, _pcm_f32le),
+    "pcm_f32le": _Codec(4, _pcm_f32le, unbounded=True),
     "mulaw": _Codec(1, _by_table(_mulaw_table())),
     "alaw": _Codec(1, _by_table(_alaw_table())),
 }

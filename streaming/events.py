@@ -213,6 +213,15 @@ class Error(Event):
     source: str | None = field(default=None, metadata=_IF_KNOWN)
 
 
+@dataclass(frozen=True, slots=True)
+class Notice(Event):
+    """Something of a stream that its client should know, though all goes on: told once, to it alone."""
+
+    code: str
+    message: str
+    source: str
+
+
 def to_dict(event: Event) -> dict[str, Any]:
     """The JSON object of an event. `words` is left out when it was not asked for, `source` of an error when unknown."""
     body: dict[str, Any] = {"type": event.type}

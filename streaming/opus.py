@@ -8,13 +8,14 @@ was recorded. Knows nothing of speech, of messages, or of where the bytes come f
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import av
 import numpy as np
 
 from streaming.audio import AudioDecoder, AudioFormat, FormatError
+from streaming.form import Finding, Form
 from streaming.job import Waveform
 
 _RATE = 48000  # of every Opus decoder, whatever was recorded
@@ -32,18 +33,11 @@ class OpusDecoder:
         heard: samples so far, at 48 kHz.
         invalid_samples: samples of packets that could not be decoded; each was taken as silence.
         leftover: bytes of a packet that is not complete yet.
-
-    Raises:
-        FormatError: `bad_encoding`; the library is not here.
     """
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("av") is None:
-            raise FormatError(
-                "bad_encoding",
-                "opus needs a library that is not installed here (pip install 'whisperd[opus]'): send pcm_s16le",
-            )
         self._samples = AudioDecoder(AudioFormat("pcm_f32le", _RATE, 1))
+        self._form = Form(_RATE)
         self._begun = b""  # too little to tell the container by
         self._container: _Container | None = None
         self._codec: Any = None
@@ -108,8 +102,13 @@ class OpusDecoder:
         if self._container is not None:
             self._container.forget()
 
+    def findings(self) -> list[Finding]:
+        """As of `AudioDecoder`."""
+        return self._form.findings()
+
     def finish(self) -> Waveform:
         """What the resampler still held."""
+        self._form.end()
         return self._samples.finish()
 
     def _decode(self, packet: bytes) -> Waveform:
@@ -126,8 +125,6 @@ class OpusDecoder:
         return samples[skipped:]
 
     def _open(self, head: bytes) -> None:
-        import av
-
         if len(head) < 19 or not 1 <= head[9] <= _MOST_CHANNELS:
             raise _damaged(f"its head (OpusHead) is too short, or has no channels from 1 to {_MOST_CHANNELS}")
         self._codec = av.CodecContext.create("opus", "r")
@@ -137,15 +134,15 @@ class OpusDecoder:
 
     def _sound(self, packet: bytes) -> Waveform:
         """One packet: mono, 48 kHz. Silence of its length where it cannot be decoded."""
-        import av
-
         try:
             frames = self._codec.decode(av.Packet(packet)) if packet else []
         except (av.FFmpegError, ValueError):
             frames = []
         if frames:
-            mono: list[Waveform] = [frame.to_ndarray().mean(axis=0, dtype=np.float32) for frame in frames]
-            return np.concatenate(mono).clip(-1, 1)
+            channels: Waveform = np.concatenate([frame.to_ndarray().T for frame in frames])
+            mono: Waveform = channels.mean(axis=1, dtype=np.float32)
+            self._form.look(channels, mono)
+            return mono.clip(-1, 1)
         silence = _silence(_duration(packet))
         self._lost += silence.size
         return silence

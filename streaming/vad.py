@@ -1,8 +1,9 @@
 """Is this speech? A probability for each frame of 512 samples (32 ms).
 
 Owns the two detectors and how they are joined: WebRTC's, which costs microseconds and misses little but calls
-much noise speech, is the gate; Silero's, which costs fifty times that and judges well, decides while the
-gate or a recent moment says "maybe". So a silent stream costs microseconds and a noisy one is judged well.
+much noise speech, is the gate, with an ear for what is louder than the quiet before; Silero's, which costs
+fifty times that and judges well, decides while the gate or a recent moment says "maybe". So a silent stream
+costs microseconds and a noisy one is judged well.
 Knows nothing of utterances: thresholds and endpoints are `segment.py`'s.
 
 Every stream has a `Detector` of its own; detectors share the network's weights and nothing that one of
@@ -101,19 +102,49 @@ class _Webrtc:
         return float(voiced / pieces)
 
 
-class _TwoStage:
-    """WebRTC's detector wakes Silero's."""
+class _Gate:
+    """Might this be speech? WebRTC's detector says so, or it is louder than what was quiet lately.
 
-    WARM_UP = 8
-    """Frames (256 ms) that a woken Silero hears first. A recurrent network that wakes on a word's first frame
-    doubts it (0.5 where it would have said 0.9); with eight frames before it, it judges as if it had been
-    awake all along."""
+    The first alone knows absolute levels: of speech at -60 dBFS (a far microphone, or one without gain) it misses
+    the first words, and below that all of them. The second knows none: steady noise is its own measure, however loud.
+    """
+
+    LOUDER = 4.0  # in power: 6 dB
+    QUIET = 1e-9  # power, -90 dBFS: what a stream is taken to begin with, so that its first word is heard
+    FORGOTTEN = 10 ** (0.1 * FRAME_SECONDS)  # 1 dB a second: how fast the quiet of before no longer counts
+
+    def __init__(self, aggressiveness: int) -> None:
+        self._webrtc = _Webrtc(aggressiveness)
+        self.reset()
+
+    def reset(self) -> None:
+        self._webrtc.reset()
+        self._quiet = self.QUIET
+
+    def __call__(self, frame: Waveform) -> bool:
+        voiced = self._webrtc(frame) > 0
+        # Of the differences: hum and rumble are loud, change slowly, and are no speech.
+        steps = np.diff(frame)
+        power = float(steps @ steps) / len(steps)
+        louder = power > self.LOUDER * self._quiet
+        # The quietest that can be: a sample that is off by one in 16 bits now and then is no sound.
+        self._quiet = max(min(power, self._quiet * self.FORGOTTEN), self.QUIET / 100)
+        return voiced or louder
+
+
+class _TwoStage:
+    """A cheap gate wakes Silero's detector."""
+
+    WARM_UP = 32
+    """Frames (1 s) that a woken Silero hears first. A recurrent network that wakes on a word's first frame doubts
+    it (0.5 where it would have said 0.9). With these before it, and with what it remembers of the time before it
+    fell asleep, it judges even a faint voice as if it had been awake all along."""
 
     MAYBE = 0.2
     """A Silero probability from which on it stays awake, whatever the gate says."""
 
     def __init__(self, settings: VadSettings) -> None:
-        self._gate = _Webrtc(settings.aggressiveness)
+        self._gate = _Gate(settings.aggressiveness)
         self._silero = Silero()
         self._hold_frames = round(settings.hold / FRAME_SECONDS)
         self.reset()
@@ -125,7 +156,7 @@ class _TwoStage:
         self._unheard: deque[Waveform] = deque(maxlen=self.WARM_UP)  # the latest frames while it sleeps
 
     def __call__(self, frame: Waveform) -> float:
-        if self._gate(frame) > 0:
+        if self._gate(frame):
             self._hold = self._hold_frames + 1
         if self._hold == 0:
             self._unheard.append(frame)
@@ -138,9 +169,6 @@ class _TwoStage:
         return probability
 
     def _wake(self) -> None:
-        if not self._unheard:
-            return
-        self._silero.reset()
         for frame in self._unheard:
             self._silero(frame)
         self._unheard.clear()

@@ -53,6 +53,7 @@ ALSO_KNOWS = {
     },
     "daemon.scheduler": {"streaming.job"},  # what it carries
     "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
+    "daemon.files": {"streaming.recording"},  # what decodes them
     "daemon.microphone": {"daemon.sound"},  # the program that it starts, and its errors
     "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
     # The streams' half of the wiring: engines, scheduler and hub, joined for the service and for commands without one.

@@ -140,8 +140,8 @@ def text_of(finals: Sequence[Final]) -> str:
     return " ".join(final.text.strip() for final in finals if final.text.strip())
 
 
-def answer(finals: Sequence[Final], seconds: float, asked: Wanted) -> str:
-    """The body. seconds: how long the audio was."""
+def answer(finals: Sequence[Final], seconds: float, asked: Wanted, warnings: Sequence[str] = ()) -> str:
+    """The body. seconds: how long the audio was. warnings: in JSON, a field of our own, where there are any."""
     match asked.response_format:
         case "text":
             return text_of(finals) + "\n"
@@ -154,8 +154,14 @@ def answer(finals: Sequence[Final], seconds: float, asked: Wanted) -> str:
             cues = (f"{_clock(each.start)} --> {_clock(each.end)}\n{each.text.strip()}\n\n" for each in finals)
             return "WEBVTT\n\n" + "".join(cues)
         case "verbose_json":
-            return _json(_verbose(finals, seconds, asked))
-    return _json({"text": text_of(finals), **_log_probs(finals, asked), "usage": _usage(seconds)})
+            return _json({**_verbose(finals, seconds, asked), **_warned(warnings)})
+    body = {"text": text_of(finals), **_log_probs(finals, asked), "usage": _usage(seconds)}
+    return _json({**body, **_warned(warnings)})
+
+
+def headers(warnings: Sequence[str]) -> dict[str, str]:
+    """Those of an answer, for the formats that have no place in their body."""
+    return {"Whisperd-Warning": "; ".join(warnings).encode("ascii", "replace").decode()} if warnings else {}
 
 
 def delta(final: Final, *, first: bool) -> str:
@@ -163,9 +169,9 @@ def delta(final: Final, *, first: bool) -> str:
     return _sse({"type": "transcript.text.delta", "delta": final.text.strip() if first else f" {final.text.strip()}"})
 
 
-def done(finals: Sequence[Final], seconds: float, asked: Wanted) -> str:
+def done(finals: Sequence[Final], seconds: float, asked: Wanted, warnings: Sequence[str] = ()) -> str:
     body = {"type": "transcript.text.done", "text": text_of(finals), **_log_probs(finals, asked)}
-    return _sse({**body, "usage": _usage(seconds)})
+    return _sse({**body, "usage": _usage(seconds), **_warned(warnings)})
 
 
 def stream_error(fault: Fault) -> str:
@@ -234,6 +240,10 @@ def _log_prob(word: Word) -> dict[str, Any]:
 
 def _log(confidence: float) -> float:
     return round(math.log(max(confidence, 1e-6)), 4)
+
+
+def _warned(warnings: Sequence[str]) -> dict[str, Any]:
+    return {"warnings": list(warnings)} if warnings else {}
 
 
 def _usage(seconds: float) -> dict[str, Any]:

@@ -391,13 +391,20 @@ def _object(frame: Frame) -> dict[str, Any]:
     return body
 
 
+_LINE_BREAKS = dict.fromkeys(map(ord, " \t\r\n"))
+"""Between the characters of base64: MIME's encoders, and Android's by default, break it into lines."""
+
+
 def _audio(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise Refused("invalid_value", f"audio must be a string of base64, got {quoted(value)}", "audio")
     try:
-        if isinstance(value, str):
-            return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        pass
-    raise Refused("invalid_value", f"audio must be base64, got {quoted(value)}", "audio")
+        return base64.b64decode(value.translate(_LINE_BREAKS), validate=True)
+    except (binascii.Error, ValueError) as wrong:
+        advice = "send its standard alphabet (A-Z a-z 0-9 + /) with padding"
+        raise Refused(
+            "invalid_value", f"audio must be base64, got {quoted(value)}: {str(wrong)[:60]}; {advice}", "audio"
+        ) from None
 
 
 def _event(kind: str, **fields: Any) -> str:

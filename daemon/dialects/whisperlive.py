@@ -27,7 +27,7 @@ from daemon.dialects.codec import (
 )
 from daemon.dialects.words import read_json
 from daemon.faults import Fault
-from streaming.events import Audio, Error, Event, Final, Partial, Ready, Start, Stop, Word
+from streaming.events import Audio, Error, Event, Final, Notice, Partial, Ready, Start, Stop, Word
 
 SOURCE = "whisperlive"
 """The name of a stream whose address has none."""
@@ -149,6 +149,8 @@ class WhisperLive(Codec):
                 yield from self._complete(event)
             case Error(message=message, fatal=fatal):
                 yield self._status("ERROR" if fatal else "WARNING", message)
+            case Notice(message=message):
+                yield self._status("WARNING", message)
 
     def blame(self, fault: Fault) -> Iterable[Frame]:
         return _refusal(fault, self._uid)

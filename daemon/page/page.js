@@ -52,7 +52,7 @@ function received(event, arrived = Date.now()) {
   if (event.type === "ready") {
     say("models", `${event.student}${event.teacher ? ` + ${event.teacher}` : ""}, ${event.device}`);
     describe();
-  } else if (event.type === "error") notice(event.message);
+  } else if (event.type === "error" || event.type === "notice") notice(event.message);
   if (!transcripts.receive(event, arrived)) return;
   if (event.source === selected && arrived !== null) measured(event);
   draw();
@@ -156,6 +156,7 @@ let capture = null; // while the microphone is on
 let stream = null; // while something of ours is still to be heard, or to come back
 let streamState = { kind: "closed" };
 let silence = 0; // seconds without any sound
+let still = false; // the system lets no sound through
 let lost = 0;
 
 async function start() {
@@ -166,6 +167,7 @@ async function start() {
   const opening = new Capture();
   capture = opening;
   silence = lost = 0;
+  still = false;
   select(mine);
   describe();
   try {
@@ -173,7 +175,7 @@ async function start() {
     if (capture !== opening) return opening.stop(); // stopped while the browser was still asking
     stream = join(rate);
     stream.open();
-    opening.run(hear);
+    opening.run(hear, interrupted);
   } catch (error) {
     opening.stop();
     if (capture === opening) stop(explain(error));
@@ -197,6 +199,23 @@ function hear(frame, level) {
   if (silence >= SILENT !== before >= SILENT) describe();
   stream?.push(frame);
 }
+
+/** A call, a locked screen, another program. What was said before is not to wait for what comes after. */
+function interrupted(now) {
+  still = now;
+  if (still) {
+    meter.clear();
+    stream?.pause();
+  }
+  describe();
+}
+
+/** Some browsers never give the sound back to what had it: it is asked for anew, once somebody looks at the page. */
+setInterval(() => {
+  if (!capture?.dead || document.hidden) return;
+  stop();
+  start();
+}, HEARTBEAT);
 
 function join(rate) {
   // Of a stream that was abandoned nothing more is told.
@@ -247,6 +266,7 @@ function doing() {
   const gone = lost ? `; ${Math.round(lost)} s were lost` : "";
   if (streamState.kind === "waiting") return `${sentence(streamState.reason)}. What you say is kept and sent later${gone}`;
   if (streamState.kind !== "open") return `Connecting. What you say is kept${gone}`;
+  if (still) return `The system took the microphone (a call, a locked screen?). Touch the page to go on${gone}`;
   if (silence >= SILENT) return "No sound comes from the microphone: is it muted?";
   return `Listening${gone}`;
 }

@@ -47,6 +47,12 @@ export class Stream {
     this.#link.hurry();
   }
 
+  /** For a while no frame will come: what was said until now becomes final. */
+  pause() {
+    this.#queue.push(JSON.stringify({ type: "flush" }));
+    this.#pump();
+  }
+
   /** One frame, an ArrayBuffer. */
   push(frame) {
     this.#queue.push(frame);

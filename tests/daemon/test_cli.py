@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import sounds
 from harness import DATA, PATIENCE, ROOT, broker, scripted, service
 
 from daemon import check as checks
@@ -113,6 +114,24 @@ def test_files_of_other_kinds(whisperd: Whisperd, tmp_path: Path, rate: int, cha
     assert abs(final["end"] - reference["end"]) <= 0.1
 
 
+def test_what_telephones_and_dead_recorders_leave(whisperd: Whisperd, tmp_path: Path) -> None:
+    said, rate = soundfile.read(KITCHEN, dtype="int16")
+    assert rate == 16000
+    kinds = {
+        "voice.m4a": sounds.encoded("m4a", said),
+        "browser.webm": sounds.encoded("webm, live", said),
+        "no-sizes.wav": sounds.with_data_size(sounds.written("WAV", said), 0),
+        "pipe.flac": sounds.of_unknown_length(sounds.written("FLAC", said)),
+        "chain.ogg": sounds.written("OGG", said) * 2,
+    }
+    for name, data in kinds.items():
+        (tmp_path / name).write_bytes(data)
+    code, out, err = whisperd("transcribe", "--json", *(str(tmp_path / name) for name in kinds))
+    assert (code, err) == (0, "")
+    heard = [Path(event["source"]).name for event in lines(out)]
+    assert heard == [*kinds, "chain.ogg"]
+
+
 def test_one_bad_file_does_not_cost_the_others(whisperd: Whisperd, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("no sound")
@@ -191,8 +210,18 @@ def test_a_long_file_keeps_its_clock_and_its_order(whisperd: Whisperd, tmp_path:
 
 def test_silence_is_no_text(whisperd: Whisperd, tmp_path: Path) -> None:
     path = str(tmp_path / "silence.wav")
-    soundfile.write(path, np.zeros(5 * 16000, np.float32), 16000)
+    murmur = 0.001 * np.random.default_rng(1).standard_normal(5 * 16000)
+    soundfile.write(path, murmur, 16000)
     assert whisperd("transcribe", path) == (0, "", "")
+
+
+def test_nothing_at_all_is_said_to_be_nothing(whisperd: Whisperd, tmp_path: Path) -> None:
+    path = str(tmp_path / "zeros.wav")
+    soundfile.write(path, np.zeros(5 * 16000, np.float32), 16000)
+    code, out, err = whisperd("transcribe", path)
+    assert (code, out) == (0, "")
+    assert err.startswith(f"whisperd: {path}: all samples were zero for 5 s: ")
+    assert err.count("\n") == 1
 
 
 # --- in a process of its own -----------------------------------------------------------------------------------------

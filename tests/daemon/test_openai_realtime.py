@@ -344,6 +344,24 @@ def append(audio: bytes = bytes(4800)) -> str:
     return json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(audio).decode()})
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_base64_may_have_line_breaks(end: str) -> None:
+    audio = np.random.default_rng(1).bytes(9600)
+    lines = base64.encodebytes(audio).decode().replace("\n", end)
+    frame = json.dumps({"type": "input_audio_buffer.append", "audio": lines})
+    heard = [message.data for message in codec().decode(frame) if isinstance(message, Audio)]
+    assert heard == [audio]
+
+
+@pytest.mark.parametrize(
+    ("audio", "why"),
+    [("AAA", "Incorrect padding"), ("-_-_", "Only base64 data is allowed"), ("é", "ASCII"), (5, "a string of base64")],
+)
+def test_what_is_no_base64_is_told_why(audio: Any, why: str) -> None:
+    with pytest.raises(Fault, match=why):
+        list(codec().decode(json.dumps({"type": "input_audio_buffer.append", "audio": audio})))
+
+
 def told(made: dialect.Realtime, *events: Any) -> list[dict[str, Any]]:
     return [json.loads(frame) for event in events for frame in made.encode(event)]
 

@@ -263,6 +263,77 @@ async def test_a_microphone_that_is_refused(browser: str, tokenizer_file: Path) 
         assert page.complaints == []
 
 
+CONTEXTS = """(() => {
+    window.contexts = [];
+    window.taken = false;  // as a system does it that gives the sound to a call
+    const Real = window.AudioContext;
+    window.AudioContext = class extends Real {
+        constructor(...given) { super(...given); contexts.push(this); }
+        resume() { return taken ? Promise.reject(new DOMException('a call', 'InvalidStateError')) : super.resume(); }
+    };
+})()"""
+
+
+@pytest.mark.parametrize("back", ["by itself", "when somebody touches the page"])
+async def test_a_microphone_that_the_system_takes_away(browser: str, back: str, tokenizer_file: Path) -> None:
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        tab(browser) as page,
+        client(daemon.server.url, "/v1/events") as other,
+    ):
+        await page.call("Page.addScriptToEvaluateOnNewDocument", source=CONTEXTS)
+        await open_page(page, daemon.server.url)
+        await page.until(CONNECTED)
+        await page.click("#talk")
+        await page.until("document.querySelector('#live')?.innerText", 2 * PATIENCE)  # somebody is in mid-sentence
+        await page.do("taken = true, contexts.at(-1).suspend()")
+        await page.until(shows("#doing", "^The system took the microphone .* Touch the page to go on$"))
+        # What was said until then is final, though no more sound comes that would tell that it ended.
+        said = await other.until("final")
+        await page.until(shows("#transcript", said["text"].strip()))
+        if back == "by itself":
+            await page.do("taken = false")
+        else:
+            # Nothing but a touch helps: no timer finds it given back.
+            await page.do(
+                "window.addEventListener('pointerdown', () => { taken = false }, { capture: true, once: true })"
+            )
+            await page.do("document.body.dispatchEvent(new PointerEvent('pointerdown', { bubbles: true }))")
+        await page.until(LISTENING)
+        assert await page.do("contexts.at(-1).state") == "running"
+        await other.until("final")  # the same stream goes on
+        assert len({event["id"].rpartition("-")[0] for event in other.of("final")}) == 1
+        await page.click("#talk")
+        await page.until(shows("#doing", "^The microphone is off$"))
+        assert page.complaints == []
+
+
+async def test_a_microphone_that_sends_nothing_more(browser: str, tokenizer_file: Path) -> None:
+    """Its context says that it runs: some browsers leave it so after a call."""
+    async with service(scripted(tokenizer_file)) as daemon, tab(browser) as page:
+        await page.call("Page.addScriptToEvaluateOnNewDocument", source=CONTEXTS)
+        await page.call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="""(() => {
+                const Real = window.AudioWorkletNode;
+                window.nodes = [];
+                window.AudioWorkletNode = class extends Real {
+                    constructor(...given) { super(...given); nodes.push(this); }
+                };
+            })()""",
+        )
+        await open_page(page, daemon.server.url)
+        await page.until(CONNECTED)
+        await page.click("#talk")
+        await page.until(LISTENING)
+        await page.do("nodes.at(-1).port.close()")
+        await page.until(shows("#doing", "^The system took the microphone"))
+        assert await page.do("contexts.at(-1).state") == "running"
+        await page.until("nodes.length === 2", 3 * PATIENCE)
+        await page.until(LISTENING)
+        assert page.complaints == []
+
+
 async def test_a_name_that_no_source_can_have(browser: str, tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, tab(browser) as page:
         await open_page(page, daemon.server.url)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from harness import SECOND, Client, client, scripted, service, speech, unfinished_speech
 from websockets.exceptions import ConnectionClosed
@@ -103,6 +104,31 @@ async def test_every_encoding_keeps_the_clock(tokenizer_file: Path, encoding: st
         await mine.say(type="stop")
         assert await mine.rest() == 1000
     assert mine.events[-1] == {"type": "stopped", "audio_seconds": 1.0}
+
+
+async def test_audio_that_carries_nothing_is_told_once_and_to_its_client_alone(tokenizer_file: Path) -> None:
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        client(daemon.server.url, "/v1/events") as other,
+        client(daemon.server.url) as mine,
+        client(daemon.server.url) as next_one,
+    ):
+        await mine.say(type="start", channels=2)
+        for _ in range(3):
+            await mine.play(bytes(10 * 2 * SECOND))
+        told = await mine.until("notice")
+        assert told == {"type": "notice", "code": "no_signal", "source": "stream", "message": told["message"]}
+        await mine.say(type="stop")
+        assert await mine.rest() == 1000
+        # Not knowing better, somebody sends whole numbers as floats.
+        await next_one.say(type="start", encoding="pcm_f32le")
+        await next_one.play(np.frombuffer(speech(), "<i2").astype("<f4").tobytes())
+        assert (await next_one.until("notice"))["code"] == "out_of_range"
+        await next_one.say(type="stop")
+        assert await next_one.rest() == 1000
+        await other.until("final")
+    assert len(mine.of("notice")) == len(next_one.of("notice")) == 1
+    assert mine.of("error") == other.of("notice") == []
 
 
 async def test_what_is_unfinished_becomes_final_at_flush_and_at_stop(tokenizer_file: Path) -> None:

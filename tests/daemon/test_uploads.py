@@ -15,19 +15,21 @@ import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
 import soundfile
+import sounds
 from harness import DATA, PATIENCE, certificate, client, process, scripted, service, speech, wait_until
 from openai import AsyncOpenAI
 from test_server import fetch
 
-from daemon import edges, uploads
+from daemon import edges, files, uploads
 from streaming.job import Job
+from streaming.recording import Recording, Samples
 
 SAID = "turn on the kitchen light"
 FLAC = DATA / "turn_on_the_kitchen_light.flac"
@@ -152,10 +154,83 @@ async def test_any_other_method_is_answered_whether_or_not_it_brings_a_body(meth
             assert await asyncio.to_thread(ask, address, body) == (405, "GET, HEAD")
 
 
-@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
-async def test_containers(format: str, tokenizer_file: Path) -> None:
+@pytest.mark.parametrize("kind", ["AIFF", "OGG", *sounds.KINDS])
+async def test_every_kind_that_people_record(kind: str, tokenizer_file: Path) -> None:
+    said = np.frombuffer(speech(), "<i2")
+    data = sounds.encoded(kind, said) if kind in sounds.KINDS else sounds.written(kind, said)
     async with service(scripted(tokenizer_file)) as daemon:
-        assert (await transcribe(daemon.server.url, file=("a", file_of(1, format)))).text.startswith("turn on")
+        answer = await transcribe(daemon.server.url, file=("a", data), response_format="verbose_json")
+    assert answer.text.startswith("turn on")
+    assert answer.duration == pytest.approx(said.size / 16000, abs=0.15)
+    assert "warnings" not in answer.model_extra
+
+
+BROKEN = {
+    "a chain": (sounds.encoded("ogg opus", np.frombuffer(speech(), "<i2")) * 2, 2, None),
+    "a pipe's flac": (sounds.of_unknown_length(file_of(2, "FLAC")), 2, None),
+    "an mp3 without Xing": (sounds.encoded("mp3 without Xing", np.frombuffer(speech() * 2, "<i2")), 2, None),
+    "a wav without sizes": (sounds.with_data_size(file_of(2), 0), 2, None),
+    "a wav that is cut off": (file_of(3)[: 44 + 2 * len(speech())], 2, "the file is cut off"),
+    "a flac that breaks off": (file_of(4, "FLAC")[: round(0.55 * len(file_of(4, "FLAC")))], 2, "announces"),
+}
+"""Name -> a file, how often it says the sentence, and what the answer says of it."""
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_what_a_player_plays_is_heard_and_what_is_missing_is_said(name: str, tokenizer_file: Path) -> None:
+    data, times, says = BROKEN[name]
+    async with service(scripted(tokenizer_file)) as daemon:
+        url = daemon.server.url
+        answer = await transcribe(url, file=("a", data), response_format="verbose_json")
+        assert len(answer.segments) == times
+        assert answer.duration == pytest.approx(times * len(speech()) / 32000, abs=1.0)
+        assert answer.usage.seconds == -(-answer.duration // 1)
+        (warning,) = (answer.model_extra or {}).get("warnings", [None])
+        assert warning is None if says is None else says in warning
+        srt = await post(url, [("file", ("a", data)), ("response_format", "srt")])
+        assert srt.headers.get("Whisperd-Warning") == warning
+        stream = await post(url, [("file", ("a", data)), ("stream", "true")])
+        done = json.loads(stream.text.split("data: ")[-1])
+        assert done.get("warnings", [None]) == [warning]
+
+
+async def test_a_file_that_is_silence_once_it_is_mixed(tokenizer_file: Path) -> None:
+    said = np.frombuffer(speech(), "<i2") // 2
+    data = sounds.written("WAV", np.stack([said, -said], 1))
+    async with service(scripted(tokenizer_file)) as daemon:
+        answer = await transcribe(daemon.server.url, file=("a", data))
+    (warning,) = answer.model_extra["warnings"]
+    assert (answer.text, warning.partition(",")[0]) == ("", "the file: the channels are each other's opposite")
+
+
+async def test_a_file_is_decoded_beside_the_loop(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    class Watched(Recording):
+        def __init__(self, file: IO[bytes]) -> None:
+            threads.add(threading.current_thread())
+            super().__init__(file)
+
+        def read(self) -> Samples | None:
+            threads.add(threading.current_thread())
+            return super().read()
+
+    monkeypatch.setattr(files, "Recording", Watched)
+    async with service(scripted(tokenizer_file)) as daemon:
+        await transcribe(daemon.server.url, file=("a", file_of(3)))
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_years_of_silence_in_a_few_bytes_have_an_end(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_LONGEST", 3600)
+    silence = sounds.written("FLAC", np.zeros(16000 * 4000, np.int16))
+    async with service(scripted(tokenizer_file)) as daemon:
+        answer = await transcribe(daemon.server.url, file=("a", silence))
+    assert answer.usage.seconds < 3700
+    assert answer.model_extra["warnings"] == ["the file: only its first 1 h were heard"]
 
 
 async def test_tls_tokens_and_sources(tokenizer_file: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 from fractions import Fraction
 
@@ -139,13 +138,6 @@ def test_rubbish_is_a_complaint_or_silence(data: bytes, name: str, at: int) -> N
     with contextlib.suppress(FormatError):
         heard, _ = decode(MADE[name][:at] + data, [100])
         assert np.isfinite(heard).all()
-
-
-def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FormatError, match=r"pip install 'whisperd\[opus\]'") as caught:
-        OpusDecoder()
-    assert caught.value.code == "bad_encoding"
 
 
 def page(packet: bytes, *, first: bool = False) -> bytes:
