@@ -17,7 +17,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from bench.client import COMMANDS
+from bench.client import SENTENCES
 from bench.roofline import Cost, Device, checking, encoding, probe, remembering, timed
 from bench.shapes import SHAPES, random_pair
 from bench.table import circumstances, table
@@ -141,14 +141,14 @@ def _noise(seconds: float, seed: int) -> Waveform:
 
 
 def _speech() -> list[Waveform]:
-    audio = np.asarray(soundfile.read(COMMANDS, dtype="float32")[0])
+    audio = np.asarray(soundfile.read(SENTENCES, dtype="float32")[0])
     return list(utterances(audio))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench engine", description=__doc__)
-    parser.add_argument("--student", default="home-en")
-    parser.add_argument("--teacher", default="home-en")
+    parser.add_argument("--student", default="tiny-en")
+    parser.add_argument("--teacher", default="tiny-en")
     parser.add_argument("--random", choices=SHAPES, help="in place of the two: random weights of this published size")
     parser.add_argument("--device", type=arguments.device, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")

@@ -88,7 +88,7 @@ async def test_a_voice_becomes_captions(browser: str, tmp_path: Path) -> None:
             assert await page.text("#announcer") == said[-1]
             for shown in ("#lag", "#latency"):
                 assert re.fullmatch(r"\d+ ms", await page.text(shown))
-            assert await page.text("#models") == "home-en + home-en-teacher, cpu"
+            assert await page.text("#models") == "tiny-en + tiny-en-teacher, cpu"
             await _files(page, tmp_path, said)
             await _copy(page, daemon.url, said)
 
