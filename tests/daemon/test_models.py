@@ -419,8 +419,11 @@ def test_what_others_left_in_the_cache(
 @pytest.mark.parametrize(
     ("machine", "best"),
     [
+        (Machine(1), "CPU, 2 cores"),
         (Machine(2), "CPU, 2 cores"),
-        (Machine(64, "Small", 4.0), "CPU, 2 cores"),
+        (Machine(4), "CPU, 4 cores"),
+        (Machine(64, "Small", 4.0), "CPU, 4 cores"),
+        (Machine(2, "Medium", 7.6), "GPU, 8 GB"),
         (Machine(8, "Medium", 7.6), "GPU, 8 GB"),
         (Machine(8, "Large", 23.7), "GPU, 24 GB"),
         (Machine(16, "Huge", 79.1), "GPU, 24 GB"),
@@ -434,7 +437,14 @@ def test_what_is_recommended(machine: Machine, best: str) -> None:
     for line, advice in zip(starred, mine, strict=True):
         assert all(word in line for word in (best, advice.student, advice.teacher))
     fetched = {line.split()[-1] for line in text.splitlines() if "whisperd models pull" in line}
-    assert fetched == {name for advice in mine for name in (advice.student, advice.teacher)} - {"tiny-en"}
+    assert fetched == {name for advice in mine for name in advice.names} - {"tiny-en"}
+
+
+def test_a_student_of_ones_own_is_recommended_and_not_fetched() -> None:
+    text = models.listing([], Machine(4))
+    assert "*  CPU, 4 cores  one of your own                   openai/whisper-base.en" in text
+    assert "whisperd models pull openai/whisper-small.en" in text
+    assert "pull one of your own" not in text
 
 
 def test_every_recommendation_says_where_its_figures_are_from() -> None:
