@@ -116,7 +116,7 @@ def test_the_engines_parts_beside_the_roofline() -> None:
     printed = run("engine", "--batches", "2", "--contexts", "2", "--threads", "1")
     rows = cells(printed)
     measured = [row for row in rows if row[2] == "2"]
-    assert [row[0] for row in measured][:2] == ["encoder", "student: memory of the audio"]
+    assert [row[0] for row in measured][:2] == ["student: encoder", "student: memory of the audio"]
     assert all(float(row[4]) > 0 and float(row[5]) > 0 for row in measured)
     jobs = [
         row for row in rows if row[1] in ("none: the teacher alone", "student's own", "all right", "every 8th wrong")
