@@ -19,14 +19,16 @@ from websockets.asyncio.client import connect
 
 FRAME_SECONDS = 0.02
 
-COMMANDS = Path(__file__).parent / "data" / "commands.flac"
-"""Ten commands with pauses between them; beside it, a line an utterance, what is said."""
+_DATA = Path(__file__).parent / "data"
 
-TALK = COMMANDS.parent / "talk" / "talk.flac"
-"""Seven utterances as one talks: several sentences each, with a breath between them; likewise."""
+DEMO = _DATA / "demo.flac"
+"""A few sentences of one reader, with pauses between them; beside it, a line an utterance, what is said."""
 
-DEMO = COMMANDS.with_name("demo.flac")
-"""Three sentences, likewise."""
+SENTENCES = _DATA / "sentences.ogg"
+"""Short sentences of different readers, with pauses between them; likewise."""
+
+TALK = _DATA / "talk.ogg"
+"""Two minutes of one reader, who goes on reading; likewise."""
 
 
 class RecordingError(Exception):

@@ -3,7 +3,7 @@
 Systems: this engine (student; student with the teacher's check; teacher alone; student and teacher once more with every
 utterance filled up with silence to 30 seconds, as the others hear it), transformers' `generate` (each model, and the
 teacher with the student as its assistant), and faster-whisper (CTranslate2, int8 and float32), whose models are
-converted by its own converter. Prints a table for single commands and one for a window of 30 seconds: milliseconds an
+converted by its own converter. Prints a table for short sentences and one for a window of 30 seconds: milliseconds an
 utterance with the spread over rounds, how many times as fast as each other this engine is, and word errors beside.
 """
 
@@ -19,19 +19,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jiwer
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.client import COMMANDS, said_in
+from bench.client import SENTENCES, said_in
+from bench.plain import write_plain
 from bench.table import circumstances, table
+from bench.words import words
 from distillation.arguments import count
 from distillation.recordings import read_mono
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.text import Text
-from streaming.whisper.checkpoint import open_checkpoint
+from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
 from streaming.whisper.engine import Engine
 
 WINDOW = 30 * SAMPLE_RATE
@@ -66,9 +67,9 @@ class System:
 # --- the systems -----------------------------------------------------------------------------------------------------
 
 
-def ours(student: Path, teacher: Path) -> list[System]:
-    pair = Engine.load(str(student), str(teacher), "cpu")
-    alone = Engine.load(str(teacher), None, "cpu", dtype=pair.dtype)
+def ours(student: Checkpoint, teacher: Checkpoint) -> list[System]:
+    pair = Engine.load(str(student.directory), str(teacher.directory), "cpu")
+    alone = Engine.load(str(teacher.directory), None, "cpu", dtype=pair.dtype)
     text = Text(pair.tokenizer_file, pair.eot)
 
     def transcribe(engine: Engine, threshold: float, wave: Waveform) -> str:
@@ -155,8 +156,15 @@ def compare(systems: Sequence[System], waves: Sequence[Waveform], said: Sequence
     for each in systems:
         ratios = ["" if each.rival else _ratio(each, own) for own in rivals]
         middle, spread = statistics.median(each.rounds_ms), max(each.rounds_ms) - min(each.rounds_ms)
-        rows.append([each.name, f"{middle:.1f} ({spread:.1f})", f"{_errors(said, each.texts):.1%}", *ratios])
+        rows.append([each.name, f"{middle:.1f} ({spread:.1f})", f"{words(said, each.texts).wer:.1%}", *ratios])
     return table(["", "ms an utterance (spread)", "WER", "ours: student", "ours: checked", "ours: teacher"], rows)
+
+
+def window_of_many(waves: Sequence[Waveform]) -> tuple[Waveform, int]:
+    """As many of them, one after another, as fit into 30 s; and how many these are."""
+    ends = np.cumsum([wave.size for wave in waves])
+    count = int(np.searchsorted(ends, WINDOW, side="right"))
+    return np.concatenate(waves[:count]), count
 
 
 def _ratio(slow: System, fast: System) -> str:
@@ -165,33 +173,33 @@ def _ratio(slow: System, fast: System) -> str:
     return f"{statistics.median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
-def _errors(said: Sequence[str], heard: Sequence[str]) -> float:
-    return float(jiwer.wer(" ".join(said), " ".join(" ".join(heard).lower().split())))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench compare", description=__doc__)
-    parser.add_argument("--student", default="home-en")
-    parser.add_argument("--teacher", default="home-en")
-    parser.add_argument("--recording", type=Path, default=COMMANDS, help="beside it, a line an utterance, what is said")
+    parser.add_argument("--student", default="tiny-en")
+    parser.add_argument("--teacher", default="tiny-en")
+    parser.add_argument(
+        "--recording", type=Path, default=SENTENCES, help="beside it, a line an utterance, what is said"
+    )
     parser.add_argument("--rounds", type=count, default=7)
     options = parser.parse_args(arguments)
-    student = open_checkpoint(options.student, "student").directory
-    teacher = open_checkpoint(options.teacher, "teacher").directory
+    student = open_checkpoint(options.student, "student")
+    teacher = open_checkpoint(options.teacher, "teacher")
     audio = read_mono(options.recording)
     said = said_in(options.recording)
     with TemporaryDirectory() as folder:
+        plain = [write_plain(each, Path(folder) / f"plain {each.name}") for each in (student, teacher)]
         systems = [
-            *ours(student, teacher), *of_transformers(student, teacher),
-            *of_faster_whisper(student, teacher, Path(folder), torch.get_num_threads()),
+            *ours(student, teacher), *of_transformers(*plain),
+            *of_faster_whisper(*plain, Path(folder), torch.get_num_threads()),
         ]  # fmt: skip
         print(f"{circumstances()}\n", flush=True)
         short = list(utterances(audio))
         print(
-            f"Commands ({len(short)}), one at a time:\n\n{compare(systems, short, said, options.rounds)}\n", flush=True
+            f"Sentences ({len(short)}), one at a time:\n\n{compare(systems, short, said, options.rounds)}\n", flush=True
         )
-        window = audio[:WINDOW]
-        print(f"A window of 30 s:\n\n{compare(systems, [window], said, options.rounds)}")
+        together, fitting = window_of_many(short)
+        print(f"A window of 30 s, the first {fitting} of them:\n\n"
+              f"{compare(systems, [together], said[:fitting], options.rounds)}")  # fmt: skip
 
 
 if __name__ == "__main__":

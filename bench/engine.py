@@ -17,7 +17,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from bench.client import COMMANDS
+from bench.client import SENTENCES
 from bench.roofline import Cost, Device, checking, encoding, probe, remembering, timed
 from bench.shapes import SHAPES, random_pair
 from bench.table import circumstances, table
@@ -27,7 +27,7 @@ from streaming.offline import utterances
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
 from streaming.whisper.engine import Engine
-from streaming.whisper.hearing import Model
+from streaming.whisper.hearing import Model, one_encoder
 from streaming.whisper.model import Cache
 
 DTYPES = ("auto", "mixed", "float32", "bfloat16", "float16")
@@ -39,16 +39,20 @@ TOKENS = 24
 Part = tuple[str, Callable[[], object], Cost, torch.dtype]
 
 
-def parts(model: Model, rows: int, seconds: float, widths: Sequence[int]) -> Iterator[Part]:
-    """(name, what to time, what it costs at least, in which numbers) of one model at one batch and context."""
+def parts(model: Model, rows: int, seconds: float, widths: Sequence[int], *, encodes: bool) -> Iterator[Part]:
+    """(name, what to time, what it costs at least, in which numbers) of one model at one batch and context.
+
+    encodes: whether its encoder is measured, which it may share.
+    """
     sizes, device = model.checkpoint.dimensions, model.decoder.embed_tokens.weight.device
     heard, says = model.encoder.conv1.weight.dtype, model.decoder.embed_tokens.weight.dtype
     positions = round(seconds * POSITIONS_PER_SECOND)
     jobs = [Job(_noise(seconds, row)) for row in range(rows)]
     states = model.listen(jobs, seconds)
-    if model.role == "student":
+    if encodes:
         mel = model.mel([job.audio for job in jobs], seconds).to(heard)
-        yield "encoder", partial(model.encoder, mel), encoding(sizes, rows, positions, heard.itemsize), heard
+        name = f"{model.role}: encoder"
+        yield name, partial(model.encoder, mel), encoding(sizes, rows, positions, heard.itemsize), heard
     memory = model.decoder.remember(states)
     costs = remembering(sizes, rows, positions, says.itemsize)
     yield f"{model.role}: memory of the audio", partial(model.decoder.remember, states), costs, says
@@ -66,12 +70,14 @@ def parts(model: Model, rows: int, seconds: float, widths: Sequence[int]) -> Ite
 
 @torch.inference_mode()
 def measure_parts(engine: Engine, device: Device, batches: Sequence[int], contexts: Sequence[float]) -> str:
+    shared = len(engine.models) == 1 or one_encoder(*engine.models)
     lines: list[list[object]] = []
-    for seconds in contexts:
-        for rows in tqdm(batches, desc=f"{seconds:g} s", leave=False):
-            for model in engine.models:
-                widths = (1,) if model.role == "student" else (1, 9, 17, 33)
-                for name, work, cost, dtype in parts(model, rows, seconds, widths):
+    for model in engine.models:
+        student = model.role == "student"
+        widths = (1,) if student else (1, 9, 17, 33)
+        for seconds in _heard_by(model, contexts):
+            for rows in tqdm(batches, desc=f"{model.role}, {seconds:g} s", leave=False):
+                for name, work, cost, dtype in parts(model, rows, seconds, widths, encodes=student or not shared):
                     middle, spread = _median_and_spread(timed(work, engine.device))
                     best = device.seconds(cost, dtype)
                     lines.append([name, rows, f"{seconds:g}", f"{1e3 * middle:.2f} ({1e3 * spread:.2f})",
@@ -79,6 +85,12 @@ def measure_parts(engine: Engine, device: Device, batches: Sequence[int], contex
     order = {name: place for place, name in enumerate(dict.fromkeys(str(line[0]) for line in lines))}
     lines.sort(key=lambda line: order[str(line[0])])
     return table(["part", "batch", "context s", "ms (spread)", "roofline ms", "times the roofline"], lines)
+
+
+def _heard_by(model: Model, contexts: Sequence[float]) -> list[float]:
+    """The windows in which it hears audio of these lengths: each model knows its own."""
+    own = model.checkpoint.contexts
+    return list(dict.fromkeys(next((each for each in own if each >= seconds), own[-1]) for seconds in contexts))
 
 
 def measure_jobs(engine: Engine, batches: Sequence[int], waves: Sequence[Waveform], limit: int | None) -> str:
@@ -104,8 +116,9 @@ def measure_jobs(engine: Engine, batches: Sequence[int], waves: Sequence[Wavefor
             if any(one.tokens != other.tokens for one, other in zip(checked, knows, strict=True)):
                 raise RuntimeError(f"with the draft {name!r} the teacher said something else")
             taken = timed(partial(teacher.run, asked), engine.device)
-            # The encoder runs once for both, and is in each of the two measurements.
-            whole = drafting + statistics.median(taken) - hearing
+            whole = drafting + statistics.median(taken)
+            if one_encoder(*engine.models):  # it runs once for both, and is in each of the two measurements
+                whole -= hearing
             kept = sum(result.accepted for result in checked) / max(1, sum(len(result.tokens) for result in knows))
             passes = sum(result.passes for result in checked) / rows
             ratio = statistics.median(alone) / whole
@@ -141,14 +154,14 @@ def _noise(seconds: float, seed: int) -> Waveform:
 
 
 def _speech() -> list[Waveform]:
-    audio = np.asarray(soundfile.read(COMMANDS, dtype="float32")[0])
+    audio = np.asarray(soundfile.read(SENTENCES, dtype="float32")[0])
     return list(utterances(audio))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench engine", description=__doc__)
-    parser.add_argument("--student", default="home-en")
-    parser.add_argument("--teacher", default="home-en")
+    parser.add_argument("--student", default="tiny-en")
+    parser.add_argument("--teacher", default="tiny-en")
     parser.add_argument("--random", choices=SHAPES, help="in place of the two: random weights of this published size")
     parser.add_argument("--device", type=arguments.device, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")

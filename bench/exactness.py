@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench.client import COMMANDS
+from bench.client import SENTENCES
 from bench.engine import DTYPES
 from bench.table import circumstances, table
 from distillation.arguments import count, device
@@ -82,12 +82,12 @@ def margin(engine: Engine, job: Job, one: Tokens, other: Tokens) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="whisperd bench exactness", description=__doc__)
-    parser.add_argument("--student", default="home-en")
-    parser.add_argument("--teacher", default="home-en")
+    parser.add_argument("--student", default="tiny-en")
+    parser.add_argument("--teacher", default="tiny-en")
     parser.add_argument("--device", type=device, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--utterances", type=count, default=60)
-    parser.add_argument("--recording", type=Path, default=COMMANDS)
+    parser.add_argument("--recording", type=Path, default=SENTENCES)
     options = parser.parse_args(arguments)
     audio = read_mono(options.recording)
     jobs = [Job(wave) for wave in cut(list(utterances(audio)), options.utterances)]

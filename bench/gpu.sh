@@ -8,11 +8,11 @@ python=${PYTHON:-.venv/bin/python}
 
 if [ "${1:-}" = --small ]; then
     targets=--small
-    exactness="--student home-en --teacher home-en --device cpu --utterances 2"
+    exactness="--student tiny-en --teacher tiny-en --device cpu --utterances 2"
     streams="--streams 2 --device cpu --recording bench/data/demo.flac"
 else
     targets=
-    exactness="--student home-en --teacher home-en --device cuda"
+    exactness="--student tiny-en --teacher tiny-en --device cuda"
     streams="--streams 16 64 128 --device cuda --recording bench/data/demo.flac"
 fi
 

@@ -1,81 +1,100 @@
-"""Makes `bench/data`: the recordings that the demo and the benchmarks play. Synthetic voices; nobody was recorded.
+"""Makes `bench/data`: the recordings that the demo and the benchmarks play, joined from utterances of LibriSpeech.
 
-Owns what is said in them. Run it again only to change them: `python -m bench.make_recordings` (needs flite, espeak-ng).
+Owns which utterances they are, and the credits beside them. Run it again only to change them, with a folder that holds
+LibriSpeech's test-clean (openslr.org/12) as published: `python -m bench.make_recordings FOLDER`.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from distillation.corpus import trim
-from distillation.voices import Voice, speak
+from bench.client import DEMO, SENTENCES, TALK
 from streaming.job import SAMPLE_RATE, Waveform
 
-FOLDER = Path(__file__).parent / "data"
-SLT, RMS, AWB = Voice("flite", "slt"), Voice("flite", "rms"), Voice("flite", "awb")
-SPOKEN: dict[str, list[tuple[Voice, str]]] = {
-    "demo": [
-        (SLT, "turn off the lights in the living room"),
-        (SLT, "set a timer for ten minutes"),
-        (RMS, "what's the weather like"),
-    ],
-    "commands": [
-        (SLT, "turn off all the lights in the living room"),
-        (RMS, "stop"),
-        (AWB, "set the bedroom temperature to twenty one degrees"),
-        (SLT, "add milk and bread to the shopping list"),
-        (RMS, "is the front door locked"),
-        (AWB, "yes"),
-        (SLT, "remind me to water the plants tomorrow at seven thirty in the evening"),
-        (RMS, "open the blinds in the office"),
-        (SLT, "play some music in the dining room"),
-        (AWB, "volume up"),
-    ],
-    "talk/talk": [
-        (SLT, "good morning, open the blinds in the bedroom, and turn on the radio in the kitchen"),
-        (AWB, "what's the weather like today, will it rain this afternoon"),
-        (
-            RMS,
-            "remind me to call my mother at six, add milk and eggs to the shopping list, "
-            "and set a timer for ten minutes",
-        ),
-        (SLT, "we are leaving now, turn off all the lights downstairs, lock the front door, and arm the alarm"),
-        (AWB, "it is too warm in here, set the living room temperature to nineteen degrees, and close the curtains"),
-        (RMS, "i would like to hear some music, play something in the dining room, and turn the volume down"),
-        (SLT, "how long is left on the timer, tell everyone that dinner is ready"),
-    ],
-}
-BREATH = 0.25
-"""Seconds at a comma, beside the 0.16 that `trim` leaves: speech goes on before an endpoint is called."""
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """utterances: READER-CHAPTER-UTTERANCE, as LibriSpeech names them. pause: seconds around each, beside those that
+    the reader left.
+    """
+
+    file: Path
+    what: str
+    pause: float
+    utterances: Sequence[str]
 
 
-def with_pauses(parts: list[Waveform], seconds: float) -> Waveform:
-    """Spoken one after another, over a noise floor of -70 dB, for digital silence is not what a room sounds like."""
+RECORDINGS = (
+    Recording(DEMO, "three sentences of one reader", 0.9, [f"237-134500-{number:04}" for number in (6, 7, 8)]),
+    Recording(
+        SENTENCES, "twelve short sentences of as many readers", 0.9,
+        ["672-122797-0000", "1089-134686-0003", "2300-131720-0039", "4446-2271-0002", "7729-102255-0001",
+         "6829-68769-0002", "4970-29093-0015", "7021-79740-0009", "1995-1826-0003", "3729-6852-0013",
+         "8463-287645-0001", "8555-284447-0012"],
+    ),
+    Recording(TALK, "two minutes of one reader, who goes on reading", 0.1, [f"1284-1180-{n:04}" for n in range(18)]),
+)  # fmt: skip
+"""The sentences and the talk are chosen by what is said and how long it takes, not by who understands it, for word
+errors are counted on them; those of the demo are easy to understand."""
+
+README = """# Recordings
+
+Read by volunteers of LibriVox, from [LibriSpeech](https://www.openslr.org/12) (V. Panayotov, G. Chen, D. Povey and
+S. Khudanpur, 2015; CC BY 4.0), set test-clean, which no model here has learnt from. `python -m bench.make_recordings`
+joined them, with pauses between. Beside each recording, a line an utterance, is what is said.
+
+| file | what it is | seconds | reader-chapter-utterance |
+|---|---|---|---|
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.make_recordings", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="with test-clean in it, at any depth")
+    folder: Path = parser.parse_args(arguments).folder
+    said = transcripts(folder)
+    sounds = {path.stem: path for path in folder.rglob("*.flac")}
+    page = README
+    for each in RECORDINGS:
+        wave = with_pauses([_read(sounds[name]) for name in each.utterances], each.pause)
+        write(each.file, wave)
+        each.file.with_suffix(".txt").write_text("".join(f"{said[name]}\n" for name in each.utterances))
+        page += f"| {each.file.name} | {each.what} | {wave.size / SAMPLE_RATE:.1f} | {', '.join(each.utterances)} |\n"
+    (DEMO.parent / "README.md").write_text(page)
+
+
+def transcripts(folder: Path) -> dict[str, str]:
+    """What is said in each utterance, in lower case: LibriSpeech has capitals alone, and no punctuation."""
+    lines = [line for path in folder.rglob("*.trans.txt") for line in path.read_text(encoding="utf-8").splitlines()]
+    return {name: text.lower() for name, _, text in (line.partition(" ") for line in lines)}
+
+
+def with_pauses(parts: Sequence[Waveform], seconds: float) -> Waveform:
+    """One after another, over a noise floor of -70 dB, for digital silence is not what a room sounds like."""
     pause = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
     joined = np.concatenate([piece for part in parts for piece in (pause, part)] + [pause])
     floor = np.random.default_rng(1).standard_normal(joined.size) * 10 ** (-70 / 20)
     return (joined + floor).astype(np.float32)
 
 
-def said_in_one_go(voice: Voice, text: str) -> Waveform:
-    """The parts between commas, with a breath between them."""
-    if ", " not in text:
-        return speak(text, voice)
-    breath = np.zeros(int(BREATH * SAMPLE_RATE), np.float32)
-    pieces = [piece for part in text.split(", ") for piece in (breath, trim(speak(part, voice)))]
-    return np.concatenate(pieces[1:])
+def write(file: Path, wave: Waveform) -> None:
+    """FLAC, or Opus in Ogg where it would be large."""
+    if file.suffix == ".flac":
+        soundfile.write(file, wave, SAMPLE_RATE)
+    else:
+        soundfile.write(file, wave, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=0.94)
 
 
-def main() -> None:
-    for name, lines in SPOKEN.items():
-        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
-        wave = with_pauses([said_in_one_go(voice, text) for voice, text in lines], seconds=1.2)
-        soundfile.write(FOLDER / f"{name}.flac", wave, SAMPLE_RATE)
-        (FOLDER / f"{name}.txt").write_text("\n".join(text.replace(",", "") for _, text in lines) + "\n")
-        print(f"{name}: {wave.size / SAMPLE_RATE:.1f} s")
+def _read(path: Path) -> Waveform:
+    samples, rate = soundfile.read(path, dtype="float32")
+    assert rate == SAMPLE_RATE, f"{path} has {rate} samples a second"
+    return np.asarray(samples, np.float32)
 
 
 if __name__ == "__main__":

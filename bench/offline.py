@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.client import COMMANDS, TALK
+from bench.client import SENTENCES, TALK
 from bench.table import circumstances, table
 from distillation.arguments import count
 from distillation.recordings import read_mono
@@ -101,9 +101,9 @@ def _alone(job: Job) -> Job:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench offline", description=__doc__)
-    parser.add_argument("--student", default="home-en")
-    parser.add_argument("--teacher", default="home-en")
-    parser.add_argument("--recording", type=Path, nargs="+", default=[TALK, COMMANDS])
+    parser.add_argument("--student", default="tiny-en")
+    parser.add_argument("--teacher", default="tiny-en")
+    parser.add_argument("--recording", type=Path, nargs="+", default=[TALK, SENTENCES])
     parser.add_argument("--rounds", type=count, default=5)
     options = parser.parse_args(arguments)
     engine = Engine.load(options.student, options.teacher, "cpu")

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import jiwer
 import numpy as np
 import psutil
 from tqdm import tqdm
 
-from bench.client import COMMANDS, FRAME_SECONDS, play, read_pcm, said_in
+from bench.client import FRAME_SECONDS, SENTENCES, play, read_pcm, said_in
 from bench.gpu import Use, watched
 from bench.service import Service, running
 from bench.table import circumstances, percentiles, table
+from bench.words import words
 from distillation.arguments import count
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def _pooled(heard: list[Heard]) -> tuple[list[float], list[float]]:
 
 def _row(streams: int, heard: list[Heard], idle: float, gpu: Use, expected: list[str]) -> list[object]:
     lags, latencies = _pooled(heard)
-    texts = [" ".join(one.texts) for one in heard]
-    errors = jiwer.wer([" ".join(expected)] * streams, texts)
+    scores = [words(expected, one.texts) for one in heard]
+    errors = sum(each.errors for each in scores) / max(1, sum(each.words for each in scores))
     thinned = sum(one.thinned for one in heard)
     return [streams, len(lags), percentiles(lags), len(latencies), percentiles(latencies), thinned,
             sum(one.errors for one in heard), f"{errors:.1%}", f"{idle:.0%}", str(gpu)]  # fmt: skip
@@ -135,9 +135,9 @@ def _draw(path: Path, measured: Mapping[str, Mapping[int, Sequence[float]]]) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="whisperd bench streams", description=__doc__)
     parser.add_argument("--streams", type=count, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--recording", type=Path, default=COMMANDS)
-    parser.add_argument("--student", default="home-en")
-    parser.add_argument("--teacher", default="home-en")
+    parser.add_argument("--recording", type=Path, default=SENTENCES)
+    parser.add_argument("--student", default="tiny-en")
+    parser.add_argument("--teacher", default="tiny-en")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--picture", type=Path, metavar="PNG")
     options = parser.parse_args(arguments)

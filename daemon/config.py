@@ -118,8 +118,8 @@ class Server(Section):
 
 
 class Models(Section):
-    student: str = Field(default="home-en", min_length=1)
-    teacher: str | None = "home-en"
+    student: str = Field(default="tiny-en", min_length=1)
+    teacher: str | None = "tiny-en"
     device: str = Field(default="auto", pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")
     dtype: Literal["auto", "mixed", "float32", "float16", "bfloat16"] = "auto"
     threads: int | None = Field(default=None, ge=1)

@@ -20,20 +20,42 @@ from streaming.whisper.locate import CheckpointError, Role, imported, is_shipped
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A pair for a kind of machine. gpu: memory in GB from which on it fits; 0: none is needed."""
+    """A pair for a kind of machine. gpu: memory in GB from which on it fits; 0: none is needed. student: its name, or
+    OWN. cores: fewest that it is for.
+    """
 
     machine: str
     gpu: float
     student: str
     teacher: str
     figures: str
+    cores: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of checkpoints that can be fetched."""
+        return tuple(name for name in (self.student, self.teacher) if name != OWN)
+
+
+OWN = "one of your own"
+"""No student of these is to be had that hears short windows: `whisperd distill` makes one."""
 
 
 ADVICE = (
     Advice(
-        "CPU, 2 cores", 0, "home-en", "home-en",
-        "English home commands only. 8.3 M + 11.5 M parameters; 1.7 % word errors on the ten commands of bench/, 32 "
-        "live streams on two cores (bench/results/2026-11-27-two-cores.md); its card says where it is poor",
+        "CPU, 2 cores", 0, "tiny-en", "tiny-en",
+        "English. OpenAI's tiny.en and a student that hears short windows, 37.8 M parameters each, of which they "
+        "share the embeddings; how well and how fast is on its card",
+    ),
+    Advice(
+        "CPU, 4 cores", 0, OWN, "openai/whisper-base.en",
+        "English. 74 M parameters (the teacher's card); `whisperd distill` makes the student, as docs/models.md says",
+        cores=4,
+    ),
+    Advice(
+        "CPU, 4 cores", 0, OWN, "openai/whisper-small.en",
+        "English, slower and better than base.en. 244 M parameters (the teacher's card); the student likewise",
+        cores=4,
     ),
     Advice(
         "GPU, 8 GB", 7, "distil-whisper/distil-medium.en", "openai/whisper-medium.en",
@@ -66,7 +88,8 @@ class Machine:
 
     def best(self) -> str:
         """The kind of machine, among those that there is advice for, that this one is."""
-        return [advice.machine for advice in ADVICE if advice.gpu <= self.gpu_gigabytes][-1]
+        fitting = [each for each in ADVICE if each.gpu <= self.gpu_gigabytes and each.cores <= self.cores]
+        return fitting[-1].machine
 
 
 def this_machine() -> Machine:
@@ -209,15 +232,13 @@ def listing(found: Sequence[Here], machine: Machine) -> str:
     )
     for advice in ADVICE:
         lines += textwrap.wrap(
-            f"{advice.student}: {advice.figures}.",
+            f"{advice.names[0]}: {advice.figures}.",
             110,
             initial_indent="  ",
             subsequent_indent="    ",
             break_on_hyphens=False,
         )
-    wanted = [
-        name for advice in ADVICE if advice.machine == machine.best() for name in (advice.student, advice.teacher)
-    ]
+    wanted = [name for advice in ADVICE if advice.machine == machine.best() for name in advice.names]
     missing = [name for name in dict.fromkeys(wanted) if name not in names and not is_shipped(name)]
     lines += (
         ["", "To fetch what is missing of that:", *(f"  whisperd models pull {name}" for name in missing)]

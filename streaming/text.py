@@ -9,6 +9,7 @@ Knows nothing of streams, and nothing of which tokens are likely.
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -86,6 +87,20 @@ class Text:
         if index >= len(tokens):
             return len(tokens)
         return max((word.first for word in self.words(tokens, language) if word.first <= index), default=0)
+
+    def last_signs(self, tokens: Sequence[int]) -> int:
+        """Where the punctuation at the very end of `tokens` begins; their number where there is none."""
+        end = len(tokens)
+        while end and self._is_sign(tokens[end - 1]):
+            end -= 1
+        return end
+
+    def _is_sign(self, token: int) -> bool:
+        try:
+            text = b"".join(self._bytes_of([token])).decode().strip()
+        except UnicodeDecodeError:
+            return False  # a part of a character
+        return bool(text) and all(unicodedata.category(letter).startswith("P") for letter in text)
 
     def _groups(self, tokens: Sequence[int], every_character: bool) -> Iterator[tuple[int, int, bytes]]:
         """(first index, one past the last, bytes) of each run of tokens that makes a word."""

@@ -139,7 +139,12 @@ ALSO_KNOWS = {
         "streaming.whisper.layout",
         "streaming.whisper.locate",
     },
-    "daemon.models": {"streaming.whisper.locate", "streaming.whisper.checkpoint", "daemon.pull"},
+    "daemon.models": {
+        "streaming.whisper.locate",
+        "streaming.whisper.checkpoint",
+        "streaming.whisper.weights",
+        "daemon.pull",
+    },  # fmt: skip
 }
 """Exceptions, each with its reason: importer -> what else it may import."""
 

@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said = (
         f"{circumstances()}\n\nA day of {options.minutes:g} minutes, seed {options.seed}, {options.speed:g} times as "
         f"fast: {(time.monotonic() - began) / 60:.1f} minutes of ours. {len(day.sentences)} sentences, "
-        f"{len(day.faults)} faults. Engine: {'scripted' if options.scripted else 'home-en'}."
+        f"{len(day.faults)} faults. Engine: {'scripted' if options.scripted else 'tiny-en'}."
     )
     print(f"# A day at home\n\n{report(book, ending, said)}", end="")
     return 1 if broken_promises(book, ending) else 0

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from bench.client import DEMO, SENTENCES
+
 RATE = 16000
-_ROOT = Path(__file__).parent.parent.parent
-_FOLDERS = (_ROOT / "bench" / "data", _ROOT / "tests" / "data")  # the tests' are in a checkout only
+_OF_TESTS = Path(__file__).parent.parent.parent / "tests" / "data"  # in a checkout only
 _FRAME = RATE // 50
 _LOUD = 0.01
 _PAUSE = 30
@@ -27,7 +28,7 @@ _SILENCE = bytes(2 * RATE * 8 // 10)
 
 def sentences() -> list[bytes]:
     """16-bit mono samples at 16 kHz, a sentence each, with a second of silence or so behind it."""
-    files = [path for folder in _FOLDERS for path in sorted(folder.glob("*.flac"))]
+    files = [DEMO, SENTENCES, *sorted(_OF_TESTS.glob("*.flac"))]
     return [sentence for path in files for sentence in _cut(path)]
 
 

@@ -9,20 +9,18 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from daemon.app import Service
 from daemon.config import Settings, load, surroundings
 from daemon.logs import to_stderr
 from daemon.pipeline import Engine
 from daemon.signals import reload_on_signal, stop_on_signals
 from streaming.fake import ScriptedEngine
-from streaming.whisper.locate import locate
+from streaming.whisper.checkpoint import open_checkpoint
 
 
 def _engine(settings: Settings) -> Engine:
-    tokenizer_file = locate(settings.models.student, "student")[1] / "tokenizer.json"
-    return ScriptedEngine(tokenizer_file, Tokenizer.from_file(str(tokenizer_file)).get_vocab()["<|endoftext|>"])
+    checkpoint = open_checkpoint(settings.models.student, "student")
+    return ScriptedEngine(checkpoint.tokenizer_file, checkpoint.grammar.eot)
 
 
 def main(config: str) -> None:

@@ -88,15 +88,12 @@ def jump(times: Sequence[float] = (86400.0, -86400.0, 1e9, -3600.0)) -> None:
 
 
 def _load_scripted(trouble: str, folder: Path) -> Callable[[Any], Any]:
-    from tokenizers import Tokenizer
-
     from streaming.fake import ScriptedEngine
+    from streaming.whisper.checkpoint import open_checkpoint
 
-    file = Path(__file__).parents[2] / "streaming" / "pretrained" / "home-en" / "student" / "tokenizer.json"
-    eot = Tokenizer.from_file(str(file)).get_vocab()["<|endoftext|>"]
-
-    def load(_: Any) -> ScriptedEngine:
-        engine = ScriptedEngine(file, eot)
+    def load(settings: Any) -> ScriptedEngine:
+        checkpoint = open_checkpoint(settings.models.student, "student")
+        engine = ScriptedEngine(checkpoint.tokenizer_file, checkpoint.grammar.eot)
         if trouble in TROUBLES:
             cast(Any, engine).run = TROUBLES[trouble](engine.run, folder)
         return engine

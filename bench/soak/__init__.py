@@ -1,6 +1,6 @@
 """Hours of mixed streams against a real service: does it grow, does it slow down, does it lose anything?
 
-A real `whisperd run` with `home-en` and a real mosquitto, on this machine, all at the pace of speech: people who talk
+A real `whisperd run` with `tiny-en` and a real mosquitto, on this machine, all at the pace of speech: people who talk
 for hours on one connection; a stream of noise and one of silence; clients that come and go, some in the middle of a
 word and by abort; a Wyoming satellite with a connection for each turn; subscribers that come and go; and a reload of
 the settings now and then. A subscriber of /v1/events and one of the broker stay and write down all finals. Every few

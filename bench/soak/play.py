@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MissingError, RuntimeError, ValueError, ExceptionGroup) as error:
         print(f"whisperd bench soak: {first_error(error)}", file=sys.stderr)
         return 1
-    engine = "scripted" if options.scripted else "home-en"
+    engine = "scripted" if options.scripted else "tiny-en"
     said = (
         f"{circumstances()}\n\n{options.streams} streams at the pace of speech, a Wyoming satellite and three "
         f"subscribers for {seconds / 60:g} minutes, seed {options.seed}. Engine: {engine}. "

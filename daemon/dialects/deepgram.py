@@ -35,7 +35,7 @@ from daemon.dialects.codec import (
     query_pairs,
     shown_tokens,
 )
-from daemon.dialects.words import quoted, read_json
+from daemon.dialects.words import bare, bare_text, quoted, read_json
 from daemon.faults import Fault
 from streaming.events import (
     Audio,
@@ -118,9 +118,6 @@ _WITHOUT_EFFECT = {
 
 _ALREADY_SO = {"mip_opt_out", "no_delay", "tag", "token"}
 """Nothing is trained on what is heard, and nothing held back; a tag is for their bills; the token was judged before."""
-
-_SIGNS = '.,!?;:…"“”„«»()[]¡¿。，、？！；：'  # noqa: RUF001 - the signs of other scripts are meant
-"""Punctuation, at a word's edge. Not the apostrophe, nor currencies: those belong to the word."""
 
 _STATUS = {"unauthorised": 401, "forbidden": 403, "bad_origin": 403}
 _ERR_CODES = {401: "INVALID_AUTH", 403: "INSUFFICIENT_PERMISSIONS", 400: "Bad Request"}
@@ -416,7 +413,7 @@ class Deepgram(Codec):
             return self._results(at, at, nothing, "student", speech_final=False, from_finalize=from_finalize)
         words = [
             {
-                "word": _bare(word.text) or word.text,
+                "word": bare(word.text) or word.text,
                 "start": round(word.start, 3),
                 "end": round(word.end, 3),
                 "confidence": word.confidence,
@@ -498,8 +495,7 @@ class Deepgram(Codec):
         )
 
     def _text(self, text: str) -> str:
-        text = text.strip()
-        return text if self._parameters.written else " ".join(filter(None, map(_bare, text.split())))
+        return text.strip() if self._parameters.written else bare_text(text)
 
 
 class _Silence:
@@ -568,10 +564,6 @@ def _command(frame: str) -> str:
     if unknown := [name for name in body if name != "type"]:
         raise Fault("unknown_field", f"unknown field {quoted(unknown[0])} in {kind}: it takes none")
     return str(kind)
-
-
-def _bare(word: str) -> str:
-    return word.strip().strip(_SIGNS).lower()
 
 
 def _json(kind: str, **values: Any) -> str:

@@ -2,8 +2,8 @@
 
 Owns its JSON, the settings that a client may send before its audio, and the rule that its clients live by: each frame
 of audio, each `reset` and the `eof` gets exactly one answer. An answer to audio is the final that is ready and was not
-told yet, or else the text so far; one to `reset` and `eof` is all that was not told yet. Knows nothing of sockets or
-streams.
+told yet, or else the text so far; one to `reset` and `eof` is all that was not told yet. Texts are bare words in small
+letters, as Vosk's models write them: their clients compare words. Knows nothing of sockets or streams.
 
 The protocol has no word for errors. A client whose fault ends the conversation reads the reason in the close.
 """
@@ -28,7 +28,7 @@ from daemon.dialects.codec import (
     query_once,
     shown_tokens,
 )
-from daemon.dialects.words import read_json, shown
+from daemon.dialects.words import bare, bare_text, read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, SpeechStarted, Start, Stop, Stopped
 
@@ -133,7 +133,7 @@ class Vosk(Codec):
             case SpeechStarted():
                 self._partial = ""
             case Partial(stable=stable, tail=tail):
-                self._partial = (stable + tail).strip()
+                self._partial = bare_text(stable + tail)
             case Final():
                 self._untold.append(event)
                 self._partial = ""
@@ -154,13 +154,13 @@ class Vosk(Codec):
         return self._result(finals)
 
     def _result(self, finals: list[Final]) -> str:
-        text = " ".join(final.text.strip() for final in finals)
+        text = " ".join(filter(None, (bare_text(final.text) for final in finals)))
         words = [
             {
                 "conf": word.confidence,
                 "end": round(word.end, 3),
                 "start": round(word.start, 3),
-                "word": word.text,
+                "word": bare(word.text) or word.text,
             }
             for final in finals
             for word in final.words or ()

@@ -1,4 +1,4 @@
-"""What a client sent, read as JSON, or shown to it in its own error. Knows no dialect."""
+"""What a client sent, read as JSON, or shown to it in its own error; and texts as bare words. Knows no dialect."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from daemon.logs import shortened
 
 _LONGEST = 60
+
+_SIGNS = '.,!?;:…"“”„«»()[]¡¿。，、？！；：'  # noqa: RUF001 - the signs of other scripts are meant
+"""Punctuation, at a word's edge. Not the apostrophe, nor currencies: those belong to the word."""
 
 
 def read_json(text: str | bytes) -> Any:
@@ -23,6 +26,15 @@ def read_json(text: str | bytes) -> Any:
     except ValueError:
         # Python's own words for it advise to change a setting of the interpreter.
         raise ValueError("a number has too many digits") from None
+
+
+def bare(word: str) -> str:
+    """Without punctuation around it, in small letters; "" where it is nothing else."""
+    return word.strip().strip(_SIGNS).lower()
+
+
+def bare_text(text: str) -> str:
+    return " ".join(filter(None, map(bare, text.split())))
 
 
 def shown(value: object) -> str:

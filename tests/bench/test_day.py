@@ -47,7 +47,7 @@ def test_an_hour_is_a_busy_one() -> None:
 
 def test_the_recordings_are_cut_into_sentences() -> None:
     found = sentences()
-    assert len(found) == 18  # ten commands, three of the demo, and four files, one with two
+    assert len(found) == 20  # twelve sentences, three of the demo, and four files, one with two
     assert all(1 < len(each) / 2 / RATE < 6 for each in found)
 
 

@@ -21,7 +21,7 @@ A_LITTLE = {
     "a job of a batch raises": 6,
     "out of memory": 6,
     "a decode hangs": 1,
-    "NaN in the logits (home-en)": 2,
+    "NaN in the logits (tiny-en)": 2,
     "twice the load": 10,
     "no descriptors left": 1,
     "the clock jumps": 1,

@@ -28,6 +28,8 @@ from websockets.exceptions import ConnectionClosed
 
 from bench.broker import Broker as Broker
 from bench.broker import free_port as free_port
+from bench.client import DEMO, said_in
+from bench.words import comparable
 from daemon.app import Service
 from daemon.config import Settings, Surroundings
 from daemon.pipeline import LoadEngine
@@ -41,6 +43,8 @@ PATIENCE = 30.0
 
 
 # --- audio -----------------------------------------------------------------------------------------------------------
+
+SECOND = bytes(2 * 16000)
 
 
 def pcm(samples: Waveform) -> bytes:
@@ -59,13 +63,26 @@ def packed(audio: bytes) -> bytes:
     return file.getvalue()
 
 
+SAID = said_in(DEMO)[1]
+"""What `sentence` says."""
+TEACHER: dict[str, Any] = {"escalate": {"when": "always"}}
+"""Settings for tests of words: of the shipped pair the teacher is OpenAI's, and hears them right; students learn on."""
+
+
+def sentence() -> bytes:
+    """A person's voice: the second sentence of the demo, with a second of silence behind it."""
+    return pcm(soundfile.read(DEMO, dtype="float32")[0][int(5.6 * 16000) : 9 * 16000]) + SECOND
+
+
+def plain(text: str) -> str:
+    """Without what a model may write so or otherwise: capitals, punctuation, figures for numbers."""
+    return comparable()(text)
+
+
 def unfinished_speech() -> bytes:
-    """The same, broken off inside the last word: no endpoint is in it."""
+    """That of `speech`, broken off inside the last word: no endpoint is in it."""
     whole = speech()
     return whole[: len(whole) // 2 // 2 * 2]
-
-
-SECOND = bytes(2 * 16000)
 
 
 async def wait_until(condition: Callable[[], object]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soxr
 from foreign import deepgram, deepgram_play, deepgram_rest, deepgram_text, vosk, whisperlive
-from harness import PATIENCE, Process, client, process, speech, unfinished_speech
+from harness import PATIENCE, SAID, TEACHER, Process, client, plain, process, sentence, unfinished_speech
 from openai import AsyncOpenAI
 from websockets.exceptions import ConnectionClosed
 from wyoming.asr import Transcript
@@ -25,8 +25,7 @@ from wyoming.client import AsyncTcpClient
 # Each loads the real models, and has six clients talk to them at once: a busy machine takes a minute.
 pytestmark = pytest.mark.timeout(400)
 
-SAID = "turn on the kitchen light"
-SECTIONS = {
+SECTIONS = TEACHER | {
     "dialects": {"vosk": 0, "whisperlive": 0},
     "wyoming": {"host": "127.0.0.1", "port": 0, "requires_external_vad": True},
 }
@@ -155,9 +154,9 @@ async def everybody(party: Party) -> dict[str, str]:
 
 async def test_everybody_reads_what_was_said(tmp_path: Path) -> None:
     with process(tmp_path, SECTIONS) as daemon:
-        texts = await everybody(Party(daemon, speech()))
+        texts = await everybody(Party(daemon, sentence()))
         assert daemon.terminate() == 0
-    assert {name: text.lower().strip(" .,!?") for name, text in texts.items()} == dict.fromkeys(GUESTS, SAID)
+    assert {name: plain(text) for name, text in texts.items()} == dict.fromkeys(GUESTS, SAID)
     assert "Traceback" not in daemon.log
 
 
@@ -174,6 +173,7 @@ async def test_everybody_reads_the_last_words_before_the_service_ends(tmp_path: 
             assert await other.rest() == 1001
         assert await asyncio.to_thread(daemon.popen.wait, PATIENCE) == 0
     heard = {name: " ".join(each["text"] for each in other.of("final") if each["source"] == name) for name in GUESTS}
-    assert texts == heard
-    assert all(text.lower().startswith("turn") for text in texts.values())
+    # Some dialects have bare words in small letters.
+    assert {name: plain(text) for name, text in texts.items()} == {name: plain(text) for name, text in heard.items()}
+    assert all(plain(text).startswith("turn") for text in texts.values())
     assert "Traceback" not in daemon.log

@@ -66,6 +66,7 @@ def test_they_name_entities_and_fields_that_there_are(automation: dict[str, Any]
 def test_a_light_by_voice() -> None:
     assert runs(LIGHT, trigger(text="Please turn on the kitchen light"))
     assert not runs(LIGHT, trigger(text="Please turn on the kitchen light", at=NOW - 60))
+    assert runs(LIGHT, trigger(text="Turn on the kitchen light."))  # as Whisper writes
     assert not runs(LIGHT, trigger(text="what a nice kitchen light"))
     # The entity became unavailable: it has no text then.
     unavailable = trigger()
@@ -73,7 +74,8 @@ def test_a_light_by_voice() -> None:
     assert not runs(LIGHT, unavailable)
     (action,) = LIGHT["actions"]
     for word in ("on", "off"):
-        assert render(action["action"], **trigger(text=f"turn {word} the kitchen light")) == f"light.turn_{word}"
+        for text in (f"turn {word} the kitchen light", f"Turn {word} the kitchen light!"):
+            assert render(action["action"], **trigger(text=text)) == f"light.turn_{word}"
 
 
 def test_a_notification_with_what_was_said() -> None:

@@ -32,7 +32,7 @@ from streaming.vad import VadSettings
 SHIPPED = Path(__file__).parent.parent.parent / "config" / "whisperd.yaml"
 CONTRACT: dict[str, dict[str, Any]] = {
     "server": {"host": "127.0.0.1", "port": 8765},
-    "models": {"student": "home-en", "teacher": "home-en", "device": "auto"},
+    "models": {"student": "tiny-en", "teacher": "tiny-en", "device": "auto"},
     "escalate": {"when": "low-confidence"},
     "mqtt": {"host": "", "port": 1883, "topic": "whisperd"},
     "microphone": {"enabled": False, "device": None, "source": "microphone"},
@@ -227,9 +227,9 @@ def test_the_stream_half_gets_what_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("escalate", "teacher", "loaded", "below"),
     [
-        ({"when": "never"}, "home-en", None, NEVER),
-        ({"when": "always"}, "home-en", "home-en", ALWAYS),
-        ({"below": 0.5}, "home-en", "home-en", 0.5),
+        ({"when": "never"}, "tiny-en", None, NEVER),
+        ({"when": "always"}, "tiny-en", "tiny-en", ALWAYS),
+        ({"below": 0.5}, "tiny-en", "tiny-en", 0.5),
         ({"below": 0.5}, None, None, NEVER),
     ],
 )

@@ -41,7 +41,7 @@ from streaming.events import (
 LEAST = "encoding=linear16&sample_rate=16000"
 SECOND = bytes(32000)
 SIGNS = """It's "3.5" Mb/s."""
-READY = Ready("s", "kitchen", "home-en", "home-en-teacher", "cpu")
+READY = Ready("s", "kitchen", "tiny-en", "tiny-en-teacher", "cpu")
 Told = dict[str, Any]
 
 
@@ -314,12 +314,12 @@ def test_a_final_is_a_result_with_its_words() -> None:
             ],
         }
     ]
-    assert result["metadata"]["model_info"] == {"name": "home-en", "version": "latest", "arch": "whisper"}
+    assert result["metadata"]["model_info"] == {"name": "tiny-en", "version": "latest", "arch": "whisper"}
 
 
 def test_what_the_teacher_decided_names_the_teacher() -> None:
     (result,) = say(codec(), final(model="teacher"))
-    assert result["metadata"]["model_info"]["name"] == "home-en-teacher"
+    assert result["metadata"]["model_info"]["name"] == "tiny-en-teacher"
 
 
 def test_punctuation_where_it_is_asked_for() -> None:
@@ -405,7 +405,7 @@ def test_the_metadata_at_the_end() -> None:
     assert metadata["created"] == "2026-01-02T12:00:00.000Z"
     assert (metadata["duration"], metadata["channels"], metadata["extra"]) == (0.1, 1, {"call": "7"})
     assert metadata["warnings"] == [
-        {"parameter": "model", "type": "unsupported_model", "message": "the model here is home-en"}
+        {"parameter": "model", "type": "unsupported_model", "message": "the model here is tiny-en"}
     ]
 
 

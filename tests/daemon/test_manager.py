@@ -137,7 +137,7 @@ def daemon(
 async def test_ready_comes_after_a_first_decode(tmp_path: Path, tokenizer_file: Path, manager: Manager) -> None:
     (tmp_path / "wedged").touch()
     with daemon(tmp_path, tokenizer_file, manager) as service:
-        assert "EXTEND_TIMEOUT_USEC=" in await manager.until("STATUS=loading home-en")
+        assert "EXTEND_TIMEOUT_USEC=" in await manager.until("STATUS=loading tiny-en")
         (tmp_path / "wedged").unlink()
         ready = await manager.until("READY=1")
         assert "STATUS=ready: student scripted, teacher scripted-teacher, on cpu; 0 streams; no final yet" in ready

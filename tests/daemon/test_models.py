@@ -370,8 +370,8 @@ def test_a_name_that_is_none(whisperd: Whisperd, name: str) -> None:
 
 
 def test_what_is_here_need_not_be_fetched(whisperd: Whisperd) -> None:
-    done = whisperd("models", "pull", "home-en")
-    assert (done.code, done.out) == (0, "home-en is on this machine: there is nothing to fetch\n")
+    done = whisperd("models", "pull", "tiny-en")
+    assert (done.code, done.out) == (0, "tiny-en is on this machine: there is nothing to fetch\n")
 
 
 # --- what is here, what is recommended -------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_directories_and_what_is_wrong_with_them(english: Pair, tmp_path: Path) 
     assert found[str(tmp_path / "mine" / "other")].state == "not a Whisper model (bert)"
     assert found[str(tmp_path / "empty")].state == "no checkpoint is in it"
     assert found[str(tmp_path / "no")].state == "there is no such directory"
-    assert {"home-en (student)", "home-en (teacher)"} <= found.keys()
+    assert {"tiny-en (student)", "tiny-en (teacher)"} <= found.keys()
 
 
 def test_what_others_left_in_the_cache(
@@ -419,8 +419,11 @@ def test_what_others_left_in_the_cache(
 @pytest.mark.parametrize(
     ("machine", "best"),
     [
+        (Machine(1), "CPU, 2 cores"),
         (Machine(2), "CPU, 2 cores"),
-        (Machine(64, "Small", 4.0), "CPU, 2 cores"),
+        (Machine(4), "CPU, 4 cores"),
+        (Machine(64, "Small", 4.0), "CPU, 4 cores"),
+        (Machine(2, "Medium", 7.6), "GPU, 8 GB"),
         (Machine(8, "Medium", 7.6), "GPU, 8 GB"),
         (Machine(8, "Large", 23.7), "GPU, 24 GB"),
         (Machine(16, "Huge", 79.1), "GPU, 24 GB"),
@@ -434,7 +437,14 @@ def test_what_is_recommended(machine: Machine, best: str) -> None:
     for line, advice in zip(starred, mine, strict=True):
         assert all(word in line for word in (best, advice.student, advice.teacher))
     fetched = {line.split()[-1] for line in text.splitlines() if "whisperd models pull" in line}
-    assert fetched == {name for advice in mine for name in (advice.student, advice.teacher)} - {"home-en"}
+    assert fetched == {name for advice in mine for name in advice.names} - {"tiny-en"}
+
+
+def test_a_student_of_ones_own_is_recommended_and_not_fetched() -> None:
+    text = models.listing([], Machine(4))
+    assert "*  CPU, 4 cores  one of your own                   openai/whisper-base.en" in text
+    assert "whisperd models pull openai/whisper-small.en" in text
+    assert "pull one of your own" not in text
 
 
 def test_every_recommendation_says_where_its_figures_are_from() -> None:
@@ -442,10 +452,10 @@ def test_every_recommendation_says_where_its_figures_are_from() -> None:
 
 
 def test_what_is_in_one(english: Pair, multilingual: Pair) -> None:
-    told = models.description(str(english.student), [str(english.teacher), str(multilingual.teacher), "home-en"])
+    told = models.description(str(english.student), [str(english.teacher), str(multilingual.teacher), "tiny-en"])
     assert "decoder          2 layers, width 32, 2 heads" in told
     assert "mel bins         80" in told
     assert "languages        en (English only)" in told
     assert f"same encoder as  {english.teacher.name} (may be its student)" in told
-    assert "same encoder as  none of those here" in models.description(str(multilingual.student), ["home-en"])
+    assert "same encoder as  none of those here" in models.description(str(multilingual.student), ["tiny-en"])
     assert "en de fr" in models.description(str(multilingual.student))

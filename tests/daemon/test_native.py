@@ -144,7 +144,7 @@ def test_every_binary_frame_is_audio(frame: bytes, begun: bool) -> None:
 
 
 EXAMPLES: list[Event] = [
-    events.Ready("9f2c", "kitchen", "home-en", None, "cpu"),
+    events.Ready("9f2c", "kitchen", "tiny-en", None, "cpu"),
     events.SpeechStarted("kitchen", 1, 0.42),
     Partial("kitchen", 1, 0.42, 1.6, "turn on", " the kitchen", 84, 3),
     events.SpeechStopped("kitchen", 1, 2.38),

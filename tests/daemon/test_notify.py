@@ -30,13 +30,13 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
 def test_what_is_said(manager: tuple[str, socket.socket]) -> None:
     address, sock = manager
     notifier = Notifier(address)
-    notifier.loading("loading home-en", 60)
+    notifier.loading("loading tiny-en", 60)
     notifier.ready("ready")
     notifier.alive()
     notifier.status("2 streams")
     notifier.stopping("bye")
     assert [sock.recv(1000).decode() for _ in range(5)] == [
-        "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=loading home-en",
+        "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=loading tiny-en",
         "READY=1\nSTATUS=ready",
         "WATCHDOG=1",
         "STATUS=2 streams",

@@ -49,7 +49,7 @@ def test_a_port_does_not_begin_to_speak_tls() -> None:
 some_settings = st.builds(
     settings,
     server=st.fixed_dictionaries({"port": st.integers(1, 9), "max_streams": st.integers(1, 9)}),
-    models=st.fixed_dictionaries({"teacher": st.sampled_from(["home-en", None])}),
+    models=st.fixed_dictionaries({"teacher": st.sampled_from(["tiny-en", None])}),
     escalate=st.fixed_dictionaries({"when": st.sampled_from(["low-confidence", "never"]), "below": st.floats(0, 1)}),
     partials=st.fixed_dictionaries({"interval": st.floats(0.1, 1)}),
     log=st.fixed_dictionaries({"level": st.sampled_from(["info", "debug"])}),

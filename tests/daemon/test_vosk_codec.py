@@ -141,6 +141,21 @@ def test_the_text_so_far_and_then_the_final_once() -> None:
     assert answer(made) == {"partial": ""}
 
 
+def test_texts_are_bare_words_in_small_letters() -> None:
+    made = codec()
+    answer(made)
+    say(made, Partial("vosk", 1, 0.5, 1.0, "It's 20", " °C, isn't", 3))
+    assert answer(made) == {"partial": "it's 20 °c isn't"}
+    say(made, final(1, "It's 20 °C, isn't it?"))
+    told = answer(made)
+    assert told["text"] == "it's 20 °c isn't it"
+    assert [word["word"] for word in told["result"]] == told["text"].split()
+    say(made, final(2, "Yes."), final(3, "..."))
+    hear(made, '{"eof" : 1}')
+    (last,) = say(made, Stopped(4.0))
+    assert last["text"] == "yes"
+
+
 def test_finals_are_told_one_for_each_frame_and_the_rest_at_the_end() -> None:
     made = codec()
     answer(made)

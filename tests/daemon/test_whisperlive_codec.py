@@ -17,13 +17,13 @@ from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Ready, Start, Stop, Word
 
 STOCK: dict[str, Any] = {
-    "uid": "7", "language": "en", "task": "transcribe", "model": "home-en", "use_vad": True, "max_clients": 4,
+    "uid": "7", "language": "en", "task": "transcribe", "model": "tiny-en", "use_vad": True, "max_clients": 4,
     "max_connection_time": 600, "send_last_n_segments": 10, "no_speech_thresh": 0.45, "clip_audio": False,
     "same_output_threshold": 10, "enable_translation": False, "target_language": "fr",
 }  # fmt: skip
 """What their client says of itself when nothing is set."""
 
-READY = Ready("s", "kitchen", "home-en", None, "cpu")
+READY = Ready("s", "kitchen", "tiny-en", None, "cpu")
 
 
 def codec(**options: Any) -> WhisperLive:
@@ -129,7 +129,7 @@ def test_the_stock_client_is_welcome() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "small"}, "home-en"),
+        ({"model": "small"}, "tiny-en"),
         ({"use_vad": False}, "use_vad"),
         ({"initial_prompt": "Names", "hotwords": "lamp"}, "initial_prompt, hotwords"),
         ({"colour": "red"}, "colour"),

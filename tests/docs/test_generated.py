@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -31,6 +32,37 @@ generate = _generate()
 def test_a_page_is_as_the_code_writes_it(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
     assert written == generate.PAGES[name](), f"docs/{name} is out of date: make docs"
+
+
+def test_the_cards_figures_are_those_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "PAIR", tmp_path)
+    marks = ("<!-- Written by docs/generate.py from report.json. -->\n", "<!-- So far. -->\n")
+    (tmp_path / "README.md").write_text(f"# x\n{marks[0]}what was\n{marks[1]}rest\n")
+    assert generate.card() == (tmp_path / "README.md").read_text()  # without a report it is as it is
+    shares = {"teacher": 0.05, "student": 0.061, "cascade": 0.052, "asked": 0.1}
+    ratio = {"median": 2.0, "least": 1.5, "most": 2.5}
+    report = {
+        "threshold": 0.85,
+        "sets": {"dev/read": {"clips": 1600, "words": 9000, **shares}, "dev/empty": {}},
+        "cascade": {
+            "clips": 1600, **shares, "thresholds": {"0.0": shares, "0.85": shares, "inf": shares},
+            "signals": {"mean log-prob": {"auroc_wrong": 0.912}},
+        },
+        "size": {"student": {"parameters": 37.8e6, "own_parameters": 17e6}},
+        "speed": {"1": {"relative": ratio}},
+        "speculation": {"1": {"speed_up": ratio}, "16": {"speed_up": ratio}}
+        | {"acceptance": 0.9, "differs": 0, "clips": 9},
+        "noise": {"seconds": 1800, "words": 3},
+    }  # fmt: skip
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    page = generate.card()
+    assert page.startswith(f"# x\n{marks[0]}")
+    assert page.endswith(f"{marks[1]}rest\n")
+    assert "what was" not in page
+    assert "| read | 1,600 | 9,000 | 5.0 % | 6.1 % | 5.2 % | 10.0 % |" in page
+    assert "AUROC of 0.91" in page
+    assert "2.00 (1.50 to 2.50) times as fast" in page
+    assert "| words invented from noise, whole pipeline | 3 in 30 minutes |" in page
 
 
 def test_every_key_has_a_row() -> None:

@@ -61,6 +61,15 @@ def test_what_two_in_a_row_agree_on_is_stable(text: Text, tokenizer: Tokenizer) 
     assert hear(hypothesis, encode(tokenizer, "turn on the lamp")) == ("turn on the", " lamp")
 
 
+def test_a_full_stop_at_the_end_is_not_stable_before_more_follows(text: Text, tokenizer: Tokenizer) -> None:
+    hypothesis = Hypothesis(text)
+    hear(hypothesis, encode(tokenizer, "turn on."))
+    assert hear(hypothesis, encode(tokenizer, "turn on.")) == ("turn on", ".")
+    assert hear(hypothesis, encode(tokenizer, "turn on the light.")) == ("turn on", " the light.")
+    hear(hypothesis, encode(tokenizer, "turn on the light. stop"))
+    assert hear(hypothesis, encode(tokenizer, "turn on the light. stop?!")) == ("turn on the light.", " stop?!")
+
+
 def test_half_a_word_is_not_stable(text: Text, tokenizer: Tokenizer) -> None:
     hypothesis = Hypothesis(text)
     kit = encode(tokenizer, "the kit")

@@ -71,6 +71,14 @@ def test_a_language_without_spaces_has_characters_for_words(text: Text, tokenize
     assert [word.text for word in text.words(tokens, "en")] == ["日本"]
 
 
+def test_signs_at_the_end(text: Text, tokenizer: Tokenizer) -> None:
+    for said, signs in (("stop the music", 0), ("stop the music!?", 2), ("stop, it", 0), ("...", 3), ("café", 0)):
+        tokens = tokenizer.encode(said, add_special_tokens=False).ids
+        assert text.text(tokens[text.last_signs(tokens) :]) == said[len(said) - signs :]
+    assert text.last_signs([]) == 0
+    assert text.last_signs([text.eot]) == 1
+
+
 @given(sentence=SENTENCES, index=st.integers(0, 40))
 def test_a_word_boundary_parts_no_word(text: Text, tokenizer: Tokenizer, sentence: str, index: int) -> None:
     tokens = encode(tokenizer, " " + sentence)
