@@ -1,4 +1,4 @@
-"""How a training goes on: word errors of held-out voices and of the dev recordings, at every checkpoint.
+"""How a training goes on: word errors of the dev recordings, at every checkpoint.
 
 Owns the small sample that is looked at, and the plain greedy decoding that suffices to see a curve. What a finished
 pair can do is `evaluate.py`'s to say, through the service's own engine.
@@ -30,23 +30,12 @@ SHORTEST_LIMIT = 40
 def watching(
     model: Whisper, corpus: Corpus, layout: Layout, comparable: Comparable, clips: int = 80
 ) -> Callable[[], dict[str, float]]:
-    """What `fit` asks at each checkpoint: word error rates by split; nothing for a split that has no clips with words.
+    """What `fit` asks at each checkpoint: a word error rate; nothing where no clip has words.
 
     comparable: as of `scores.py`.
     """
-    samples = {
-        split: [clip for clip in clips_of(corpus, split, at_most=clips) if comparable(clip.text)]
-        for split in ("held_out", "dev")
-    }
-
-    def watch() -> dict[str, float]:
-        return {
-            f"wer_{split}": _wer(model, corpus, layout, chosen, comparable)
-            for split, chosen in samples.items()
-            if chosen
-        }
-
-    return watch
+    sample = [clip for clip in clips_of(corpus, "dev", at_most=clips) if comparable(clip.text)]
+    return lambda: {"wer_dev": _wer(model, corpus, layout, sample, comparable)} if sample else {}
 
 
 @torch.no_grad()

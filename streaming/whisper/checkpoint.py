@@ -7,8 +7,8 @@ The layout: `config.json`, `generation_config.json`, `model.safetensors` (or its
 that transformers can convert), and optionally our own `whisperd.json`, whose `contexts` lists the encoder contexts,
 in seconds, that the model was trained for. Without it a checkpoint has its full context only (30 s): a Whisper that
 was not trained on shorter ones loops when they are cut. `shares` in it names a teacher whose weights are a student's
-too: `{"teacher": a checkpoint's name or directory, "digest": of its weights}`; what the student's directory lacks of the
-other files is the teacher's as well.
+too: `{"teacher": a checkpoint's name or directory, "digest": of its weights}`; what the student's directory lacks of
+the other files is the teacher's as well.
 """
 
 from __future__ import annotations
