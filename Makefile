@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 # Pinned, pip takes a CPU build of torch; see constraints.txt.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # What the tests' real parts need: a broker, PortAudio with a sound server that needs no hardware, systemd's own checker,
-# a browser, the speech programs of the recipe, and a compiler for the one that comes as source (SVOX Pico).
+# a browser, and what tells the recipe's voices how English is said.
 TEST_PACKAGES := mosquitto mosquitto-clients curl libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins systemd openssl \
-	chromium espeak-ng flite festival festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k gcc libc6-dev python3-dev
+	chromium espeak-ng
 
 .PHONY: help demo run test check audit docs format clean
 help:

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from distillation.augment import Rng, augment_waveform, features, noise_alone
 from distillation.distributions import KEPT
-from distillation.lessons import Lessons, certain
+from distillation.label import LabelsError
+from distillation.lessons import Lesson, Lessons, certain
 from distillation.model import Layout
 from distillation.noise import Noises
 from streaming.job import SAMPLE_RATE, Waveform
@@ -26,7 +27,7 @@ from streaming.job import SAMPLE_RATE, Waveform
 IGNORED = -100
 AROUND = 1.1
 """Seconds of a window that are left free around speech: the silence around it takes its room."""
-SLOWED = 1.16
+SLOWED = 1 / 0.86
 """By how much augmentation may lengthen speech."""
 
 MOST_JOINED = 12
@@ -83,14 +84,27 @@ class Example:
 
 
 class Batches(Dataset[Batch]):
-    """`batches[step]` is the batch of that step."""
+    """`batches[step]` is the batch of that step.
+
+    Raises:
+        LabelsError: no lesson fits into the longest window.
+    """
 
     def __init__(self, lessons: Lessons, noises: Noises, layout: Layout, mixture: Mixture) -> None:
         self._source = lessons
-        self._lessons = [lesson for lesson in lessons.all if lesson.seconds <= mixture.longest]
-        self._noises = noises
         self._layout = layout
         self._mixture = mixture
+        self._lessons = [
+            lesson
+            for lesson in lessons.all
+            if lesson.seconds <= mixture.longest and self._room([lesson]) <= layout.contexts[-1]
+        ]
+        if not self._lessons:
+            raise LabelsError(
+                f"no clip fits, with what augmentation adds, into {layout.contexts[-1]:g} s, the student's longest "
+                "window, and --longest: give shorter recordings"
+            )
+        self._noises = noises
         self._epoch_plan = functools.lru_cache(maxsize=16)(self._plan)
 
     def __getitem__(self, step: int) -> Batch:
@@ -143,17 +157,20 @@ class Batches(Dataset[Batch]):
             chosen.append(tuple(rng.choice(whole, size=rng.integers(2, MOST_JOINED + 1)).tolist()))
         chosen += [()] * int(count * self._mixture.empty_share)
         longest = self._layout.contexts[-1]
-        return (utterance for utterance in chosen if self._room(utterance) <= longest)
+        return (utterance for utterance in chosen if self._room(self._said(utterance)) <= longest)
 
-    def _room(self, utterance: Utterance) -> float:
-        """Seconds that it may need, augmented."""
-        pause = PAUSE[1] if len(utterance) > 1 else 0.0
-        said = sum(self._lessons[index].seconds * SLOWED + pause for index in utterance)
-        return (said if self._mixture.strength else said / SLOWED) + AROUND
+    def _said(self, utterance: Utterance) -> list[Lesson]:
+        return [self._lessons[index] for index in utterance]
+
+    def _room(self, said: Sequence[Lesson]) -> float:
+        """Seconds that they may need one after another, augmented."""
+        seconds = sum(lesson.seconds for lesson in said) + PAUSE[1] * max(0, len(said) - 1)
+        return seconds * (SLOWED if self._mixture.strength else 1.0) + AROUND
 
     def _window(self, utterance: Utterance, rng: Rng) -> float:
         """The smallest that holds it, or one of the next two."""
-        fits = [seconds for seconds in self._layout.contexts if seconds >= self._room(utterance)][:3]
+        room = self._room(self._said(utterance))
+        fits = [seconds for seconds in self._layout.contexts if seconds >= room][:3]
         if not utterance:
             fits = list(self._layout.contexts)
         roomy = len(fits) > 1 and rng.random() < self._mixture.roomy_share
@@ -209,8 +226,6 @@ def laid_out(layout: Layout, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Te
         labels[number, : len(row) - 1] = torch.tensor(row[1:])
         # The prompt is given, not said; but where nothing is said, "no speech" stands second, as Whisper has it.
         labels[number, : len(layout.prompt) - 1] = IGNORED
-        if not text and layout.no_speech is not None:
-            labels[number, 0] = layout.no_speech
-        elif layout.no_speech is not None:
-            labels[number, 0] = row[1]
+        if layout.no_speech is not None and len(layout.prompt) > 1:
+            labels[number, 0] = row[1] if text else layout.no_speech
     return inputs, labels

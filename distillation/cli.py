@@ -294,17 +294,21 @@ def _init(options: argparse.Namespace) -> None:
         export_student,
         load_model,
         make_student,
+        require_contexts,
         require_other_folder,
+        require_whole,
         student_layers,
     )
     from streaming.whisper.checkpoint import require_same_vocabulary
 
     teacher = _checkpoint(options.teacher, "teacher")
     require_other_folder(options.out, teacher)
+    require_whole(teacher)
     own_encoder = options.encoder == "own"
     longest = teacher.contexts[-1]
     usual = [seconds for seconds in CONTEXTS if seconds < longest] + [longest] if own_encoder else teacher.contexts
     contexts = sorted(options.contexts or usual)
+    require_contexts(contexts, teacher)
     layers = student_layers(teacher.dimensions.decoder_layers, options.decoder_layers)
     student = make_student(load_model(teacher), options.decoder_layers)
     decoder = f"its decoder layers {', '.join(map(str, layers))} (the first is 0)"

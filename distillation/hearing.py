@@ -73,13 +73,18 @@ def decoded_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 class Told:
     """What a model says of a clip, and what it might have said.
 
-    tokens: of the text. log_probs: of each of them and of the end of text, after the rules. logits: at each of their
-    places, before any rule, [len(log_probs), vocabulary].
+    tokens: of the text. log_probs: of each of them and of the end of text, after the rules; a text that was cut off at
+    its limit has no end. logits: at the place of each token and at the one behind them, before any rule,
+    [len(tokens) + 1, vocabulary].
     """
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     logits: Tensor
+
+    @property
+    def ended(self) -> bool:
+        return len(self.log_probs) > len(self.tokens)
 
 
 @torch.inference_mode()
@@ -101,7 +106,7 @@ def tell(model: Model, waves: Sequence[Waveform], language: str | None = None) -
     told = []
     for row, scores in zip(rows, logits, strict=True):
         first = len(row.prompt) - 1  # the place that foretells the first token of the text
-        places = scores[first : first + len(row.log_probs)]
+        places = scores[first : first + len(row.text) + 1]
         told.append(Told(tuple(row.text), tuple(row.log_probs), places))
     return told
 

@@ -92,11 +92,12 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What came of the clips that were asked for: those with a label, those that are too long for the teacher, and by
-    set how many recordings gave no clip, as there was no speech in them.
+    """What came of the clips that were asked for: those with a label, their beginnings with one, those that are too
+    long for the teacher, and by set how many recordings gave no clip, as there was no speech in them.
     """
 
     clips: Sequence[tuple[Label, Clip]]
+    beginnings: Sequence[tuple[Label, Clip]] = ()
     too_long: Sequence[Clip] = ()
     speechless: Mapping[str, int] = field(default_factory=dict)
 
@@ -210,11 +211,11 @@ def label(
     done = _begun(path, manner)
     joined(corpus, done)
     store = Distributions(distributions_of(path))
-    store.begin(sum(each.records for each in done))
+    _begin(store, done, distributions_of(path))
     asked = choice.clips(corpus)
     longest = transcriber.engine.contexts[-1] - 0.5
     short = [clip for clip in asked if clip.seconds <= longest]
-    wanted = list(_wanted(corpus, short, choice))
+    wanted = _wanted(corpus, short, choice)
     there = {(each.key, each.samples) for each in done}
     missing = [each for each in wanted if (each.key, each.samples) not in there]
     with (
@@ -226,12 +227,22 @@ def label(
             lines.write("".join(json.dumps(asdict(each)) + "\n" for each in found))
             lines.flush()
             bar.update(len(batch))
-    labels = {each.key: each for each in read_labels(path) if each.samples is None}
+    labels = {(each.key, each.samples): each for each in read_labels(path)}
+    begun = [each for each in wanted if each.samples is not None]
     return Labelled(
-        [(labels[corpus.key(clip)], clip) for clip in short],
+        [(labels[corpus.key(clip), None], clip) for clip in short],
+        [(labels[each.key, each.samples], _heard(labels[each.key, each.samples], each.clip)) for each in begun],
         [clip for clip in asked if clip.seconds > longest],
         corpus.speechless(SPLIT),
     )
+
+
+def _begin(store: Distributions, done: Sequence[Label], path: Path) -> None:
+    """A line of labels may have been taken out: those behind it have their records where they had them."""
+    known = max((each.place + each.records for each in done), default=0)
+    if known > len(store):
+        raise LabelsError(f"{path} is shorter than its labels: label anew, to another --out")
+    store.begin(known)
 
 
 def distributions_of(path: Path) -> Path:
@@ -239,15 +250,16 @@ def distributions_of(path: Path) -> Path:
     return path.with_suffix(".distributions")
 
 
-def _wanted(corpus: Corpus, clips: Sequence[Clip], choice: Choice) -> Iterator[_Wanted]:
-    wanted: list[_Wanted] = []
+def _wanted(corpus: Corpus, clips: Sequence[Clip], choice: Choice) -> list[_Wanted]:
+    """In an order that has some of everything from its beginning; what is in a corpus twice is heard once."""
+    wanted: dict[str, list[_Wanted]] = {}
     for clip in clips:
         key = corpus.key(clip)
-        wanted.append(_Wanted(key, clip, None))
-        if samples := choice.beginning(key, clip):
-            wanted.append(_Wanted(key, clip, samples))
-    random.Random(0).shuffle(wanted)
-    return iter(wanted)
+        samples = choice.beginning(key, clip)
+        wanted[key] = [_Wanted(key, clip, None), *([_Wanted(key, clip, samples)] if samples else [])]
+    ordered = [each for found in wanted.values() for each in found]
+    random.Random(0).shuffle(ordered)
+    return ordered
 
 
 def _batches(missing: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
@@ -272,7 +284,8 @@ def _label(
         text, clip = transcriber.text(told.tokens), each.clip
         known = clip.transcribed and each.samples is None
         wer = round(word_error_rate(comparable(clip.text), comparable(text)), 4) if known else None
-        repeats = find_loop(told.tokens, ConfidenceSettings()) is not None
+        # What had no end when its limit was reached is taken for a loop too.
+        repeats = not told.ended or find_loop(told.tokens, ConfidenceSettings()) is not None
         sure = round(utterance_confidence(told.log_probs), 4)
         place = store.add(told.logits)
         found.append(Label(each.key, text, wer, sure, repeats, each.samples, list(told.tokens), place))
@@ -352,9 +365,13 @@ def _parsed(path: Path) -> tuple[Manner, list[Label]]:
         raise LabelsError(
             f"{path} does not say how its labels were made, nor of which clips: label anew, to another --out"
         )
-    return _made(Manner, path, 1, about), [
-        _made(Label, path, number, _row(path, number, line)) for number, line in enumerate(lines[1:], 2)
-    ]
+    manner = _made(Manner, path, 1, about)
+    labels = [_made(Label, path, number, _row(path, number, line)) for number, line in enumerate(lines[1:], 2)]
+    if any(each.text and not each.tokens for each in labels):
+        raise LabelsError(
+            f"{path} is of an earlier version, without the teacher's tokens: label anew, to another --out"
+        )
+    return manner, labels
 
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -414,6 +431,9 @@ def account(found: Labelled, choice: Filter) -> str:
         for name in sorted({clip.set for clip, _ in judged} | silent.keys())
     ]
     rows.append(_counted("**all**", judged, sum(silent.values())))
+    begun = [(each, clip, choice.judge(each, clip.text)) for each, clip in found.beginnings]
+    if begun:
+        rows.append(_counted("beginnings of clips", [(clip, verdict) for _, clip, verdict in begun], 0))
     examples = [
         [verdict, shorten(clip.text, 80) or "(none)", shorten(each.text, 80) or "(none)"]
         for reason in REASONS
@@ -424,6 +444,8 @@ def account(found: Labelled, choice: Filter) -> str:
         "",
         table(["set", "clips", "hours", "kept", *REASONS, TOO_LONG, NO_SPEECH], rows),
     ]
+    if begun:
+        lines += ["", "Beginnings, as of partials, are labelled beside their clips, and not among them here."]
     if silent:
         lines += ["", "No speech: recordings, beside the clips, that none was found in to cut clips out of."]
     if examples:
@@ -446,16 +468,28 @@ def picture(found: Labelled, choice: Filter, path: Path) -> None:
     labels = [each for each, _ in found.clips]
     # A label can have more errors than its reference has words: all of those are at the end of the axis.
     errors = sorted(min(1.0, each.wer) for each in labels if each.wer is not None and each.text)
-    sure = sorted((each.confidence for each in labels if each.wer is None and each.text), reverse=True)
+    sure = _confidences(labels)
+    begun = _confidences([each for each, _ in found.beginnings])
     panels: dict[str, tuple[str, Mapping[str, Curve], float]] = {}
     if errors:
         panels["labels with a reference"] = ("most word errors", {"kept": _shares(errors)}, min(1.0, choice.wer))
-    if sure:
-        panels["labels without one"] = ("least confidence", {"kept": _shares(sure)}, choice.confidence)
+    if sure or begun:
+        curves = {"kept": sure, "kept of beginnings": begun}
+        shown = {name: _shares(values) for name, values in curves.items() if values}
+        panels["labels without one"] = ("least confidence", shown, choice.confidence)
     counts = Counter[str](choice.judge(each, clip.text) for each, clip in found.clips)
     counts.update({TOO_LONG: len(found.too_long), NO_SPEECH: sum(found.speechless.values())})
     dropped = {reason: counts[reason] for reason in (*REASONS, TOO_LONG, NO_SPEECH)}
-    draw(path, panels, "share kept", {"dropped": dropped})
+    bars = {"dropped": dropped}
+    if found.beginnings:
+        judged = Counter[str](choice.judge(each, clip.text) for each, clip in found.beginnings)
+        bars["dropped of beginnings"] = {reason: judged[reason] for reason in REASONS}
+    draw(path, panels, "share kept", bars)
+
+
+def _confidences(labels: Sequence[Label]) -> list[float]:
+    """Of those without a reference, the surest first."""
+    return sorted((each.confidence for each in labels if each.wer is None and each.text), reverse=True)
 
 
 def _shares(ordered: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from distillation.errors import DistillError
 from distillation.files import folder_written_whole, unfinished_folder
-from streaming.whisper.checkpoint import Checkpoint, CheckpointError, require_same_vocabulary
-from streaming.whisper.locate import SHIPPED, weight_files
+from streaming.whisper.checkpoint import POSITIONS_PER_SECOND, Checkpoint, CheckpointError, open_checkpoint
+from streaming.whisper.locate import SHIPPED
 from streaming.whisper.rules import Rules
-from streaming.whisper.weights import read_weights, weights_digest, write_weights
+from streaming.whisper.weights import own_names, read_weights, weights_digest, write_weights
 
 CONTEXTS = (2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
 """Windows, in seconds, that a student learns: each saves work where the next would be mostly silence."""
@@ -93,11 +93,13 @@ def load_model(checkpoint: Checkpoint) -> Whisper:
         named = {name if name.startswith("proj_out.") else f"model.{name}": weight for name, weight in weights.items()}
         model.load_state_dict(tied | named)
     except (CheckpointError, OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"the weights in {checkpoint.directory} cannot be read ({reason}): fetch or export them again"
-        ) from error
+        raise _unreadable(checkpoint, error) from error
     return model
+
+
+def _unreadable(checkpoint: Checkpoint, error: Exception) -> ModelError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ModelError(f"the weights in {checkpoint.directory} cannot be read ({reason}): fetch or export them again")
 
 
 def student_layers(teacher_layers: int, layers: int) -> list[int]:
@@ -126,7 +128,9 @@ def continue_student(student: Whisper, earlier: Whisper) -> None:
     Raises:
         ModelError: it has other layers, or another width.
     """
-    for size in ("d_model", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"):
+    for size in (
+        "d_model", "encoder_layers", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins",
+    ):  # fmt: skip
         own, other = getattr(student.config, size), getattr(earlier.config, size)
         if own != other:
             raise ModelError(f"the student to go on from has {size} {other}, this one {own}: begin without --start")
@@ -249,17 +253,14 @@ def student_of(checkpoint: Checkpoint, teacher: Checkpoint) -> Student:
     if checkpoint.lender is None or checkpoint.lender_digest != weights_digest(teacher.directory):
         raise ModelError(f"{checkpoint.directory} is no student of {teacher.name}: make one with `distill init`")
     layers = student_layers(teacher.dimensions.decoder_layers, checkpoint.dimensions.decoder_layers)
-    own = _names(checkpoint.directory)
-    own_encoder = any(name.startswith("model.encoder.layers.") for name in own)
-    return Student(checkpoint.name, teacher, layers, checkpoint.contexts, own_encoder)
+    return Student(checkpoint.name, teacher, layers, checkpoint.contexts, _own_encoder(checkpoint))
 
 
-def _names(directory: Path) -> set[str]:
-    found: set[str] = set()
-    for file in weight_files(directory):
-        with safe_open(file, "pt") as weights:
-            found.update(weights.keys())
-    return found
+def _own_encoder(student: Checkpoint) -> bool:
+    try:
+        return any(name.startswith("encoder.layers.") for name in own_names(student.directory))
+    except CheckpointError as error:
+        raise _unreadable(student, error) from error
 
 
 def _generation(teacher: Checkpoint) -> dict[str, Any]:
@@ -273,7 +274,7 @@ def _known_as(teacher: Checkpoint) -> str:
     directory = teacher.directory.resolve()
     if directory.is_relative_to(SHIPPED):
         return directory.relative_to(SHIPPED).parts[0]
-    return str(directory) if Path(teacher.directory).name == teacher.name else teacher.name
+    return str(directory) if directory.name == teacher.name else teacher.name
 
 
 def _copy_beside(teacher: Checkpoint, folder: Path) -> None:
@@ -281,6 +282,26 @@ def _copy_beside(teacher: Checkpoint, folder: Path) -> None:
         if (teacher.directory / file).is_file():
             shutil.copyfile(teacher.directory / file, folder / file)
     shutil.copyfile(teacher.tokenizer_file, folder / "tokenizer.json")
+
+
+def require_whole(teacher: Checkpoint) -> None:
+    """
+    Raises:
+        ModelError: it is a student itself, which has not all of its weights to lend.
+    """
+    if teacher.lender is not None:
+        raise ModelError(f"{teacher.directory} shares the weights of its own teacher: export it with --whole first")
+
+
+def require_contexts(contexts: Sequence[float], teacher: Checkpoint) -> None:
+    """
+    Raises:
+        ModelError: no model of the teacher's shape can hear in one of these windows.
+    """
+    longest = teacher.dimensions.source_positions / POSITIONS_PER_SECOND
+    for seconds in contexts:
+        if seconds > longest or not (seconds * POSITIONS_PER_SECOND).is_integer():
+            raise ModelError(f"--contexts {seconds:g}: a window lasts {longest:g} s at most, in steps of 0.02 s")
 
 
 def require_other_folder(folder: Path, teacher: Checkpoint) -> None:
@@ -293,23 +314,26 @@ def require_other_folder(folder: Path, teacher: Checkpoint) -> None:
 
 
 def average(parts: Sequence[tuple[Checkpoint, float]], folder: Path, name: str) -> None:
-    """Writes the weighted mean of checkpoints of one training's line: it often hears new voices better than any of them
+    """Writes the weighted mean of students of one training's line: it often hears new voices better than any of them
     (model soups, Wortsman et al. 2022).
 
-    parts: checkpoint and share, of one shape and vocabulary; the first gives tokenizer and rules.
+    parts: checkpoint and share, of one shape and teacher, all with an encoder of their own or none; the first gives
+    the contexts.
 
     Raises:
-        ModelError: they differ in shape or vocabulary.
+        ModelError: they differ in these.
     """
     first = parts[0][0]
+    teacher = _teacher_of(first)
+    about = student_of(first, teacher)
     for checkpoint, _ in parts[1:]:
         both = f"{first.directory} and {checkpoint.directory}"
         if checkpoint.dimensions != first.dimensions:
-            raise ModelError(f"only checkpoints of one shape can be averaged: {both} differ")
-        try:
-            require_same_vocabulary(first, checkpoint)
-        except CheckpointError as error:
-            raise ModelError(f"only checkpoints of one vocabulary can be averaged: {both} differ") from error
+            raise ModelError(f"only students of one shape can be averaged: {both} differ")
+        if checkpoint.lender_digest != first.lender_digest:
+            raise ModelError(f"only students of one teacher can be averaged: {both} differ")
+        if _own_encoder(checkpoint) != about.own_encoder:
+            raise ModelError(f"only one of {both} has an encoder of its own: their mean would have none")
     models = [load_model(checkpoint) for checkpoint, _ in parts]
     states, total = [model.state_dict() for model in models], sum(share for _, share in parts)
     mean = {
@@ -317,10 +341,17 @@ def average(parts: Sequence[tuple[Checkpoint, float]], folder: Path, name: str) 
         for key in states[0]
     }
     models[0].load_state_dict(mean)
-    if first.lender is None:
-        raise ModelError(f"{first.directory} shares nothing with a teacher: only students of one teacher are averaged")
-    teacher = replace(first, directory=first.lender, name=first.lender.name)
-    export_student(models[0], replace(student_of(first, teacher), name=name), folder)
+    export_student(models[0], replace(about, name=name), folder)
+
+
+def _teacher_of(student: Checkpoint) -> Checkpoint:
+    """The one with which it shares weights, by the name that the student knows it by."""
+    if student.lender is None:
+        raise ModelError(
+            f"{student.directory} shares nothing with a teacher: only students of one teacher are averaged"
+        )
+    told = json.loads((student.directory / "whisperd.json").read_text(encoding="utf-8"))
+    return replace(open_checkpoint(str(student.lender), "teacher"), name=told["shares"]["teacher"])
 
 
 _COPIED = (

@@ -201,6 +201,8 @@ def _fault(recording: Recording, longest: float) -> str | None:
         return f"{path} cannot be read: {error}"
     if about.frames == 0:
         return f"{path} is empty"
+    if recording.start >= about.duration:
+        return f"{path} lasts {about.duration:.1f} s: there is nothing at {recording.start:g} s"
     duration = (about.duration if recording.end is None else recording.end) - recording.start
     if recording.text is not None and duration > longest:
         lasts = f"{path} lasts {duration:.0f} s"

@@ -298,7 +298,7 @@ class Curve:
     def _draw(self) -> None:
         """The losses, and the word errors; not every row has every figure."""
         names = list(dict.fromkeys(name for row in self._rows for name in row))
-        losses = [name for name in ("cross_entropy", "ctc", "kl") if name in names]
+        losses = [name for name in ("cross_entropy", "kl") if name in names]
         errors = [name for name in names if name.startswith("wer_")]
         panels: dict[str, Panel] = {
             title: ("step", {name: self._points(name) for name in shown}, None)

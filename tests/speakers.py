@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from waveforms import murmur
 
 from streaming.whisper.checkpoint import open_checkpoint
-from streaming.whisper.weights import read_weights
 from streaming.whisper.decode import decode
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Memory, build_decoder, build_encoder
 from streaming.whisper.rows import Draft, Row
 from streaming.whisper.rules import Rules
+from streaming.whisper.weights import read_weights
 
 RECORDINGS = 6
 LONGEST = 40

@@ -94,8 +94,8 @@ class Engine:
         student, teacher: a shipped name, a directory, or a hub name. device: "auto", "cpu", "cuda", "cuda:1"...
         dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto" (bfloat16 on a
         GPU; on a CPU mixed where that is measured to be faster, else float32, and the vocabulary in 8 bits where that
-        is faster: `quantized.py`). threads: how many the CPU may use;
-        PyTorch's choice where None. graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU;
+        is faster: `quantized.py`). threads: how many the CPU may use; PyTorch's choice where None.
+        graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU;
         auto: there alone, as a processor is faster without. mode: deterministic gives every pass one and the same
         shape, so that not even rounding depends on drafts or company; it too needs fixed addresses. batch: jobs in a
         pass at most, of which there must be memory for all at fixed addresses.

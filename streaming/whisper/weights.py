@@ -73,6 +73,14 @@ def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     save_file(stored, file, metadata={"format": "pt"})
 
 
+def own_names(directory: Path) -> set[str]:
+    """Of the weights that lie in a directory itself, without the leading "model.".
+
+    Raises CheckpointError.
+    """
+    return set(_shapes(directory))
+
+
 def same_encoder(ours: Checkpoint, theirs: Checkpoint) -> bool:
     """Whether both hear alike: their encoders' weights are the same, to the last bit of the coarser of the two.
 
@@ -147,16 +155,24 @@ def _shapes(directory: Path) -> dict[str, list[int]]:
 
 
 def _encoder_places(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The file of each tensor, a lent one's too."""
+    own = _places(checkpoint.directory)
+    if checkpoint.lender is not None:
+        own |= {name: file for name, file in _places(checkpoint.lender).items() if _lent(name, own)}
+    return {name: file for name, file in own.items() if name.startswith("encoder.")}
+
+
+def _places(directory: Path) -> dict[str, Path]:
     places: dict[str, Path] = {}
-    for file in weight_files(checkpoint.directory):
+    for file in weight_files(directory):
         with _opened(file) as weights:
-            places.update((name, file) for name in weights.keys() if name.startswith("model.encoder."))  # noqa: SIM118 - no dict
+            places.update((name.removeprefix("model."), file) for name in weights.keys())  # noqa: SIM118 - no dict
     return places
 
 
 def _read_tensor(file: Path, name: str) -> Tensor:
     with _opened(file) as weights:
-        tensor: Tensor = weights.get_tensor(name)
+        tensor: Tensor = weights.get_tensor(f"model.{name}")
     return tensor
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import small_corpus
+import small_school
 
+from distillation.cli import main
 from distillation.train import trained
-
-SMALL = ["--vocabulary", "300", "--width", "64", "--encoder-layers", "1"]
 
 
 def begin(*arguments: str) -> subprocess.Popen[str]:
@@ -34,13 +34,20 @@ def wait_for(process: subprocess.Popen[str], words: str) -> str:
     return read
 
 
-def train(out: Path, steps: int) -> list[str]:
-    return ["teacher", "--corpus", str(small_corpus.folder()), "--out", str(out), "--steps", str(steps), *SMALL]
+@pytest.fixture
+def train(tmp_path: Path) -> list[str]:
+    """The command, but for its steps."""
+    teacher = small_school.teacher(tmp_path / "teacher")
+    small_school.teach(teacher, tmp_path / "labels.jsonl")
+    pair = ["--teacher", str(teacher.directory)]
+    assert main(["init", *pair, "--out", str(tmp_path / "begun")]) == 0
+    pair += ["--student", str(tmp_path / "begun"), "--corpus", str(small_corpus.folder())]
+    return ["train", *pair, "--labels", str(tmp_path / "labels.jsonl"), "--out", str(tmp_path / "run"), "--steps"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_training(how: signal.Signals, tmp_path: Path) -> None:
-    process = begin(*train(tmp_path, 100_000))
+def test_a_training(how: signal.Signals, train: list[str], tmp_path: Path) -> None:
+    process = begin(*train, "100000")
     wait_for(process, "1/100000")
     os.killpg(process.pid, how)
     _, said = process.communicate(timeout=60)
@@ -51,13 +58,7 @@ def test_a_training(how: signal.Signals, tmp_path: Path) -> None:
         assert trained(tmp_path / "run").step >= 1
     curve = tmp_path / "run" / "curve.jsonl"
     end = (trained(tmp_path / "run").step if how is signal.SIGINT else 0) + 2
-    done = subprocess.run(
-        [sys.executable, "-m", "daemon.cli", "distill", *train(tmp_path, end)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    assert main([*train, str(end)]) == 0
     assert json.loads(curve.read_text().splitlines()[-1])["step"] == end
 
 

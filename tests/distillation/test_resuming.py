@@ -4,41 +4,54 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import small_corpus
+import small_school
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distillation.batches import IGNORED, Batch, Batches, Mixture
+from distillation.batches import Batch, Batches, Mixture
 from distillation.errors import DistillError
-from distillation.model import encoding, make_student, make_teacher, own_layout
+from distillation.model import layout_of, load_model, make_student
 from distillation.noise import Noises
-from distillation.recipe import REFINING, WEIGHTS, from_scratch, refining, student_mixture
 from distillation.settings import SettingsError
-from distillation.states import Heard, States, StatesError
-from distillation.train import Curve, Schedule, StudentObjective, TeacherObjective, TrainingError, fit, trained
-
-MIXTURE = Mixture({}, seconds=12, clean_until=0, full_from=1, exact_from=3)
-
+from distillation.train import Curve, Schedule, StudentObjective, TrainingError, fit, trained
+from streaming.whisper.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def objective(width: int = 64) -> TeacherObjective:
-    torch.manual_seed(0)
-    return TeacherObjective(make_teacher(small_corpus.tokenizer(), width, 1, 1, dropout=0.1), ctc_weight=1.0)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return small_school.teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def batches() -> Batches:
-    corpus = small_corpus.corpus()
-    return Batches(corpus, corpus.split("train"), Noises(), own_layout(small_corpus.tokenizer()), MIXTURE)
+@pytest.fixture(scope="module")
+def batches(teacher: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Batches:
+    lessons = small_school.lessons(teacher, tmp_path_factory.mktemp("lessons") / "labels.jsonl")
+    return Batches(lessons, Noises(), layout_of(teacher, None), Mixture({}, seconds=12))
+
+
+class Objective(StudentObjective):
+    """Of a student whose dropout is random in every step. interrupted: as from the terminal, in the second step."""
+
+    def __init__(self, teacher: Checkpoint, layers: int = 2, interrupted: bool = False) -> None:
+        student = make_student(load_model(teacher), layers)
+        for part in (student.model.encoder, student.model.decoder):
+            for module in part.modules():
+                if hasattr(module, "dropout"):
+                    module.dropout = 0.1
+        super().__init__(student, 0.8, 1.0, own_encoder=True)
+        self._left = 2 if interrupted else 0
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        self._left -= 1
+        if self._left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return super().__call__(batch)
 
 
 def schedule(steps: int) -> Schedule:
@@ -49,29 +62,17 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
 
 
-class Interrupted(TeacherObjective):
-    """As from the terminal, in the middle of the second step."""
-
-    calls = 0
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        self.calls += 1
-        if self.calls == 2:
-            signal.raise_signal(signal.SIGINT)
-        return super().__call__(batch)
-
-
-def test_an_interrupted_training_with_dropout_is_the_one_that_was_not(tmp_path: Path) -> None:
-    through, one = objective(), objective()
-    fit(through, batches(), schedule(4), tmp_path / "through")
-    stopped = Interrupted(one.model, ctc_weight=1.0)
-    stopped.head.load_state_dict(objective().head.state_dict())
+def test_an_interrupted_training_with_dropout_is_the_one_that_was_not(
+    teacher: Checkpoint, batches: Batches, tmp_path: Path
+) -> None:
+    through = Objective(teacher)
+    fit(through, batches, schedule(4), tmp_path / "through")
     with pytest.raises(KeyboardInterrupt):
-        fit(stopped, batches(), schedule(4), tmp_path / "stopped")
+        fit(Objective(teacher, interrupted=True), batches, schedule(4), tmp_path / "stopped")
     assert trained(tmp_path / "stopped").step == 2
     assert not (tmp_path / "stopped" / "curve.jsonl").exists()
-    onward = objective()
-    fit(onward, batches(), schedule(4), tmp_path / "stopped")
+    onward = Objective(teacher)
+    fit(onward, batches, schedule(4), tmp_path / "stopped")
     for name, weights in through.module.state_dict().items():
         assert torch.equal(weights, onward.module.state_dict()[name]), name
     # The curve too: its first row has what was learnt before the interrupt.
@@ -80,10 +81,19 @@ def test_an_interrupted_training_with_dropout_is_the_one_that_was_not(tmp_path: 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_curve_goes_on_when_the_end_is_put_off(tmp_path: Path) -> None:
+def test_dropout_is_random_and_follows_the_seed(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
+    """Else the test above would say little."""
+    losses = []
+    for number, seed in enumerate((0, 0, 1)):
+        fit(Objective(teacher), batches, Schedule(1, 1e-3, every=1, seed=seed), tmp_path / str(number))
+        losses.append(rows(tmp_path / str(number))[0]["cross_entropy"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_curve_goes_on_when_the_end_is_put_off(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
     def figures(folder: Path, *ends: int) -> list[dict[str, Any]]:
         for end in ends:
-            fit(objective(), batches(), schedule(end), folder)
+            fit(Objective(teacher), batches, schedule(end), folder)
         return rows(folder)
 
     extended = figures(tmp_path / "extended", 4, 6)
@@ -91,42 +101,42 @@ def test_the_curve_goes_on_when_the_end_is_put_off(tmp_path: Path) -> None:
     seconds = [row["seconds"] for row in extended]
     assert seconds == sorted(seconds)
     third, sixth = figures(tmp_path / "through", 6)
-    assert extended[0]["ctc"] == third["ctc"]
+    assert extended[0]["kl"] == third["kl"]
     # Rows of one step and of two are the mean of three.
-    assert (extended[1]["ctc"] + 2 * extended[2]["ctc"]) / 3 == pytest.approx(sixth["ctc"], abs=2e-4)
+    assert (extended[1]["kl"] + 2 * extended[2]["kl"]) / 3 == pytest.approx(sixth["kl"], abs=2e-4)
 
 
 def test_a_torn_curve_and_rows_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "curve.jsonl"
-    path.write_text('{"step": 3, "ctc": 1.0}\n{"step": 6, "ctc": 0.5}\n{"step": 9, "ct')
-    Curve(tmp_path, 3).add({"step": 6, "ctc": 0.4, "wer_dev": 1.0})
-    assert [row["ctc"] for row in rows(tmp_path)] == [1.0, 0.4]
+    path.write_text('{"step": 3, "kl": 1.0}\n{"step": 6, "kl": 0.5}\n{"step": 9, "k')
+    Curve(tmp_path, 3).add({"step": 6, "kl": 0.4, "wer_dev": 1.0})
+    assert [row["kl"] for row in rows(tmp_path)] == [1.0, 0.4]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    fit(objective(), batches(), schedule(2), tmp_path, settings={"--rate": 1e-3})
+def test_another_training_in_the_same_folder_is_refused(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
+    fit(Objective(teacher), batches, schedule(2), tmp_path, settings={"--rate": 1e-3})
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(SettingsError, match=r"--rate 0\.001, not 0\.002"):
-        fit(objective(), batches(), schedule(4), tmp_path, settings={"--rate": 2e-3})
+        fit(Objective(teacher), batches, schedule(4), tmp_path, settings={"--rate": 2e-3})
     with pytest.raises(TrainingError, match="has learnt for 2 steps: give --steps 2 or more"):
-        fit(objective(), batches(), schedule(1), tmp_path, settings={"--rate": 1e-3})
+        fit(Objective(teacher), batches, schedule(1), tmp_path, settings={"--rate": 1e-3})
     with pytest.raises(TrainingError, match="of another shape"):
-        fit(objective(width=128), batches(), schedule(4), tmp_path, settings={"--rate": 1e-3})
+        fit(Objective(teacher, layers=3), batches, schedule(4), tmp_path, settings={"--rate": 1e-3})
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-class Exploding(TeacherObjective):
+class Exploding(Objective):
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         losses = super().__call__(batch)
         return {**losses, "loss": losses["loss"] * float("inf")}
 
 
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
-    fit(objective(), batches(), schedule(2), tmp_path)
+def test_a_loss_that_is_no_number_stops_the_training(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
+    fit(Objective(teacher), batches, schedule(2), tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(TrainingError, match=r"loss of step 3 .* lower --rate"):
-        fit(Exploding(objective().model, 1.0), batches(), schedule(4), tmp_path)
+        fit(Exploding(teacher), batches, schedule(4), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
@@ -135,9 +145,9 @@ class Broken(Dataset[Batch]):
         raise DistillError(f"batch {step} is missing")
 
 
-def test_a_batch_that_cannot_be_made_says_so_in_its_own_words(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_made_says_so_in_its_own_words(teacher: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(DistillError) as caught:
-        fit(objective(), Broken(), schedule(2), tmp_path)
+        fit(Objective(teacher), Broken(), schedule(2), tmp_path)
     assert str(caught.value) == "batch 0 is missing"
 
 
@@ -154,57 +164,3 @@ def test_a_short_training_reaches_its_rate(steps: int, asked: int | None, warmup
 def test_a_cooldown_of_more_than_all_steps_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     Schedule.of(100, 1e-3, 400, 3500, cooldown=200)
     assert "--cooldown 200 is more than --steps 100" in capsys.readouterr().err
-
-
-def test_the_mixtures_follow_the_seed_of_the_training() -> None:
-    for stages in (from_scratch, refining):
-        numbers = [mixture.seed for seed in range(3) for _, mixture in stages(100, seed)]
-        assert len(set(numbers)) == len(numbers)
-    assert [mixture.seed for _, mixture in [*from_scratch(100), *refining(100)]] == [1, 3, 12]
-
-
-def test_sets_weigh_alike_unless_home_ens_weights_are_asked_for() -> None:
-    assert student_mixture(60, 26, 0.4, 0, WEIGHTS["none"]).repeats == {}
-    assert student_mixture(60, 26, 0.4, 0, WEIGHTS["home-en"]).repeats == REFINING
-
-
-# --- a student's store -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def heard(tmp_path: Path) -> Callable[[], States]:
-    model = objective().model
-
-    def store() -> States:
-        states = States(tmp_path / "states", batches(), 1, seed=1, settings={"--teacher": "tiny"})
-        states.prepare(encoding(model, "cpu"))
-        return states
-
-    return store
-
-
-def test_a_torn_batch_of_the_store_is_named(heard: Callable[[], States], tmp_path: Path) -> None:
-    states = heard()
-    for path in (tmp_path / "states").glob("*.pt"):
-        path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(StatesError, match=r"\d+\.pt cannot be read: remove it"):
-        states[0]
-    student = make_student(objective().model, 1)
-    with pytest.raises(StatesError, match=r"\d+\.pt cannot be read: remove it"):
-        fit(StudentObjective(student, objective().model, 0.8, 1.0, 2.0), states, schedule(2), tmp_path / "trained")
-
-
-def test_a_store_that_does_not_say_what_it_is_is_refused(heard: Callable[[], States], tmp_path: Path) -> None:
-    heard()
-    (tmp_path / "states" / "about.json").write_text('{"settings"')
-    with pytest.raises(StatesError, match=r"does not say .*: remove"):
-        heard()
-
-
-def test_a_batch_of_which_the_filter_leaves_nothing_teaches_nothing(heard: Callable[[], States]) -> None:
-    states, teacher = heard(), objective().model
-    student = StudentObjective(make_student(teacher, 1), teacher, 0.8, 1.0, 2.0)
-    batch: Heard = states[0]
-    nothing = student(replace(batch, labels=torch.full_like(batch.labels, IGNORED)))
-    assert all(float(value.detach()) == 0 for value in nothing.values())
-    assert np.isfinite(float(student(batch)["loss"].detach()))

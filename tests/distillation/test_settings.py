@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import small_corpus
+import small_school
 
 from distillation.settings import (
     DIGEST,
@@ -39,10 +40,10 @@ def test_other_settings_are_refused_by_name(
 
 
 def test_weights_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
-    student, teacher = (open_checkpoint("home-en", role) for role in ("student", "teacher"))
-    shutil.copytree(student.directory, tmp_path / "moved")
+    one, other = small_school.teacher(tmp_path / "one"), small_school.teacher(tmp_path / "other", seed=1)
+    shutil.copytree(one.directory, tmp_path / "moved")
     moved = open_checkpoint(str(tmp_path / "moved"), "student")
-    assert digest_of_weights(moved) == digest_of_weights(student) != digest_of_weights(teacher)
+    assert digest_of_weights(moved) == digest_of_weights(one) != digest_of_weights(other)
 
 
 def test_noises_are_told_apart_by_names_and_sizes(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from streaming.whisper.checkpoint import (
     open_checkpoint,
     require_same_vocabulary,
 )
-from streaming.whisper.weights import count_parameters, read_weights, same_encoder
 from streaming.whisper.model import build_decoder, build_encoder
+from streaming.whisper.weights import count_parameters, read_weights, same_encoder
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from checkpoints import Pair
 from hypothesis import given, settings
-from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix
+from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix, speaker
 
 from streaming.whisper.decode import Proposer, Window, decode, detect_languages, verify
 from streaming.whisper.model import Cache
+from streaming.whisper.quantized import QuantizedVocabulary
 
 
 @torch.inference_mode()
@@ -47,6 +49,29 @@ def test_the_same_with_languages(linguist: Speaker, batch: list[Plan]) -> None:
 @settings(max_examples=40)
 def test_any_proposer_gives_what_the_model_alone_gives(teacher: Speaker, student: Speaker, batch: list[Plan]) -> None:
     assert_unchanged(teacher, batch, student)
+
+
+@pytest.fixture(scope="module")
+def rounded(english: Pair) -> Speaker:
+    """The teacher, with its vocabulary in 8 bits."""
+    found = speaker(english.teacher)
+    found.decoder.vocabulary = QuantizedVocabulary(found.decoder.output_weight)
+    return found
+
+
+@given(batches)
+@settings(max_examples=40)
+def test_the_same_with_a_vocabulary_in_8_bits(rounded: Speaker, student: Speaker, batch: list[Plan]) -> None:
+    assert_unchanged(rounded, batch)
+    assert_unchanged(rounded, batch, student)
+
+
+def test_a_vocabulary_in_8_bits_says_what_float32_says(rounded: Speaker, teacher: Speaker) -> None:
+    for number in range(RECORDINGS):
+        one, other = rounded.alone(number, False), teacher.alone(number, False)
+        assert one.tokens == other.tokens
+        assert one.log_probs == pytest.approx(other.log_probs, abs=0.05)
+    assert any(one.log_probs != teacher.alone(number, False).log_probs for (number, _), one in rounded.said.items())
 
 
 def test_the_recordings_are_worth_the_test(teacher: Speaker, student: Speaker) -> None:
