@@ -214,8 +214,9 @@ class Guests:
 
 
 def _first(waiting: Iterable[Guest]) -> Guest:
-    """Who goes first."""
-    return next((each for each in waiting if each.idle), None) or next(iter(waiting))
+    """Who goes first: those that are done, those that have said nothing, those that say what they want, those that
+    are being answered; and of each, who has waited longest."""
+    return min(waiting, key=lambda each: (not each.idle, each.idle != each.asked))
 
 
 class Guest:

@@ -56,7 +56,7 @@ from streaming.events import Start
 _log = logging.getLogger(__name__)
 
 EVENTS = "/v1/events"
-_AT_ONCE = 16
+_AT_ONCE = 8
 """Connections that are accepted before those that are here have their turn: or of a crowd that comes at once, the last
 would push out the first before it could say a word."""
 _QUEUE = 1024

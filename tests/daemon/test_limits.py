@@ -86,10 +86,10 @@ async def test_connections_that_never_say_what_they_want(
     async with seen_from_outside(tokenizer_file, monkeypatch, server={limit: 3}) as daemon:
         guests = daemon.server.guests
         silent = []
-        for number in range(3):
+        for _ in range(3):
             silent.append(await dial(daemon))
             silent[-1][1].write(said)
-            await wait_until(lambda number=number: guests.number_waiting == number + 1)
+            await wait_until(lambda: guests.number_waiting == len(silent))
         async with client(daemon.server.url) as mine:
             await mine.say(type="stop")
             assert await mine.rest() == 1000
