@@ -152,6 +152,7 @@ EXAMPLES: list[Event] = [
     events.Flushed("a1"),
     events.Stopped(12.4),
     Error("bad_format", "sample_rate must be 8000..192000, got 12", True),
+    events.Notice("no_signal", "all samples were zero", "kitchen"),
 ]
 
 
