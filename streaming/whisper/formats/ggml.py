@@ -51,7 +51,7 @@ def _nibbles(packed: _Bytes) -> _Bytes:
 
 def _fives(blocks: _Bytes, at: int) -> _Bytes:
     fifth = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
-    return np.bitwise_or(_nibbles(blocks[:, at + 4 :]), fifth * np.uint8(16))
+    return _nibbles(blocks[:, at + 4 :]) + fifth * np.uint8(16)
 
 
 _FLOATS = {0: ("f32", torch.float32), 1: ("f16", torch.float16)}
