@@ -126,7 +126,12 @@ ALSO_KNOWS = {
     "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
     # Commands about checkpoints: where they lie, and what is in them.
     "daemon.pull": {"streaming.whisper.locate"},
-    "daemon.models": {"streaming.whisper.locate", "streaming.whisper.checkpoint", "daemon.pull"},
+    "daemon.models": {
+        "streaming.whisper.locate",
+        "streaming.whisper.checkpoint",
+        "streaming.whisper.weights",
+        "daemon.pull",
+    },
 }
 """Exceptions, each with its reason: importer -> what else it may import."""
 
