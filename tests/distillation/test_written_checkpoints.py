@@ -152,9 +152,10 @@ def test_a_whole_student_is_what_transformers_loads(work: Path, tmp_path: Path) 
     layout, mel = layout_of(checkpoint, None), torch.randn(2, 80, 3000, generator=torch.Generator().manual_seed(1))
     loaded.generation_config.suppress_tokens = loaded.generation_config.begin_suppress_tokens = []
     said = loaded.generate(mel, max_new_tokens=6, return_timestamps=False).tolist()
-    theirs = [[token for token in row if token not in (*layout.prompt, layout.end)] for row in said]
+    begin = layout.prompt[:1]  # with no more does transformers begin an English text
+    theirs = [[token for token in row if token not in (*begin, layout.end)] for row in said]
     with torch.no_grad():
-        mine = greedy(ours, encode(ours, mel), layout.prompt, layout.end, limit=6)
+        mine = greedy(ours, encode(ours, mel), begin, layout.end, limit=6)
     assert [row[: len(mine[number])] for number, row in enumerate(theirs)] == mine
     assert all(mine)
     # Nor does it need its teacher here.
