@@ -187,10 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     audio = read_mono(options.recording)
     said = said_in(options.recording)
     with TemporaryDirectory() as folder:
-        plain = [write_plain(each, Path(folder) / f"plain {each.name}") for each in (student, teacher)]
+        small, large = (write_plain(each, Path(folder) / f"plain {each.name}") for each in (student, teacher))
         systems = [
-            *ours(student, teacher), *of_transformers(*plain),
-            *of_faster_whisper(*plain, Path(folder), torch.get_num_threads()),
+            *ours(student, teacher), *of_transformers(small, large),
+            *of_faster_whisper(small, large, Path(folder), torch.get_num_threads()),
         ]  # fmt: skip
         print(f"{circumstances()}\n", flush=True)
         short = list(utterances(audio))
