@@ -160,7 +160,7 @@ class _Json(logging.Formatter):
             fields["stack"] = self.formatStack(record.stack_info)
         # Before it is JSON, in which a secret may be written in other ways. In ASCII: whatever the terminal's encoding,
         # and whatever a reader takes for the end of a line, it parses.
-        return json.dumps({name: _bounded(value) for name, value in fields.items()})
+        return json.dumps({name: _bounded(str(value)) for name, value in fields.items()})
 
 
 class _Prioritised(logging.Formatter):
