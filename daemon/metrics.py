@@ -229,6 +229,9 @@ class Metrics:
         self.mqtt_spool_errors = counter(
             "mqtt_spool_errors", "Times that the spool's file could not be read or written"
         )
+        self.mqtt_spool_damaged = counter(
+            "mqtt_spool_damaged", "Rows of the spool that were damaged, and put aside in its file"
+        )
         self.mqtt_connections = counter("mqtt_connections", "Connections made to the broker")
         registry.register(self._drops())
         self._begin_at_zero()
@@ -239,6 +242,7 @@ class Metrics:
                 ("partial", "newer_came_first"): self.partials_thinned,
                 ("final", "mqtt_queue_full"): self.mqtt_dropped,
                 ("final", "mqtt_too_old"): self.mqtt_expired,
+                ("final", "mqtt_damaged"): self.mqtt_spool_damaged,
                 ("message", "mqtt_refused"): self.mqtt_refused,
                 ("job", "failed"): self.job_failures,
                 ("subscriber", "too_slow"): self.subscribers_dropped,
