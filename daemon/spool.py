@@ -112,7 +112,7 @@ class Spool:
     is on the network must not drop all that waits. Only for what an earlier process left is there nothing but `clock`.
 
     Attributes:
-        dropped: finals that a limit cost.
+        dropped: finals that a limit cost, or the broker would not have.
     """
 
     def __init__(
@@ -177,7 +177,8 @@ class Spool:
             self._full = False
 
     def put_aside(self, entry: Entry, why: str) -> None:
-        """A copy of one that cannot be delivered as it is, for whoever looks into the file."""
+        """A copy of one that is given up, for whoever looks into the file."""
+        self.dropped += 1
         self._note((_PUT_ASIDE, (why, entry.id, entry.source, entry.at, entry.final, entry.text, entry.sent)))
         self._note(_TRIM)
 
