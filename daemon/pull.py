@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -151,7 +152,8 @@ def _name_contents(listing: Listing) -> None:
     snapshot = listing.folder / "snapshots" / listing.commit
     snapshot.mkdir(parents=True, exist_ok=True)
     for file in listing.files:
-        _replace(snapshot / file.path, lambda new, file=file: new.symlink_to(Path("..", "..", "blobs", file.digest)))
+        content = Path("..", "..", "blobs", file.digest)
+        _replace(snapshot / file.path, partial(Path.symlink_to, target=content))
     refs = listing.folder / "refs"
     refs.mkdir(exist_ok=True)
     _replace(refs / "main", lambda new: new.write_text(listing.commit))

@@ -35,3 +35,11 @@ def quoted(value: object) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def language_code(tag: str | None) -> str | None:
+    """The code of a language tag, however a client writes it: `en` of `en`, `EN`, `en-US` and `en_us`. None of nothing.
+
+    Whether there is such a language is the model's to say, not a dialect's.
+    """
+    return tag.strip().replace("_", "-").partition("-")[0].lower() if tag else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -493,7 +494,7 @@ def test_a_file_with_a_secret_however_it_was_written(content: bytes, meant: str 
         found = with_tokens(settings, around).server.tokens
         return found[0].token if found else ""
 
-    readers = {
+    readers: dict[str, Callable[[], str | None]] = {
         "mqtt.password_file": lambda: mqtt_password(Mqtt(password_file=str(file)), Surroundings()),
         "the credential mqtt_password": lambda: mqtt_password(Mqtt(), around),
         "server.tokens_file": lambda: tokens(
@@ -503,12 +504,11 @@ def test_a_file_with_a_secret_however_it_was_written(content: bytes, meant: str 
     }
     for key, read in readers.items():
         try:
-            said = read()
+            said = read() or ""
         except ConfigurationError as error:
             said = str(error)
             assert said.startswith(f"{key}: {tmp_path}")
         if meant is not None:
             assert said == meant or meant in said.partition(": ")[2]
         elif "mqtt" in key:
-            assert said is not None
             assert "is empty: write the password into it" in said

@@ -196,7 +196,8 @@ HOSTILE = {
     "generation_config.json": [
         '"suppress_tokens": 5', '"suppress_tokens": [[]]', '"suppress_tokens": ["x"]', '"begin_suppress_tokens": 1e999',
         '"eos_token_id": []', '"eos_token_id": 1e999', '"eos_token_id": {}', '"decoder_start_token_id": "x"',
-        '"max_length": 1e999', '"max_length": [1]', '"max_initial_timestamp_index": []', '"no_timestamps_token_id": [1]',
+        '"max_length": 1e999',
+        '"max_length": [1]', '"max_initial_timestamp_index": []', '"no_timestamps_token_id": [1]',
         '"alignment_heads": 5', '"alignment_heads": [5]', '"alignment_heads": [[1e999, 0]]', '"alignment_heads": [[0]]',
         '"is_multilingual": true, "lang_to_id": 5', '"is_multilingual": true, "lang_to_id": {"<|en|>": []}',
         '"is_multilingual": true, "lang_to_id": [1]', '"is_multilingual": true, "task_to_id": [5]',
