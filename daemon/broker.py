@@ -1,22 +1,26 @@
 """How a broker is reached: versions, certificates, and what its refusals mean.
 
-Owns the making of an MQTT client from the settings, and the sentences for whatever a broker answers. Knows nothing of
-topics or of what is sent.
+Owns the making of an MQTT client from the settings, what a broker may do to it (limits that it sets, packets that are
+none, hanging up at any moment), and the sentences for whatever it answers. Knows nothing of topics or of what is sent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from daemon.config import ConfigurationError
 from daemon.config import Mqtt as MqttSettings
 
 Version = Literal["5", "3.1.1"]
+_T = TypeVar("_T")
 
 _LONGEST_TIMEOUT = 6.0
 """Seconds for an answer of the broker. At the end of the service a frozen broker costs this twice: for the last final,
@@ -24,7 +28,18 @@ and for the goodbye. `shutdown.drain` must have room for both."""
 
 # Reason codes of MQTT 5. A 3.1.1 broker's few are translated into them by the library.
 _UNSUPPORTED_VERSION, _BAD_CLIENT_ID, _BAD_PASSWORD, _NOT_AUTHORISED, _BANNED, _BAD_TOPIC = 132, 133, 134, 135, 138, 144
-_TOO_BIG, _BAD_PAYLOAD = 149, 153
+_TOO_BIG, _BAD_PAYLOAD, _NO_RETAIN, _NO_QOS = 149, 153, 154, 155
+_UNSPECIFIED, _MALFORMED, _PROTOCOL_ERROR, _IMPLEMENTATION = 128, 129, 130, 131
+
+_ITS_FAULT = frozenset(
+    (_UNSPECIFIED, _MALFORMED, _PROTOCOL_ERROR, _IMPLEMENTATION, _NOT_AUTHORISED, _BAD_TOPIC, _TOO_BIG, _BAD_PAYLOAD,
+     _NO_RETAIN, _NO_QOS)
+)  # fmt: skip
+"""With these a broker may hang up because of the message that was under way; without a reason too. All others are about
+the connection: somebody else has our name, the broker ends, nothing was heard for too long."""
+
+_LARGEST_COMMAND = 65536
+"""Bytes of a packet that we ask the broker not to exceed (MQTT 5): what comes in is a switch's ON or OFF."""
 
 _REFUSALS = {
     _UNSUPPORTED_VERSION: "it does not speak this version of MQTT: set mqtt.version",
@@ -39,22 +54,118 @@ class RefusedError(Exception):
     """The broker took a message and threw it away, and would do so again. The message says why."""
 
 
-class Client(aiomqtt.Client):
-    """A client that also hears the reason with which an acknowledgement refuses a message (MQTT 5).
+class TooBigError(RefusedError):
+    """It is larger than this broker takes, or costs the connection each time."""
 
-    It overrides two callbacks of the library that have no public name; the tests of outages and refusals hold them to
-    what they are called by.
+
+def packet_size(topic: str, payload: str, qos: int = 1) -> int:
+    """Bytes of a message as MQTT 5 sends it, which is one more than 3.1.1 needs."""
+    rest = 2 + len(topic.encode()) + (2 if qos else 0) + 1 + len(payload.encode())
+    return 1 + max(1, (rest.bit_length() + 6) // 7) + rest  # its length has seven bits a byte
+
+
+class Client(aiomqtt.Client):
+    """A client that a broker cannot harm: it heeds the limit that the broker sets, hears the reason with which a
+    message is refused or the connection ended, survives packets that are none, and leaves nothing open behind.
+
+    It overrides callbacks of the library that have no public name; the tests of outages and refusals hold them to what
+    they are called by.
+
+    Attributes:
+        largest: bytes of a packet that the broker takes, where it says so (MQTT 5).
+        hung_up: why a connection that was made ended; None while it has not.
+        ignored: told what of the broker's messages could not be read.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, ignored: Callable[[str], None] = lambda _: None, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.largest: int | None = None
+        self.hung_up: ReasonCode | None = None
+        self._ignored = ignored
         self._refused: ReasonCode | None = None
+        self._take_note()
+
+    async def __aenter__(self) -> Client:
+        try:
+            await super().__aenter__()
+        except BaseException:
+            self._client._sock_close()  # who does not answer to a CONNECT would keep it
+            raise
+        self._take_note()
+        return self
+
+    async def __aexit__(self, *told: Any) -> None:
+        try:
+            await super().__aexit__(*told)
+        finally:
+            # Where the connection has failed already the library returns early, and leaves the socket open: a broker
+            # that goes on sending would be read for ever.
+            self._client._sock_close()
+
+    def _take_note(self) -> None:
+        """Nobody may be left to ask how the connection came to be or ended: it is no error that nobody does."""
+        for future in (self._connected, self._disconnected):
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _wait_for(self, fut: Awaitable[_T], timeout: float | None) -> _T:  # noqa: ASYNC109 - it is the library's
+        # The library's own waits for an answer where the connection is gone already.
+        if fut is self._disconnected:
+            return await super()._wait_for(fut, timeout)
+        answer = asyncio.ensure_future(super()._wait_for(fut, timeout))
+        try:
+            either: set[asyncio.Future[Any]] = {answer, self._disconnected}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise aiomqtt.MqttError("the broker hung up") from self._disconnected.exception()
+            return answer.result()
+        finally:
+            answer.cancel()
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        self.largest = getattr(properties, "MaximumPacketSize", None)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        if self.hung_up is None and self._connected.done() and self._connected.exception() is None:
+            self.hung_up = reason_code
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any) -> None:
         # The library's own drops the reason, and offers no other way to it.
         if reason_code.is_failure:
             self._refused = reason_code
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reason_codes: Any, properties: Any = None) -> None:
+        if mid in self._pending_subscribes:  # the library's own logs any other with a traceback
+            super()._on_subscribe(client, userdata, mid, reason_codes, properties)
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        # An exception here would leave the packet where it is, to be read again and again.
+        if self._queue.full():
+            self._ignored("more of them wait than are kept")
+            return
+        try:
+            super()._on_message(client, userdata, message)
+        except ValueError:  # no UTF-8, or a wildcard in it
+            self._ignored("its topic is none")
+
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
+        # The library's own reader goes on after an exception, with the same packet.
+        def read() -> None:
+            try:
+                client.loop_read()
+                while (open := client.socket()) is not None and hasattr(open, "pending") and open.pending() > 0:
+                    client.loop_read()  # what TLS has decrypted already wakes nobody
+            except Exception as error:
+                self._break(error)
+
+        def watch() -> None:
+            if sock.fileno() >= 0:
+                self._loop.add_reader(sock.fileno(), read)
+                self._misc_task = self._loop.create_task(self._misc_loop())
+
+        self._loop.call_soon_threadsafe(watch)
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
         # The library's own watches the socket a turn of the loop later, when a broker that was killed may have cost us
@@ -67,24 +178,35 @@ class Client(aiomqtt.Client):
             try:
                 client.loop_write()
             except Exception as error:
-                if not self._disconnected.done():
-                    self._disconnected.set_exception(error)
+                self._break(error)
 
         self._loop.call_soon_threadsafe(watch)
+
+    def _break(self, error: Exception) -> None:
+        """The connection is of no use any more."""
+        if not self._disconnected.done():
+            self._disconnected.set_exception(error)
+        self._client._sock_close()
 
     async def deliver(self, topic: str, payload: str, *, qos: int = 1, retain: bool = False) -> None:
         """Publish, one at a time, and return when the broker has acknowledged it.
 
         Raises:
-            RefusedError: it did so with a refusal that will not change by itself.
+            TooBigError: it is more than the broker takes, and was not sent.
+            RefusedError: it was acknowledged with a refusal that will not change by itself.
             aiomqtt.MqttError: the connection is lost, or the broker cannot take it now.
         """
+        size = packet_size(topic, payload, qos)
+        if self.largest is not None and size > self.largest:
+            raise TooBigError(f"it has {size} bytes, and the broker takes no more than {self.largest}")
         self._refused = None
         await self.publish(topic, payload, qos=qos, retain=retain)
         reason = self._refused
         if reason is None:
             return
-        if reason.value in (_NOT_AUTHORISED, _BAD_TOPIC, _TOO_BIG, _BAD_PAYLOAD):
+        if reason.value == _TOO_BIG:
+            raise TooBigError(f"it has {size} bytes, which is too large for the broker")
+        if reason.value in (_NOT_AUTHORISED, _BAD_TOPIC, _BAD_PAYLOAD):
             raise RefusedError(str(reason).lower())
         raise aiomqtt.MqttError(f"the broker could not take a message: {reason}")
 
@@ -98,18 +220,25 @@ def make_client(
 ) -> Client:
     """A client for one connection, with a clean session."""
     v5 = version == "5"
+    more: dict[str, Any] = {"clean_start": True, "properties": _limits()} if v5 else {"clean_session": True}
     return Client(
         settings.host,
         settings.port,
         username=settings.username,
         password=password,
         protocol=aiomqtt.ProtocolVersion.V5 if v5 else aiomqtt.ProtocolVersion.V311,
-        **({"clean_start": True} if v5 else {"clean_session": True}),
         keepalive=settings.keepalive,
         timeout=min(_LONGEST_TIMEOUT, 2.0 * settings.keepalive),
         tls_context=tls,
+        **more,
         **options,
     )
+
+
+def _limits() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # the library is not typed
+    properties.MaximumPacketSize = _LARGEST_COMMAND
+    return properties
 
 
 def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
@@ -157,6 +286,16 @@ def sentence(error: Exception) -> str:
             f"TLS failed ({beneath.reason or beneath}): does this port speak it, and does it ask for mqtt.certificate?"
         )
     return str(error) or type(error).__name__
+
+
+def may_be_its_fault(reason: ReasonCode | None) -> bool:
+    """Whether a broker that hung up for `reason` may have done so because of the message that was under way."""
+    return reason is not None and reason.value in _ITS_FAULT
+
+
+def is_too_big(reason: ReasonCode | None) -> bool:
+    """Whether it certainly did."""
+    return reason is not None and reason.value == _TOO_BIG
 
 
 def subscription_refused(granted: Any) -> bool:

@@ -8,10 +8,12 @@ Precedence: the environment (`WHISPERD_SERVER__PORT=9000`), then the file, then 
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +56,21 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-_TOPIC = r"^[^/+#\x00][^+#\x00]*$"
+_TOPIC = r"^[^/+#\x00]([^+#\x00]*[^/+#\x00])?$"
+
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?")
+_DEFAULT_PORTS = {("http", "80"), ("https", "443")}
+
+
+def _origin(origin: str) -> str:
+    """As browsers write it: in small letters, without a path, and without the port that goes without saying."""
+    if origin in ("*", "null"):
+        return origin
+    found = _ORIGIN.fullmatch(origin.lower().removesuffix("/"))
+    if found is None:
+        raise ValueError(f"{origin!r} is no origin: write https://HOST or https://HOST:PORT, without a path")
+    scheme, host, port = found.groups()
+    return f"{scheme}://{host}" if port is None or (scheme, port) in _DEFAULT_PORTS else f"{scheme}://{host}:{port}"
 
 
 def _texts() -> Any:
@@ -109,6 +125,11 @@ class Server(Section):
     max_handshakes: int = Field(default=64, ge=1)
     max_rate: int = Field(default=5000, ge=1)
     resume: float = Field(default=60.0, ge=0, le=3600)
+
+    @field_validator("origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(each) for each in origins)
 
     @model_validator(mode="after")
     def _tls(self) -> Server:
@@ -393,11 +414,26 @@ def find() -> Path | None:
     return next((place for place in PLACES if place.is_file()), None)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML takes the last of two equal keys, and drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is there twice, and only one can hold: join the two", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -423,6 +459,23 @@ def _kind(value: object) -> str:
     )
 
 
+_FOREIGN = (
+    (r"([A-Z0-9_]+_)?SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)", r".*"),
+    (r"([A-Z0-9_]+_)?PORT(_\d+_(TCP|UDP|SCTP))?", r"(tcp|udp|sctp)://.*"),
+    (r"([A-Z0-9_]+_)?PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)", r".*"),
+    (r"([A-Z0-9_]+_)?NAME", r"/.*"),
+    (r"([A-Z0-9_]+_)?ENV_.+", r".*"),
+)
+"""Names, behind the prefix, and values that Kubernetes sets in each pod beside a Service called whisperd, or
+whisperd-something, and docker where containers are linked. Nobody meant a setting by them.
+"""
+
+
+def _is_foreign(name: str, value: str) -> bool:
+    rest = name.removeprefix(PREFIX)
+    return any(re.fullmatch(its, rest) and re.fullmatch(has, value, re.DOTALL) for its, has in _FOREIGN)
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """`WHISPERD_SERVER__PORT=9000` as `{"server": {"port": 9000}}`."""
     values: dict[str, Any] = {}
@@ -430,6 +483,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(PREFIX):
             continue
         section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+        if not key and _is_foreign(name, text):
+            continue
         if not key:
             raise ConfigurationError(
                 f"{name}: environment overrides name a section and a key, such as {PREFIX}SERVER__PORT"
@@ -465,7 +520,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = {key: {} if value is None and key in Settings.model_fields else value for key, value in below.items()}
     for section, keys in above.items():
         under = merged.get(section, {})
-        merged[section] = {**under, **keys} if isinstance(under, dict) else keys
+        if isinstance(under, dict):  # what is no section is left for validation to name
+            merged[section] = {**under, **keys}
     return merged
 
 
@@ -515,7 +571,7 @@ def _may_be_secret(path: str, value: object) -> bool:
     return whole_section or path == "mqtt.password" or path.startswith("server.tokens.") or path == "server.tokens"
 
 
-_TOPIC_RULE = "must be a topic without + and #, and must not begin with /"
+_TOPIC_RULE = "must be a topic without + and #, and must neither begin nor end with /"
 _PATTERNS = {
     "models.device": "must be auto, cpu, cuda:N, or several: cuda:0,cuda:1",
     "mqtt.topic": _TOPIC_RULE,
@@ -638,14 +694,32 @@ def with_tokens(settings: Settings, around: Surroundings) -> Settings:
     return settings.model_copy(update={"server": server.model_copy(update={"tokens": tuple(tokens)})})
 
 
+_LARGEST_SECRET = 1 << 20
+
+
+def _secret_text(key: str, path: Path) -> str:
+    """What a file with secrets holds, wherever it was written: Windows puts a byte order mark in front.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is no text.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_SECRET + 1)
+        if len(content) > _LARGEST_SECRET:
+            raise ConfigurationError(f"{key}: {path}: is larger than {_LARGEST_SECRET} bytes: is it the right file?")
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8: save it again as UTF-8"
+        raise ConfigurationError(f"{key}: {path}: {reason}") from None
+    if "\0" in text:
+        raise ConfigurationError(f"{key}: {path}: is no text: save it again as UTF-8")
+    return text
+
+
 def _tokens_in(key: str, path: Path) -> Iterator[Token]:
     """One a line, as in `server.tokens`: a word, or {token: T, send: [...], read: [...]}."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise ConfigurationError(f"{key}: {path}: {reason}") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_secret_text(key, path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -684,14 +758,20 @@ def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:
     """The broker's password: as given, from the file named, or the credential `mqtt_password`.
 
     Raises:
-        ConfigurationError: the file named cannot be read.
+        ConfigurationError: the file named cannot be read, or holds none.
     """
     if mqtt.password is not None:
         return mqtt.password
     if mqtt.password_file is not None:
-        try:
-            return Path(mqtt.password_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(f"mqtt.password_file: {mqtt.password_file}: {error.strerror}") from None
+        return _password_in("mqtt.password_file", Path(mqtt.password_file))
     credential = around.credentials / "mqtt_password" if around.credentials else None
-    return credential.read_text(encoding="utf-8").strip() if credential and credential.is_file() else None
+    if credential is not None and credential.is_file():
+        return _password_in("the credential mqtt_password", credential)
+    return None
+
+
+def _password_in(key: str, path: Path) -> str:
+    password = _secret_text(key, path).strip()
+    if not password:
+        raise ConfigurationError(f"{key}: {path}: is empty: write the password into it")
+    return password

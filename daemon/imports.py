@@ -83,8 +83,9 @@ def take_out(name: str, dtype: str, folder: Path, *, force: bool = False) -> str
     """
     import torch
 
-    from streaming.whisper.checkpoint import open_checkpoint, read_weights
+    from streaming.whisper.checkpoint import open_checkpoint
     from streaming.whisper.layout import Contents
+    from streaming.whisper.weights import read_weights
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise ImportFailed(f"{folder} is there already, and not empty: give another, or --force")

@@ -222,6 +222,9 @@ class Metrics:
         self.mqtt_dropped = counter("mqtt_dropped_finals", "Finals dropped: the broker was away for too long")
         self.mqtt_expired = counter("mqtt_expired_finals", "Finals dropped: they had waited for too long")
         self.mqtt_refused = counter("mqtt_refused", "Messages that the broker refused: its access rules, mostly")
+        self.mqtt_too_big = counter(
+            "mqtt_too_big", "Messages larger than the broker takes, or that cost the connection: shortened or given up"
+        )
         self.mqtt_bad_commands = counter(
             "mqtt_bad_commands", "Commands that were ignored: neither ON nor OFF, or for no source"
         )
@@ -230,6 +233,9 @@ class Metrics:
         )
         self.mqtt_spool_errors = counter(
             "mqtt_spool_errors", "Times that the spool's file could not be read or written"
+        )
+        self.mqtt_spool_damaged = counter(
+            "mqtt_spool_damaged", "Rows of the spool that were damaged, and put aside in its file"
         )
         self.mqtt_connections = counter("mqtt_connections", "Connections made to the broker")
         registry.register(self._drops())
@@ -241,7 +247,9 @@ class Metrics:
                 ("partial", "newer_came_first"): self.partials_thinned,
                 ("final", "mqtt_queue_full"): self.mqtt_dropped,
                 ("final", "mqtt_too_old"): self.mqtt_expired,
+                ("final", "mqtt_damaged"): self.mqtt_spool_damaged,
                 ("message", "mqtt_refused"): self.mqtt_refused,
+                ("message", "mqtt_too_big"): self.mqtt_too_big,
                 ("job", "failed"): self.job_failures,
                 ("subscriber", "too_slow"): self.subscribers_dropped,
                 ("connection", "refused"): self.connections_refused,

@@ -186,12 +186,13 @@ def _described(name: str, where: str, directory: Path) -> Here:
     if config.get("model_type") != "whisper":
         raise _NoWhisper(f"not a Whisper model ({config.get('model_type', 'no config.json that can be read')})")
     generation = _json(directory / "generation_config.json")
-    count = len(generation.get("lang_to_id", {})) if generation.get("is_multilingual", True) else 0
+    languages = generation.get("lang_to_id")
+    count = len(languages) if isinstance(languages, dict) and generation.get("is_multilingual", True) else 0
     return Here(
         name,
         where,
         sum(file.stat().st_size for file in directory.glob("*.safetensors")),
-        f"{config.get('encoder_layers', '?')} + {config.get('decoder_layers', '?')}",
+        f"{config.get('encoder_layers', '?')!s:.9} + {config.get('decoder_layers', '?')!s:.9}",
         str(count or "English"),
     )
 
@@ -199,7 +200,7 @@ def _described(name: str, where: str, directory: Path) -> Here:
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -7,6 +7,9 @@ of sources, and nothing of where either comes from.
 Each connection is a new client with a clean session, and the spool is the only truth: a final leaves it when the broker
 has acknowledged it. One whose acknowledgement was lost is therefore sent twice, with the same id, never not at all.
 
+A message that the broker will not have (its access rules; the size of its packets; it hangs up whenever it is sent it)
+is counted, named and passed over: it must not hold up those behind it.
+
 What is retained (states, switches, diagnostics, the device for Home Assistant) is told anew at each connection; of
 several changes that wait only the last is told.
 """
@@ -21,6 +24,8 @@ import random
 import re
 import socket
 import time
+from bisect import bisect_right
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -30,9 +35,13 @@ import aiomqtt
 from daemon.broker import (
     Client,
     RefusedError,
+    TooBigError,
     Version,
+    is_too_big,
     make_client,
+    may_be_its_fault,
     older_version_wanted,
+    packet_size,
     sentence,
     subscription_refused,
     tls_context,
@@ -48,6 +57,8 @@ from daemon.spool import Entry, Spool
 from streaming.events import Event, Final, Partial, to_json
 
 _log = logging.getLogger(__name__)
+_library = logging.getLogger("daemon.mqtt.aiomqtt")
+_library.setLevel(logging.CRITICAL)  # what went wrong with a connection we say ourselves: once, not at every attempt
 _V = TypeVar("_V")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
@@ -67,6 +78,14 @@ be away for long. What is forgotten is told at the next connection, or once more
 
 _MOST_SHOWN = 64
 """Sources that Home Assistant is shown: clients choose their names, and each becomes five entities."""
+
+
+_MOST_HANGUPS = 3
+"""Times that a broker may hang up when it is sent one message; then that is what it does not like. Old brokers, and
+those of clouds, have no other way to say so."""
+
+_MOST_COMPLAINTS, _COMPLAINTS_IN = 10, 60.0
+"""Lines of the log about what others send us, in so many seconds; the rest is only counted."""
 
 
 class Mqtt:
@@ -106,7 +125,12 @@ class Mqtt:
         self._connected = False
         self._ending = False  # no more events will come
         self._complaint = ""
-        self._refused: set[str] = set()  # what was said of refusals
+        self._said: set[str] = set()  # what needs to be said once
+        self._largest: int | None = None  # bytes of a packet that the broker takes
+        self._under_way: str | None = None  # what the broker is being sent
+        self._suspect = ("", 0)  # what was under way when it hung up, and how many times in a row
+        self._given_up: dict[str, str] = {}  # what it is not sent any more, and why
+        self._complaints: deque[float] = deque(maxlen=_MOST_COMPLAINTS)  # when they were made
         self._news = asyncio.Event()
         sources.watch(self._note_source)
 
@@ -132,21 +156,38 @@ class Mqtt:
         pause = _FIRST_PAUSE
         while True:
             began = time.monotonic()
+            self._under_way = None
+            client = self._client()
             try:
-                async with self._client() as client:
+                async with client:
                     await self._talk(client)
                 return
             except (aiomqtt.MqttError, ValueError) as error:  # a name that cannot be looked up is a ValueError
                 if self._try_older_version(error):
                     continue
-                self._lost(error)
+                self._lost(error, client)
             if self._ending:
                 return
             if time.monotonic() - began > _STEADY:
                 pause = _FIRST_PAUSE
+                self._given_up.clear()  # the broker may have been changed
+            self._blame(client)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(collector), pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _blame(self, client: Client) -> None:
+        """The broker hung up. Perhaps because of what it was being sent."""
+        what = self._under_way
+        if what is None or not may_be_its_fault(client.hung_up):
+            return
+        before, count = self._suspect
+        count = count + 1 if what == before else 1
+        self._suspect = (what, count)
+        if is_too_big(client.hung_up):
+            self._given_up[what] = "it is too large for the broker"
+        elif count >= _MOST_HANGUPS:
+            self._given_up[what] = f"the broker hung up when it was sent it, {count} times in a row"
 
     # --- what comes from the hub and the sources -------------------------------------------------------------------
 
@@ -183,13 +224,15 @@ class Mqtt:
             identifier=settings.client_id or f"whisperd-{socket.gethostname()}",
             will=aiomqtt.Will(self._topic("status"), "offline", qos=1, retain=True),
             max_queued_incoming_messages=_MOST_COMMANDS,
-            logger=logging.getLogger("daemon.mqtt.aiomqtt"),
+            logger=_library,
+            ignored=lambda why: self._ignore("a message of the broker", why),
         )
 
     async def _talk(self, client: Client) -> None:
         """Until the events end; then the broker is told that we are."""
         _log.info("mqtt: connected to %s:%d, MQTT %s", self._settings.host, self._settings.port, self._version)
         self._complaint = ""
+        self._largest = client.largest
         self._metrics.mqtt_connections.inc()
         await self._subscribe(client, self._topic("+", "set"), "sources cannot be switched")
         if self._settings.discovery:
@@ -214,7 +257,14 @@ class Mqtt:
         await self._publish(client, self._topic("status"), "offline", retain=True)
 
     async def _subscribe(self, client: Client, topic: str, otherwise: str) -> None:
-        if subscription_refused(await client.subscribe(topic, qos=1)):
+        what = f"the subscription to {topic}"
+        if (why := self._given_up.get(what)) is not None:
+            self._say_once(what, f"{what} was given up ({why}): {otherwise}")
+            return
+        self._under_way = what
+        granted = await client.subscribe(topic, qos=1)
+        self._under_way = None
+        if subscription_refused(granted):
             self._say_refused(topic, f"may not read {topic}: {otherwise}")
 
     async def _introduce(self, client: Client) -> None:
@@ -237,7 +287,7 @@ class Mqtt:
                 await self._send_retained(client)
             elif self._partials:
                 partial = self._partials.pop(next(iter(self._partials)))
-                await client.publish(self._topic(partial.source, "partial"), to_json(partial), qos=0)
+                await self._publish(client, self._topic(partial.source, "partial"), to_json(partial), qos=0)
             elif self._ending:
                 return
             else:
@@ -245,7 +295,19 @@ class Mqtt:
 
     async def _send_final(self, client: Client, entry: Entry) -> None:
         kind, body = [("final", entry.final), ("text", entry.text)][entry.sent]
-        await self._publish(client, self._topic(entry.source, kind), body)
+        topic = self._topic(entry.source, kind)
+        what = f"the {kind} {entry.id} of {entry.source}"
+        refused = await self._publish(client, topic, body, what)
+        if isinstance(refused, TooBigError) and kind == "final" and (less := _without_words(body)) is not None:
+            self._say_once("words", f"{what} is told without its words ({refused}), and so are others like it")
+            refused = await self._publish(client, topic, less, f"{what} without its words")
+        if isinstance(refused, TooBigError):
+            if kind == "final":
+                self._spool.put_aside(entry, str(refused))
+            kept = "; it is in the table `aside` of the spool" if kind == "final" and self._spool.on_disk else ""
+            _log.error("mqtt: %s was given up: %s%s", what, refused, kept)
+        for each in (what, f"{what} without its words"):
+            self._given_up.pop(each, None)  # it does not come again
         self._spool.delivered(entry)
 
     async def _send_retained(self, client: Client) -> None:
@@ -254,13 +316,30 @@ class Mqtt:
         if self._retained.get(topic) == body:  # it may have changed meanwhile
             del self._retained[topic]
 
-    async def _publish(self, client: Client, topic: str, body: str, *, retain: bool = False) -> None:
-        """One that is refused for good is counted and given up: those behind it may be welcome."""
-        try:
-            await client.deliver(topic, body, retain=retain)
-        except RefusedError as error:
+    async def _publish(
+        self, client: Client, topic: str, body: str, what: str = "", *, qos: int = 1, retain: bool = False
+    ) -> RefusedError | None:
+        """Why it was given up; None: the broker has it. What is refused for good is counted: those behind it may be
+        welcome. what: names it, where that is not its topic."""
+        what = what or topic
+        refused: RefusedError | None = None
+        if what in self._given_up:
+            refused = TooBigError(self._given_up[what])
+        else:
+            self._under_way = what
+            try:
+                await client.deliver(topic, body, qos=qos, retain=retain)
+            except RefusedError as error:
+                refused = error
+            self._under_way = None
+        if isinstance(refused, TooBigError):
+            self._metrics.mqtt_too_big.inc()
+            if what == topic:
+                self._say_once(f"too big: {topic.rpartition('/')[2]}", f"{topic} was given up ({refused})")
+        elif refused is not None:
             self._metrics.mqtt_refused.inc()
-            self._say_refused(topic.rpartition("/")[2], f"may not write {topic} ({error})")
+            self._say_refused(topic.rpartition("/")[2], f"may not write {topic} ({refused})")
+        return refused
 
     # --- what is retained ------------------------------------------------------------------------------------------
 
@@ -284,13 +363,31 @@ class Mqtt:
         self._retain(self._topic("diagnostics"), self._diagnosed)
 
     def _config(self) -> str:
-        """The device for Home Assistant, or nothing, which removes it."""
+        """The device for Home Assistant, or nothing, which removes it. It is one message: where that is more than the
+        broker takes, sources are left out, those that came last first."""
         if not self._settings.discovery:
             return ""
         shown = self._shown()
         # Those that are named now may be fewer than those that were shown before.
         known = self._spool.sources() if self._settings.sources else ()
-        return payload(self._device, shown, [source for source in known if source not in shown])
+        hidden = [source for source in known if source not in shown]
+
+        def first(count: int) -> str:
+            return payload(self._device, shown[:count], hidden[: max(0, count - len(shown))])
+
+        def size(count: int) -> int:
+            return packet_size(self._device.config_topic, first(count))
+
+        count = len(shown) + len(hidden)
+        if self._largest is not None and size(count) > self._largest:
+            count = max(0, bisect_right(range(count + 1), self._largest, key=size) - 1)
+        if count < len(shown):
+            self._say_once(
+                "shown",
+                f"Home Assistant is shown {count} of {len(shown)} sources: the broker takes no packet "
+                f"above {self._largest} bytes; name in mqtt.sources those that matter",
+            )
+        return first(count)
 
     def _shown(self) -> list[str]:
         """The sources that Home Assistant is shown: those that the settings name, or else all that were ever heard."""
@@ -316,12 +413,14 @@ class Mqtt:
                 # A retained message was meant for whoever listened then; and a retained birth is over.
                 if message.retain:
                     continue
-                if str(message.topic) != self._device.birth_topic:
-                    self._switch(str(message.topic).removesuffix("/set").rpartition("/")[2], message.payload)
-                elif message.payload == b"online":
-                    if birth is not None:
-                        birth.cancel()
-                    birth = asyncio.get_running_loop().call_later(random.uniform(*_BIRTH_PAUSE), self._tell_again)
+                topic = str(message.topic)
+                if topic == self._device.birth_topic:
+                    if message.payload == b"online":
+                        if birth is not None:
+                            birth.cancel()
+                        birth = asyncio.get_running_loop().call_later(random.uniform(*_BIRTH_PAUSE), self._tell_again)
+                else:
+                    self._switch(topic, message.payload)
         finally:
             if birth is not None:
                 birth.cancel()
@@ -332,20 +431,30 @@ class Mqtt:
         self._retain_sources()
         self._retain_diagnostics()
 
-    def _switch(self, source: str, body: object) -> None:
+    def _switch(self, topic: str, body: object) -> None:
+        source = topic.removeprefix(self._topic("")).removesuffix("/set")
         command = body.decode("ascii", "replace").strip().upper() if isinstance(body, bytes) else ""
         try:
             source = check_name(source)
+            if topic != self._topic(source, "set"):
+                raise Fault("bad_command", "nobody asked for this topic")
             if command not in ("ON", "OFF"):
                 raise Fault("bad_command", "must be ON or OFF")
         except Fault as fault:
-            self._metrics.mqtt_bad_commands.inc()
-            _log.warning("mqtt: a command for %s was ignored: %s", quoted(source), fault.message)
+            self._ignore(f"a command for {quoted(source)}", fault.message)
             return
         with speaking_of(source=source):
             _log.info("mqtt: %s is switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
         self._retain_switch(source)  # whoever turned it waits for that, even if nothing changed
+
+    def _ignore(self, what: str, why: str) -> None:
+        """Whoever may publish there may do so as often as they like: it is counted, and said now and then."""
+        self._metrics.mqtt_bad_commands.inc()
+        now, said = time.monotonic(), self._complaints
+        if len(said) < _MOST_COMPLAINTS or now - said[0] > _COMPLAINTS_IN:
+            said.append(now)
+            _log.warning("mqtt: %s was ignored: %s", what, why)
 
     # --- what the log is told --------------------------------------------------------------------------------------
 
@@ -355,17 +464,20 @@ class Mqtt:
         self._version = "3.1.1"
         return True
 
-    def _lost(self, error: Exception) -> None:
-        said = sentence(error)
+    def _lost(self, error: Exception, client: Client) -> None:
+        said = sentence(error) if client.hung_up is None else f"the connection ended ({str(client.hung_up).lower()})"
         level = logging.WARNING if said != self._complaint else logging.DEBUG  # once, not at every attempt
         _log.log(level, "mqtt: %s:%d: %s; trying again", self._settings.host, self._settings.port, said)
         self._complaint = said
 
     def _say_refused(self, what: str, said: str) -> None:
-        if what not in self._refused:
-            self._refused.add(what)
-            who = f"user {self._settings.username}" if self._settings.username else "a client without a user name"
-            _log.warning("mqtt: refused by the broker's access rules: %s %s; the rest goes on", who, said)
+        who = f"user {self._settings.username}" if self._settings.username else "a client without a user name"
+        self._say_once(what, f"refused by the broker's access rules: {who} {said}; the rest goes on")
+
+    def _say_once(self, what: str, said: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            _log.warning("mqtt: %s", said)
 
     def _tell_what_is_left(self) -> None:
         if self._spool and self._spool.on_disk:
@@ -383,6 +495,14 @@ def _put(latest: dict[str, _V], key: str, value: _V) -> None:
     latest[key] = value
     if len(latest) > _MOST_RETAINED:
         del latest[next(iter(latest))]
+
+
+def _without_words(body: str) -> str | None:
+    """A final without the times of its words, which are most of it; None where it has none."""
+    final = json.loads(body)
+    if final.pop("words", None) is None:
+        return None
+    return json.dumps(final, ensure_ascii=False, separators=(",", ":"))
 
 
 def _entry(final: Final) -> Entry:

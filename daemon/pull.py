@@ -1,8 +1,10 @@
 """Fetching a checkpoint from the model hub into its cache: `whisperd models pull`.
 
-Owns the download, the room it needs, going on where it was broken off, and the check of every byte. Names, addresses,
-tokens and the cache's layout are the library's: what is fetched here lies where it keeps contents (`blobs`, each under
-its own digest), and the library makes the rest. It would begin a broken file of gigabytes anew.
+Owns the download, the room it needs, going on where it was broken off, the check of every byte, and what a hub may say:
+nothing of its answers is a path. A digest is hexadecimal, a file's name has no folder in it, or all is refused.
+Addresses and tokens are the library's, and so is the cache's layout: contents lie in `blobs`, each under its digest,
+names in a snapshot point there, and a ref says which is the newest. The library is not asked to fetch: it would begin a
+broken file of gigabytes anew, and takes a hub's word for a path.
 """
 
 from __future__ import annotations
@@ -11,21 +13,29 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from streaming.whisper.locate import HUB_FILES, cached, wanted
+from streaming.whisper.locate import cached, wanted
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 PARTIAL = ".whisperd.incomplete"
 """The end of the name of a file that is not all here yet."""
+
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+_LARGEST = 1 << 40
+"""Bytes of a file of a model."""
 
 _ATTEMPTS = 5  # in a row, without a byte
 _PAUSE = 1.0
@@ -68,25 +78,58 @@ class Listing:
 def look_up(name: str) -> Listing:
     """Raises PullError."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
     with _explained(name):
-        found = HfApi().model_info(name, files_metadata=True)
-    files = tuple(_file(each) for each in found.siblings or () if wanted(each.rfilename))
+        try:
+            found = HfApi().model_info(name, files_metadata=True)
+            files = tuple(_file(each) for each in found.siblings or () if wanted(each.rfilename))
+            commit = _matching(_COMMIT, found.sha)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            if isinstance(error, OSError | HFValidationError):
+                raise
+            raise PullError(_no_listing(name, error)) from None
     paths = [file.path for file in files]
     if "config.json" not in paths or not any(path.endswith((".safetensors", ".index.json")) for path in paths):
         raise PullError(
             f"{name} has no config.json with model.safetensors: it is no checkpoint that whisperd can read (other "
             "weights can be converted: transformers' from_pretrained, then save_pretrained)"
         )
-    assert found.sha is not None, "a model that was found has a commit"
-    return Listing(name, found.sha, files, folder(name))
+    return Listing(name, commit, files, folder(name))
 
 
 def _file(sibling: RepoSibling) -> File:
+    """Raises ValueError: what the hub says of it cannot be."""
+    path = _matching(_NAME, sibling.rfilename)
+    size: object = sibling.size or 0
+    digest: object = sibling.blob_id
     if sibling.lfs is not None:
-        return File(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)
-    assert sibling.blob_id is not None, "files_metadata was asked for"
-    return File(sibling.rfilename, sibling.size or 0, sibling.blob_id)
+        size, digest = sibling.lfs.size, sibling.lfs.sha256
+    if not isinstance(size, int) or not 0 <= size <= _LARGEST:
+        raise ValueError(f"{path} has {_shown(size)} bytes")
+    return File(path, size, _matching(_DIGEST, digest))
+
+
+def _matching(pattern: re.Pattern[str], value: object) -> str:
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise ValueError(
+            f"{_shown(value)} is no digest" if pattern is not _NAME else f"{_shown(value)} is no file's name"
+        )
+    return value
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:60]
+
+
+def _no_listing(name: str, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return (
+        f"{constants.ENDPOINT} answers what is no listing of {name} ({said[:120]}), and nothing was fetched: is it the "
+        "hub that you mean (HF_ENDPOINT)?"
+    )
 
 
 def pull(listing: Listing, advance: Advance) -> Path:
@@ -95,23 +138,33 @@ def pull(listing: Listing, advance: Advance) -> Path:
 
     Raises PullError. What came until then is kept, and is where the next call goes on.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
     with _explained(listing.name):
         missing = [file for file in listing.files if not _is_here(listing.blob(file), file, advance)]
         _require_room(listing, missing)
         for file in missing:
             _fetch(listing, file, advance)
-        quiet = are_progress_bars_disabled()
-        disable_progress_bars()
-        try:
-            # Finds every content in its place, and makes the names that point there.
-            snapshot_download(listing.name, allow_patterns=list(HUB_FILES))
-        finally:
-            if not quiet:
-                enable_progress_bars()
+        _name_contents(listing)
         return cached(listing.name)
+
+
+def _name_contents(listing: Listing) -> None:
+    """The snapshot, whose names point at the contents, and the ref, which says that it is the newest."""
+    snapshot = listing.folder / "snapshots" / listing.commit
+    snapshot.mkdir(parents=True, exist_ok=True)
+    for file in listing.files:
+        content = Path("..", "..", "blobs", file.digest)
+        _replace(snapshot / file.path, partial(Path.symlink_to, target=content))
+    refs = listing.folder / "refs"
+    refs.mkdir(exist_ok=True)
+    _replace(refs / "main", lambda new: new.write_text(listing.commit))
+
+
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    """Another process may read it meanwhile, or do the same."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new.unlink(missing_ok=True)
+    make(new)
+    os.replace(new, path)
 
 
 def folder(name: str) -> Path:

@@ -7,7 +7,11 @@ file remembers the sources and their switches, so that one that was switched off
 The queue in memory is the truth; the file follows it, written by a thread of its own, so that a disk that is slow does
 not stop the service; `saved` is told what is in the file, for those who wait for that a little. A file that cannot be
 written (full, read-only, gone) is said once and counted, and written anew, whole, when that is possible again;
-meanwhile the queue goes on without it. A damaged file is put aside.
+meanwhile the queue goes on without it.
+
+What an earlier process left is judged row by row before it is believed: a disk flips bits. A row that will not do is
+put aside, in a table of its own, counted and named, and the others go on. A file whose pages do not fit together is put
+aside whole, and what can still be read of it is rescued.
 
 The file is an SQLite database that one process holds for itself. Its log is not synced to the disk at every final: that
 is safe against the death of the process, spares a memory card, and may cost the last finals when the power fails.
@@ -17,15 +21,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from daemon.metrics import Metrics
 
@@ -43,11 +49,23 @@ _MOST_CHANGES = 10_000
 
 _MOST_SOURCES = 256
 
+_MOST_ASIDE = 1000
+"""Rows that are kept aside for whoever wants to look; beyond them the oldest goes."""
+
+_MOST_NAMED = 5
+"""Damaged rows that the log names, of however many."""
+
+_LONGEST_NAME = 256
+"""Of a source or an id in the file. Wider than the rule for names: an earlier version may have allowed more."""
+
 _VERSION = 1
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS finals (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, "
     "source TEXT NOT NULL, at REAL NOT NULL, final TEXT NOT NULL, text TEXT NOT NULL, sent INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS sources (name TEXT PRIMARY KEY, listen INTEGER NOT NULL)",
+    # Without types: what is put here is as it was found.
+    "CREATE TABLE IF NOT EXISTS aside "
+    "(number INTEGER PRIMARY KEY AUTOINCREMENT, why, id, source, at, final, text, sent)",
     f"PRAGMA user_version = {_VERSION}",
 )
 
@@ -77,6 +95,15 @@ Change = tuple[str, tuple[object, ...]]
 """An SQL statement and its values."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a file held. damaged: a row's number and what is wrong with it, of those that were put aside."""
+
+    entries: Sequence[Entry] = ()
+    sources: Mapping[str, bool] = field(default_factory=dict)
+    damaged: Sequence[tuple[object, str]] = ()
+
+
 class Spool:
     """path: the file; None keeps all in memory. limit: finals that may wait. max_age: for how many seconds. saved: told
     the id of each final once it is in the file; or at once, where there is no file to use.
@@ -85,7 +112,7 @@ class Spool:
     is on the network must not drop all that waits. Only for what an earlier process left is there nothing but `clock`.
 
     Attributes:
-        dropped: finals that a limit cost.
+        dropped: finals that a limit cost, or the broker would not have.
     """
 
     def __init__(
@@ -149,6 +176,12 @@ class Spool:
         if not self._entries:
             self._full = False
 
+    def put_aside(self, entry: Entry, why: str) -> None:
+        """A copy of one that is given up, for whoever looks into the file."""
+        self.dropped += 1
+        self._note((_PUT_ASIDE, (why, entry.id, entry.source, entry.at, entry.final, entry.text, entry.sent)))
+        self._note(_TRIM)
+
     # --- the sources -----------------------------------------------------------------------------------------------
 
     def sources(self) -> dict[str, bool]:
@@ -184,13 +217,13 @@ class Spool:
         if self._writer is not None:
             await self._writer.close()
 
-    def _found(self, entries: Sequence[Entry], sources: dict[str, bool]) -> None:
+    def _found(self, found: _Found) -> None:
         """What the file held goes in front of what came since."""
-        for entry in entries:
+        for entry in found.entries:
             entry.since = self._steady() - max(0.0, self._clock() - entry.at)
-        self._entries = {**{entry.id: entry for entry in entries}, **self._entries}
+        self._entries = {**{entry.id: entry for entry in found.entries}, **self._entries}
         self._bytes = sum(entry.size for entry in self._entries.values())
-        self._sources = {**sources, **self._sources}
+        self._sources = {**found.sources, **self._sources}
         self._limit_age()
         self._limit_count()
         self._count()
@@ -254,7 +287,7 @@ class _Writer:
     def __init__(
         self,
         path: Path,
-        found: Callable[[Sequence[Entry], dict[str, bool]], None],
+        found: Callable[[_Found], None],
         snapshot: Callable[[], list[Change]],
         metrics: Metrics,
         saved: Callable[[str], None],
@@ -327,9 +360,12 @@ class _Writer:
             await self._close()
 
     async def _open(self) -> None:
-        file = self._file = await self._in_thread(_open, self._path)
+        file, found = await self._in_thread(_open, self._path)
+        self._file = file
+        if found.damaged:
+            self._say_damaged(found.damaged)
         if not self._read:
-            self._found(*await self._in_thread(_read, file))
+            self._found(found)
             self._read = True
             _log.info("mqtt: finals that wait for the broker are kept in %s", self._path)
         # What came before the file was there is not in it; and the limits may have dropped some of what it held.
@@ -370,6 +406,19 @@ class _Writer:
             )
         self._complained = True
 
+    def _say_damaged(self, damaged: Sequence[tuple[object, str]]) -> None:
+        self._metrics.mqtt_spool_damaged.inc(len(damaged))
+        named = [f"row {number}: {why}" for number, why in damaged[:_MOST_NAMED]]
+        more = f"; and {len(damaged) - _MOST_NAMED} more" if len(damaged) > _MOST_NAMED else ""
+        _log.error(
+            "mqtt: %d rows of %s are damaged, and put aside in its table `aside` (%s%s); the others go on: look for "
+            "errors of the disk",
+            len(damaged),
+            self._path,
+            "; ".join(named),
+            more,
+        )
+
     def _tell(self, on_disk: bool) -> None:
         self.on_disk = on_disk
         self._metrics.mqtt_spool_on_disk.set(on_disk)
@@ -382,7 +431,13 @@ class _Writer:
 
 _EMPTY: tuple[Change, ...] = (("DELETE FROM finals", ()), ("DELETE FROM sources", ()))
 
-_INSERT = "INSERT OR IGNORE INTO finals (id, source, at, final, text, sent) VALUES (?, ?, ?, ?, ?, ?)"
+_COLUMNS = "id, source, at, final, text, sent"
+
+_INSERT = f"INSERT OR IGNORE INTO finals ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+
+_PUT_ASIDE = f"INSERT INTO aside (why, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+_TRIM: Change = ("DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - ?", (_MOST_ASIDE,))
 
 
 def _insert(entry: Entry) -> Change:
@@ -394,8 +449,9 @@ def _remember(source: str, listen: bool) -> Change:
     return "INSERT OR REPLACE INTO sources (name, listen) VALUES (?, ?)", (source, int(listen))
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """The database at `path`, made where there is none; one that is damaged is put aside.
+def _open(path: Path) -> tuple[sqlite3.Connection, _Found]:
+    """The database at `path`, made where there is none, and what it holds; one that is damaged is put aside, and
+    another made of what can be read of it.
 
     Raises:
         OSError, sqlite3.Error: it cannot be made, or another process has it.
@@ -403,22 +459,38 @@ def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         return _connect(path)
-    except sqlite3.OperationalError:
-        raise
     except sqlite3.DatabaseError as error:
+        # Of the operational ones, which are the surroundings' fault, this alone says that our own tables are not so.
+        if isinstance(error, sqlite3.OperationalError) and _code(error) != sqlite3.SQLITE_ERROR:
+            raise
         aside = path.with_name(path.name + ".damaged")
         _log.error("mqtt: %s is damaged (%s): it is put aside as %s", path, error, aside)
-        os.replace(path, aside)
-        for log in ("-wal", "-journal"):
-            path.with_name(path.name + log).unlink(missing_ok=True)
-        return _connect(path)
+        for end in ("", "-wal", "-journal"):  # its log is a part of it
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(aside.name + end).unlink()
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path.with_name(path.name + end), path.with_name(aside.name + end))
+        file, _ = _connect(path)
+        try:
+            rescued = _rescue(aside, file)
+            if rescued:
+                _log.info("mqtt: %d rows could be read of %s", rescued, aside)
+            return file, _read(file)
+        except BaseException:
+            file.close()
+            raise
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _code(error: sqlite3.Error) -> int | None:
+    return getattr(error, "sqlite_errorcode", None)
+
+
+def _connect(path: Path) -> tuple[sqlite3.Connection, _Found]:
     # What was said at home is nobody else's business.
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     file = sqlite3.connect(path, timeout=1.0, isolation_level=None)
     try:
+        file.text_factory = _text
         file.execute("PRAGMA locking_mode = EXCLUSIVE")
         file.execute("PRAGMA journal_mode = WAL")
         file.execute("PRAGMA synchronous = NORMAL")
@@ -428,17 +500,114 @@ def _connect(path: Path) -> sqlite3.Connection:
         _apply(file, [(statement, ()) for statement in _TABLES])
         if file.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("its pages do not fit together")
+        return file, _read(file)
     except BaseException:
         file.close()
         raise
-    return file
 
 
-def _read(file: sqlite3.Connection) -> tuple[list[Entry], dict[str, bool]]:
-    entries = [
-        Entry(*row) for row in file.execute("SELECT id, source, at, final, text, sent FROM finals ORDER BY number")
-    ]
-    return entries, {name: bool(listen) for name, listen in file.execute("SELECT name, listen FROM sources")}
+def _text(content: bytes) -> str:
+    """What is no UTF-8 is no reason not to read the rest: it is seen when the row is judged."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _rescue(aside: Path, into: sqlite3.Connection) -> int:
+    """Copy what can be read of a damaged file; how many rows."""
+    rescued = 0
+    with contextlib.suppress(OSError, sqlite3.Error), contextlib.closing(sqlite3.connect(aside, timeout=1.0)) as file:
+        file.text_factory = bytes  # as it is
+        for table, columns in (("sources", "name, listen"), ("finals", _COLUMNS)):
+            order = " ORDER BY number" if table == "finals" else ""
+            places = ", ".join("CAST(? AS TEXT)" if each in _TEXTS else "?" for each in columns.split(", "))
+            for row in _until_unreadable(file.execute(f"SELECT {columns} FROM {table} NOT INDEXED{order}")):
+                with contextlib.suppress(sqlite3.Error):
+                    into.execute(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({places})", row)
+                    rescued += 1
+    return rescued
+
+
+_TEXTS = ("id", "source", "final", "text", "name")
+
+
+def _until_unreadable(rows: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
+    with contextlib.suppress(sqlite3.Error):
+        yield from rows
+
+
+def _read(file: sqlite3.Connection) -> _Found:
+    """What it holds; the rows that will not do are put aside."""
+    entries: list[Entry] = []
+    sources: dict[str, bool] = {}
+    damaged: list[tuple[object, str]] = []
+    moves: list[Change] = []
+    for number, *row in file.execute(f"SELECT number, {_COLUMNS} FROM finals ORDER BY number"):
+        try:
+            entries.append(_judged(*row))
+        except ValueError as error:
+            damaged.append((number, str(error)))
+            move = f"INSERT INTO aside (why, {_COLUMNS}) SELECT ?, {_COLUMNS} FROM finals WHERE number = ?"
+            moves += [(move, (str(error), number)), ("DELETE FROM finals WHERE number = ?", (number,))]
+    for number, name, listen in file.execute("SELECT rowid, name, listen FROM sources"):
+        try:
+            sources[_level("source", name)] = _one_of((0, 1), "switch", listen) == 1
+        except ValueError as error:
+            damaged.append((f"{number} of the switches", str(error)))
+            move = "INSERT INTO aside (why, source, sent) SELECT ?, name, listen FROM sources WHERE rowid = ?"
+            moves += [(move, (str(error), number)), ("DELETE FROM sources WHERE rowid = ?", (number,))]
+    if moves:
+        _apply(file, [*moves, _TRIM])
+    return _Found(entries, sources, damaged)
+
+
+def _judged(id: object, source: object, at: object, final: object, text: object, sent: object) -> Entry:
+    """Raises ValueError: a row that was not written so; it says what is wrong with it."""
+    if not isinstance(at, int | float) or not math.isfinite(at):
+        raise ValueError("its time is none")
+    entry = Entry(
+        _name("id", id), _level("source", source), float(at), _whole("final", final), _whole("text", text),
+        _one_of((0, 1), "count of what was delivered", sent),
+    )  # fmt: skip
+    try:
+        content = json.loads(entry.final)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError("its final is no JSON object")
+    for key, value in (("id", entry.id), ("source", entry.source), ("text", entry.text)):
+        if content.get(key, value) != value:
+            raise ValueError(f"its final has another {key}")
+    return entry
+
+
+def _whole(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"its {what} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"its {what} is no UTF-8") from None
+    return value
+
+
+def _name(what: str, value: object) -> str:
+    name = _whole(what, value)
+    if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"its {what} is no name")
+    return name
+
+
+def _level(what: str, value: object) -> str:
+    """A name that becomes one level of what finals are told under."""
+    name = _name(what, value)
+    if set(name) & set("/+#"):
+        raise ValueError(f"its {what} is no name")
+    return name
+
+
+def _one_of(values: tuple[int, ...], what: str, value: object) -> int:
+    if not isinstance(value, int) or value not in values:
+        raise ValueError(f"its {what} is none")
+    return value
 
 
 def _apply(file: sqlite3.Connection, changes: Sequence[Change]) -> None:

@@ -16,6 +16,8 @@ from bench.table import table
 _DROPS = {
     "whisperd_mqtt_dropped_finals_total": "finals dropped: too many waited for the broker",
     "whisperd_mqtt_expired_finals_total": "finals dropped: too old",
+    "whisperd_mqtt_too_big_total": "messages that were larger than the broker takes",
+    "whisperd_mqtt_spool_damaged_total": "rows of the spool that were damaged",
     "whisperd_mqtt_refused_total": "messages that the broker refused",
     "whisperd_mqtt_spool_errors_total": "times that the spool's file failed",
     "whisperd_job_failures_total": "jobs that failed",

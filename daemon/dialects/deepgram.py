@@ -35,7 +35,7 @@ from daemon.dialects.codec import (
     query_pairs,
     shown_tokens,
 )
-from daemon.dialects.words import bare, bare_text, quoted, read_json
+from daemon.dialects.words import bare, bare_text, language_code, quoted, read_json
 from daemon.faults import Fault
 from streaming.events import (
     Audio,
@@ -276,7 +276,7 @@ class _Query:
     def _language(self) -> str | None:
         """The code of a tag: `en` of `en-US`. `multi`: the model finds out, as it does without one."""
         tag = self._one("language")
-        return None if tag in (None, "multi") else tag.replace("_", "-").partition("-")[0].lower()
+        return None if tag == "multi" else language_code(tag)
 
     def _extra(self) -> dict[str, str]:
         """`extra=key:value`, as often as it comes."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.dialects.openai_session import Refused
-from daemon.dialects.words import quoted
+from daemon.dialects.words import language_code, quoted
 from daemon.faults import Fault
 from streaming.events import Final, Word
 
@@ -91,9 +91,8 @@ def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
     include = [value for name, value in fields if name == "include[]"]
     if set(include) - {"logprobs"} or (include and response_format != "json"):
         raise _bad("include", "only logprobs can be included, and only in json")
-    language = once.get("language")
     return Wanted(
-        language=language.partition("-")[0].lower() if language else None,
+        language=language_code(once.get("language")),
         response_format=response_format,
         words="word" in given,
         segments="segment" in given or not given,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from daemon.dialects.words import quoted
+from daemon.dialects.words import language_code, quoted
 from daemon.faults import Fault
 from streaming.events import Encoding, Endpointing, Start
 
@@ -183,7 +183,7 @@ def _with_transcription(config: SessionConfig, asked: dict[str, Any], at: str) -
         config = replace(config, model=_text(asked.pop("model"), f"{at}.model"))
     if "language" in asked:
         language = _text(asked.pop("language"), f"{at}.language")
-        config = replace(config, language=language.partition("-")[0].lower() if language else None)
+        config = replace(config, language=language_code(language))
     if asked.pop("prompt", None):
         raise _cannot(f"{at}.prompt", "the models here take no prompt: leave it out")
     for name in ("delay", "keywords", "languages"):

@@ -25,7 +25,7 @@ from daemon.dialects.codec import (
     query_once,
     shown_tokens,
 )
-from daemon.dialects.words import read_json
+from daemon.dialects.words import language_code, read_json
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Notice, Partial, Ready, Start, Stop, Word
 
@@ -129,7 +129,7 @@ class WhisperLive(Codec):
                 raise _fault("unsupported", f"{name} is not supported: {reason}")
         return _Hello(
             uid=self._uid,
-            language=_text(body, "language"),
+            language=language_code(_text(body, "language")),
             model=_text(body, "model"),
             last=_number(body, "send_last_n_segments", _SEGMENTS, 1, _MOST_SEGMENTS),
             words=body.pop("word_timestamps", None) is True,

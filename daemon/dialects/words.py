@@ -45,3 +45,11 @@ def shown(value: object) -> str:
 def quoted(value: object, most: int = _LONGEST) -> str:
     """The same as Python writes it, for what came in an address, a header or a form rather than as JSON."""
     return shortened(ascii(value), most)
+
+
+def language_code(tag: str | None) -> str | None:
+    """The code of a language tag, however a client writes it: `en` of `en`, `EN`, `en-US` and `en_us`. None of nothing.
+
+    Whether there is such a language is the model's to say, not a dialect's.
+    """
+    return tag.strip().replace("_", "-").partition("-")[0].lower() if tag else None

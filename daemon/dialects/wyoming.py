@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.dialects.words import read_json, shown
+from daemon.dialects.words import language_code, read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
 
@@ -145,7 +145,7 @@ class Decoder:
             case "ping":
                 return [Ping(_text(data, "text", _MAX_PING))]
             case "transcribe":
-                self._language = _language(_text(data, "language"))
+                self._language = language_code(_text(data, "language"))
                 return [Transcribe(_text(data, "name"))]
             case "audio-start":
                 return [self._start(_Samples.of(data, None))]
@@ -251,11 +251,6 @@ def _text(data: dict[str, Any], name: str, most: int = 256) -> str | None:
     if not isinstance(value, str) or len(value) > most or any("\ud800" <= each <= "\udfff" for each in value):
         raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {shown(value)}")
     return value or None
-
-
-def _language(tag: str | None) -> str | None:
-    """The code of a tag: "en" of "en-US"."""
-    return tag.replace("_", "-").partition("-")[0].lower() if tag else None
 
 
 # --- what goes out ---------------------------------------------------------------------------------------------------

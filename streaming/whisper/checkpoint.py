@@ -18,7 +18,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -29,6 +29,9 @@ from streaming.whisper.locate import CheckpointError as CheckpointError  # whoev
 from streaming.whisper.locate import Role, locate
 
 log = logging.getLogger(__name__)
+
+_LARGEST_SIZE = 1 << 24
+"""Of anything in a `config.json`: beyond all models, and below what a machine chokes on before its weights are read."""
 
 POSITIONS_PER_SECOND = 50
 """Encoder positions in a second of audio: mel frames of 10 ms, halved by the second convolution."""
@@ -104,6 +107,17 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
     Raises CheckpointError.
     """
     title, directory = locate(name, role)
+    try:
+        return _opened_checkpoint(title, directory)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # Files of strangers: whatever shape a value has, it is the file that is wrong.
+        raise CheckpointError(
+            f"{directory}: config.json, generation_config.json or the tokenizer has a value that makes no sense there "
+            f"({type(error).__name__}: {str(error)[:120]}); fetch or export it again"
+        ) from error
+
+
+def _opened_checkpoint(title: str, directory: Path) -> Checkpoint:
     config = _read_json(directory / "config.json")
     own = directory / "whisperd.json"
     about = _read_json(own) if own.exists() else {}
@@ -151,7 +165,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.parent} has no {file.name}: it is no checkpoint in the Hugging Face Whisper layout"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object")
@@ -162,7 +176,7 @@ def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
     if config.get("activation_function", "gelu") != "gelu":
         raise CheckpointError(f"{directory} uses the activation {config['activation_function']!r}; only gelu is known")
     try:
-        return Dimensions(
+        dimensions = Dimensions(
             mels=int(config["num_mel_bins"]),
             d_model=int(config["d_model"]),
             encoder_layers=int(config["encoder_layers"]),
@@ -178,8 +192,17 @@ def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
             tied_embedding=bool(config.get("tie_word_embeddings", True)),
             median_filter=int(config.get("median_filter_width", 7)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{directory / 'config.json'} lacks or misstates {error}") from error
+    for field in fields(dimensions):
+        size = getattr(dimensions, field.name)
+        if not isinstance(size, bool) and not 0 < size <= _LARGEST_SIZE:
+            raise CheckpointError(f"{directory / 'config.json'} states {field.name} of {size:.6g}, which no model has")
+    if dimensions.d_model % dimensions.encoder_heads or dimensions.d_model % dimensions.decoder_heads:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: a width of {dimensions.d_model} has no such number of heads"
+        )
+    return dimensions
 
 
 def _grammar(
@@ -194,6 +217,7 @@ def _grammar(
     if sot is None or eot is None:
         raise CheckpointError(f"{directory} names no start of transcript or end of text: it needs Whisper's tokens")
     positions = int(config.get("max_target_positions", 448))
+    latest = generation.get("max_initial_timestamp_index")
     return Grammar(
         sot=sot,
         eot=eot,
@@ -201,9 +225,9 @@ def _grammar(
         tasks=_tasks(generation, config, tokens),
         no_timestamps=token("no_timestamps_token_id", "<|notimestamps|>"),
         no_speech=tokens.get("<|nospeech|>", tokens.get("<|nocaptions|>")),
-        suppress=tuple(generation.get("suppress_tokens") or ()),
-        begin_suppress=tuple(generation.get("begin_suppress_tokens") or ()),
-        max_initial_timestamp=generation.get("max_initial_timestamp_index"),
+        suppress=tuple(int(each) for each in generation.get("suppress_tokens") or ()),
+        begin_suppress=tuple(int(each) for each in generation.get("begin_suppress_tokens") or ()),
+        max_initial_timestamp=None if latest is None else int(latest),
         max_length=int(generation.get("max_length") or positions),
     )
 

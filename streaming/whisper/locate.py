@@ -139,10 +139,10 @@ def weight_files(directory: Path) -> list[Path]:
             "(transformers: from_pretrained, then save_pretrained)"
         )
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        shards = {Path(shard).name for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} cannot be read: {error}") from error
-    return [directory / Path(shard).name for shard in shards]
+    return [directory / shard for shard in sorted(shards)]
 
 
 def wanted(file: str) -> bool:

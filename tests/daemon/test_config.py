@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("server: {port: true}", "server.port: must be a valid integer, got True"),
         ("server: 3", "server: must be a section with keys of its own, got 3"),
         ("mqtt: {password: 12}", "mqtt.password: must be a text, got a number: put it in quotes"),
-        ("mqtt: {topic: 'a/#'}", "mqtt.topic: must be a topic without + and #, and must not begin with /, got 'a/#'"),
+        (
+            "mqtt: {topic: 'a/#'}",
+            "mqtt.topic: must be a topic without + and #, and must neither begin nor end with /, got 'a/#'",
+        ),
         (
             "models: {device: gpu}",
             "models.device: must be auto, cpu, cuda:N, or several: cuda:0,cuda:1, got 'gpu'",
@@ -384,3 +388,127 @@ def test_what_a_service_manager_tells() -> None:
     assert told == Surroundings("@n", 30.0, Path("/c"))
     assert surroundings({}) == Surroundings()
     assert surroundings({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}).watchdog is None
+
+
+# --- nothing is dropped in silence ------------------------------------------------------------------------------------
+
+
+def test_what_others_set_beside_a_service_of_our_name_is_none_of_ours() -> None:
+    """Kubernetes in every pod, docker where containers are linked."""
+    theirs = {
+        "WHISPERD_PORT": "tcp://10.0.0.1:8765",
+        "WHISPERD_SERVICE_HOST": "10.0.0.1",
+        "WHISPERD_SERVICE_PORT": "8765",
+        "WHISPERD_SERVICE_PORT_HTTP": "8765",
+        "WHISPERD_PORT_8765_TCP": "tcp://10.0.0.1:8765",
+        "WHISPERD_PORT_8765_TCP_PROTO": "tcp",
+        "WHISPERD_PORT_8765_TCP_PORT": "8765",
+        "WHISPERD_PORT_8765_TCP_ADDR": "10.0.0.1",
+        "WHISPERD_SERVER_SERVICE_HOST": "10.0.0.1",
+        "WHISPERD_SERVER_PORT": "tcp://10.0.0.1:8765",
+        "WHISPERD_NAME": "/page/whisperd",
+        "WHISPERD_ENV_PATH": "/bin",
+    }
+    assert load(None, {**theirs, "WHISPERD_SERVER__PORT": "9000"}).server.port == 9000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WHISPERD_PORT", "9000"), ("WHISPERD_SERVER_PORT", "9000"), ("WHISPERD_NAME", "x"), ("WHISPERD_X", "")],
+)
+def test_what_may_have_been_meant_for_us_is_named(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(None, {name: value})
+    assert str(caught.value).startswith(f"{name}: environment overrides name a section and a key")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("server: {port: 1}\nserver: {host: a}", "line 2, column 1: server is there twice"),
+        ("server: {port: 1, port: 2}", "line 1, column 19: port is there twice"),
+        (
+            "mqtt: {topic: home/ears/}",
+            "mqtt.topic: must be a topic without + and #, and must neither begin nor end with /",
+        ),
+        ("mqtt: {discovery_prefix: ha/}", "mqtt.discovery_prefix: must be a topic"),
+        ("server: {origins: ['https://a/page']}", "server.origins: 'https://a/page' is no origin: write https://HOST"),
+        ("server: {origins: [a.example]}", "server.origins: 'a.example' is no origin"),
+        ("server: {origins: ['https://u@a']}", "is no origin"),
+    ],
+)
+def test_what_could_not_be_honoured_is_named(text: str, sentence: str, tmp_path: Path) -> None:
+    assert sentence in complaint(text, tmp_path)
+
+
+def test_what_is_no_section_is_named_where_the_environment_has_one(tmp_path: Path) -> None:
+    assert complaint("server: 5", tmp_path, WHISPERD_SERVER__PORT="9000").startswith("server: must be a section")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("https://A.example/", "https://a.example"),
+        ("https://a.example:443", "https://a.example"),
+        ("http://a.example:80/", "http://a.example"),
+        ("http://a.example:8080", "http://a.example:8080"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+        ("app://obsidian.md", "app://obsidian.md"),
+        ("null", "null"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_what_browsers_write(written: str, meant: str) -> None:
+    assert Settings.model_validate({"server": {"origins": [written]}}).server.origins == (meant,)
+
+
+def test_a_file_from_windows(tmp_path: Path) -> None:
+    path = tmp_path / "whisperd.yaml"
+    path.write_bytes(b"\xef\xbb\xbfserver: {port: 9000}\r\n")
+    assert load(path, {}).server.port == 9000
+
+
+SECRETS = [
+    (b"\xef\xbb\xbfgeheim\r\n", "geheim"),
+    (b"geheim\n", "geheim"),
+    ("gehe\u00efm\n".encode(), "gehe\u00efm"),
+    (b"ge\xe9heim\n", "is not UTF-8: save it again as UTF-8"),
+    ("geheim".encode("utf-16"), "is not UTF-8"),
+    ("geheim".encode("utf-16-le"), "is no text"),
+    (b"\n", None),
+    (b"a" * (2 << 20), "is larger than 1048576 bytes"),
+]
+
+
+@pytest.mark.parametrize(("content", "meant"), SECRETS)
+def test_a_file_with_a_secret_however_it_was_written(content: bytes, meant: str | None, tmp_path: Path) -> None:
+    """The same for each of them."""
+    file = tmp_path / "secret"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    for name in ("mqtt_password", "server_tokens"):
+        (tmp_path / name).write_bytes(content)
+    around = Surroundings(credentials=tmp_path)
+
+    def tokens(settings: Settings, around: Surroundings) -> str:
+        found = with_tokens(settings, around).server.tokens
+        return found[0].token if found else ""
+
+    readers: dict[str, Callable[[], str | None]] = {
+        "mqtt.password_file": lambda: mqtt_password(Mqtt(password_file=str(file)), Surroundings()),
+        "the credential mqtt_password": lambda: mqtt_password(Mqtt(), around),
+        "server.tokens_file": lambda: tokens(
+            Settings.model_validate({"server": {"tokens_file": str(file)}}), Surroundings()
+        ),
+        "the credential server_tokens": lambda: tokens(Settings(), around),
+    }
+    for key, read in readers.items():
+        try:
+            said = read() or ""
+        except ConfigurationError as error:
+            said = str(error)
+            assert said.startswith(f"{key}: {tmp_path}")
+        if meant is not None:
+            assert said == meant or meant in said.partition(": ")[2]
+        elif "mqtt" in key:
+            assert "is empty: write the password into it" in said

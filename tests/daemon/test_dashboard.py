@@ -157,6 +157,8 @@ def test_all_that_is_counted_is_shown_or_left_out_on_purpose(live: Scrape) -> No
         "whisperd_connections_refused_total",
         "whisperd_mqtt_dropped_finals_total",
         "whisperd_mqtt_expired_finals_total",
+        "whisperd_mqtt_spool_damaged_total",
+        "whisperd_mqtt_too_big_total",
     }
     assert {each.name for each in Metrics().declared} == (shown | left_out) - {
         n for n in shown if n.startswith("process_")

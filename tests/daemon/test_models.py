@@ -51,7 +51,9 @@ class Hub:
     stall: bool = False
     harmed: bool = False
     ranges: bool = True
-    claimed: dict[str, int] = field(default_factory=dict)
+    claimed: dict[str, Any] = field(default_factory=dict)
+    lies: dict[str, Any] = field(default_factory=dict)  # over what it says of each file
+    commit: Any = COMMIT
     asked: list[tuple[str, str]] = field(default_factory=list)  # path, range
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -68,7 +70,7 @@ class Hub:
         }
         if len(content) >= LARGE:
             entry["lfs"] = {"size": size, "sha256": sha(content), "oid": sha(content), "pointerSize": 134}
-        return entry
+        return {**entry, **self.lies}
 
 
 def git(content: bytes) -> str:
@@ -108,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(json.dumps([hub.entry(each) for each in hub.files]).encode())
         elif path.startswith("/api/"):
             siblings = [hub.entry(each) for each in hub.files]
-            self.send(json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode())
+            self.send(json.dumps({"id": NAME, "sha": hub.commit, "siblings": siblings}).encode())
         else:
             self.file(path.rpartition("/")[2], body=body)
 
@@ -117,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         etag = sha(content) if len(content) >= LARGE else git(content)
         headers = {
             "ETag": f'"{etag}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": str(hub.commit),
             "X-Linked-Etag": f'"{etag}"',
             "X-Linked-Size": str(len(content)),
         }
@@ -361,6 +363,62 @@ def test_no_checkpoint(whisperd: Whisperd) -> None:
     assert "it is no checkpoint that whisperd can read" in done.err
 
 
+DIGESTS = [
+    "/etc/passwd",
+    "../../../precious",
+    "",
+    "0" * 39,
+    "0" * 63 + "/",
+    "A" * 40,
+    5,
+    ["a"],
+    "0" * 40 + "\n",
+    "\u0660" * 40,
+]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        *({"blobId": digest, "lfs": None} for digest in DIGESTS if digest),
+        *({"lfs": {"size": 4, "sha256": digest, "pointerSize": 134}} for digest in DIGESTS),
+        {"rfilename": "model-/../../../../precious-of-1.safetensors"},
+        {"rfilename": "model-\\..\\-of-1.safetensors"},
+        {"rfilename": 5},
+        {"size": -1, "lfs": None},
+        {"size": "many", "lfs": None},
+        {"size": 1 << 60, "lfs": None},
+        {"lfs": "x"},
+    ],
+    ids=str,
+)
+def test_nothing_that_a_hub_says_is_a_path(lie: dict[str, Any], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    hub.lies = lie
+    with pytest.raises(pull.PullError) as caught:
+        pull.look_up(NAME)
+    assert "answers what is no listing of" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("commit", ["../../..", "/tmp", "", None, 7, "c" * 41])
+def test_a_commit_that_is_none(commit: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    hub.commit = commit
+    with pytest.raises(pull.PullError):
+        pull.look_up(NAME)
+
+
+def test_a_hub_that_wants_a_file_of_the_user(whisperd: Whisperd, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("years of work")
+    whisperd.hub.lies = {"blobId": str(precious), "lfs": None}
+    done = whisperd("models", "pull", NAME)
+    assert done.code == 1
+    assert "is no digest" in done.err
+    assert precious.read_text() == "years of work"
+
+
 @pytest.mark.parametrize("name", ["../etc/passwd", "a/b/c", "", "-x/y z"])
 def test_a_name_that_is_none(whisperd: Whisperd, name: str) -> None:
     done = whisperd("models", "pull", "--", name)
@@ -459,3 +517,21 @@ def test_what_is_in_one(english: Pair, multilingual: Pair) -> None:
     assert f"same encoder as  {english.teacher.name} (may be its student)" in told
     assert "same encoder as  none of those here" in models.description(str(multilingual.student), ["tiny-en"])
     assert "en de fr" in models.description(str(multilingual.student))
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [
+        ('{"model_type": "whisper", "encoder_layers": [[]]}', '{"lang_to_id": 5}'),
+        ('{"model_type": ["whisper"]}', "5"),
+        ("[" * 100_000, "[" * 100_000),
+        ('{"model_type": "whisper"}', '{"lang_to_id": null}'),
+    ],
+    ids=["values", "type", "depth", "null"],
+)
+def test_a_hostile_checkpoint_is_listed_like_any_other(config: str, generation: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "generation_config.json").write_text(generation)
+    (found,) = models.here([str(tmp_path)])[-1:]
+    assert found.name == str(tmp_path)
+    assert models.listing([found], Machine(2))

@@ -371,6 +371,23 @@ async def test_a_broker_that_is_frozen_when_the_daemon_ends(
     assert len(found) <= len(sent) + 1  # the first was under way
 
 
+async def test_a_broker_and_a_daemon_that_are_stopped_at_once(
+    tokenizer_file: Path, tmp_path: Path, lasting: Broker
+) -> None:
+    for _ in range(3):
+        lasting.start()
+        async with recorder(lasting) as says, running(tokenizer_file, tmp_path, lasting.port) as (popen, url):
+            await says.until("whisperd/status", "online")
+            await arrived(says, await say(url))
+            lasting.stop()
+            popen.terminate()
+            async with asyncio.timeout(PATIENCE):
+                assert await popen.wait() == 0
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert "never retrieved" not in log
+
+
 async def test_a_daemon_that_is_killed_while_the_broker_takes_what_waited(
     tokenizer_file: Path, tmp_path: Path, lasting: Broker
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import resource
 import sqlite3
@@ -11,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT, wait_until
@@ -279,6 +281,134 @@ async def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCap
     assert "is put aside" in caplog.text
 
 
+# --- rows and pages that are damaged ----------------------------------------------------------------------------------
+
+DAMAGES = {
+    "source = CAST(X'6B697423' AS TEXT)": "its source is no name",  # kit#
+    "source = ''": "its source is no name",
+    "source = 'a/b'": "its source is no name",
+    "source = X'6B6974'": "its source is no text",
+    "source = 'hall'": "its final has another source",
+    "id = X'FF'": "its id is no text",
+    "id = CAST(X'FF' AS TEXT)": "its id is no UTF-8",
+    "at = 'soon'": "its time is none",
+    "at = 9e999": "its time is none",
+    "at = X'00'": "its time is none",
+    "sent = 5": "its count of what was delivered is none",
+    "sent = -1": "its count of what was delivered is none",
+    "sent = 'x'": "its count of what was delivered is none",
+    "final = CAST(X'7B22FF227D' AS TEXT)": "its final is no UTF-8",
+    "final = X'7B7D'": "its final is no text",
+    "final = '{'": "its final is no JSON object",
+    "final = replace(hex(zeroblob(50000)), '0', '[')": "its final is no JSON object",
+    "text = X'31'": "its text is no text",
+    "text = CAST(X'FF' AS TEXT)": "its text is no UTF-8",
+    "text = 'other'": "its final has another text",
+}
+
+
+async def damaged(path: Path, *statements: str) -> None:
+    """A spool with three finals and two sources, the way that a disk spoils it."""
+    async with opened(path) as made:
+        for number in range(3):
+            each = entry(number)
+            each.final = json.dumps({"id": each.id, "source": each.source, "text": each.text})
+            made.add(each)
+        made.remember("hall", False)
+        made.remember("kitchen", False)
+    with sqlite3.connect(path) as file:
+        for statement in statements:
+            file.execute(statement)
+    file.close()
+
+
+def aside(path: Path) -> list[tuple[object, ...]]:
+    with sqlite3.connect(path) as file:
+        file.text_factory = bytes
+        found = file.execute("SELECT why, id, source, at, final, text, sent FROM aside ORDER BY number").fetchall()
+    file.close()
+    return found
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_row_is_put_aside_and_the_others_go_on(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, metrics = tmp_path / "spool.sqlite", Metrics()
+    await damaged(path, f"UPDATE finals SET {damage} WHERE id = 'id1'")
+    async with opened(path, metrics=metrics) as made:
+        assert waiting(made) == [("id0", 0), ("id2", 0)]
+        assert made.on_disk
+    assert [row[0] for row in aside(path)] == [DAMAGES[damage].encode()]
+    assert "whisperd_mqtt_spool_damaged_total 1.0" in metrics.text().decode()
+    assert f"row 2: {DAMAGES[damage]}" in caplog.text
+    async with opened(path, metrics=metrics) as made:  # once
+        assert waiting(made) == []
+    assert "whisperd_mqtt_spool_damaged_total 1.0" in metrics.text().decode()
+
+
+@pytest.mark.parametrize("damage", ["name = 'a/#'", "name = X'00'", "listen = 7", "listen = 'x'"])
+async def test_a_damaged_switch_is_put_aside_and_the_others_hold(damage: str, tmp_path: Path) -> None:
+    path, metrics = tmp_path / "spool.sqlite", Metrics()
+    await damaged(path, f"UPDATE sources SET {damage} WHERE name = 'hall'")
+    async with opened(path, metrics=metrics) as made:
+        assert made.sources() == {"kitchen": False}
+        assert len(made) == 3
+    assert "whisperd_mqtt_spool_damaged_total 1.0" in metrics.text().decode()
+
+
+async def test_damaged_rows_are_named_up_to_a_few_and_kept_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spool, "_TRIM", (spool._TRIM[0], (4,)))
+    path = tmp_path / "spool.sqlite"
+    async with opened(path) as made:
+        for number in range(20):
+            made.add(entry(number))
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE finals SET sent = 2 WHERE number < 20")
+    file.close()
+    async with opened(path) as made:
+        assert waiting(made) == [("id19", 0)]
+    assert [row[1] for row in aside(path)] == [b"id15", b"id16", b"id17", b"id18"]
+    assert caplog.text.count("row ") == 5
+    assert "and 14 more" in caplog.text
+
+
+async def test_what_can_be_read_of_a_damaged_file_is_rescued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is spoilt is no row, but the tree of the ids."""
+    path = tmp_path / "spool.sqlite"
+    await damaged(path)
+    with sqlite3.connect(path) as file:
+        (size,) = file.execute("PRAGMA page_size").fetchone()
+        (page,) = file.execute("SELECT rootpage FROM sqlite_master WHERE name LIKE '%autoindex_finals%'").fetchone()
+    file.close()
+    content = bytearray(path.read_bytes())
+    content[(page - 1) * size] = 0
+    path.write_bytes(content)
+    async with opened(path) as made:
+        assert made.sources() == {"kitchen": False, "hall": False}
+        assert waiting(made) == [("id0", 0), ("id1", 0), ("id2", 0)]
+        assert made.on_disk
+    assert "is put aside" in caplog.text
+
+
+async def test_a_flipped_bit_anywhere_ends_neither_the_service_nor_the_queue(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    await damaged(path)
+    content = path.read_bytes()
+    places = [at for at, byte in enumerate(content) if byte]  # the rest is empty pages
+    for at in places[:: max(1, len(places) // 150)]:
+        spoilt = bytearray(content)
+        spoilt[at] ^= 1 << (at % 8)
+        path.write_bytes(spoilt)
+        async with opened(path) as made:
+            made.add(entry(9))
+            assert all(sent in (0, 1) for _, sent in waiting(made))
+        for each in tmp_path.iterdir():  # noqa: ASYNC240 - small, in a test
+            each.unlink()
+
+
 async def test_two_processes_do_not_share_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "spool.sqlite"
     async with opened(path) as mine, opened(path) as other:
@@ -307,7 +437,7 @@ async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
     answers = threading.Event()
     real = spool._connect
 
-    def hang(path: Path) -> sqlite3.Connection:
+    def hang(path: Path) -> tuple[sqlite3.Connection, Any]:
         answers.wait()
         return real(path)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from small_school import made
 
 from distillation.cli import main
-from distillation.corpus import Clip, Corpus
+from distillation.corpus import Clip, Corpus, evenly
 from distillation.distributions import Distributions
 from distillation.hearing import Transcriber, with_margins
 from distillation.label import (
@@ -28,7 +28,6 @@ from distillation.label import (
     Labelled,
     LabelsError,
     Manner,
-    _evenly,
     account,
     digest,
     distributions_of,
@@ -285,9 +284,9 @@ def test_at_most_so_many_of_a_set_are_labelled_and_more_are_added(
 
 
 @given(st.integers(1, 60), st.integers(1, 80))
-def test_what_is_chosen_is_spread_evenly(count: int, at_most: int) -> None:
+def test_what_is_chosen_is_spreadevenly(count: int, at_most: int) -> None:
     clips = [Clip(str(number), "s", "mine", "train", number, 1) for number in range(count)]
-    chosen = [clip.offset for clip in _evenly(clips, at_most)]
+    chosen = [clip.offset for clip in evenly(clips, at_most)]
     assert len(chosen) == min(count, at_most)
     gaps = {later - earlier for earlier, later in itertools.pairwise(chosen)}
     assert gaps <= {count // len(chosen), -(-count // len(chosen))}

@@ -185,6 +185,58 @@ def test_a_broken_checkpoint_is_refused_in_words(copy: Path, change: Callable[[P
         use(copy)
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
+
+HOSTILE = {
+    "config.json": [
+        *(f'"{key}": {value}' for key in ("d_model", "num_mel_bins", "encoder_attention_heads", "max_source_positions")
+          for value in ("1e999", "-64", "0", "null", "[]", '"x"', "{}", "99999999999", NESTED)),
+        '"decoder_attention_heads": 7',
+        '"vocab_size": 1e999',
+        '"activation_function": {}',
+        '"model_type": []',
+    ],
+    "generation_config.json": [
+        '"suppress_tokens": 5', '"suppress_tokens": [[]]', '"suppress_tokens": ["x"]', '"begin_suppress_tokens": 1e999',
+        '"eos_token_id": []', '"eos_token_id": 1e999', '"eos_token_id": {}', '"decoder_start_token_id": "x"',
+        '"max_length": 1e999',
+        '"max_length": [1]', '"max_initial_timestamp_index": []', '"no_timestamps_token_id": [1]',
+        '"alignment_heads": 5', '"alignment_heads": [5]', '"alignment_heads": [[1e999, 0]]', '"alignment_heads": [[0]]',
+        '"is_multilingual": true, "lang_to_id": 5', '"is_multilingual": true, "lang_to_id": {"<|en|>": []}',
+        '"is_multilingual": true, "lang_to_id": [1]', '"is_multilingual": true, "task_to_id": [5]',
+        f'"suppress_tokens": {NESTED}',
+    ],
+    "whisperd.json": ['"contexts": [1e999]', '"contexts": 5', '"contexts": [{}]', f'"contexts": {NESTED}'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"), [(file, keys) for file, each in HOSTILE.items() for keys in each], ids=lambda value: value[:60]
+)
+def test_a_hostile_checkpoint_is_refused_in_one_sentence(copy: Path, file: str, keys: str) -> None:
+    path = copy / file
+    content = path.read_text().strip() if path.exists() else "{}"
+    path.write_text(
+        content.removesuffix("}").rstrip().removesuffix(",") + (", " if content != "{}" else "") + keys + "}"
+    )
+    with pytest.raises(CheckpointError) as caught:
+        use(copy)
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"a": 5}}', '{"weight_map": [5]}', '{"weight_map": {"a": null}}', "[]", "5", NESTED,
+              '{"weight_map": {"a": "../../x.safetensors"}}']
+)  # fmt: skip
+def test_a_hostile_index_is_refused_in_one_sentence(copy: Path, index: str) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError) as caught:
+        use(copy)
+    assert str(copy) in str(caught.value)
+
+
 def use(directory: Path) -> None:
     checkpoint = open_checkpoint(str(directory), "student")
     weights = read_weights(checkpoint, torch.float32)
