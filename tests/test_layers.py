@@ -137,6 +137,7 @@ ALSO_KNOWS = {
         "streaming.whisper.formats.foreign",
         "streaming.whisper.formats.read",
         "streaming.whisper.layout",
+        "streaming.whisper.weights",
         "streaming.whisper.locate",
     },
     "daemon.models": {
