@@ -131,7 +131,7 @@ ALSO_KNOWS = {
         "streaming.whisper.checkpoint",
         "streaming.whisper.weights",
         "daemon.pull",
-    },  # fmt: skip
+    },
 }
 """Exceptions, each with its reason: importer -> what else it may import."""
 
