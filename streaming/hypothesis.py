@@ -32,7 +32,7 @@ class Hypothesis:
 
     def update(self, tokens: tuple[int, ...], accepted: int, language: str | None = None) -> None:
         """A new result, of which the first `accepted` tokens equal those of `latest`."""
-        # Whisper ends what it has heard so far with a full stop, wherever that is: it is not stable before more follows.
+        # Whisper ends what it has heard so far with a full stop, wherever that is: not stable before more follows.
         agreed = min(self._text.word_boundary(tokens, accepted, language), self._text.last_signs(tokens))
         # A model may take back what it said twice. What is stable stays as it was shown, until the final
         # corrects it, and goes on from where the new tokens have come level with it.
