@@ -230,7 +230,7 @@ async def test_years_of_silence_in_a_few_bytes_have_an_end(
     async with service(scripted(tokenizer_file)) as daemon:
         answer = await transcribe(daemon.server.url, file=("a", silence))
     assert answer.usage.seconds < 40
-    assert answer.model_extra["warnings"] == ["the file: only its first 0.01 h were heard"]
+    assert "the file: only its first 0.01 h were heard" in answer.model_extra["warnings"]
 
 
 async def test_tls_tokens_and_sources(tokenizer_file: Path, tmp_path: Path) -> None:
