@@ -192,7 +192,7 @@ def test_a_name_is_taken_once(small: Path, home: Path, whisperd: Whisperd, tmp_p
     assert err == "whisperd: small was imported before: give another name (--name NAME), or --force to replace it\n"
     assert whisperd("import", ggml(small, tmp_path), "--force")[0] == 0
     assert (home / "whisperd" / "small" / "whisperd.json").read_bytes() != before
-    assert whisperd("import", source, "--name", "home-en")[2].startswith("whisperd: home-en is the name of a shipped")
+    assert whisperd("import", source, "--name", "tiny-en")[2].startswith("whisperd: tiny-en is the name of a shipped")
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc/x", "", ".hidden", "a b", "x" * 97, "x.part", "-x", "é", "a\n"])
@@ -305,11 +305,11 @@ def test_shipped_and_imported_ones_are_exported(small: Path, whisperd: Whisperd,
     assert whisperd("import", openai(small, tmp_path))[0] == 0
     assert whisperd("export", "small", tmp_path / "small")[0] == 0
     assert (tmp_path / "small" / "config.json").exists()
-    assert whisperd("export", "home-en", tmp_path / "a")[1].startswith("home-en: float16")
-    assert whisperd("export", "home-en/teacher", tmp_path / "b")[1].startswith("home-en-teacher: float16")
-    code, _, err = whisperd("export", "home-en", tmp_path / "b")
+    assert whisperd("export", "tiny-en", tmp_path / "a")[1].startswith("tiny-en: float16")
+    assert whisperd("export", "tiny-en/teacher", tmp_path / "b")[1].startswith("tiny-en-teacher: float16")
+    code, _, err = whisperd("export", "tiny-en", tmp_path / "b")
     assert (code, "is there already, and not empty: give another, or --force" in err) == (1, True)
-    assert whisperd("export", "home-en", tmp_path / "b", "--force")[0] == 0
+    assert whisperd("export", "tiny-en", tmp_path / "b", "--force")[0] == 0
     code, _, err = whisperd("export", "./none", tmp_path / "c")
     assert (code, "there is no directory" in err) == (1, True)
     assert not (tmp_path / "c").exists()
