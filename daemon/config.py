@@ -161,7 +161,7 @@ class Models(Section):
 
 class Escalate(Section):
     when: Literal["low-confidence", "always", "never"] = "low-confidence"
-    below: float = Field(default=0.85, ge=0, le=1)
+    below: float = Field(default=0.75, ge=0, le=1)
 
     @property
     def threshold(self) -> float:
