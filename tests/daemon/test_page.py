@@ -129,9 +129,11 @@ async def _files(page: Tab, folder: Path, said: list[str]) -> None:
         await wait_until(lambda path=path: path.exists() and path.stat().st_size > 0)
         texts[kind] = path.read_text()
     assert texts["txt"].splitlines() == said
-    cues = re.findall(r"(\d+)\n00:0\d:(\d\d),\d{3} --> 00:0\d:(\d\d),\d{3}\n(.*)\n\n", texts["srt"])
+    cues = re.findall(r"(\d+)\n00:(\d\d:\d\d),\d{3} --> 00:(\d\d:\d\d),\d{3}\n(.*)\n\n", texts["srt"])
     assert [(number, text) for number, _, _, text in cues] == [(str(at + 1), text) for at, text in enumerate(said)]
-    assert texts["vtt"].startswith("WEBVTT\n\n00:00:0")
+    times = [moment for _, *both, _ in cues for moment in both]
+    assert times == sorted(times)
+    assert texts["vtt"].startswith("WEBVTT\n\n00:0")
     assert texts["vtt"].count(" --> ") == len(said)
 
 
