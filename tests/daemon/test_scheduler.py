@@ -70,9 +70,9 @@ class Client:
 
 
 @asynccontextmanager
-async def scheduling(*runs: Run, batch: int = 4) -> AsyncIterator[Scheduler]:
+async def scheduling(*runs: Run, batch: int = 4, teacher_apart: bool = False) -> AsyncIterator[Scheduler]:
     """With an engine for each of `runs`."""
-    workers = [Worker(EngineThread(), run) for run in runs]
+    workers = [Worker(EngineThread(), run, lambda: teacher_apart) for run in runs]
     scheduler = Scheduler(workers, batch, Metrics())
     task = asyncio.create_task(scheduler.run())
     try:
@@ -355,25 +355,11 @@ class Asking(Client):
         return job and replace(job, ask_teacher_below=below)
 
 
-@asynccontextmanager
-async def asking(pair: Pair, batch: int = 4) -> AsyncIterator[Scheduler]:
-    worker = Worker(EngineThread(), pair, lambda: True)
-    scheduler = Scheduler([worker], batch, Metrics())
-    task = asyncio.create_task(scheduler.run())
-    try:
-        yield scheduler
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        worker.thread.close()
-        assert worker.thread.ended(30)
-
-
 async def test_the_teacher_is_asked_one_text_at_a_time_and_others_come_between() -> None:
     pair = Pair()
     clients = [Asking(1001, finals=1), Asking(2001, finals=1), Asking(3001, finals=1)]
     clients += [Asking(4000 + at, partials=2) for at in range(0, 100, 10)]
-    async with asking(pair) as scheduler:
+    async with scheduling(pair, teacher_apart=True) as scheduler:
         await serve(scheduler, *clients)
     asked = [[job.ask_teacher_below == ALWAYS for job in jobs] for jobs in pair.runs]
     assert asked[0] == [False] * 3, "finals first, and the student alone"
@@ -393,7 +379,7 @@ def test_with_the_teacher_apart_every_job_has_one_result_in_its_streams_order(
 ) -> None:
     async def check() -> None:
         clients = [Asking(1000 * at, finals, partials) for at, (finals, partials) in enumerate(wanted)]
-        async with asking(Pair(), batch) as scheduler:
+        async with scheduling(Pair(), batch=batch, teacher_apart=True) as scheduler:
             await serve(scheduler, *clients)
         for client in clients:
             revisions = [result.revision for result in client.results]
@@ -405,7 +391,7 @@ def test_with_the_teacher_apart_every_job_has_one_result_in_its_streams_order(
 async def test_whoever_left_before_the_teacher_had_time_costs_it_nothing() -> None:
     pair = Pair()
     leaving, staying = Asking(1001, finals=1), Asking(2001, finals=1)
-    async with asking(pair) as scheduler:
+    async with scheduling(pair, teacher_apart=True) as scheduler:
         run, removed = pair.__call__, threading.Event()
 
         def first(jobs: Sequence[Job]) -> list[Result]:
