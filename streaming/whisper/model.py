@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(sizes.mels, sizes.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(sizes.d_model, sizes.d_model, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(sizes.source_positions, sizes.d_model)
+        self.embed_positions = _embedding(sizes.source_positions, sizes.d_model)
         self.layers = nn.ModuleList(
             EncoderLayer(sizes.d_model, sizes.encoder_heads, sizes.encoder_ffn) for _ in range(sizes.encoder_layers)
         )
@@ -236,8 +236,8 @@ class Decoder(nn.Module):
         self.scale = sizes.d_model**0.5 if sizes.scale_embedding else 1.0
         self.positions = sizes.target_positions
         self.heads = sizes.decoder_heads
-        self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.d_model)
-        self.embed_positions = nn.Embedding(sizes.target_positions, sizes.d_model)
+        self.embed_tokens = _embedding(sizes.vocabulary, sizes.d_model)
+        self.embed_positions = _embedding(sizes.target_positions, sizes.d_model)
         self.layers = nn.ModuleList(
             DecoderLayer(sizes.d_model, sizes.decoder_heads, sizes.decoder_ffn) for _ in range(sizes.decoder_layers)
         )
@@ -269,6 +269,11 @@ class Decoder(nn.Module):
     def output_weight(self) -> Tensor:
         """[vocabulary, d_model], by which states become logits."""
         return self.embed_tokens.weight if self.proj_out is None else self.proj_out.weight
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """Without first values: where there is no memory for any, PyTorch takes seconds to learn how to draw them."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width))
 
 
 Part = TypeVar("Part", Encoder, Decoder)

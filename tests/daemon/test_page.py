@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,8 +100,8 @@ async def test_a_voice_becomes_captions(browser: str, tmp_path: Path) -> None:
             assert words == " ".join(said).split()
             assert re.fullmatch(r"\d+ %", await page.do("document.querySelector('#finals .word').title"))
             assert await page.text("#announcer") == said[-1]
-            for shown in ("#lag", "#latency"):
-                assert re.fullmatch(r"\d+ ms", await page.text(shown))
+            assert re.fullmatch(r"\d+ ms", await page.text("#latency"))
+            assert re.fullmatch(r"\d+ ms|–", await page.text("#lag"))  # a slow machine may have had no time for a partial
             assert await page.text("#models") == "tiny-en + tiny-en-teacher, cpu"
             await _files(page, tmp_path, said)
             await _copy(page, daemon.url, said)
@@ -126,15 +127,21 @@ async def _files(page: Tab, folder: Path, said: list[str]) -> None:
     for kind in ("txt", "srt", "vtt"):
         await page.click(f"[data-format={kind}]")
         path = folder / f"{name}.{kind}"
-        await wait_until(lambda path=path: path.exists() and path.stat().st_size > 0)
+        await wait_until(partial(_is_written, path))
         texts[kind] = path.read_text()
     assert texts["txt"].splitlines() == said
-    cues = re.findall(r"(\d+)\n00:(\d\d:\d\d),\d{3} --> 00:(\d\d:\d\d),\d{3}\n(.*)\n\n", texts["srt"])
-    assert [(number, text) for number, _, _, text in cues] == [(str(at + 1), text) for at, text in enumerate(said)]
+    cues = re.findall(r"(\d+)\n00:(\d\d:\d\d),\d{3} --> 00:(\d\d:\d\d),\d{3}\n((?:.+\n)+)\n", texts["srt"])
+    assert [number for number, *_ in cues] == [str(at + 1) for at in range(len(cues))]
+    # A sentence is shown in lines, and a long one in several cues.
+    assert " ".join(text for *_, text in cues).split() == " ".join(said).split()
     times = [moment for _, *both, _ in cues for moment in both]
     assert times == sorted(times)
     assert texts["vtt"].startswith("WEBVTT\n\n00:0")
-    assert texts["vtt"].count(" --> ") == len(said)
+    assert texts["vtt"].count(" --> ") == len(cues)
+
+
+def _is_written(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 async def _copy(page: Tab, url: str, said: list[str]) -> None:

@@ -99,7 +99,7 @@ def test_a_device_or_dtype_that_is_not_there(english: Pair, device: str, dtype: 
         Engine.load(str(english.student), None, device, dtype=dtype)
 
 
-def test_warm_runs_every_context(english: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_runs_the_shortest_and_the_longest_context(english: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine.load(str(english.student), str(english.teacher), "cpu", threads=1)
     seen: set[int] = set()
     run = engine.run
@@ -110,7 +110,7 @@ def test_warm_runs_every_context(english: Pair, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(engine, "run", watched)
     engine.warm()
-    assert seen == {SAMPLE_RATE, 2 * SAMPLE_RATE, 5 * SAMPLE_RATE}
+    assert seen == {SAMPLE_RATE, 5 * SAMPLE_RATE}
 
 
 def test_an_engine_whose_canary_fails_is_not_warm(english: Pair) -> None:
