@@ -45,8 +45,9 @@ def bfloat16_gain(encoder: Encoder, positions: int = _POSITIONS) -> float:
 def quantized_gain(weight: Tensor) -> float:
     """How many times as fast as in float32 logits are with a vocabulary in 8 bits, here and now, where it gains least.
 
-    One state reads all weights for little work; a batch, or the check of a draft, has many, and without instructions for
-    8-bit products they take ten times as long as in float32. One way is taken for all, as a draft must not change it.
+    One state reads all weights for little work; a batch, or the check of a draft, has many, and on a processor without
+    instructions for 8-bit products they take ten times as long as in float32. One way is taken for all: a draft must
+    not change it.
 
     weight: [vocabulary, width]; a part of it tells for all.
     """

@@ -67,19 +67,20 @@ def token_times(scores: Tensor, spoken: Sequence[bool], audio: Waveform, median_
     spoken: for each token whether it is text; the others (timestamps) only get the moment where they stand.
     """
     heard = audible(audio)[: scores.shape[-1]]
-    last = np.flatnonzero(heard)[-1]
+    sounds = np.flatnonzero(heard)
+    last = sounds[-1]
     # Silence belongs to no word; a little of it behind the last sound is for the end of text.
     heard[last : last + 1 + TAIL] = True
     frames = np.flatnonzero(heard)
     rows = [index for index, is_text in enumerate(spoken) if is_text] + [len(spoken)]
     if len(frames) < len(rows):  # more tokens than moments: a text that nobody spoke
         frames = np.repeat(np.arange(len(heard)), len(rows))
-    weights = scores[:, rows][:, :, torch.from_numpy(frames).to(scores.device)].softmax(-1)
-    deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, correction=0)
-    smooth = _smooth((weights - mean) / deviation.clamp(min=1e-9), median_filter)
-    firsts = first_frames(-smooth.mean(0).cpu().double().numpy())
-    # A word ends with its own last frame, not where the next begins: there may be silence between.
-    starts, ends = frames[firsts[:-1]], np.minimum(frames[firsts[1:] - 1] + 1, frames[firsts[1:]])
+    if len(rows) == 2:
+        # Normalised over a token and the end of text, any difference is as large as any other: rounding would decide.
+        # A single token is all that is heard.
+        starts, ends = sounds[:1], sounds[-1:] + 1
+    else:
+        starts, ends = _aligned(scores[:, rows], frames, median_filter)
     seconds = len(audio) / SAMPLE_RATE
     spans = iter(np.minimum(np.stack([starts, ends], 1) / POSITIONS_PER_SECOND, seconds).tolist())
     times, now = [], 0.0
@@ -88,6 +89,21 @@ def token_times(scores: Tensor, spoken: Sequence[bool], audio: Waveform, median_
         times.append((start, end))
         now = end
     return tuple(times)
+
+
+def _aligned(
+    scores: Tensor, frames: NDArray[np.int64], median_filter: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Encoder positions at which each token begins and ends: [tokens] each.
+
+    scores: [heads, tokens + 1, encoder positions]. frames: the positions that may belong to a token.
+    """
+    weights = scores[:, :, torch.from_numpy(frames).to(scores.device)].softmax(-1)
+    deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, correction=0)
+    smooth = _smooth((weights - mean) / deviation.clamp(min=1e-9), median_filter)
+    firsts = first_frames(-smooth.mean(0).cpu().double().numpy())
+    # A word ends with its own last frame, not where the next begins: there may be silence between.
+    return frames[firsts[:-1]], np.minimum(frames[firsts[1:] - 1] + 1, frames[firsts[1:]])
 
 
 def audible(audio: Waveform) -> NDArray[np.bool_]:

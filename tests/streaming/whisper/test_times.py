@@ -69,6 +69,15 @@ def test_no_word_covers_a_silence() -> None:
     assert second == pytest.approx((1.5, 2.0), abs=0.061)
 
 
+def test_rounding_does_not_move_a_single_token() -> None:
+    """Normalised over two, the smallest difference of two scores looks like the largest."""
+    audio = sound((0.5, 0.9), seconds=2)
+    scores = drawn([0.0, 1.0, 2.0], 100)
+    (exact,) = token_times(scores, [True], audio, 7)
+    (rounded,) = token_times(scores.bfloat16().float() * 0.001, [True], audio, 7)
+    assert exact == rounded == pytest.approx((0.5, 0.9), abs=0.061)
+
+
 def test_timestamp_tokens_stand_between_the_words() -> None:
     audio = sound((0.2, 1.9), seconds=2)
     scores = drawn([0.0, 0.4, 1.0, 2.0], 100)
