@@ -162,6 +162,7 @@ class Models(Section):
 class Escalate(Section):
     when: Literal["low-confidence", "always", "never"] = "low-confidence"
     below: float = Field(default=0.75, ge=0, le=1)
+    shortest: float = Field(default=2.0, ge=0)
 
     @property
     def threshold(self) -> float:
@@ -389,6 +390,7 @@ class Settings(Section):
             partial_interval=self.partials.interval,
             first_partial=self.partials.first,
             ask_teacher_below=self.escalate.threshold if self.teacher else NEVER,
+            ask_teacher_from=self.escalate.shortest,
         )
 
 

@@ -31,6 +31,7 @@ _KEYS = frozenset(
         "server.max_rate",
         "server.resume",
         "escalate.below",
+        "escalate.shortest",
         "scheduler.backlog",
         "scheduler.longest_wait",
     }

@@ -177,6 +177,10 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         "--threshold", type=arguments.share, default=0.75,
         help="below this confidence the teacher decides (default: %(default)s)",
     )  # fmt: skip
+    command.add_argument(
+        "--shortest", type=arguments.not_negative, default=2.0, metavar="SECONDS",
+        help="what is shorter the student decides alone (default: %(default)s)",
+    )  # fmt: skip
     command.add_argument("--language", help="of the recordings, for a multilingual pair")
     _normaliser_argument(command, "how texts are made comparable: as of label")
     command.add_argument("--domain", nargs="*", default=[], metavar="SET", help="sets on which the cascade is judged")
@@ -405,6 +409,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from tokenizers import Tokenizer
 
     from distillation.evaluate import Effort, Pair, Terms, choose, digest, evaluate
+    from distillation.hearing import ALONE, Escalation
     from distillation.label import normaliser
     from distillation.noise import read_noises
     from distillation.parts import Parts
@@ -416,7 +421,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         gather(options.corpus)
     limits = dict(options.at_most)
     effort = Effort(limits.pop("", 400), limits, options.noise_seconds)
-    terms = Terms(options.threshold, options.domain, options.normaliser, effort)
+    terms = Terms(Escalation(options.threshold, options.shortest), options.domain, options.normaliser, effort)
     teacher = _checkpoint(options.teacher, "teacher")
     comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
     tokenizer = Tokenizer.from_file(str(teacher.tokenizer_file))
@@ -424,9 +429,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     material = choose(Corpus(options.corpus), read_noises(options.noise), comparable, terms, tokenizer)
     pair = Pair.open(options.student, options.teacher, options.language, options.device)
     folder = options.out / "parts" if options.out else None
+    # What the teacher alone hears does not depend on when it is asked.
     parts, teachers = (
         Parts(folder, digest(models, pair, options.corpus, material.noises, terms) if folder else "")
-        for models in ([pair.student, pair.teacher], [pair.teacher])
+        for models, terms in (
+            ([pair.student, pair.teacher], terms),
+            ([pair.teacher], replace(terms, escalation=ALONE)),
+        )
     )
     figures = evaluate(pair, material, terms, parts, teachers)
     if options.out:

@@ -26,7 +26,7 @@ from distillation.augment import Rng
 from distillation.corpus import Clip, Corpus, evenly
 from distillation.errors import DistillError
 from distillation.files import digest_of_files
-from distillation.hearing import Transcriber, decoded_text, hear, waves_of, with_margins
+from distillation.hearing import ALONE, MARGINS, Escalation, Transcriber, decoded_text, hear, waves_of, with_margins
 from distillation.noise import Noises, at_level
 from distillation.parts import Parts
 from distillation.scores import Comparable, Score, auroc, repeats, score, word_errors
@@ -45,6 +45,7 @@ from streaming.whisper.weights import count_parameters
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
 SNRS = (40, 20, 10, 5, 0, -5)
+CHECKED = Escalation(ALWAYS)
 BATCHES = (1, 4, 16)
 TIMED_BATCHES = (1, 16)
 SPLIT = "dev"
@@ -99,23 +100,23 @@ class Pair:
             each.warm()
         return Pair(engine, alone, first, second, language)
 
-    def hear(self, waves: Sequence[Waveform], threshold: float) -> list[Result]:
-        return hear(waves, Transcriber(self.engine, threshold, self.language))
+    def hear(self, waves: Sequence[Waveform], escalation: Escalation) -> list[Result]:
+        return hear(waves, Transcriber(self.engine, escalation, self.language))
 
     def hear_alone(self, waves: Sequence[Waveform]) -> list[Result]:
-        return hear(waves, Transcriber(self.alone, NEVER, self.language))
+        return hear(waves, Transcriber(self.alone, ALONE, self.language))
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """By what a pair is judged.
 
-    threshold: the teacher decides below this confidence. domain: beginnings of the names of those sets that the pair is
+    escalation: when the teacher decides. domain: beginnings of the names of those sets that the pair is
     meant for: the cascade is judged on them; all sets, where none is named. normaliser: the name of what makes texts
     comparable, as of `label.normaliser`.
     """
 
-    threshold: float
+    escalation: Escalation
     domain: Sequence[str]
     normaliser: str
     effort: Effort
@@ -179,7 +180,8 @@ def _nothing(wordless: int, terms: Terms) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One clip: what was said, what each of the pair heard, how sure the student was.
+    """One clip: what was said, what each of the pair heard, how sure the student was; 1 for a clip that is too short to
+    be asked about.
 
     student_silenced, teacher_silenced: the service would hold that text for silence, and not send it.
     """
@@ -211,20 +213,21 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teacher
         {f"teacher heard {name}": partial(_hear_set, pair.hear_alone, material, name) for name in material.sets}
     )
     found = parts.all(_measures(pair, material, terms))
-    heard = [one for name in material.sets for one in _joined(found, told, material, name)]
+    heard = [one for name in material.sets for one in _joined(found, told, material, name, terms.escalation.shortest)]
     meant = [one for one in heard if one.set.startswith(tuple(terms.domain))] or heard
-    rows = partial(_row, threshold=terms.threshold, material=material)
+    rows = partial(_row, threshold=terms.escalation.below, material=material)
     figures: dict[str, Any] = {
         "student": pair.student.name,
         "teacher": pair.teacher.name,
-        "threshold": terms.threshold,
+        "threshold": terms.escalation.below,
+        "shortest": terms.escalation.shortest,
         "domain": list(terms.domain),
         "normaliser": terms.normaliser,
         "left_out": {"wordless": material.wordless},
         "numbers": pair.engine.dtype,
         "size": _size(pair),
         "sets": {name: rows([one for one in heard if one.set == name]) for name in material.sets},
-        "silenced": _silenced(heard, material, terms.threshold),
+        "silenced": _silenced(heard, material, terms.escalation.below),
         "cascade": _cascade(meant, material),
         "live": found["live"],
         "long_form": found["long form"],
@@ -238,12 +241,13 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teacher
     return figures
 
 
-def _joined(found: Mapping[str, Any], told: Mapping[str, Any], material: Material, name: str) -> Iterator[Heard]:
+def _joined(
+    found: Mapping[str, Any], told: Mapping[str, Any], material: Material, name: str, shortest: float
+) -> Iterator[Heard]:
     clips, student, teacher = material.sets[name], found[f"heard {name}"], told[f"teacher heard {name}"]
     for clip, mine, theirs in zip(clips, student, teacher, strict=True):
-        yield Heard(
-            name, clip.text, mine["text"], theirs["text"], mine["confidence"], mine["silenced"], theirs["silenced"]
-        )
+        sure = mine["confidence"] if clip.seconds + MARGINS >= shortest else 1.0
+        yield Heard(name, clip.text, mine["text"], theirs["text"], sure, mine["silenced"], theirs["silenced"])
 
 
 def _measures(pair: Pair, material: Material, terms: Terms) -> dict[str, Callable[[], Any]]:
@@ -251,7 +255,7 @@ def _measures(pair: Pair, material: Material, terms: Terms) -> dict[str, Callabl
     effort, noises = terms.effort, material.noises.speechless
     waves = _timed_waves(material, effort)
     curves = {"white": [], "recorded": noises} if noises else {"white": []}
-    hear = partial(pair.hear, threshold=NEVER)
+    hear = partial(pair.hear, escalation=ALONE)
     measures: dict[str, Callable[[], Any]] = {
         **{f"heard {name}": partial(_hear_set, hear, material, name) for name in material.sets},
         "live": partial(_live, pair, material, terms),
@@ -266,7 +270,7 @@ def _measures(pair: Pair, material: Material, terms: Terms) -> dict[str, Callabl
     }
     if noises:
         measures["noise"] = partial(
-            words_from_noise, pair.engine, noises, terms.threshold, effort.noise_seconds, pair.language
+            words_from_noise, pair.engine, noises, terms.escalation, effort.noise_seconds, pair.language
         )
     return measures
 
@@ -392,10 +396,10 @@ def _live(pair: Pair, material: Material, terms: Terms) -> dict[str, Any]:
     """Single utterances through detection and session, a second of quiet around each, beside the same heard whole."""
     clips = evenly(max(material.sets.values(), key=len), terms.effort.live_clips)
     said = [clip.text for clip in clips]
-    whole = hear_whole(partial(pair.hear, threshold=terms.threshold), material, clips)
+    whole = hear_whole(partial(pair.hear, escalation=terms.escalation), material, clips)
     waves = [with_margins(material.corpus.waveform(clip), 1.0, 1.0) for clip in clips]
     bar = tqdm(waves, desc="live", unit="clip", leave=False)
-    live = [" ".join(finals(pair.engine, wave, terms.threshold, pair.language)) for wave in bar]
+    live = [" ".join(finals(pair.engine, wave, terms.escalation, pair.language)) for wave in bar]
     return {
         "set": clips[0].set, "clips": len(clips),
         "live": material.score(said, live).wer, "offline": material.score(said, [text for text, _ in whole]).wer,
@@ -413,9 +417,9 @@ def _long_form(pair: Pair, material: Material, terms: Terms) -> dict[str, Any]:
     row = partial(_long_row, scenes, language=pair.language, material=material)
     return {
         "minutes": sum(wave.size for _, wave in scenes) / SAMPLE_RATE / 60,
-        "student": row(pair.engine, NEVER),
-        "teacher": row(pair.alone, NEVER),
-        "cascade": row(pair.engine, terms.threshold),
+        "student": row(pair.engine, ALONE),
+        "teacher": row(pair.alone, ALONE),
+        "cascade": row(pair.engine, terms.escalation),
     }
 
 
@@ -442,13 +446,13 @@ def _scenes(
 def _long_row(
     scenes: Sequence[tuple[str, Waveform]],
     engine: Engine,
-    threshold: float,
+    escalation: Escalation,
     *,
     language: str | None,
     material: Material,
 ) -> dict[str, float]:
     bar = tqdm(scenes, desc="long form", unit="scene", leave=False)
-    heard = [" ".join(finals(engine, wave, threshold, language)) for _, wave in bar]
+    heard = [" ".join(finals(engine, wave, escalation, language)) for _, wave in bar]
     total = material.score([text for text, _ in scenes], heard)
     repeated = sum(
         repeats(said, text, comparable=material.comparable) for (text, _), said in zip(scenes, heard, strict=True)
@@ -456,12 +460,11 @@ def _long_row(
     return {"wer": total.wer, "insertion_rate": total.insertion_rate, "repeated_5_grams": repeated}
 
 
-def finals(engine: Engine, wave: Waveform, threshold: float, language: str | None = None) -> list[str]:
+def finals(engine: Engine, wave: Waveform, escalation: Escalation, language: str | None = None) -> list[str]:
     """The texts of a stream's finals."""
-    session = Session(
-        "evaluate", SessionSettings(ask_teacher_below=threshold), Detector(), Text(engine.tokenizer_file, engine.eot),
-        language=language, partials=False,
-    )  # fmt: skip
+    settings = SessionSettings(ask_teacher_below=escalation.below, ask_teacher_from=escalation.shortest)
+    text = Text(engine.tokenizer_file, engine.eot)
+    session = Session("evaluate", settings, Detector(), text, language=language, partials=False)
     events = [*listen(session, _one(engine), wave), *stop(session, _one(engine))]
     return [event.text for event in events if isinstance(event, Final)]
 
@@ -474,7 +477,7 @@ def _one(engine: Engine) -> Callable[[Job], Result]:
 
 
 def words_from_noise(
-    engine: Engine, noises: Sequence[Waveform], threshold: float, seconds: float, language: str | None = None
+    engine: Engine, noises: Sequence[Waveform], escalation: Escalation, seconds: float, language: str | None = None
 ) -> tuple[float, int]:
     """(seconds heard, words invented): noises end to end, at three levels in turn, over and over, through detection,
     session and engine.
@@ -482,7 +485,7 @@ def words_from_noise(
     once = np.concatenate([at_level(noise, level) for level in (0.05, 0.15, 0.01) for noise in noises])
     rounds = math.ceil(seconds * SAMPLE_RATE / once.size)
     bar = tqdm(range(rounds), desc="noise", unit="round", leave=False)
-    texts = [text for _ in bar for text in finals(engine, once, threshold, language)]
+    texts = [text for _ in bar for text in finals(engine, once, escalation, language)]
     return rounds * once.size / SAMPLE_RATE, sum(len(text.split()) for text in texts)
 
 
@@ -495,7 +498,7 @@ def _noise_curve(pair: Pair, material: Material, effort: Effort, sources: Sequen
     for snr in tqdm(SNRS, desc="noise curve", unit="level", leave=False):
         rng = np.random.default_rng(snr + 100)
         waves = [_noisy(material.corpus.waveform(clip), snr, sources, rng) for clip in clips]
-        results = pair.hear(waves, ALWAYS)
+        results = pair.hear(waves, CHECKED)
         curve[str(snr)] = {
             "student": material.score(said, [text(result.student_tokens) for result in results]).wer,
             "teacher": material.score(said, [text(result.tokens) for result in results]).wer,
@@ -560,11 +563,11 @@ def _speed(pair: Pair, waves: Sequence[Waveform], batch: int, effort: Effort) ->
 
 def _speculation(pair: Pair, material: Material, waves: Sequence[Waveform], effort: Effort) -> dict[str, float]:
     """What the teacher's check keeps of the student's text, and whether it says what the teacher alone says."""
-    results = pair.hear(waves, ALWAYS)
+    results = pair.hear(waves, CHECKED)
     drafted = sum(len(result.student_tokens) for result in results)
     clips = evenly([clip for clip in material.clips if clip.seconds < LONGEST], effort.checked_clips)
     every = waves_of(material.corpus, clips)
-    checked, alone = pair.hear(every, ALWAYS), pair.hear_alone(every)
+    checked, alone = pair.hear(every, CHECKED), pair.hear_alone(every)
     return {
         "differs": sum(one.tokens != other.tokens for one, other in zip(checked, alone, strict=True)),
         "clips": len(clips),

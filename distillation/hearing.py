@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from distillation.corpus import Clip, Corpus
 from distillation.errors import DistillError
-from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated
+from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated, teacher_threshold
 from streaming.whisper.decode import decode, detect_languages
 from streaming.whisper.hearing import Model, languages_of, rows_of
 from streaming.whisper.model import Cache
@@ -30,15 +30,27 @@ class HearingError(DistillError):
     """The engine could not transcribe a clip."""
 
 
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """When the teacher decides a text: below a confidence, of `shortest` seconds of audio or more."""
+
+    below: float = NEVER
+    shortest: float = 0.0
+
+
+ALONE = Escalation()
+"""Never."""
+
+
 class Transcriber:
-    """The engine with texts instead of tokens. The teacher decides below a confidence: never, unless asked for.
+    """The engine with texts instead of tokens. The student decides alone, unless asked otherwise.
 
     language: a code; a multilingual checkpoint detects it where None.
     """
 
-    def __init__(self, engine: Engine, ask_teacher_below: float = NEVER, language: str | None = None) -> None:
+    def __init__(self, engine: Engine, escalation: Escalation = ALONE, language: str | None = None) -> None:
         self.engine = engine
-        self._ask_teacher_below = ask_teacher_below
+        self._escalation = escalation
         self._language = language
         self._tokenizer = Tokenizer.from_file(str(engine.tokenizer_file))
 
@@ -47,7 +59,11 @@ class Transcriber:
         Raises:
             HearingError: a job failed.
         """
-        jobs = [Job(wave, language=self._language, ask_teacher_below=self._ask_teacher_below) for wave in waves]
+        whom = self._escalation
+        jobs = [
+            Job(wave, language=self._language, ask_teacher_below=teacher_threshold(whom.below, wave, whom.shortest))
+            for wave in waves
+        ]
         results = isolated(self.engine.run, jobs)
         for result in results:
             if result.error:
@@ -126,5 +142,9 @@ def waves_of(corpus: Corpus, clips: Sequence[Clip]) -> list[Waveform]:
     return [with_margins(corpus.waveform(clip)) for clip in clips]
 
 
-def with_margins(wave: Waveform, before: float = 0.2, after: float = 0.2) -> Waveform:
+MARGINS = 0.4
+"""Seconds that `with_margins` adds to a clip."""
+
+
+def with_margins(wave: Waveform, before: float = MARGINS / 2, after: float = MARGINS / 2) -> Waveform:
     return np.pad(wave, (int(before * SAMPLE_RATE), int(after * SAMPLE_RATE)))

@@ -32,7 +32,8 @@ def write(figures: Figures, folder: Path) -> None:
 def as_markdown(figures: Figures, *, pictures: bool = False) -> str:
     parts = [
         f"# `{figures['student']}` and its teacher `{figures['teacher']}`\n\nThe teacher decides below a confidence of "
-        f"{figures['threshold']}. WER: word error rate; sub, del, ins: words substituted, deleted, inserted, per word. "
+        f"{figures['threshold']}, of texts of {figures['shortest']:g} s or more. WER: word error rate; sub, del, ins: "
+        "words substituted, deleted, inserted, per word. "
         f"Texts are made comparable by `--normaliser {figures['normaliser']}`.",
         *_size(figures), *_sets(figures), *_cascade(figures, pictures), *_long(figures), *_noise(figures, pictures),
         *_speculation(figures),

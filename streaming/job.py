@@ -103,6 +103,15 @@ class Captured:
     held: int = 0
 
 
+def teacher_threshold(below: float, audio: Waveform, shortest: float) -> float:
+    """`Job.ask_teacher_below` for a text that is worth a second opinion only from `shortest` seconds of audio on.
+
+    A teacher that was trained on windows of 30 s makes words up of a moment of speech in half a minute of silence,
+    where a student that hears no more than was said does not.
+    """
+    return NEVER if below < ALWAYS and audio.size < shortest * SAMPLE_RATE else below
+
+
 def utterance_confidence(log_probs: tuple[float, ...]) -> float:
     """Geometric mean of the tokens' probabilities, end of text included, 0..1. An empty sequence has 0."""
     if not log_probs:

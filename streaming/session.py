@@ -35,7 +35,7 @@ from streaming.events import (
     Word,
 )
 from streaming.hypothesis import Hypothesis
-from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, utterance_confidence
+from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, teacher_threshold, utterance_confidence
 from streaming.recent import RecentAudio
 from streaming.segment import Boundary, Opened, Segment, Segmenter, SegmentSettings
 from streaming.text import Text
@@ -50,6 +50,7 @@ class SessionSettings:
     """partial_interval: seconds of new audio that make the next partial due.
     first_partial: seconds of speech that make an utterance's first partial due.
     ask_teacher_below: the teacher decides a final whose confidence is below this (`NEVER`, `ALWAYS`).
+    ask_teacher_from: of so many seconds of audio or more; what is shorter the student decides alone.
     """
 
     segment: SegmentSettings = field(default_factory=SegmentSettings)
@@ -57,6 +58,7 @@ class SessionSettings:
     partial_interval: float = 0.5
     first_partial: float = 0.3
     ask_teacher_below: float = NEVER
+    ask_teacher_from: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("partial_interval", "first_partial"):
@@ -64,6 +66,8 @@ class SessionSettings:
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
         if not self.ask_teacher_below >= 0:
             raise ValueError(f"ask_teacher_below must be 0 or more, got {self.ask_teacher_below}")
+        if not self.ask_teacher_from >= 0:
+            raise ValueError(f"ask_teacher_from must be 0 seconds or more, got {self.ask_teacher_from}")
 
 
 @dataclass(slots=True, eq=False)
@@ -271,13 +275,14 @@ class Session:
         self._utterance = None
         if utterance.in_flight is not None:
             self._in_flight.pop(utterance.in_flight, None)
+        audio, settings = self._recent.slice(segment.audio_start, segment.audio_end), self.settings
         closed = _Closed(
             number=utterance.number,
             segment=segment,
-            audio=self._recent.slice(segment.audio_start, segment.audio_end),
+            audio=audio,
             spoken=self._recent.arrival(segment.end),
             draft=utterance.hypothesis.latest,
-            ask_teacher_below=self.settings.ask_teacher_below,
+            ask_teacher_below=teacher_threshold(settings.ask_teacher_below, audio, settings.ask_teacher_from),
         )
         self._due.append(closed)
         self._outbox.append(closed)
@@ -359,7 +364,7 @@ class Session:
         match verdict(result, self._text.text(result.tokens), self.settings.confidence):
             case "silence":
                 self._settle(closed, None)
-            case "repetition" if result.model == "student" and NEVER < closed.ask_teacher_below < ALWAYS:
+            case "repetition" if result.model == "student" and closed.ask_teacher_below < ALWAYS and self._has_teacher:
                 closed.ask_teacher_below = ALWAYS
                 closed.draft, _ = without_loop(result, self.settings.confidence)
                 self._due.append(closed)
@@ -368,6 +373,10 @@ class Session:
                 self._settle(closed, self._final(closed, replace(result, tokens=tokens, log_probs=log_probs)))
             case "ok":
                 self._settle(closed, self._final(closed, result))
+
+    @property
+    def _has_teacher(self) -> bool:
+        return self.settings.ask_teacher_below > NEVER
 
     def _settle(self, closed: _Closed, outcome: Final | Error | None) -> None:
         closed.decided, closed.outcome, closed.audio = True, outcome, None

@@ -273,7 +273,8 @@ class Decoder(nn.Module):
 
 def _embedding(count: int, width: int) -> nn.Embedding:
     """Without first values: where there is no memory for any, PyTorch takes seconds to learn how to draw them."""
-    return nn.Embedding.from_pretrained(torch.empty(count, width))
+    places: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(count, width))
+    return places
 
 
 Part = TypeVar("Part", Encoder, Decoder)

@@ -224,7 +224,9 @@ def test_every_key_can_be_overridden(leaf: tuple[str, str]) -> None:
 
 
 def test_the_stream_half_gets_what_is_written(tmp_path: Path) -> None:
-    assert Settings().session_settings() == SessionSettings(ask_teacher_below=Settings().escalate.below)
+    escalate = Settings().escalate
+    expected = SessionSettings(ask_teacher_below=escalate.below, ask_teacher_from=escalate.shortest)
+    assert Settings().session_settings() == expected
     assert Settings().vad_settings() == VadSettings()
 
 

@@ -28,18 +28,18 @@ from distillation.evaluate import (
     hear_whole,
     words_from_noise,
 )
-from distillation.hearing import Transcriber, hear, waves_of
+from distillation.hearing import ALONE, Escalation, Transcriber, hear, waves_of
 from distillation.label import normaliser
 from distillation.noise import Noises
 from distillation.parts import Parts
 from distillation.report import as_markdown, write
-from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Result, Waveform
+from streaming.job import ALWAYS, SAMPLE_RATE, Result, Waveform
 from streaming.whisper.checkpoint import open_checkpoint
 
 LITTLE = Effort(
     clips=8, noise_seconds=6, curve_clips=1, long_minutes=0.1, live_clips=1, checked_clips=2, rounds=1, timed_clips=2
 )
-TERMS = Terms(0.8, ["said"], "english", LITTLE)
+TERMS = Terms(Escalation(0.8), ["said"], "english", LITTLE)
 SAID = {"turn_on_the_kitchen_light": "Turn on the kitchen light.", "stop": "Stop."}
 DATA = Path(__file__).parent.parent / "data"
 
@@ -144,7 +144,7 @@ def dev_corpus(corpus: Corpus, clips: Sequence[tuple[str, float]]) -> Corpus:
 
 def test_what_cannot_be_measured_on_is_left_out_and_counted(corpus: Corpus, tokenizer: Tokenizer) -> None:
     said = dev_corpus(corpus, [("stop", 2), ("stop it", 40), ("(laughs)", 1)])
-    material = choose(said, Noises(), normaliser("english"), Terms(0.8, [], "english", LITTLE), tokenizer)
+    material = choose(said, Noises(), normaliser("english"), Terms(Escalation(0.8), [], "english", LITTLE), tokenizer)
     assert [clip.text for clip in material.sets["mine"]] == ["stop", "stop it"]
     assert material.wordless == 1
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_measured_on_is_left_out_and_counted(corpus: Corpus, toke
 def test_what_cannot_be_measured_is_refused_before_anything_is(
     clips: list[tuple[str, float]], domain: list[str], says: str, corpus: Corpus, tokenizer: Tokenizer
 ) -> None:
-    terms = Terms(0.8, domain, "english", LITTLE)
+    terms = Terms(Escalation(0.8), domain, "english", LITTLE)
     with pytest.raises(EvaluationError, match=says):
         choose(dev_corpus(corpus, clips), Noises(), normaliser("english"), terms, tokenizer)
 
@@ -211,7 +211,11 @@ def test_other_measurements_are_told_apart(pair: Pair, folder: Path) -> None:
         return digest([pair.student], pair, folder, noises or Noises(), terms)
 
     assert of(TERMS) == of(replace(TERMS, domain=[]))
-    others = [replace(TERMS, threshold=0.7), replace(TERMS, normaliser="basic"), replace(TERMS, effort=Effort())]
+    others = [
+        replace(TERMS, escalation=Escalation(0.7)),
+        replace(TERMS, normaliser="basic"),
+        replace(TERMS, effort=Effort()),
+    ]
     assert len({of(TERMS), *map(of, others), of(TERMS, Noises([], [noise(1)]))}) == 5
 
 
@@ -225,8 +229,8 @@ def test_clips_are_heard_in_their_order(pair: Pair, corpus: Corpus) -> None:
 def test_speech_in_noise_is_counted_as_words(pair: Pair, corpus: Corpus) -> None:
     """That silence gives no words means something only if speech gives some."""
     spoken = corpus.waveform(next(clip for clip in corpus.clips if clip.text.startswith("Turn")))
-    seconds, words = words_from_noise(pair.engine, [np.pad(spoken, SAMPLE_RATE)], ALWAYS, 2)
+    seconds, words = words_from_noise(pair.engine, [np.pad(spoken, SAMPLE_RATE)], Escalation(ALWAYS), 2)
     assert seconds >= 2
     assert words >= 3
-    assert any("light" in text.lower() for text in finals(pair.engine, np.pad(spoken, SAMPLE_RATE), ALWAYS))
-    assert pair.hear([spoken], NEVER)[0].model == "student"
+    assert any("light" in text.lower() for text in finals(pair.engine, np.pad(spoken, SAMPLE_RATE), Escalation(ALWAYS)))
+    assert pair.hear([spoken], ALONE)[0].model == "student"

@@ -490,6 +490,19 @@ def test_a_final_drafts_from_the_last_partial_and_may_ask_the_teacher(
     assert (final.model, final.language) == ("teacher", "en")
 
 
+@pytest.mark.parametrize(
+    ("below", "shortest", "asked"), [(0.8, 1.1, NEVER), (0.8, 1.0, 0.8), (ALWAYS, 1.1, ALWAYS), (NEVER, 0.0, NEVER)]
+)
+def test_the_student_decides_alone_what_is_short(text: Text, below: float, shortest: float, asked: float) -> None:
+    """Half a second of speech, and another of what belongs to the segment around it."""
+    settings = SessionSettings(ask_teacher_below=below, ask_teacher_from=shortest)
+    stream = Stream(text, script((0, 0.5), (0.9, 0.5), (0, 2)), settings, options={"partials": False})
+    stream.hear(3)
+    job = stream.answer(())
+    assert 1.0 < job.audio.size / SAMPLE_RATE < 1.1
+    assert job.ask_teacher_below == asked
+
+
 def test_a_failed_final_is_an_error_in_its_place_and_nothing_else(text: Text, encode: Callable[[str], Tokens]) -> None:
     stream = Stream(text, script(*[(0.9, 0.5), (0, 1)] * 2), options={"partials": False})
     stream.hear(4)
@@ -676,7 +689,13 @@ def test_memory_is_bounded_by_the_pre_roll_and_the_longest_segment(text: Text, e
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"partial_interval": 0}, {"first_partial": -1}, {"ask_teacher_below": -0.1}, {"ask_teacher_below": float("nan")}],
+    [
+        {"partial_interval": 0},
+        {"first_partial": -1},
+        {"ask_teacher_below": -0.1},
+        {"ask_teacher_below": float("nan")},
+        {"ask_teacher_from": -1},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
