@@ -187,13 +187,14 @@ def threshold(report: Mapping[str, Any]) -> str:
     """What the default threshold costs and gains."""
     cascade = report["cascade"]
     chosen = {float(below): row for below, row in cascade["thresholds"].items()}[report["threshold"]]
-    auroc = cascade["signals"]["mean log-prob"]["auroc_wrong"]
+    auroc = cascade["auroc_wrong"]
     told = "" if auroc is None else (
         " The confidence (mean log-probability) tells the student's\nwrong texts from its right ones with an AUROC of "
         f"{auroc:.2f}."
     )  # fmt: skip
     return (
-        f"The default threshold (`escalate.below`) is {report['threshold']:g}. On {cascade['clips']:,} clips the "
+        f"The teacher is asked about texts of {report['shortest']:g} s or more (`escalate.shortest`) below a confidence "
+        f"of {report['threshold']:g} (`escalate.below`). On {cascade['clips']:,} clips the "
         f"student alone makes {_percent(cascade['student'])} word errors,\nthe teacher alone "
         f"{_percent(cascade['teacher'])}, and at the threshold, with {_percent(chosen['asked'])} of the texts asked, "
         f"both make {_percent(chosen['cascade'])}.{told}\n"

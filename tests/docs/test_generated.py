@@ -43,10 +43,11 @@ def test_the_cards_figures_are_those_of_the_report(tmp_path: Path, monkeypatch: 
     ratio = {"median": 2.0, "least": 1.5, "most": 2.5}
     report = {
         "threshold": 0.85,
+        "shortest": 2.0,
         "sets": {"dev/read": {"clips": 1600, "words": 9000, **shares}, "dev/empty": {}},
         "cascade": {
             "clips": 1600, **shares, "thresholds": {"0.0": shares, "0.85": shares, "inf": shares},
-            "signals": {"mean log-prob": {"auroc_wrong": 0.912}},
+            "auroc_wrong": 0.912,
         },
         "size": {"student": {"parameters": 37.8e6, "own_parameters": 17e6}},
         "speed": {"1": {"relative": ratio}},
