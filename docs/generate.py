@@ -193,8 +193,8 @@ def threshold(report: Mapping[str, Any]) -> str:
         f"{auroc:.2f}."
     )  # fmt: skip
     return (
-        f"The teacher is asked about texts of {report['shortest']:g} s or more (`escalate.shortest`) below a confidence "
-        f"of {report['threshold']:g} (`escalate.below`). On {cascade['clips']:,} clips the "
+        f"The teacher is asked about texts of {report['shortest']:g} s or more (`escalate.shortest`) below a "
+        f"confidence of {report['threshold']:g} (`escalate.below`). On {cascade['clips']:,} clips the "
         f"student alone makes {_percent(cascade['student'])} word errors,\nthe teacher alone "
         f"{_percent(cascade['teacher'])}, and at the threshold, with {_percent(chosen['asked'])} of the texts asked, "
         f"both make {_percent(chosen['cascade'])}.{told}\n"
