@@ -494,7 +494,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"{name}: environment overrides name a section and a key, such as {PREFIX}SERVER__PORT"
             )
-        values.setdefault(section, {})[key] = _scalar(section, key, text)
+        if section in Settings.model_fields and _section(section) is None:
+            raise ConfigurationError(f"{name}: {section} is a list, which only the file can hold")
+        if key in values.setdefault(section, {}):
+            raise ConfigurationError(f"{name}: {section}.{key} is there twice, in other letters, and only one can hold")
+        values[section][key] = _scalar(section, key, text)
     return values
 
 
@@ -512,12 +516,16 @@ def _scalar(section: str, key: str, text: str) -> Any:
 
 
 def _annotation(section: str, key: str) -> Any:
-    field = Settings.model_fields.get(section)
-    model = field.annotation if field else None
-    if not (isinstance(model, type) and issubclass(model, Section)):
-        return None
-    inner = model.model_fields.get(key)
+    model = _section(section)
+    inner = model.model_fields.get(key) if model else None
     return inner.annotation if inner else None
+
+
+def _section(name: str) -> type[Section] | None:
+    """None where there is none of this name, or a list of sections."""
+    field = Settings.model_fields.get(name)
+    model = field.annotation if field else None
+    return model if isinstance(model, type) and issubclass(model, Section) else None
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

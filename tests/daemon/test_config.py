@@ -434,6 +434,17 @@ def test_a_password_behind_another_is_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["", "microphones: [{source: kitchen}]"])
+def test_a_list_cannot_be_overridden(text: str, tmp_path: Path) -> None:
+    said = complaint(text, tmp_path, WHISPERD_MICROPHONES__SOURCE="attic")
+    assert said == "WHISPERD_MICROPHONES__SOURCE: microphones is a list, which only the file can hold"
+
+
+def test_one_key_in_two_spellings_of_the_environment() -> None:
+    with pytest.raises(ConfigurationError, match=r"^WHISPERD_server__port: server\.port is there twice"):
+        load(None, {"WHISPERD_SERVER__PORT": "1", "WHISPERD_server__port": "2"})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("WHISPERD_PORT", "9000"), ("WHISPERD_SERVER_PORT", "9000"), ("WHISPERD_NAME", "x"), ("WHISPERD_X", "")],
