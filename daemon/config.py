@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from daemon.access import EVERYTHING
+from daemon.dialects.words import language_code
 from daemon.faults import Fault
 from daemon.sources import check_name, normalised
 from streaming.confidence import ConfidenceSettings
@@ -275,6 +276,11 @@ class AnyMicrophone(Section):
     source: str
     language: str | None = None
     buffer: float = Field(default=10.0, gt=0)
+
+    @field_validator("language")
+    @classmethod
+    def _as_clients_may_write_it(cls, language: str | None) -> str | None:
+        return language_code(language)
 
     @field_validator("source")
     @classmethod

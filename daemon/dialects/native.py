@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
 from daemon.dialects.codec import close_code as close_code
-from daemon.dialects.words import read_json, shown
+from daemon.dialects.words import language_code, read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json
 
@@ -122,7 +122,10 @@ class Decoder:
                 "late_start",
                 f"{kind} comes once, before any audio: open another connection to change parameters or to resume",
             )
-        return message(**_checked(message, body))
+        said = _checked(message, body)
+        if "language" in said:
+            said["language"] = language_code(said["language"])
+        return message(**said)
 
     def _object(self, frame: str) -> dict[str, Any]:
         if self.begun and not frame.lstrip().startswith("{"):
