@@ -13,13 +13,12 @@ from typing import Any, get_type_hints
 
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
 from daemon.dialects.codec import close_code as close_code
-from daemon.dialects.words import language_code, read_json, shown
+from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json
 
 _Message = Start | Resume | Flush | Stop
 _MESSAGES: dict[str, type[_Message]] = {"start": Start, "resume": Resume, "flush": Flush, "stop": Stop}
-_LONGEST_TEXT = 256
 _GREATEST = 1e15
 _SECRET = "token"  # a client's mistake is told to it and to the log, but this never
 
@@ -181,8 +180,8 @@ def _wanted(field: str, hint: object, value: object) -> str | None:
     if hint is bool:
         return None if isinstance(value, bool) else "true or false"
     if hint in (str, str | None):
-        fits = _is_text(value) or (value is None and hint is not str)
-        return None if fits else f"a string of at most {_LONGEST_TEXT} characters of Unicode"
+        fits = is_text(value) or (value is None and hint is not str)
+        return None if fits else f"a string of at most {LONGEST_TEXT} characters of Unicode"
     if field == "start.resume":
         return None if _is_number(value) else "a number of seconds from 0 on"
     if field == "resume.events":
@@ -193,15 +192,6 @@ def _wanted(field: str, hint: object, value: object) -> str | None:
 def _is_number(value: object) -> bool:
     # bool is an int in Python; a comparison with what is not a number is false; and JSON may write numbers of any size.
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _GREATEST
-
-
-def _is_text(value: object) -> bool:
-    # Half a surrogate pair, which JSON can write, could not be sent back.
-    return (
-        isinstance(value, str)
-        and len(value) <= _LONGEST_TEXT
-        and not any("\ud800" <= each <= "\udfff" for each in value)
-    )
 
 
 DIALECT = Dialect("native", Native, tokens, refuse, paths=frozenset({STREAM}))

@@ -25,7 +25,7 @@ from daemon.dialects.codec import (
     query_once,
     shown_tokens,
 )
-from daemon.dialects.words import language_code, read_json
+from daemon.dialects.words import is_text, language_code, read_json
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Notice, Partial, Ready, Start, Stop, Word
 
@@ -238,9 +238,9 @@ def _without_effect(body: dict[str, Any]) -> Iterator[str]:
 
 def _text(body: dict[str, Any], name: str) -> str | None:
     value = body.pop(name, None)
-    # Half a surrogate pair, which JSON can write, could not be sent back.
-    good = isinstance(value, str) and len(value) <= _LONGEST and not any("\ud800" <= each <= "\udfff" for each in value)
-    if value is not None and not good:
+    if value is None:
+        return None
+    if not is_text(value, _LONGEST):
         raise _fault("bad_field", f"{name} must be a text of at most {_LONGEST} characters")
     return value or None
 

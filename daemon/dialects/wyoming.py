@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.dialects.words import language_code, read_json, shown
+from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
 
@@ -243,12 +243,11 @@ def _length(header: dict[str, Any], name: str, most: int) -> int:
     return value
 
 
-def _text(data: dict[str, Any], name: str, most: int = 256) -> str | None:
+def _text(data: dict[str, Any], name: str, most: int = LONGEST_TEXT) -> str | None:
     value = data.get(name)
     if value is None:
         return None
-    # Half a surrogate pair, which JSON can write, could not be sent back.
-    if not isinstance(value, str) or len(value) > most or any("\ud800" <= each <= "\udfff" for each in value):
+    if not is_text(value, most):
         raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {shown(value)}")
     return value or None
 
