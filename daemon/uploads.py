@@ -41,6 +41,7 @@ from daemon.access import Rights
 from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
+from daemon.dialects.transcript import Transcript
 from daemon.dialects.words import quoted
 from daemon.door import guest_of
 from daemon.edges import Outbox, Readers, Seats, Stream
@@ -231,9 +232,10 @@ class Uploads:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
         said: list[Final] = []
+        transcript = Transcript()
         try:
             async for final in finals:
-                await self._send(response, dialect.delta(final, first=not said))
+                await self._send(response, dialect.delta(transcript.final(final.text)))
                 said.append(final)
             heard.check()
         except Fault as fault:
