@@ -45,7 +45,7 @@ from daemon.dialects.transcript import Transcript
 from daemon.dialects.words import quoted
 from daemon.door import guest_of
 from daemon.edges import Outbox, Readers, Seats, Stream
-from daemon.entrance import Entrance, is_preflight, path_of, split
+from daemon.entrance import Entrance, handshake_of, is_preflight
 from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
 from daemon.metrics import Metrics
@@ -454,7 +454,4 @@ async def _patiently(work: Awaitable[_T]) -> _T:
 
 
 def _handshake(request: web.Request) -> Handshake:
-    headers: dict[str, tuple[str, ...]] = {}
-    for name, value in request.headers.items():
-        headers[name.lower()] = (*headers.get(name.lower(), ()), value)
-    return Handshake(path_of(request.raw_path), split(request.raw_path).query, headers)
+    return handshake_of(request.raw_path, request.headers.items())

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
-from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
+from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, bearer_tokens, named_source, query_once
 from daemon.dialects.codec import close_code as close_code
 from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.faults import Fault
@@ -37,7 +37,7 @@ def tokens(handshake: Handshake) -> list[str]:
     Fault: `bad_parameter`.
     """
     query_once(handshake.query)
-    return shown_tokens(handshake, "bearer")
+    return bearer_tokens(handshake)
 
 
 def refuse(fault: Fault) -> list[Frame]:
@@ -54,9 +54,7 @@ class Native(Codec):
     grace = _GRACE
 
     def __init__(self, handshake: Handshake) -> None:
-        query = query_once(handshake.query)
-        check_known(query, "source")
-        self._source = query.get("source")
+        self._source = named_source(handshake)
         self._decoder = Decoder()
         self._started = False
 

@@ -21,9 +21,8 @@ from daemon.dialects.codec import (
     Frame,
     Handshake,
     Message,
-    check_known,
-    query_once,
-    shown_tokens,
+    bearer_tokens,
+    named_source,
 )
 from daemon.dialects.words import is_text, language_code, read_json
 from daemon.faults import Fault
@@ -87,9 +86,7 @@ class WhisperLive(Codec):
     """
 
     def __init__(self, handshake: Handshake) -> None:
-        query = query_once(handshake.query)
-        check_known(query, "source")
-        self._source = query.get("source") or SOURCE
+        self._source = named_source(handshake) or SOURCE
         self._uid: str | None = None
         self._hello: _Hello | None = None
         self._completed: deque[dict[str, Any]] = deque()
@@ -261,13 +258,6 @@ def _fault(code: str, message: str) -> Fault:
 # --- before the conversation -----------------------------------------------------------------------------------------
 
 
-def _tokens(handshake: Handshake) -> list[str]:
-    """Raises:
-    Fault: `bad_parameter`.
-    """
-    return shown_tokens(handshake, "bearer")
-
-
 def _refuse_by_name(fault: Fault, frame: Frame) -> list[Frame]:
     """Whatever is wrong with the first frame: this fault came before."""
     try:
@@ -279,7 +269,7 @@ def _refuse_by_name(fault: Fault, frame: Frame) -> list[Frame]:
 DIALECT = Dialect(
     "whisperlive",
     WhisperLive,
-    _tokens,
+    bearer_tokens,
     lambda fault: _refusal(fault, None),
     refuse_by_name=_refuse_by_name,
 )
