@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_PACKAGES := mosquitto mosquitto-clients curl libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins systemd openssl \
 	chromium espeak-ng
 
-.PHONY: help demo run test check audit docs format clean
+.PHONY: help demo run test check fuzz audit docs format clean
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
@@ -28,6 +28,11 @@ check: $(VENV)/.test ## ruff, mypy --strict, the layering rule
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_layers.py
+
+# A property may take its time here, and goes on where the last run failed (.hypothesis/).
+fuzz: $(VENV)/.test ## properties, wires, settings and audio, with random inputs that are new in each run
+	$(BIN)/pytest -m hypothesis --hypothesis-profile free --timeout 1800
+	$(BIN)/python -m tests.fuzz
 
 audit: $(VENV)/.test ## are the libraries those that are pinned, undamaged, and without known weaknesses?
 	-$(PIP) 'pip-audit>=2.7' # without the network it says what it could not look up

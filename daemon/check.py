@@ -83,6 +83,11 @@ def python() -> str:
     return f"{platform.python_version()} in {sys.prefix}"
 
 
+def configuration(path: Path | None, unheeded: Sequence[str]) -> str:
+    """Which file it is, and what is there and has no effect. unheeded: sentences, see `config.unheeded`."""
+    return "; ".join([str(path or "the defaults"), *unheeded])
+
+
 def address(server: Server) -> str:
     """That the port is free and the address ours, or that a whisperd is there already; and that it is guarded.
 

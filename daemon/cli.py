@@ -325,7 +325,7 @@ def devices(_: argparse.Namespace) -> int:
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon import check as checks
-    from daemon.config import find, mqtt_password, secret_files, surroundings, with_tokens
+    from daemon.config import find, mqtt_password, secret_files, surroundings, unheeded, with_tokens
     from daemon.pipeline import describe_models
     from daemon.sound import find_device, input_devices
 
@@ -335,7 +335,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
     probes = [
         checks.Probe("Python", checks.python),
-        checks.Probe("configuration", lambda: str(path or "the defaults")),
+        checks.Probe("configuration", lambda: checks.configuration(path, unheeded(mqtt, around))),
         checks.Probe("secrets", lambda: checks.secrets(secret_files(settings), path, plain)),
         checks.Probe("state", lambda: checks.state(around.state)),
         checks.Probe("address", lambda: checks.address(with_tokens(settings, around).server)),

@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from daemon.access import EVERYTHING
+from daemon.dialects.words import language_code
 from daemon.faults import Fault
 from daemon.sources import check_name, normalised
 from streaming.confidence import ConfidenceSettings
@@ -277,6 +278,11 @@ class AnyMicrophone(Section):
     language: str | None = None
     buffer: float = Field(default=10.0, gt=0)
 
+    @field_validator("language")
+    @classmethod
+    def _as_clients_may_write_it(cls, language: str | None) -> str | None:
+        return language_code(language)
+
     @field_validator("source")
     @classmethod
     def _is_a_name(cls, source: str) -> str:
@@ -473,8 +479,15 @@ whisperd-something, and docker where containers are linked. Nobody meant a setti
 """
 
 
+def foreign_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The names with our prefix that are no settings of ours."""
+    return sorted(name for name, value in environ.items() if name.startswith(PREFIX) and _is_foreign(name, value))
+
+
 def _is_foreign(name: str, value: str) -> bool:
     rest = name.removeprefix(PREFIX)
+    if rest.partition("__")[2]:
+        return False
     return any(re.fullmatch(its, rest) and re.fullmatch(has, value, re.DOTALL) for its, has in _FOREIGN)
 
 
@@ -482,16 +495,18 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """`WHISPERD_SERVER__PORT=9000` as `{"server": {"port": 9000}}`."""
     values: dict[str, Any] = {}
     for name, text in sorted(environ.items()):
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or _is_foreign(name, text):
             continue
         section, _, key = name.removeprefix(PREFIX).lower().partition("__")
-        if not key and _is_foreign(name, text):
-            continue
         if not key:
             raise ConfigurationError(
                 f"{name}: environment overrides name a section and a key, such as {PREFIX}SERVER__PORT"
             )
-        values.setdefault(section, {})[key] = _scalar(section, key, text)
+        if section in Settings.model_fields and _section(section) is None:
+            raise ConfigurationError(f"{name}: {section} is a list, which only the file can hold")
+        if key in values.setdefault(section, {}):
+            raise ConfigurationError(f"{name}: {section}.{key} is there twice, in other letters, and only one can hold")
+        values[section][key] = _scalar(section, key, text)
     return values
 
 
@@ -509,12 +524,16 @@ def _scalar(section: str, key: str, text: str) -> Any:
 
 
 def _annotation(section: str, key: str) -> Any:
-    field = Settings.model_fields.get(section)
-    model = field.annotation if field else None
-    if not (isinstance(model, type) and issubclass(model, Section)):
-        return None
-    inner = model.model_fields.get(key)
+    model = _section(section)
+    inner = model.model_fields.get(key) if model else None
     return inner.annotation if inner else None
+
+
+def _section(name: str) -> type[Section] | None:
+    """None where there is none of this name, or a list of sections."""
+    field = Settings.model_fields.get(name)
+    model = field.annotation if field else None
+    return model if isinstance(model, type) and issubclass(model, Section) else None
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -525,6 +544,21 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         if isinstance(under, dict):  # what is no section is left for validation to name
             merged[section] = {**under, **keys}
     return merged
+
+
+def unheeded(mqtt: Mqtt, around: Surroundings, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What is there and has no effect, a sentence each."""
+    told = []
+    if foreign := foreign_variables(environ):
+        told.append(f"ignored, for Kubernetes and docker set such variables: {', '.join(foreign)}")
+    passwords = {
+        "mqtt.password": mqtt.password,
+        "mqtt.password_file": mqtt.password_file,
+        "the credential mqtt_password": _credential("mqtt_password", around),
+    }
+    first, *others = [name for name, given in passwords.items() if given is not None] or [""]
+    told += [f"{name} is not read: {first} comes before it" for name in others]
+    return told
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
@@ -690,8 +724,8 @@ def with_tokens(settings: Settings, around: Surroundings) -> Settings:
         if trouble := secret_trouble("server.tokens_file", Path(server.tokens_file)):
             raise ConfigurationError(trouble)
         tokens += _tokens_in("server.tokens_file", Path(server.tokens_file))
-    credential = around.credentials / "server_tokens" if around.credentials else None
-    if credential is not None and credential.is_file():
+    credential = _credential("server_tokens", around)
+    if credential is not None:
         tokens += _tokens_in("the credential server_tokens", credential)
     return settings.model_copy(update={"server": server.model_copy(update={"tokens": tuple(tokens)})})
 
@@ -766,10 +800,14 @@ def mqtt_password(mqtt: Mqtt, around: Surroundings) -> str | None:
         return mqtt.password
     if mqtt.password_file is not None:
         return _password_in("mqtt.password_file", Path(mqtt.password_file))
-    credential = around.credentials / "mqtt_password" if around.credentials else None
-    if credential is not None and credential.is_file():
-        return _password_in("the credential mqtt_password", credential)
-    return None
+    credential = _credential("mqtt_password", around)
+    return _password_in("the credential mqtt_password", credential) if credential is not None else None
+
+
+def _credential(name: str, around: Surroundings) -> Path | None:
+    """The file of one that the service manager hands over, if it does."""
+    file = around.credentials / name if around.credentials else None
+    return file if file is not None and file.is_file() else None
 
 
 def _password_in(key: str, path: Path) -> str:

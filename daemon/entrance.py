@@ -108,6 +108,14 @@ def is_preflight(method: str, handshake: Handshake) -> bool:
     return method == "OPTIONS" and {"origin", "access-control-request-method"} <= handshake.headers.keys()
 
 
+def handshake_of(url: str, headers: Iterable[tuple[str, str]]) -> Handshake:
+    """A request, whichever library read it; subprotocols are for those to read that speak them."""
+    by_name: dict[str, tuple[str, ...]] = {}
+    for name, value in headers:
+        by_name[name.lower()] = (*by_name.get(name.lower(), ()), value)
+    return Handshake(path_of(url), split(url).query, by_name)
+
+
 def path_of(url: str) -> str:
     """Its path, as pages and dialects are known by it: a slash at its end says nothing."""
     return split(url).path.rstrip("/") or "/"

@@ -45,7 +45,7 @@ from daemon.dialects.codec import (
 from daemon.dialects.words import quoted
 from daemon.door import Door, guest_of
 from daemon.edges import Guests, Outbox, Pace, Readers, Seats, Stream
-from daemon.entrance import Entrance, is_preflight, path_of, split
+from daemon.entrance import Entrance, handshake_of, is_preflight, path_of
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.peer import CLOSE_TIMEOUT, Connection, Peer
@@ -420,16 +420,9 @@ def _since(query: dict[str, str]) -> int | None:
 
 
 def _handshake(request: Request) -> Handshake:
-    headers: dict[str, tuple[str, ...]] = {}
-    for name, value in request.headers.raw_items():
-        headers[name.lower()] = (*headers.get(name.lower(), ()), value)
-    offered = ",".join(headers.get("sec-websocket-protocol", ())).split(",")
-    return Handshake(
-        path_of(request.path),
-        split(request.path).query,
-        headers,
-        tuple(each.strip() for each in offered if each.strip()),
-    )
+    handshake = handshake_of(request.path, request.headers.raw_items())
+    offered = ",".join(handshake.headers.get("sec-websocket-protocol", ())).split(",")
+    return replace(handshake, subprotocols=tuple(each.strip() for each in offered if each.strip()))
 
 
 def _always(dialect: Dialect, _: str) -> Dialect:

@@ -41,10 +41,11 @@ from daemon.access import Rights
 from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
+from daemon.dialects.transcript import Transcript
 from daemon.dialects.words import quoted
 from daemon.door import guest_of
 from daemon.edges import Outbox, Readers, Seats, Stream
-from daemon.entrance import Entrance, is_preflight, path_of, split
+from daemon.entrance import Entrance, handshake_of, is_preflight
 from daemon.faults import Fault
 from daemon.files import AudioFile, FileError
 from daemon.metrics import Metrics
@@ -231,9 +232,10 @@ class Uploads:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
         said: list[Final] = []
+        transcript = Transcript()
         try:
             async for final in finals:
-                await self._send(response, dialect.delta(final, first=not said))
+                await self._send(response, dialect.delta(transcript.final(final.text)))
                 said.append(final)
             heard.check()
         except Fault as fault:
@@ -452,7 +454,4 @@ async def _patiently(work: Awaitable[_T]) -> _T:
 
 
 def _handshake(request: web.Request) -> Handshake:
-    headers: dict[str, tuple[str, ...]] = {}
-    for name, value in request.headers.items():
-        headers[name.lower()] = (*headers.get(name.lower(), ()), value)
-    return Handshake(path_of(request.raw_path), split(request.raw_path).query, headers)
+    return handshake_of(request.raw_path, request.headers.items())

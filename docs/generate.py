@@ -31,7 +31,8 @@ One YAML file: `./whisperd.yaml`, or else `/etc/whisperd/whisperd.yaml`, or the 
 unknown key is an error that names the nearest known one.
 
 The environment is over the file: `{PREFIX}SERVER__PORT=9000` is `server.port`, with two underscores between the section
-and the key; its value is read as YAML (`{PREFIX}SERVER__TOKENS='[a, b]'`), a text as it is.
+and the key; its value is read as YAML (`{PREFIX}SERVER__TOKENS='[a, b]'`), a text as it is. What Kubernetes and docker
+set beside a service of this name (`{PREFIX}SERVICE_HOST`) is no setting; `whisperd check` names it.
 
 Times are in seconds. *Reload*: `systemctl reload whisperd` (SIGHUP) takes a new value over, and drops nobody;
 [systemd/README.md](../systemd/README.md#settings-that-change) says for whom it holds. All else waits for a restart, and

@@ -1,4 +1,4 @@
-"""What tests share: the property tests' profile, a small real tokenizer, and the recordings.
+"""What tests share: the property tests' profiles, a small real tokenizer, and the recordings.
 
 The only conftest of the tree: its folder goes on the import path, so that `import checkpoints` works in every
 test.
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from speakers import Speaker
 
 # No deadline: how long an example takes says more about the machine than about the code.
-settings.register_profile("whisperd", deadline=None)
-settings.load_profile("whisperd")
+settings.register_profile("ci", deadline=None, derandomize=True)  # what fails here fails everywhere, and each time
+settings.register_profile("free", deadline=None, derandomize=False, max_examples=1000)  # see `make fuzz`
+settings.load_profile("ci")
 
 DATA = Path(__file__).parent / "data"
 SENTENCES = [

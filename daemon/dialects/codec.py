@@ -199,6 +199,26 @@ def check_known(query: Mapping[str, str], *known: str) -> None:
             )
 
 
+def named_source(handshake: Handshake) -> str | None:
+    """The source that the address names, where it can name nothing else; None if it does not.
+
+    Raises:
+        Fault: `bad_parameter`, `unknown_parameter`.
+    """
+    query = query_once(handshake.query)
+    check_known(query, "source")
+    return query.get("source")
+
+
+def bearer_tokens(handshake: Handshake) -> list[str]:
+    """Those of a protocol that has no place of its own for them.
+
+    Raises:
+        Fault: `bad_parameter`.
+    """
+    return shown_tokens(handshake, "bearer")
+
+
 def shown_tokens(handshake: Handshake, *schemes: str) -> list[str]:
     """Those in `?token=`, and in the header Authorization under one of `schemes` (in small letters).
 

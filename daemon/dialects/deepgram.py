@@ -35,7 +35,7 @@ from daemon.dialects.codec import (
     query_pairs,
     shown_tokens,
 )
-from daemon.dialects.words import bare, bare_text, language_code, quoted, read_json
+from daemon.dialects.words import LONGEST_TEXT, bare, bare_text, is_text, language_code, quoted, read_json
 from daemon.faults import Fault
 from streaming.events import (
     Audio,
@@ -60,7 +60,6 @@ SOURCE = "deepgram"
 """The name of a stream whose query has none: `source=kitchen` is ours."""
 
 _MOST_PARAMETERS = 64
-_LONGEST = 256
 
 _ENCODINGS: dict[str, tuple[Encoding, int]] = {
     "linear16": ("pcm_s16le", 2),
@@ -215,8 +214,8 @@ class _Query:
         values = self._values.pop(name, [""])
         if len(values) > 1:
             raise Fault("bad_parameter", f"{name} may come once")
-        if len(values[0]) > _LONGEST or not values[0].isprintable():
-            raise Fault("bad_parameter", f"{name} must be a text of at most {_LONGEST} characters")
+        if not is_text(values[0]) or not values[0].isprintable():
+            raise Fault("bad_parameter", f"{name} must be a text of at most {LONGEST_TEXT} characters")
         return values[0] or None
 
     def _switch(self, name: str) -> bool:
@@ -281,8 +280,8 @@ class _Query:
     def _extra(self) -> dict[str, str]:
         """`extra=key:value`, as often as it comes."""
         pairs = [each.partition(":") for each in self._values.pop("extra", []) if each]
-        if any(not colon or max(len(key), len(value)) > _LONGEST for key, colon, value in pairs):
-            raise Fault("bad_parameter", f"extra must be key:value, each of at most {_LONGEST} characters")
+        if not all(colon and is_text(key) and is_text(value) for key, colon, value in pairs):
+            raise Fault("bad_parameter", f"extra must be key:value, each of at most {LONGEST_TEXT} characters")
         return {key: value for key, _, value in pairs}
 
 

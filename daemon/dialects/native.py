@@ -11,15 +11,14 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
-from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, check_known, query_once, shown_tokens
+from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, bearer_tokens, named_source, query_once
 from daemon.dialects.codec import close_code as close_code
-from daemon.dialects.words import read_json, shown
+from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json
 
 _Message = Start | Resume | Flush | Stop
 _MESSAGES: dict[str, type[_Message]] = {"start": Start, "resume": Resume, "flush": Flush, "stop": Stop}
-_LONGEST_TEXT = 256
 _GREATEST = 1e15
 _SECRET = "token"  # a client's mistake is told to it and to the log, but this never
 
@@ -38,7 +37,7 @@ def tokens(handshake: Handshake) -> list[str]:
     Fault: `bad_parameter`.
     """
     query_once(handshake.query)
-    return shown_tokens(handshake, "bearer")
+    return bearer_tokens(handshake)
 
 
 def refuse(fault: Fault) -> list[Frame]:
@@ -55,9 +54,7 @@ class Native(Codec):
     grace = _GRACE
 
     def __init__(self, handshake: Handshake) -> None:
-        query = query_once(handshake.query)
-        check_known(query, "source")
-        self._source = query.get("source")
+        self._source = named_source(handshake)
         self._decoder = Decoder()
         self._started = False
 
@@ -122,7 +119,10 @@ class Decoder:
                 "late_start",
                 f"{kind} comes once, before any audio: open another connection to change parameters or to resume",
             )
-        return message(**_checked(message, body))
+        said = _checked(message, body)
+        if "language" in said:
+            said["language"] = language_code(said["language"])
+        return message(**said)
 
     def _object(self, frame: str) -> dict[str, Any]:
         if self.begun and not frame.lstrip().startswith("{"):
@@ -178,8 +178,8 @@ def _wanted(field: str, hint: object, value: object) -> str | None:
     if hint is bool:
         return None if isinstance(value, bool) else "true or false"
     if hint in (str, str | None):
-        fits = _is_text(value) or (value is None and hint is not str)
-        return None if fits else f"a string of at most {_LONGEST_TEXT} characters of Unicode"
+        fits = is_text(value) or (value is None and hint is not str)
+        return None if fits else f"a string of at most {LONGEST_TEXT} characters of Unicode"
     if field == "start.resume":
         return None if _is_number(value) else "a number of seconds from 0 on"
     if field == "resume.events":
@@ -190,15 +190,6 @@ def _wanted(field: str, hint: object, value: object) -> str | None:
 def _is_number(value: object) -> bool:
     # bool is an int in Python; a comparison with what is not a number is false; and JSON may write numbers of any size.
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _GREATEST
-
-
-def _is_text(value: object) -> bool:
-    # Half a surrogate pair, which JSON can write, could not be sent back.
-    return (
-        isinstance(value, str)
-        and len(value) <= _LONGEST_TEXT
-        and not any("\ud800" <= each <= "\udfff" for each in value)
-    )
 
 
 DIALECT = Dialect("native", Native, tokens, refuse, paths=frozenset({STREAM}))

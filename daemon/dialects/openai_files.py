@@ -163,9 +163,9 @@ def headers(warnings: Sequence[str]) -> dict[str, str]:
     return {"Whisperd-Warning": "; ".join(warnings).encode("ascii", "replace").decode()} if warnings else {}
 
 
-def delta(final: Final, *, first: bool) -> str:
-    """One utterance of a stream."""
-    return _sse({"type": "transcript.text.delta", "delta": final.text.strip() if first else f" {final.text.strip()}"})
+def delta(more: str) -> str:
+    """What an utterance adds to a stream."""
+    return _sse({"type": "transcript.text.delta", "delta": more})
 
 
 def done(finals: Sequence[Final], seconds: float, asked: Wanted, warnings: Sequence[str] = ()) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply, query_pairs, shown_tokens
 from daemon.dialects.openai_session import Refused, SessionConfig, updated, updated_beta
+from daemon.dialects.transcript import Transcript
 from daemon.dialects.words import quoted, read_json
 from daemon.faults import Fault
 from streaming.events import (
@@ -69,7 +70,7 @@ _NO_CONVERSATION = frozenset(
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """end: seconds since the session began, where its client committed it. said: the finals of its utterances.
+    """end: seconds since the session began, where its client committed it. said: of its utterances.
 
     forgotten: the client cleared the buffer: nothing is told of it.
     """
@@ -77,20 +78,9 @@ class _Item:
     id: str
     begun: float = 0.0
     end: float = math.inf
-    said: list[str] = field(default_factory=list)
+    said: Transcript = field(default_factory=Transcript)
     words: list[Word] = field(default_factory=list)
-    streamed: str = ""
     forgotten: bool = False
-
-    def joined(self, more: str = "") -> str:
-        return " ".join(part for part in (*self.said, more.strip()) if part)
-
-    def delta(self, text: str) -> str:
-        """What `text` adds to what was streamed; nothing where it is not a continuation."""
-        if len(text) <= len(self.streamed) or not text.startswith(self.streamed):
-            return ""
-        more, self.streamed = text[len(self.streamed) :], text
-        return more
 
 
 class Realtime(Codec):
@@ -226,7 +216,7 @@ class Realtime(Codec):
                 self._items.append(item)
                 yield _event("input_audio_buffer.speech_started", audio_start_ms=_ms(item.begun), item_id=item.id)
             case Partial(utterance=utterance, stable=stable) if utterance in self._of:
-                yield from self._tell_delta(self._of[utterance], stable.strip())
+                yield from self._tell_partial(self._of[utterance], stable)
             case SpeechStopped(utterance=utterance, end=end) if utterance in self._of:
                 item = self._of[utterance]
                 item.end = self._offset + end
@@ -262,8 +252,7 @@ class Realtime(Codec):
             case SpeechStarted(utterance=utterance, start=start):
                 self._of[utterance] = self._item_at(self._offset + start)
             case Partial(utterance=utterance, stable=stable) if utterance in self._of:
-                item = self._of[utterance]
-                yield from self._tell_delta(item, item.joined(stable))
+                yield from self._tell_partial(self._of[utterance], stable)
             case Final(utterance=utterance):
                 self._of.pop(utterance, None)
                 # In order, and a commit's mark comes behind the last of its own.
@@ -277,14 +266,15 @@ class Realtime(Codec):
 
     # both
 
+    def _tell_partial(self, item: _Item, stable: str) -> Iterable[Frame]:
+        yield from self._tell_delta(item, item.said.partial(stable))
+
     def _take_final(self, item: _Item, final: Final) -> Iterable[Frame]:
-        yield from self._tell_delta(item, item.joined(final.text))
-        if final.text.strip():
-            item.said.append(final.text.strip())
+        yield from self._tell_delta(item, item.said.final(final.text))
         item.words += final.words or ()
 
-    def _tell_delta(self, item: _Item, text: str) -> Iterable[Frame]:
-        if not item.forgotten and (more := item.delta(text)):
+    def _tell_delta(self, item: _Item, more: str) -> Iterable[Frame]:
+        if more and not item.forgotten:
             yield _event(f"{_TRANSCRIPTION}.delta", item_id=item.id, content_index=0, delta=more)
 
     def _tell_committed(self, item: _Item) -> list[Frame]:
@@ -313,7 +303,7 @@ class Realtime(Codec):
             f"{_TRANSCRIPTION}.completed",
             item_id=item.id,
             content_index=0,
-            transcript=item.joined(),
+            transcript=item.said.text,
             usage={"type": "duration", "seconds": round(item.end - item.begun, 3)},
             **log_probs,
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from daemon.dialects.words import language_code, quoted
+from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, quoted
 from daemon.faults import Fault
 from streaming.events import Encoding, Endpointing, Start
 
@@ -23,7 +23,6 @@ _NAMES: dict[str, tuple[Encoding, str]] = {
     "audio/pcma": ("alaw", "g711_alaw"),
 }
 _PCM_RATE, _TELEPHONE_RATE = 24000, 8000
-_LONGEST_TEXT = 256
 
 
 class Refused(Fault):
@@ -245,11 +244,9 @@ def _nothing_else(body: Mapping[str, Any], at: str) -> None:
 def _text(value: object, at: str) -> str | None:
     if value is None:
         return None
-    # Half a surrogate pair, which JSON can write, could not be sent back.
-    fits = isinstance(value, str) and len(value) <= _LONGEST_TEXT and not any("\ud800" <= c <= "\udfff" for c in value)
-    if not fits:
-        raise _bad(at, f"must be a text of at most {_LONGEST_TEXT} characters, got {quoted(value)}")
-    return str(value) or None
+    if not is_text(value):
+        raise _bad(at, f"must be a text of at most {LONGEST_TEXT} characters, got {quoted(value)}")
+    return value or None
 
 
 def _number(value: object, at: str, low: float, high: float) -> float | None:

@@ -23,10 +23,9 @@ from daemon.dialects.codec import (
     Handshake,
     Message,
     Reply,
-    check_known,
+    bearer_tokens,
     close_reason,
-    query_once,
-    shown_tokens,
+    named_source,
 )
 from daemon.dialects.words import bare, bare_text, read_json, shown
 from daemon.faults import Fault
@@ -65,9 +64,7 @@ class Vosk(Codec):
     """
 
     def __init__(self, handshake: Handshake, sample_rate: int) -> None:
-        query = query_once(handshake.query)
-        check_known(query, "source")
-        self._source = query.get("source") or SOURCE
+        self._source = named_source(handshake) or SOURCE
         self._config = _Config(sample_rate)
         self._begun = False
         self._ended = False
@@ -207,14 +204,7 @@ def _fault(code: str, message: str) -> Fault:
 # --- before the conversation -----------------------------------------------------------------------------------------
 
 
-def _tokens(handshake: Handshake) -> list[str]:
-    """Raises:
-    Fault: `bad_parameter`.
-    """
-    return shown_tokens(handshake, "bearer")
-
-
 def dialect(sample_rate: int) -> Dialect:
     """sample_rate: of audio whose client names none."""
     make: Callable[[Handshake], Codec] = lambda handshake: Vosk(handshake, sample_rate)  # noqa: E731
-    return Dialect("vosk", make, _tokens, lambda fault: (), close_reason=close_reason)
+    return Dialect("vosk", make, bearer_tokens, lambda fault: (), close_reason=close_reason)

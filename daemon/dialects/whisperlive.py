@@ -21,11 +21,10 @@ from daemon.dialects.codec import (
     Frame,
     Handshake,
     Message,
-    check_known,
-    query_once,
-    shown_tokens,
+    bearer_tokens,
+    named_source,
 )
-from daemon.dialects.words import language_code, read_json
+from daemon.dialects.words import is_text, language_code, read_json
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Notice, Partial, Ready, Start, Stop, Word
 
@@ -87,9 +86,7 @@ class WhisperLive(Codec):
     """
 
     def __init__(self, handshake: Handshake) -> None:
-        query = query_once(handshake.query)
-        check_known(query, "source")
-        self._source = query.get("source") or SOURCE
+        self._source = named_source(handshake) or SOURCE
         self._uid: str | None = None
         self._hello: _Hello | None = None
         self._completed: deque[dict[str, Any]] = deque()
@@ -238,9 +235,9 @@ def _without_effect(body: dict[str, Any]) -> Iterator[str]:
 
 def _text(body: dict[str, Any], name: str) -> str | None:
     value = body.pop(name, None)
-    # Half a surrogate pair, which JSON can write, could not be sent back.
-    good = isinstance(value, str) and len(value) <= _LONGEST and not any("\ud800" <= each <= "\udfff" for each in value)
-    if value is not None and not good:
+    if value is None:
+        return None
+    if not is_text(value, _LONGEST):
         raise _fault("bad_field", f"{name} must be a text of at most {_LONGEST} characters")
     return value or None
 
@@ -261,13 +258,6 @@ def _fault(code: str, message: str) -> Fault:
 # --- before the conversation -----------------------------------------------------------------------------------------
 
 
-def _tokens(handshake: Handshake) -> list[str]:
-    """Raises:
-    Fault: `bad_parameter`.
-    """
-    return shown_tokens(handshake, "bearer")
-
-
 def _refuse_by_name(fault: Fault, frame: Frame) -> list[Frame]:
     """Whatever is wrong with the first frame: this fault came before."""
     try:
@@ -279,7 +269,7 @@ def _refuse_by_name(fault: Fault, frame: Frame) -> list[Frame]:
 DIALECT = Dialect(
     "whisperlive",
     WhisperLive,
-    _tokens,
+    bearer_tokens,
     lambda fault: _refusal(fault, None),
     refuse_by_name=_refuse_by_name,
 )

@@ -1,11 +1,15 @@
-"""What a client sent, read as JSON, or shown to it in its own error; and texts as bare words. Knows no dialect."""
+"""What a client sent, read as JSON or judged as a text, or shown to it in its own error; and texts as bare words. Knows
+no dialect."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 from daemon.logs import shortened
+
+LONGEST_TEXT = 256
+"""Characters of what a client may name, where its protocol says nothing else."""
 
 _LONGEST = 60
 
@@ -26,6 +30,14 @@ def read_json(text: str | bytes) -> Any:
     except ValueError:
         # Python's own words for it advise to change a setting of the interpreter.
         raise ValueError("a number has too many digits") from None
+
+
+def is_text(value: object, most: int = LONGEST_TEXT) -> TypeGuard[str]:
+    """Whether it is one of at most `most` characters that can be sent back.
+
+    Half a surrogate pair, which JSON can write, could not be: UTF-8 has no bytes for it.
+    """
+    return isinstance(value, str) and len(value) <= most and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def bare(word: str) -> str:

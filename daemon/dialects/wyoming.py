@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.dialects.words import language_code, read_json, shown
+from daemon.dialects.transcript import Transcript
+from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
 
@@ -243,12 +244,11 @@ def _length(header: dict[str, Any], name: str, most: int) -> int:
     return value
 
 
-def _text(data: dict[str, Any], name: str, most: int = 256) -> str | None:
+def _text(data: dict[str, Any], name: str, most: int = LONGEST_TEXT) -> str | None:
     value = data.get(name)
     if value is None:
         return None
-    # Half a surrogate pair, which JSON can write, could not be sent back.
-    if not isinstance(value, str) or len(value) > most or any("\ud800" <= each <= "\udfff" for each in value):
+    if not is_text(value, most):
         raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {shown(value)}")
     return value or None
 
@@ -303,21 +303,22 @@ def error(code: str, message: str) -> bytes:
 class Answer:
     """What one turn's client reads: chunks while somebody speaks, then the one transcript.
 
-    A client takes the first transcript for the whole answer, so all utterances of a turn are joined in it. Chunks can
-    only be added to, so they carry what will not change any more; where a final does change it, they end, and the
-    transcript alone is right.
+    A client takes the first transcript for the whole answer, so all utterances of a turn are joined in it.
 
     Attributes:
-        text: the finals so far.
         failed: an error was the answer. There is no transcript then: half a command must not be obeyed.
     """
 
     def __init__(self) -> None:
-        self.text = ""
         self.failed = False
-        self._streamed = ""
+        self._said = Transcript()
         self._language: str | None = None
         self._begun = False
+
+    @property
+    def text(self) -> str:
+        """The finals so far."""
+        return self._said.text
 
     def encode(self, event: Event) -> bytes:
         """What the client is told of `event`: often nothing."""
@@ -325,10 +326,10 @@ class Answer:
             return b""
         match event:
             case Partial(stable=stable):
-                return self._stream(self._joined(stable))
+                return self._chunk(self._said.partial(stable))
             case Final(text=text, language=language):
-                self.text, self._language = self._joined(text), language
-                return self._stream(self.text)
+                self._language = language
+                return self._chunk(self._said.final(text))
             case Stopped():
                 return self._begin() + self._transcript() + encode("transcript-stop")
             case Error(code=code, message=message, fatal=fatal) if fatal or code == "transcription_failed":
@@ -336,14 +337,8 @@ class Answer:
                 return error(code, message)
         return b""
 
-    def _joined(self, text: str) -> str:
-        return " ".join(part for part in (self.text, text.strip()) if part)
-
-    def _stream(self, text: str) -> bytes:
-        if len(text) <= len(self._streamed) or not text.startswith(self._streamed):
-            return b""
-        more, self._streamed = text[len(self._streamed) :], text
-        return self._begin() + encode("transcript-chunk", {"text": more})
+    def _chunk(self, more: str) -> bytes:
+        return self._begin() + encode("transcript-chunk", {"text": more}) if more else b""
 
     def _begin(self) -> bytes:
         if self._begun:

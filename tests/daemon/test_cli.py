@@ -425,6 +425,21 @@ def test_each_failure_names_its_mend(check: Whisperd, tmp_path: Path) -> None:
     assert "whisperd devices" in found["microphone"][1] or "apt-get install" in found["microphone"][1]
 
 
+def test_what_has_no_effect_is_named(check: Whisperd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "password"
+    file.touch(mode=0o600)
+    monkeypatch.setenv("WHISPERD_PORT", "tcp://10.0.0.1:8765")
+    monkeypatch.setenv("WHISPERD_SERVICE_HOST", "10.0.0.1")
+    code, out, _ = check(server={"port": 0}, mqtt={"password": "secret", "password_file": str(file)})
+    verdict, detail = answers(out)["configuration"]
+    assert (code, verdict) == (0, "ok"), out
+    assert detail.split("; ") == [
+        str(tmp_path / "whisperd.yaml"),
+        "ignored, for Kubernetes and docker set such variables: WHISPERD_PORT, WHISPERD_SERVICE_HOST",
+        "mqtt.password_file is not read: mqtt.password comes before it",
+    ]
+
+
 def test_what_could_record_is_said_where_nothing_shall(check: Whisperd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.sound.input_devices", lambda: ["*   0  default"])
     assert answers(check()[1])["microphone"] == ("ok", "off; 1 device could record")

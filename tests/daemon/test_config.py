@@ -24,6 +24,7 @@ from daemon.config import (
     mqtt_password,
     mqtt_spool,
     surroundings,
+    unheeded,
     with_tokens,
 )
 from streaming.job import ALWAYS, NEVER
@@ -411,7 +412,39 @@ def test_what_others_set_beside_a_service_of_our_name_is_none_of_ours() -> None:
         "WHISPERD_NAME": "/page/whisperd",
         "WHISPERD_ENV_PATH": "/bin",
     }
-    assert load(None, {**theirs, "WHISPERD_SERVER__PORT": "9000"}).server.port == 9000
+    environ = {**theirs, "WHISPERD_SERVER__PORT": "9000", "PORT": "tcp://10.0.0.1:8765"}
+    assert load(None, environ).server.port == 9000
+    (told,) = unheeded(Mqtt(), Surroundings(), environ)
+    assert told.partition(": ")[2].split(", ") == sorted(theirs)
+
+
+def test_all_that_is_ours_has_an_effect() -> None:
+    assert unheeded(Mqtt(), Surroundings(), {"WHISPERD_SERVER__PORT": "9000", "PATH": "/bin"}) == []
+
+
+def test_a_password_behind_another_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mqtt_password").write_text("from systemd")
+    around = Surroundings(credentials=tmp_path)
+    file, both = Mqtt(password_file="/etc/password"), Mqtt(password="written", password_file="/etc/password")
+    assert unheeded(Mqtt(), around, {}) == []
+    assert unheeded(file, Surroundings(), {}) == []
+    credential = "the credential mqtt_password is not read"
+    assert unheeded(file, around, {}) == [f"{credential}: mqtt.password_file comes before it"]
+    assert unheeded(both, around, {}) == [
+        "mqtt.password_file is not read: mqtt.password comes before it",
+        f"{credential}: mqtt.password comes before it",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "microphones: [{source: kitchen}]"])
+def test_a_list_cannot_be_overridden(text: str, tmp_path: Path) -> None:
+    said = complaint(text, tmp_path, WHISPERD_MICROPHONES__SOURCE="attic")
+    assert said == "WHISPERD_MICROPHONES__SOURCE: microphones is a list, which only the file can hold"
+
+
+def test_one_key_in_two_spellings_of_the_environment() -> None:
+    with pytest.raises(ConfigurationError, match=r"^WHISPERD_server__port: server\.port is there twice"):
+        load(None, {"WHISPERD_SERVER__PORT": "1", "WHISPERD_server__port": "2"})
 
 
 @pytest.mark.parametrize(

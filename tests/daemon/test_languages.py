@@ -1,4 +1,4 @@
-"""One reading of language tags, whatever dialect a client speaks."""
+"""One reading of language tags, wherever somebody writes one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from daemon.config import Settings
+from daemon.dialects import native, wyoming
 from daemon.dialects.codec import Handshake
 from daemon.dialects.deepgram import parse
 from daemon.dialects.openai_files import wanted
@@ -36,7 +38,29 @@ def of_openai_files(tag: str) -> str | None:
     return wanted([("model", "x"), ("language", tag)]).language
 
 
+def of_wyoming(tag: str) -> str | None:
+    decoder = wyoming.Decoder()
+    decoder.feed(wyoming.encode("transcribe", {"language": tag}))
+    decoder.feed(wyoming.encode("audio-start", {"rate": 16000, "width": 2, "channels": 1}))
+    return next(each for each in iter(decoder.next, None) if isinstance(each, Start)).language
+
+
+def of_native(tag: str) -> str | None:
+    start = native.Decoder().decode(json.dumps({"type": "start", "language": tag}))
+    assert isinstance(start, Start)
+    return start.language
+
+
+def of_a_microphone(tag: str) -> str | None:
+    return Settings.model_validate({"microphone": {"language": tag}}).microphone.language
+
+
+READERS = (
+    language_code, of_deepgram, of_whisperlive, of_openai, of_openai_files, of_wyoming, of_native, of_a_microphone,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("tag", TAGS)
-def test_a_tag_means_the_same_in_every_dialect(tag: str) -> None:
-    for read in (language_code, of_deepgram, of_whisperlive, of_openai, of_openai_files):
+def test_a_tag_means_the_same_everywhere(tag: str) -> None:
+    for read in READERS:
         assert read(tag) == TAGS[tag], read.__name__

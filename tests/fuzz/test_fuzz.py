@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from . import rounds
@@ -14,6 +15,21 @@ from .targets import TARGETS
 def test_a_round(name: str) -> None:
     target = TARGETS[name]
     attack(target, max(5, target.size // 4), seed=1)
+
+
+def test_properties_have_the_same_inputs_in_each_run_unless_new_ones_are_asked_for() -> None:
+    ci, free = settings.get_profile("ci"), settings.get_profile("free")
+    assert (ci.derandomize, free.derandomize) == (True, False)
+    assert free.max_examples > ci.max_examples
+
+
+def test_a_seed_decides_what_is_tried() -> None:
+    def tried(seed: int) -> list[int]:
+        numbers: list[int] = []
+        attack(Target("numbers", st.integers(), numbers.append), 20, seed=seed)
+        return numbers
+
+    assert tried(1) == tried(1) != tried(2)
 
 
 def test_what_is_wrong_is_found() -> None:
