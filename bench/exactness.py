@@ -28,8 +28,6 @@ from streaming.whisper.engine import Engine
 from streaming.whisper.hearing import rows_of
 from streaming.whisper.model import Cache
 
-BATCH = 8
-
 Tokens = tuple[int, ...]
 
 
@@ -43,13 +41,13 @@ def drafted(jobs: Sequence[Job], drafts: Sequence[Tokens]) -> list[Job]:
     return [Job(job.audio, draft=draft) for job, draft in zip(jobs, drafts, strict=True)]
 
 
-def compare(engine: Engine, jobs: Sequence[Job], drafts: dict[str, list[Tokens]]) -> list[list[object]]:
+def compare(engine: Engine, jobs: Sequence[Job], drafts: dict[str, list[Tokens]], batch: int) -> list[list[object]]:
     """A row for each kind of draft, checked one at a time and in batches, against no draft and nobody beside."""
     expected = [engine.run([job])[0].tokens for job in tqdm(jobs, desc="alone", leave=False)]
     rows: list[list[object]] = []
     for name, texts in drafts.items():
         asked = drafted(jobs, texts)
-        for company in (1, BATCH):
+        for company in (1, batch):
             found: list[Tokens] = []
             for start in range(0, len(asked), company):
                 found += [result.tokens for result in engine.run(asked[start : start + company])]
@@ -87,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", type=device, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--utterances", type=count, default=60)
+    parser.add_argument("--batch", type=count, default=8, help="finals in a pass (default: %(default)s)")
     parser.add_argument("--recording", type=Path, default=SENTENCES)
     options = parser.parse_args(arguments)
     audio = read_mono(options.recording)
@@ -100,9 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
           "its own without a draft and alone.\n", flush=True)  # fmt: skip
     lines, broken = [], False
     for mode in ("fast", "deterministic"):
-        engine = Engine.load(teacher, None, options.device, dtype=options.dtype, mode=mode, batch=BATCH)
+        engine = Engine.load(teacher, None, options.device, dtype=options.dtype, mode=mode, batch=options.batch)
         engine.warm()
-        found = compare(engine, jobs, drafts)
+        found = compare(engine, jobs, drafts, options.batch)
         lines += [[mode, *row] for row in found]
         broken = broken or (mode == "deterministic" and any(row[3] != "100.0%" for row in found))
     print(table(["mode", "draft", "batch", "finals", "identical", "margins where they depart"], lines))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import sys
 import time
@@ -177,6 +178,7 @@ def fit(
         TrainingError: the training cannot go on, or does not converge.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _leave_a_core(device)
     objective.to(device)
     module = objective.module
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -258,6 +260,13 @@ def _from(batches: Dataset[Batch], begin: int, end: int) -> Iterator[tuple[int, 
         if isinstance(batch, DistillError):
             raise batch
         yield step, batch
+
+
+def _leave_a_core(device: str) -> None:
+    """For the loader: threads that share a core with it wait for one another at every product."""
+    if torch.device(device).type == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores - 1)))
 
 
 def _quiet_worker(worker: int) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -28,6 +29,9 @@ from bench.table import percentiles, table
 from bench.words import words
 from daemon.cli import main as whisperd
 from streaming.whisper.model import Decoder, Encoder
+
+if TYPE_CHECKING:
+    from checkpoints import Pair
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -112,8 +116,9 @@ def test_percentiles_and_tables() -> None:
 # --- the engine's parts ----------------------------------------------------------------------------------------------
 
 
-def test_the_engines_parts_beside_the_roofline() -> None:
-    printed = run("engine", "--batches", "2", "--contexts", "2", "--threads", "1")
+def test_the_engines_parts_beside_the_roofline(english: Pair) -> None:
+    pair = ("--student", str(english.student), "--teacher", str(english.teacher))
+    printed = run("engine", *pair, "--batches", "2", "--contexts", "2", "--threads", "1")
     rows = cells(printed)
     measured = [row for row in rows if row[2] == "2"]
     assert [row[0] for row in measured][:2] == ["student: encoder", "student: memory of the audio"]

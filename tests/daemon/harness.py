@@ -38,7 +38,7 @@ from streaming.job import Waveform
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = ROOT / "tests" / "data"
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a test stops waiting: never asserted on, only to fail with a message instead of hanging."""
 
 
