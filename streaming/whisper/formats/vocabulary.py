@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from streaming.whisper.checkpoint import Dimensions, Grammar
 from streaming.whisper.formats.foreign import FormatError
+from streaming.whisper.tokenizer import library_errors
 
 ENGLISH_ONLY = 51864
 """Tokens of the published English-only models; those with languages have one or two more."""
@@ -76,15 +76,6 @@ neither is here."""
 
 
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(file: Path) -> Tokenizer:
-    """Raises FormatError."""
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        reason = str(error).splitlines()[0][:200]
-        raise FormatError(f"{file} is no tokenizer.json that can be read ({reason}): fetch it again") from error
 
 
 def build_tokenizer(tokens: Sequence[bytes], vocabulary: int, name: str) -> Tokenizer:
@@ -160,6 +151,7 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], na
 
     Raises:
         FormatError: the tokenizer is of another model, or what was said is about other tokens.
+        TokenizerError: the tokenizer does not work.
     """
     tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     if _END not in tokens or _START not in tokens:
@@ -174,7 +166,7 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], na
     multilingual = sizes.vocabulary > ENGLISH_ONLY  # the only sign that there is
     tasks = {task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate") if f"<|{task}|>" in tokens}
     suppress, first = (_said(said, key, sizes.vocabulary) for key in ("suppress_ids", "suppress_ids_begin"))
-    blank = tokenizer.encode(" ", add_special_tokens=False).ids
+    blank = _encoded(tokenizer, " ")
     return Grammar(
         sot=sot,
         eot=eot,
@@ -187,6 +179,11 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], na
         max_initial_timestamp=50,
         max_length=sizes.target_positions,
     )
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    with library_errors():
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _said(said: Mapping[str, Any], key: str, vocabulary: int) -> tuple[int, ...] | None:
@@ -207,7 +204,7 @@ def _languages(tokens: Mapping[str, int], sot: int, said: tuple[int, ...] | None
 
 def _never_said(tokenizer: Tokenizer, tokens: Mapping[str, int], eot: int) -> tuple[int, ...]:
     def ids(text: str) -> list[int]:
-        return [each for each in tokenizer.encode(text, add_special_tokens=False).ids if each < eot]
+        return [each for each in _encoded(tokenizer, text) if each < eot]
 
     found = {ids(text)[0] for text in _NOT_FIRST if ids(text)}
     for symbol in (*_NO_SPEECH, *_NOTES):
