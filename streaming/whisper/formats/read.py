@@ -21,6 +21,9 @@ from streaming.whisper.tokenizer import TokenizerError, load_tokenizer
 
 FORMATS = "model.bin of CTranslate2 (faster-whisper), OpenAI's .pt, whisper.cpp's ggml-*.bin"
 
+_LARGEST_CONFIG = 1 << 20
+"""Bytes; CTranslate2's have some thousands."""
+
 _OTHERS = {
     b"GGUF": "is in GGUF, which whisper.cpp does not write: take its ggml file",
     openai.OLD_MAGIC: "is in torch's form of before 2020: load it with torch, and save it again",
@@ -107,8 +110,10 @@ def _said(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
+        if file.stat().st_size > _LARGEST_CONFIG:
+            raise FormatError(f"{file} has more than {_LARGEST_CONFIG} bytes: fetch it again")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{file} cannot be read ({error}): fetch it again") from error
     if not isinstance(content, dict):
         raise FormatError(f"{file} must hold a JSON object: fetch it again")

@@ -40,6 +40,8 @@ _AFTER_LANGUAGES = (
     "<|notimestamps|>",
 )
 _TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 20 ms
+_MOST_WORK = 1 << 24
+"""Squares of the tokens' lengths, added up: what finding their halves takes. The published ones come to 2.5 million."""
 
 _NO_SPEECH = [
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
@@ -95,6 +97,11 @@ def build_tokenizer(tokens: Sequence[bytes], vocabulary: int, name: str) -> Toke
     ranks = {token: rank for rank, token in enumerate(tokens)}
     if len(ranks) != len(tokens):
         raise FormatError(f"{name} has a token twice: it is damaged")
+    if (
+        not {bytes([byte]) for byte in range(256)} <= ranks.keys()
+        or sum(len(each) ** 2 for each in tokens) > _MOST_WORK
+    ):
+        raise FormatError(f"{name} has no tokens for some bytes, or far too long ones: it is damaged")
     letters = _letters()
     text = {token: "".join(letters[byte] for byte in token) for token in tokens}
     merges = [
