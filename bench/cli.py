@@ -16,7 +16,7 @@ BENCHMARKS = {
     "streams": "live streams at the pace of speech into a real service: lag, latency, what is left of the machine",
     "offline": "what drafting from the last partial saves, and the real-time factor",
     "day": "a day at home: people speak, broker, microphone and service fail, and what became of each final",
-    "faults": "what clients and machines do to a service, and that nothing of what was said is lost",
+    "faults": "what clients, attackers and machines do to a service, and that nothing of what was said is lost",
     "soak": "hours of mixed streams, come and go: memory, descriptors, waiting, and every final counted at every edge",
     "compare": "the same audio and weights through transformers and faster-whisper",
 }

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,18 +160,26 @@ GGML = {
 """Numbers' kind to its number, and how a block of 32 is written."""
 
 
-def ggml_file(directory: Path, kind: str = "f16", *, with_end: bool = False, generation: int = 2) -> bytes:
-    """with_end: as converters of hub checkpoints write the vocabulary."""
+def ggml_file(
+    directory: Path,
+    kind: str = "f16",
+    *,
+    with_end: bool = False,
+    generation: int = 2,
+    tokens: Sequence[bytes] | None = None,
+    more: Sequence[tuple[str, Tensor]] = (),
+) -> bytes:
+    """with_end: as converters of hub checkpoints write the vocabulary. tokens, more: other tokens, and more weights."""
     number, pack = GGML[kind]
     sizes = list(dims(directory).values())
     sizes = [*sizes[1:], sizes[0]]  # the mel bins are last
     parts = [struct.pack("<12i", 0x67676D6C, *sizes, number + 1000 * generation if number > 1 else number)]
     mels = sizes[-1]
     parts.append(struct.pack("<2i", mels, 201) + bytes(4 * mels * 201))
-    tokens = tokens_of(directory) + ([b"<|endoftext|>"] if with_end else [])
+    tokens = [*(tokens_of(directory) if tokens is None else tokens), *([b"<|endoftext|>"] if with_end else [])]
     parts.append(struct.pack("<i", len(tokens)))
     parts += [struct.pack("<i", len(token)) + token for token in tokens]
-    for name, weight in openai_names(weights_of(directory)).items():
+    for name, weight in (*openai_names(weights_of(directory)).items(), *more):
         array = weight.float().numpy()
         small = array.ndim < 2 or "positional" in name
         shape = (*array.shape, 1) if re.fullmatch(r"encoder\.conv\d\.bias", name) else array.shape
@@ -204,11 +212,18 @@ _NORMS = {
 }
 
 
-def ctranslate2_file(directory: Path, kind: str = "float16", specification: str = "WhisperSpec") -> bytes:
-    """kind: float32, float16, int8 or int16."""
-    variables = _variables(directory, kind)
+def ctranslate2_file(
+    directory: Path,
+    kind: str = "float16",
+    specification: str = "WhisperSpec",
+    *,
+    changed: Mapping[str, NDArray[Any]] | None = None,
+    more: Sequence[tuple[str, NDArray[Any]]] = (),
+) -> bytes:
+    """kind: float32, float16, int8 or int16. changed, more: variables in the place of its own, and further ones."""
+    variables = [*{**ctranslate2_variables(directory, kind), **(changed or {})}.items(), *more]
     parts = [struct.pack("<I", 6), _text(specification), struct.pack("<II", 3, len(variables))]
-    for name, array in variables.items():
+    for name, array in variables:
         parts.append(_text(name) + struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape))
         parts.append(struct.pack("<BI", _KINDS[array.dtype], array.nbytes) + array.tobytes())
     parts += [struct.pack("<I", 1), _text("decoder/projection/weight"), _text("decoder/embeddings/weight")]
@@ -219,7 +234,7 @@ def _text(text: str) -> bytes:
     return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
 
 
-def _variables(directory: Path, kind: str) -> dict[str, NDArray[Any]]:
+def ctranslate2_variables(directory: Path, kind: str) -> dict[str, NDArray[Any]]:
     weights, config = weights_of(directory), config_of(directory)
     floats = "f4" if kind in ("float32", "int16") else "f2"
     found: dict[str, NDArray[Any]] = {}

@@ -1,7 +1,8 @@
 """What clients, engines and machines do to a service, tried on a real `whisperd run`, and what was lost: a table.
 
-Owns the list of the faults, how often each is tried, and the table. What each does is in the file of those who do it:
-`clients.py`, `engine.py`, `machine.py`. `tests/bench/test_faults.py` does the same, a little.
+Owns the list of the faults, how often each is tried or how long it lasts, and the table. What each does is in the file
+of those who do it: `clients.py`, `engine.py`, `machine.py`, `attacks.py`. `tests/bench/test_faults.py` does the same, a
+little.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.faults import clients, engine, machine
+from bench.faults import attacks, clients, engine, machine
 from bench.faults.service import Outcome, Service, running
 from bench.table import circumstances, table
 
@@ -60,23 +61,38 @@ FAULTS: dict[str, tuple[Fault, int]] = {
 }
 """Name -> what does it, and how often by default."""
 
+ATTACKS: dict[str, attacks.Attack] = {
+    "forms that unpack to much": attacks.strangers("packed forms"),
+    "forms that never begin": attacks.strangers("endless forms"),
+    "silence on the TLS port": attacks.strangers("silence", tls=True),
+    "refused, and stays": attacks.strangers("refused"),
+    "half a request line": attacks.strangers("half a line"),
+    "names that nearly fit a pattern": attacks.strangers("names"),
+    "a broker of small packets": attacks.small_packets,
+}
+"""Name -> what does it, for so many seconds."""
+
 COLUMNS = ["fault", "tried", "survived", "utterances said", "finals arrived", "told as failed", "lost", "note"]
 
 
-async def attempt(name: str, times: int) -> Outcome:
+async def attempt(name: str, amount: int) -> Outcome:
+    """amount: how often, or of an attack: for how many seconds."""
+    fault = ATTACKS[name] if name in ATTACKS else FAULTS[name][0]
     with tempfile.TemporaryDirectory() as folder:
-        return await FAULTS[name][0](Path(folder), times)
+        return await fault(Path(folder), amount)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """1 where something was lost, or not survived."""
     parser = argparse.ArgumentParser(prog="whisperd bench faults", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="how often, by the default (1)")
-    parser.add_argument("--only", nargs="+", metavar="FAULT", choices=sorted(FAULTS), help="these")
+    parser.add_argument("--seconds", type=int, default=5, help="how long each attack lasts (5)")
+    parser.add_argument("--only", nargs="+", metavar="FAULT", choices=sorted([*FAULTS, *ATTACKS]), help="these")
     options = parser.parse_args(arguments)
     rows, well = [], True
-    for name in options.only or FAULTS:
-        made = asyncio.run(attempt(name, max(1, round(FAULTS[name][1] * options.scale))))
+    for name in options.only or [*FAULTS, *ATTACKS]:
+        amount = options.seconds if name in ATTACKS else max(1, round(FAULTS[name][1] * options.scale))
+        made = asyncio.run(attempt(name, amount))
         well &= made.survived == made.tried and made.lost == 0
         cells = [name, made.tried, made.survived, made.said, made.arrived, made.failed, made.lost, made.note]
         rows.append([str(cell) for cell in cells])

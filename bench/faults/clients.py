@@ -18,7 +18,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bench.faults.people import PCM, SECONDS, UTTERANCES, greeted, speak, stream, witness
+from bench.faults.people import PCM, SECONDS, UTTERANCES, greeted, speak, stream, upgrade, witness
 from bench.faults.service import PATIENCE, Outcome, Service
 
 
@@ -99,11 +99,9 @@ async def come_and_go(service: Service, times: int) -> Outcome:
     await many(200)  # what is made once is no growth
     descriptors, resident = service.descriptors(), service.resident()
     await many(times)
-    deadline = time.monotonic() + PATIENCE
-    while service.descriptors() > descriptors and time.monotonic() < deadline:  # noqa: ASYNC110 - another process's
-        await asyncio.sleep(0.1)  # the last ones are being closed
+    flat = await service.let_go(descriptors)
     grown = service.resident() - resident
-    flat = service.descriptors() <= descriptors and grown <= 8
+    flat = flat and grown <= 8
     note = f"descriptors {descriptors} -> {service.descriptors()}, memory {resident} -> {resident + grown} MiB"
     return Outcome(times, times if flat else 0, 0, 0, note)
 
@@ -161,8 +159,7 @@ async def stalled(service: Service, times: int) -> Outcome:
 
 async def slow_handshakes(service: Service, times: int) -> Outcome:
     """Handshakes byte by byte: they get in, and nobody waits for them."""
-    request = b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    request += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+    request = upgrade("/v1/stream")
 
     async def one() -> bool:
         reader, writer = await asyncio.open_connection(*service.address)

@@ -98,8 +98,11 @@ class Home:
 
 
 @asynccontextmanager
-async def home(folder: Path) -> AsyncIterator[Home]:
+async def home(folder: Path, *, sessions: bool = False) -> AsyncIterator[Home]:
+    """sessions: what waits for whoever listens outlives the broker."""
     broker = Broker(folder)
+    if sessions:
+        broker.keep_sessions()
     broker.start()
     made = Home(broker, Book({}))
     recorder = Recorder(broker.port, "whisperd", made.book.arrive)

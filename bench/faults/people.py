@@ -74,8 +74,10 @@ class Witness:
 
 
 @asynccontextmanager
-async def witness(service: Service) -> AsyncIterator[Witness]:
-    async with connect(f"{service.url}/v1/events", compression=None, max_queue=None, ping_interval=None) as ws:
+async def witness(service: Service, **options: Any) -> AsyncIterator[Witness]:
+    """options: of the connection."""
+    url = f"{service.url}/v1/events"
+    async with connect(url, compression=None, max_queue=None, ping_interval=None, **options) as ws:
         made = Witness()
         reading = asyncio.create_task(made.read(ws))
         try:
@@ -90,9 +92,21 @@ def stream(service: Service, source: str, **options: Any) -> connect:
     return connect(url, compression=None, ping_interval=None, open_timeout=PATIENCE, **options)
 
 
-async def speak(service: Service, source: str, pcm: bytes, frame: int = 3200, pause: float = 0.0) -> bool:
-    """A stream from start to stop; whether it was served to its end. pause: seconds after each frame."""
-    async with asyncio.timeout(PATIENCE), stream(service, source, max_queue=None) as ws:
+async def speak(
+    service: Service,
+    source: str,
+    pcm: bytes,
+    frame: int = 3200,
+    pause: float = 0.0,
+    *,
+    words: bool = False,
+    **options: Any,
+) -> bool:
+    """A stream from start to stop; whether it was served to its end. pause: seconds after each frame. words: finals
+    shall have the times of their words. options: of the connection."""
+    async with asyncio.timeout(PATIENCE), stream(service, source, max_queue=None, **options) as ws:
+        if words:
+            await ws.send('{"type":"start","words":true}')
         for at in range(0, len(pcm), frame):
             await ws.send(pcm[at : at + frame])
             await asyncio.sleep(pause)
@@ -109,3 +123,10 @@ async def greeted(ws: ClientConnection, **message: Any) -> dict[str, Any]:
     await ws.send(json.dumps(message))
     answer: dict[str, Any] = json.loads(await ws.recv())
     return answer
+
+
+def upgrade(path: str, *headers: str) -> bytes:
+    """The request of a websocket, for a plain socket."""
+    lines = [f"GET {path} HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade", *headers]
+    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg=="]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

@@ -5,6 +5,7 @@ Owns its start and its end. Knows nothing of what is done to it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -50,7 +51,7 @@ class Service:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.url.removeprefix("ws://").rpartition(":")
+        host, _, port = self.url.partition("://")[2].rpartition(":")
         return host, int(port)
 
     def descriptors(self) -> int:
@@ -60,6 +61,13 @@ class Service:
         """MiB."""
         pages = int(Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    async def let_go(self, descriptors: int) -> bool:
+        """Whether it has, within the patience, no more descriptors than that."""
+        deadline = time.monotonic() + PATIENCE
+        while self.descriptors() > descriptors and time.monotonic() < deadline:  # noqa: ASYNC110 - another process's
+            await asyncio.sleep(0.1)  # the last ones are being closed
+        return self.descriptors() <= descriptors
 
     def ready(self) -> bool:
         """Whether it vouches for itself."""
@@ -78,14 +86,15 @@ class Service:
 
 @contextmanager
 def running(folder: Path, settings: dict[str, Any] | None = None, trouble: str = "") -> Iterator[Service]:
-    """trouble: see `served.py`.
+    """settings: of the section `server`, what is to be another than here. trouble: see `served.py`.
 
     Raises:
         RuntimeError: it did not become ready; its log is in the message.
     """
     config, log = folder / "whisperd.yaml", folder / "log"
-    server = {"host": "127.0.0.1", "port": 0, "max_streams": 200, "max_handshakes": 200}
-    config.write_text(yaml.safe_dump({**(settings or {}), "server": server}))
+    settings = settings or {}
+    server = {"host": "127.0.0.1", "port": 0, "max_streams": 200, "max_handshakes": 200, **settings.get("server", {})}
+    config.write_text(yaml.safe_dump({**settings, "server": server}))
     with open(log, "w") as out:
         popen = subprocess.Popen(
             [sys.executable, "-m", "bench.faults.served", str(config), trouble], stderr=out, text=True,

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from streaming.whisper.locate import CheckpointError as CheckpointError  # whoever reads checkpoints catches it
 from streaming.whisper.locate import Role, locate
+from streaming.whisper.tokenizer import TokenizerError, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -337,8 +338,8 @@ def _tokenizer_file(directory: Path, lender: Path | None) -> Path:
 
 def _load_tokenizer(file: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
+        return load_tokenizer(file)
+    except TokenizerError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 

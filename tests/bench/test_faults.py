@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from bench.faults import FAULTS, attempt
+from bench.faults import ATTACKS, FAULTS, attempt
+from bench.faults.service import Outcome
 
 A_LITTLE = {
     "gone in mid-word": 4,
@@ -39,6 +42,18 @@ def test_all_are_tried() -> None:
 @pytest.mark.timeout(900)  # a process for each: seconds of work, and a busy machine may take its time
 @pytest.mark.parametrize("name", A_LITTLE)
 async def test_nothing_is_lost(name: str) -> None:
-    outcome = await attempt(name, A_LITTLE[name])
+    well(await attempt(name, A_LITTLE[name]))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_others_are_served_meanwhile(name: str) -> None:
+    outcome = await attempt(name, 1)
+    well(outcome)
+    assert outcome.tried
+    assert re.search(r"[1-9]\d* answers, p95 .* s; descriptors \d.* memory .* MiB", outcome.note)
+
+
+def well(outcome: Outcome) -> None:
     assert outcome.survived == outcome.tried, outcome
     assert outcome.lost == 0, outcome

@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bench.broker import Broker as Broker
 from bench.broker import free_port as free_port
+from bench.certificate import certificate as certificate
 from bench.client import DEMO, said_in
 from bench.words import comparable
 from daemon.app import Service
@@ -227,16 +228,6 @@ def _wait_for_line(popen: subprocess.Popen[str], log_file: Path, mark: str) -> s
 
 
 # --- a broker --------------------------------------------------------------------------------------------------------
-
-
-def certificate(folder: Path, name: str = "IP:127.0.0.1") -> tuple[Path, Path]:
-    """One for `name` that signs itself, and its key."""
-    path, key = folder / "cert.pem", folder / "key.pem"
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(key)]
-    names = ["-subj", "/CN=localhost", "-addext", f"subjectAltName={name}"]
-    command = ["openssl", "req", "-x509", "-days", "2", *kind, *names, "-out", str(path)]
-    subprocess.run(command, check=True, capture_output=True)
-    return path, key
 
 
 @contextmanager

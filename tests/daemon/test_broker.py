@@ -8,19 +8,22 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Broker, broker, client, free_port, listener, publish, scripted, service, speech, wait_until
+from brokers import connected, counters, mosquitto_not_started, section, short_pauses
+from harness import Broker, client, free_port, listener, publish, scripted, service, speech, wait_until
 
-from daemon import check, mqtt
+from daemon import check
 from daemon.app import Service
 from daemon.broker import tls_context
 from daemon.config import ConfigurationError, Settings
 from daemon.config import Mqtt as MqttSettings
+
+__all__ = ["mosquitto_not_started", "short_pauses"]  # fixtures
 
 OWN_USER = "user root\n"
 """Started by root, mosquitto would become a user who may not read a test's files; started by others it cannot."""
@@ -28,31 +31,6 @@ OWN_USER = "user root\n"
 
 LIBRARY_LEAVES_SOCKETS = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 """After a handshake that failed paho drops its sockets without closing them, and Python closes them instead."""
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE", 0.1)
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Broker]:
-    """Not started: each test has rules of its own."""
-    with broker(tmp_path, started=False) as made:
-        yield made
-
-
-def section(made: Broker, **more: Any) -> dict[str, Any]:
-    return {"mqtt": {"host": "127.0.0.1", "port": made.port, **more}}
-
-
-def counters(daemon: Service) -> str:
-    return daemon.pipeline.metrics.text().decode()
-
-
-def connected(daemon: Service) -> bool:
-    return "whisperd_mqtt_connected 1.0" in counters(daemon)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -86,7 +64,9 @@ async def test_a_wrong_password_is_said_once_and_a_right_one_lets_us_in(
     attempts = logging.getLogger("daemon.mqtt")
     attempts.setLevel(logging.DEBUG)
     try:
-        async with service(scripted(tokenizer_file), section(mosquitto, username="house", password="wrong")) as daemon:
+        async with service(
+            scripted(tokenizer_file), section(mosquitto.port, username="house", password="wrong")
+        ) as daemon:
             await wait_until(lambda: caplog.text.count("trying again") >= 4)
             await say(daemon)
     finally:
@@ -95,7 +75,7 @@ async def test_a_wrong_password_is_said_once_and_a_right_one_lets_us_in(
     assert "the broker refused us" in line
     assert "mend mqtt.username and mqtt.password" in line
     (tmp_path / "secret").write_text("right\n")
-    right = section(mosquitto, username="house", password_file=str(tmp_path / "secret"))
+    right = section(mosquitto.port, username="house", password_file=str(tmp_path / "secret"))
     async with service(scripted(tokenizer_file), right) as daemon:
         await wait_until(lambda: connected(daemon))
 
@@ -113,7 +93,7 @@ async def test_what_the_access_rules_refuse_is_said_once_counted_and_holds_up_no
     mosquitto.start()
     async with (
         listener(mosquitto.port) as says,
-        service(scripted(tokenizer_file), section(mosquitto)) as daemon,
+        service(scripted(tokenizer_file), section(mosquitto.port)) as daemon,
     ):
         await says.until("whisperd/status", "online")
         for source in ("hall", "hall", "kitchen"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from urllib.parse import quote
 
 import jsonschema
 import pytest
+from brokers import mosquitto
 from harness import (
     Broker,
     Listener,
-    broker,
     client,
     listener,
     publish,
@@ -38,15 +37,11 @@ from daemon.discovery import Device, payload, slug
 from daemon.faults import Fault
 from daemon.sources import check_name
 
+__all__ = ["mosquitto"]  # a fixture
+
 DEVICE = Device("homeassistant", "whisperd", "attic", "Ears")
 SCHEMA = Schema()
 TOPICS = ("whisperd/#", "homeassistant/#")
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Broker]:
-    with broker(tmp_path) as made:
-        yield made
 
 
 def entities(text: str) -> dict[str, dict[str, Any]]:

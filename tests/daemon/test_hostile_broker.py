@@ -8,41 +8,21 @@ import gc
 import json
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import Broker, Event, broker, client, listener, scripted, service, speech, wait_until
+from brokers import counter, mosquitto_not_started, section, short_pauses
+from harness import Broker, Event, client, listener, scripted, service, speech, wait_until
 
-from daemon import mqtt
 from daemon.app import Service
 from daemon.broker import make_client, packet_size
 from daemon.config import Mqtt as MqttSettings
 from daemon.config import Surroundings
 
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE", 0.1)
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Broker]:
-    """Not started: some tests give it a limit first."""
-    with broker(tmp_path, started=False) as made:
-        yield made
-
-
-def section(port: int, **more: Any) -> dict[str, Any]:
-    return {"mqtt": {"host": "127.0.0.1", "port": port, **more}}
-
-
-def counter(daemon: Service, name: str) -> float:
-    return float(daemon.pipeline.metrics.text().decode().partition(f"\nwhisperd_{name} ")[2].split()[0])
+__all__ = ["mosquitto_not_started", "short_pauses"]  # fixtures
 
 
 async def say(daemon: Service, source: str = "kitchen", *, words: bool = False) -> Event:

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoProcessor, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from waveforms import murmur
 
@@ -240,6 +242,38 @@ def test_a_truncated_file(small: Path, home: Path, whisperd: Whisperd, tmp_path:
     for source in (openai(small, tmp_path), ggml(small, tmp_path), faster_whisper(small, tmp_path) / "model.bin"):
         source.write_bytes(source.read_bytes()[:-1000])
         refused(home, whisperd("import", source), source.name)
+
+
+def test_a_hostile_file_leaves_nothing_behind(small: Path, home: Path, whisperd: Whisperd, tmp_path: Path) -> None:
+    """Whatever is wrong with it, and however far it was read; what was imported before stays."""
+    assert whisperd("import", openai(small, tmp_path))[0] == 0
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    sources = (openai(small, tmp_path), ggml(small, tmp_path, "q5_1"), faster_whisper(small, tmp_path) / "model.bin")
+    for source in sources:
+        content = source.read_bytes()
+
+        @settings(max_examples=25)
+        @given(st.integers(0, len(content) - 1), st.integers(1, 255), st.booleans())
+        def harm(at: int, by: int, cut: bool) -> None:
+            harmed = bytearray(content)  # noqa: B023 - it is called before the next one
+            harmed[at] ^= by
+            source.write_bytes(harmed[:at] if cut else harmed)  # noqa: B023
+            code, out, err = whisperd("import", source, "--name", "other")  # noqa: B023
+            if code == 0:  # one weight is another
+                shutil.rmtree(home / "whisperd" / "other")
+            else:
+                assert (code, out, len(err.splitlines())) == (1, "", 1), err
+            assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+        harm()
+
+
+def test_a_scale_that_is_none(small: Path, home: Path, whisperd: Whisperd, tmp_path: Path) -> None:
+    source = ggml(small, tmp_path, "q8_0")
+    content = source.read_bytes()
+    at = content.index(b"decoder.token_embedding.weight") + len("decoder.token_embedding.weight")
+    source.write_bytes(content[:at] + np.array(np.inf, "<f2").tobytes() + content[at + 2 :])
+    refused(home, whisperd("import", source), "decoder.embed_tokens.weight are no numbers, or too large for float16")
 
 
 def test_weights_that_are_none(small: Path, home: Path, whisperd: Whisperd, tmp_path: Path) -> None:

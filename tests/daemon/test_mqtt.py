@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import connected, mosquitto, section, short_pauses
 from harness import Broker, broker, client, listener, publish, scripted, service, speech, unfinished_speech, wait_until
 
 from daemon import config, mqtt
@@ -19,29 +19,11 @@ from daemon.metrics import Metrics
 from daemon.mqtt import Mqtt
 from daemon.sources import Sources
 
+__all__ = ["mosquitto", "short_pauses"]  # fixtures
+
 NAMES = ("final", "partial", "text", "state", "switch")
 FINAL, PARTIAL, TEXT, STATE, SWITCH = (f"whisperd/kitchen/{name}" for name in NAMES)
 DIAGNOSTICS = "whisperd/diagnostics"
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Broker]:
-    with broker(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE", 0.1)
-
-
-def settings(made: Broker, **more: Any) -> dict[str, Any]:
-    return {"mqtt": {"host": "127.0.0.1", "port": made.port, **more}}
-
-
-def connected(daemon: Service) -> bool:
-    return "whisperd_mqtt_connected 1.0" in daemon.pipeline.metrics.text().decode()
 
 
 async def say_a_sentence(daemon: Service, source: str = "kitchen") -> list[dict[str, Any]]:
@@ -54,7 +36,7 @@ async def say_a_sentence(daemon: Service, source: str = "kitchen") -> list[dict[
 
 async def test_every_topic(tokenizer_file: Path, mosquitto: Broker) -> None:
     async with listener(mosquitto.port) as broker_says:
-        async with service(scripted(tokenizer_file), settings(mosquitto)) as daemon:
+        async with service(scripted(tokenizer_file), section(mosquitto.port)) as daemon:
             await broker_says.until("whisperd/status", "online")
             async with client(daemon.server.url, "/v1/stream?source=kitchen") as mine:
                 await mine.play(unfinished_speech())
@@ -79,7 +61,7 @@ async def test_every_topic(tokenizer_file: Path, mosquitto: Broker) -> None:
 
 
 async def test_what_is_retained_and_what_is_not(tokenizer_file: Path, mosquitto: Broker) -> None:
-    async with service(scripted(tokenizer_file), settings(mosquitto)) as daemon:
+    async with service(scripted(tokenizer_file), section(mosquitto.port)) as daemon:
         async with listener(mosquitto.port) as early:
             await say_a_sentence(daemon)
             await early.until(TEXT)
@@ -96,7 +78,7 @@ async def test_what_is_retained_and_what_is_not(tokenizer_file: Path, mosquitto:
 async def test_another_base_topic(tokenizer_file: Path, mosquitto: Broker) -> None:
     async with (
         listener(mosquitto.port, ["home/ears/#"]) as broker_says,
-        service(scripted(tokenizer_file), settings(mosquitto, topic="home/ears")) as daemon,
+        service(scripted(tokenizer_file), section(mosquitto.port, topic="home/ears")) as daemon,
     ):
         await broker_says.until("home/ears/status", "online")
         await say_a_sentence(daemon)
@@ -106,7 +88,7 @@ async def test_another_base_topic(tokenizer_file: Path, mosquitto: Broker) -> No
 async def test_switching_a_source_off_and_on(tokenizer_file: Path, mosquitto: Broker) -> None:
     async with (
         listener(mosquitto.port) as broker_says,
-        service(scripted(tokenizer_file), settings(mosquitto)) as daemon,
+        service(scripted(tokenizer_file), section(mosquitto.port)) as daemon,
         client(daemon.server.url, "/v1/stream?source=kitchen") as mine,
     ):
         await broker_says.until("whisperd/status", "online")
@@ -145,7 +127,7 @@ async def test_commands_that_do_not_count(
     caplog.set_level(logging.INFO)
     async with (
         listener(mosquitto.port) as broker_says,
-        service(scripted(tokenizer_file), settings(mosquitto)) as daemon,
+        service(scripted(tokenizer_file), section(mosquitto.port)) as daemon,
     ):
         await broker_says.until("whisperd/status", "online")
         await publish(mosquitto.port, "whisperd/kitchen/set", "MAYBE")
@@ -163,7 +145,7 @@ async def test_commands_that_do_not_count(
 async def test_a_client_that_vanishes_is_heard_by_the_broker(tokenizer_file: Path, mosquitto: Broker) -> None:
     async with (
         listener(mosquitto.port) as broker_says,
-        service(scripted(tokenizer_file), settings(mosquitto)) as daemon,
+        service(scripted(tokenizer_file), section(mosquitto.port)) as daemon,
         client(daemon.server.url, "/v1/stream?source=kitchen") as mine,
     ):
         await mine.play(unfinished_speech())
@@ -176,7 +158,7 @@ async def test_a_client_that_vanishes_is_heard_by_the_broker(tokenizer_file: Pat
 async def test_a_broker_that_goes_away_gets_the_finals_in_order_when_it_is_back(
     tokenizer_file: Path, mosquitto: Broker
 ) -> None:
-    async with service(scripted(tokenizer_file), settings(mosquitto)) as daemon:
+    async with service(scripted(tokenizer_file), section(mosquitto.port)) as daemon:
         await wait_until(lambda: connected(daemon))
         mosquitto.stop()
         await wait_until(lambda: not connected(daemon))
@@ -199,7 +181,7 @@ async def test_a_broker_that_comes_late_gets_all_finals_in_order(
     monkeypatch.setattr(mqtt, "_FIRST_PAUSE", 3.0)  # the listener is there before the service tries again
     monkeypatch.setattr(mqtt, "_LONGEST_PAUSE", 3.0)
     with broker(tmp_path, started=False) as late:
-        async with service(scripted(tokenizer_file), settings(late)) as daemon:
+        async with service(scripted(tokenizer_file), section(late.port)) as daemon:
             finals = []
             for name in "abc":
                 events = await say_a_sentence(daemon, name)
@@ -217,7 +199,7 @@ async def test_what_waits_for_the_broker_is_bounded_and_what_is_dropped_is_count
     tokenizer_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with broker(tmp_path, started=False) as never:
-        async with service(scripted(tokenizer_file), settings(never, queue=2)) as daemon:
+        async with service(scripted(tokenizer_file), section(never.port, queue=2)) as daemon:
             for name in "abcd":
                 await say_a_sentence(daemon, name)
             counters = daemon.pipeline.metrics.text().decode()
@@ -252,7 +234,7 @@ async def test_a_password_that_is_wrong_stops_nothing(
     with broker(tmp_path, started=False) as strict:
         strict.options = "allow_anonymous false\n"
         await asyncio.to_thread(strict.start)
-        async with service(scripted(tokenizer_file), settings(strict, username="u", password="p")) as daemon:
+        async with service(scripted(tokenizer_file), section(strict.port, username="u", password="p")) as daemon:
             await wait_until(lambda: "trying again" in caplog.text)
             assert [event["type"] for event in await say_a_sentence(daemon)].count("final") == 1
     assert "ot authori" in caplog.text

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import connected, counters, short_pauses
 from harness import (
     PATIENCE,
     ROOT,
@@ -36,15 +37,10 @@ from harness import (
     wait_until,
 )
 
-from daemon import hub, mqtt, spool
-from daemon.app import Service
+from daemon import hub, spool
 from daemon.config import Surroundings
 
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE", 0.2)
+__all__ = ["short_pauses"]  # a fixture
 
 
 @pytest.fixture
@@ -68,14 +64,6 @@ def ids(says: Listener) -> list[str]:
 
 def once(found: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
-
-
-def counters(daemon: Service) -> str:
-    return daemon.pipeline.metrics.text().decode()
-
-
-def connected(daemon: Service) -> bool:
-    return "whisperd_mqtt_connected 1.0" in counters(daemon)
 
 
 async def say(url: str, source: str = "kitchen") -> list[str]:

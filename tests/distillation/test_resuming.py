@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import small_school
 import torch
+from classroom import batches, checkpoint, curve
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distillation.batches import Batch, Batches, Mixture
+from distillation.batches import Batch, Batches
 from distillation.errors import DistillError
-from distillation.model import layout_of, load_model, make_student
-from distillation.noise import Noises
+from distillation.model import load_model, make_student
 from distillation.settings import SettingsError
 from distillation.train import Curve, Schedule, StudentObjective, TrainingError, fit, trained
 from streaming.whisper.checkpoint import Checkpoint
 
+__all__ = ["batches", "checkpoint"]  # fixtures
+
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return small_school.teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def batches(teacher: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Batches:
-    lessons = small_school.lessons(teacher, tmp_path_factory.mktemp("lessons") / "labels.jsonl")
-    return Batches(lessons, Noises(), layout_of(teacher, None), Mixture({}, seconds=12))
 
 
 class Objective(StudentObjective):
@@ -58,43 +47,39 @@ def schedule(steps: int) -> Schedule:
     return Schedule(steps, 1e-3, warmup=1, cooldown=0, every=3)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
-
-
 def test_an_interrupted_training_with_dropout_is_the_one_that_was_not(
-    teacher: Checkpoint, batches: Batches, tmp_path: Path
+    checkpoint: Checkpoint, batches: Batches, tmp_path: Path
 ) -> None:
-    through = Objective(teacher)
+    through = Objective(checkpoint)
     fit(through, batches, schedule(4), tmp_path / "through")
     with pytest.raises(KeyboardInterrupt):
-        fit(Objective(teacher, interrupted=True), batches, schedule(4), tmp_path / "stopped")
+        fit(Objective(checkpoint, interrupted=True), batches, schedule(4), tmp_path / "stopped")
     assert trained(tmp_path / "stopped").step == 2
     assert not (tmp_path / "stopped" / "curve.jsonl").exists()
-    onward = Objective(teacher)
+    onward = Objective(checkpoint)
     fit(onward, batches, schedule(4), tmp_path / "stopped")
     for name, weights in through.module.state_dict().items():
         assert torch.equal(weights, onward.module.state_dict()[name]), name
     # The curve too: its first row has what was learnt before the interrupt.
-    for row, same in zip(rows(tmp_path / "through"), rows(tmp_path / "stopped"), strict=True):
+    for row, same in zip(curve(tmp_path / "through"), curve(tmp_path / "stopped"), strict=True):
         assert {**row, "seconds": 0} == {**same, "seconds": 0}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_dropout_is_random_and_follows_the_seed(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
+def test_dropout_is_random_and_follows_the_seed(checkpoint: Checkpoint, batches: Batches, tmp_path: Path) -> None:
     """Else the test above would say little."""
     losses = []
     for number, seed in enumerate((0, 0, 1)):
-        fit(Objective(teacher), batches, Schedule(1, 1e-3, every=1, seed=seed), tmp_path / str(number))
-        losses.append(rows(tmp_path / str(number))[0]["cross_entropy"])
+        fit(Objective(checkpoint), batches, Schedule(1, 1e-3, every=1, seed=seed), tmp_path / str(number))
+        losses.append(curve(tmp_path / str(number))[0]["cross_entropy"])
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_curve_goes_on_when_the_end_is_put_off(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
+def test_the_curve_goes_on_when_the_end_is_put_off(checkpoint: Checkpoint, batches: Batches, tmp_path: Path) -> None:
     def figures(folder: Path, *ends: int) -> list[dict[str, Any]]:
         for end in ends:
-            fit(Objective(teacher), batches, schedule(end), folder)
-        return rows(folder)
+            fit(Objective(checkpoint), batches, schedule(end), folder)
+        return curve(folder)
 
     extended = figures(tmp_path / "extended", 4, 6)
     assert [row["step"] for row in extended] == [3, 4, 6]
@@ -110,19 +95,21 @@ def test_a_torn_curve_and_rows_beyond_the_checkpoint_are_cut(tmp_path: Path) -> 
     path = tmp_path / "curve.jsonl"
     path.write_text('{"step": 3, "kl": 1.0}\n{"step": 6, "kl": 0.5}\n{"step": 9, "k')
     Curve(tmp_path, 3).add({"step": 6, "kl": 0.4, "wer_dev": 1.0})
-    assert [row["kl"] for row in rows(tmp_path)] == [1.0, 0.4]
+    assert [row["kl"] for row in curve(tmp_path)] == [1.0, 0.4]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_training_in_the_same_folder_is_refused(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
-    fit(Objective(teacher), batches, schedule(2), tmp_path, settings={"--rate": 1e-3})
+def test_another_training_in_the_same_folder_is_refused(
+    checkpoint: Checkpoint, batches: Batches, tmp_path: Path
+) -> None:
+    fit(Objective(checkpoint), batches, schedule(2), tmp_path, settings={"--rate": 1e-3})
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(SettingsError, match=r"--rate 0\.001, not 0\.002"):
-        fit(Objective(teacher), batches, schedule(4), tmp_path, settings={"--rate": 2e-3})
+        fit(Objective(checkpoint), batches, schedule(4), tmp_path, settings={"--rate": 2e-3})
     with pytest.raises(TrainingError, match="has learnt for 2 steps: give --steps 2 or more"):
-        fit(Objective(teacher), batches, schedule(1), tmp_path, settings={"--rate": 1e-3})
+        fit(Objective(checkpoint), batches, schedule(1), tmp_path, settings={"--rate": 1e-3})
     with pytest.raises(TrainingError, match="of another shape"):
-        fit(Objective(teacher, layers=3), batches, schedule(4), tmp_path, settings={"--rate": 1e-3})
+        fit(Objective(checkpoint, layers=3), batches, schedule(4), tmp_path, settings={"--rate": 1e-3})
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
@@ -132,11 +119,11 @@ class Exploding(Objective):
         return {**losses, "loss": losses["loss"] * float("inf")}
 
 
-def test_a_loss_that_is_no_number_stops_the_training(teacher: Checkpoint, batches: Batches, tmp_path: Path) -> None:
-    fit(Objective(teacher), batches, schedule(2), tmp_path)
+def test_a_loss_that_is_no_number_stops_the_training(checkpoint: Checkpoint, batches: Batches, tmp_path: Path) -> None:
+    fit(Objective(checkpoint), batches, schedule(2), tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(TrainingError, match=r"loss of step 3 .* lower --rate"):
-        fit(Exploding(teacher), batches, schedule(4), tmp_path)
+        fit(Exploding(checkpoint), batches, schedule(4), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
@@ -145,9 +132,9 @@ class Broken(Dataset[Batch]):
         raise DistillError(f"batch {step} is missing")
 
 
-def test_a_batch_that_cannot_be_made_says_so_in_its_own_words(teacher: Checkpoint, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_made_says_so_in_its_own_words(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(DistillError) as caught:
-        fit(Objective(teacher), Broken(), schedule(2), tmp_path)
+        fit(Objective(checkpoint), Broken(), schedule(2), tmp_path)
     assert str(caught.value) == "batch 0 is missing"
 
 

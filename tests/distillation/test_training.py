@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small_school
 import torch
+from classroom import MIXTURE, batches, checkpoint, curve
 
 from distillation.augment import features
-from distillation.batches import IGNORED, Batch, Batches, Mixture
+from distillation.batches import IGNORED, Batch, Batches
 from distillation.model import (
     ModelError,
     Whisper,
@@ -31,29 +30,14 @@ from distillation.noise import Noises
 from distillation.train import Progress, Schedule, StudentObjective, TrainingError, fit, save, trained
 from streaming.whisper.checkpoint import Checkpoint
 
-MIXTURE = Mixture({}, seconds=12)
+__all__ = ["batches", "checkpoint"]  # fixtures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return small_school.teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def batches(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Batches:
-    lessons = small_school.lessons(checkpoint, tmp_path_factory.mktemp("lessons") / "labels.jsonl")
-    return Batches(lessons, Noises(), layout_of(checkpoint, None), MIXTURE)
 
 
 @pytest.fixture
 def teacher(checkpoint: Checkpoint) -> Whisper:
     return load_model(checkpoint).eval()
-
-
-def curve(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
 
 
 # --- what a student begins as ----------------------------------------------------------------------------------------

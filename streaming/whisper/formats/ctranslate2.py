@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, guarded, tensor
+from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, guarded, put, tensor
 
 SPECIFICATION = "WhisperSpec"
 
@@ -77,7 +77,7 @@ def read(data: memoryview, name: str) -> Foreign:
 def _read(data: memoryview, name: str) -> Foreign:
     variables = _variables(Reader(data, name), name)
     form = _WORDS.get(variables["decoder/layer_0/self_attention/linear_0/weight"].dtype, "")
-    return Foreign(f"CTranslate2 {form}".rstrip(), dict(_renamed(variables)), _heads(variables))
+    return Foreign(f"CTranslate2 {form}".rstrip(), dict(_renamed(variables)), _heads(variables, name))
 
 
 def _variables(reader: Reader, name: str) -> dict[str, Tensor]:
@@ -101,10 +101,10 @@ def _variables(reader: Reader, name: str) -> dict[str, Tensor]:
         dtype = _DTYPES[kind]
         if len(content) != prod(shape) * dtype.itemsize:
             raise FormatError(f"{name}: the weights {key} are not as long as their shape: the file is damaged")
-        found[key] = tensor(content, dtype, shape)
+        put(found, key, tensor(content, dtype, shape), name)
     for _ in range(reader.number("I")):
         alias, key = _text(reader), _text(reader)
-        found[alias] = found[key]
+        put(found, alias, found[key], name)
     if reader.left:
         raise FormatError(f"{name} goes on where its weights have ended: it is damaged")
     return found
@@ -146,7 +146,9 @@ def _expanded(found: Mapping[str, Tensor], key: str) -> Tensor:
     scale = found[f"{key}_scale"].float().flatten()
     if len(scale) not in (1, len(weight)):
         raise FormatError(f"{key} has {len(scale)} scales for {len(weight)} rows: the file is damaged")
-    return (weight.float() / scale.view(-1, *[1] * (weight.dim() - 1))).half()
+    if not bool((scale.isfinite() & (scale != 0)).all()):
+        raise FormatError(f"{key} has scales that are no numbers, or 0: the file is damaged")
+    return (weight / scale.view(-1, *[1] * (weight.dim() - 1))).half()
 
 
 def _count(found: Mapping[str, Tensor], half: str) -> int:
@@ -156,8 +158,9 @@ def _count(found: Mapping[str, Tensor], half: str) -> int:
     return len(layers)
 
 
-def _heads(found: Mapping[str, Tensor]) -> int:
+def _heads(found: Mapping[str, Tensor], name: str) -> int:
     """Files of before version 5 do not say: 64 wide, as in every published size."""
-    said = found.get("encoder/num_heads", found.get("decoder/num_heads"))
-    width = found["decoder/embeddings/weight"].shape[-1]
-    return int(said.flatten()[0]) if said is not None else width // 64
+    said = {int(found[key].flatten()[0]) for half in _LAYERS if (key := f"{half}/num_heads") in found}
+    if len(said) > 1:
+        raise FormatError(f"{name} has another number of heads in its encoder than in its decoder: it is damaged")
+    return said.pop() if said else found["decoder/embeddings/weight"].shape[-1] // 64

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from streaming.whisper.checkpoint import Dimensions
 
-MOST_ELEMENTS = 1 << 31
+MOST_ELEMENTS = 1 << 28
 """In one tensor; large-v3's largest has 66 million."""
+MOST_WEIGHTS = 1 << 14
+"""Tensors in a file; large-v3 has 1,259."""
 
 LONGEST_NAME = 200
 
@@ -80,8 +82,9 @@ class Reader:
 
     def name(self, count: int) -> str:
         """Of a tensor, or the like: of signs that can be shown to a person, and not many."""
-        text = bytes(self.take(count)).rstrip(b"\0").decode("latin-1")
-        if len(text) > LONGEST_NAME or not (text.isascii() and text.isprintable()):
+        part = self.take(count)
+        text = bytes(part[: LONGEST_NAME + 1]).rstrip(b"\0").decode("latin-1")
+        if len(part) > LONGEST_NAME or not (text.isascii() and text.isprintable()):
             raise FormatError(f"{self._name} has weights with a name that is none: it is damaged, or no Whisper model")
         return text
 
@@ -102,6 +105,19 @@ def tensor(data: memoryview, dtype: torch.dtype, shape: Sequence[int]) -> Tensor
     return torch.frombuffer(bytearray(data), dtype=dtype).view(tuple(shape))
 
 
+def put(found: dict[str, Tensor], key: str, weight: Tensor, name: str) -> None:
+    """One more of the weights in a file. name: of the file.
+
+    Raises:
+        FormatError: it is there already, or there are too many.
+    """
+    if key in found:
+        raise FormatError(f"{name} has the weights {key!r} twice: it is damaged")
+    if len(found) >= MOST_WEIGHTS:
+        raise FormatError(f"{name} has more than {MOST_WEIGHTS} tensors: it is damaged, or no Whisper model")
+    found[key] = weight
+
+
 def guarded(read: Callable[[], _Read], name: str) -> _Read:
     """What `read` gives. Damage shows in many ways, deep in arithmetic and libraries; to a person they are one.
 
@@ -113,7 +129,8 @@ def guarded(read: Callable[[], _Read], name: str) -> _Read:
     except FormatError:
         raise
     except KeyError as error:
-        raise FormatError(f"{name} lacks the weights {error}: it is no whole Whisper model") from error
+        lacking = str(error)[:LONGEST_NAME]
+        raise FormatError(f"{name} lacks the weights {lacking}: it is no whole Whisper model") from error
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise FormatError(f"{name} cannot be read ({reason}): it is damaged, or no Whisper model") from error
@@ -185,11 +202,14 @@ def dimensions(model: Foreign, name: str) -> Dimensions:
     if more := sorted(model.weights.keys() - expected.keys()):
         raise FormatError(f"{name} has weights that no Whisper model has ({more[0]!r}): it is of another architecture")
     for key, shape in expected.items():
-        if tuple(model.weights[key].shape) != shape:
+        weight = model.weights[key]
+        if tuple(weight.shape) != shape:
             raise FormatError(
-                f"{name} has the weights {key!r} in the shape {tuple(model.weights[key].shape)}, where its other sizes "
+                f"{name} has the weights {key!r} in the shape {tuple(weight.shape)}, where its other sizes "
                 f"need {shape}: it is damaged, or of another architecture"
             )
+        if not weight.numel() or not weight.is_floating_point():
+            raise FormatError(f"{name} has no fractions in the weights {key!r}: it is damaged")
     return sizes
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, guarded, layout_name, tensor
+from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, guarded, layout_name, put, tensor
 
 MAGIC = (0x67676D6C).to_bytes(4, "little")
 
@@ -26,6 +26,9 @@ _BLOCK = 32
 _GENERATION = 2
 """Of the blocks' layout; files say it in thousands beside their kind."""
 _LONGEST_TOKEN = 1024
+_MOST_TOKENS = 1 << 17
+_AT_ONCE = 1 << 14
+"""Blocks that are expanded at once: on the way they take many times what they come to."""
 _END = b"<|endoftext|>"
 
 _Bytes = NDArray[np.uint8]
@@ -94,14 +97,18 @@ def _read(reader: Reader, name: str) -> Foreign:
             raise FormatError(f"{name} was quantised by an old whisper.cpp: quantise it anew, or take the f16 file")
         # Biases of convolutions are columns there.
         shape = shape[:1] if ours.endswith(".bias") and shape[1:] == (1,) else shape
-        word, weights[ours] = _weights(reader, number, shape, name)
+        word, weight = _weights(reader, number, shape, name)
+        put(weights, ours, weight, name)
         words |= {word} if len(shape) > 1 and ".layers." in ours else set()
     return Foreign(f"ggml {'/'.join(sorted(words))}", weights, heads, tokens)
 
 
 def _vocabulary(reader: Reader, name: str) -> Sequence[bytes]:
     tokens: list[bytes] = []
-    for _ in range(reader.number("I")):
+    count = reader.number("I")
+    if count > _MOST_TOKENS:
+        raise FormatError(f"{name} has {count} tokens: it is damaged, or no Whisper model")
+    for _ in range(count):
         length = reader.number("I")
         if length > _LONGEST_TOKEN:
             raise FormatError(f"{name} has a token of {length} bytes: it is damaged, or no Whisper model")
@@ -125,4 +132,8 @@ def _weights(reader: Reader, number: int, shape: tuple[int, ...], name: str) -> 
         raise FormatError(f"{name} has rows of {shape[-1:]} numbers in blocks of {_BLOCK}: it is damaged")
     blocks = prod(shape) // _BLOCK
     packed = np.frombuffer(reader.take(blocks * kind.size), np.uint8).reshape(blocks, kind.size)
-    return kind.name, torch.from_numpy(kind.expand(packed)).half().view(shape)
+    halves = np.empty((blocks, _BLOCK), np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):  # whether they are numbers is seen when they are written
+        for at in range(0, blocks, _AT_ONCE):
+            halves[at : at + _AT_ONCE] = kind.expand(packed[at : at + _AT_ONCE])
+    return kind.name, torch.from_numpy(halves).view(shape)

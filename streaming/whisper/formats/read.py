@@ -17,8 +17,12 @@ from streaming.whisper.checkpoint import Dimensions, Grammar
 from streaming.whisper.formats import ctranslate2, ggml, openai, vocabulary
 from streaming.whisper.formats.foreign import Foreign, FormatError, dimensions
 from streaming.whisper.locate import SHIPPED
+from streaming.whisper.tokenizer import TokenizerError, load_tokenizer
 
 FORMATS = "model.bin of CTranslate2 (faster-whisper), OpenAI's .pt, whisper.cpp's ggml-*.bin"
+
+_LARGEST_CONFIG = 1 << 20
+"""Bytes; CTranslate2's have some thousands."""
 
 _OTHERS = {
     b"GGUF": "is in GGUF, which whisper.cpp does not write: take its ggml file",
@@ -53,13 +57,18 @@ def read(file: Path, tokenizer: Path | None = None) -> Found:
         # The file is one among several that CTranslate2 writes; others may lie anywhere, with anything beside them.
         said = _said(file.with_name("config.json")) if model.form.startswith("CTranslate2") else {}
         tokens, text = _tokenizer(model, sizes, file, tokenizer)
+        rules = vocabulary.grammar(tokens, sizes, said, file.name)
+    except TokenizerError as error:
+        raise FormatError(
+            f"the tokenizer of {file.name} cannot be used ({error}): give another (--tokenizer)"
+        ) from error
     except OSError as error:
         raise FormatError(f"{error.filename or file} cannot be read: {error.strerror or error}") from error
     return Found(
         file=file,
         model=model,
         dimensions=sizes,
-        grammar=vocabulary.grammar(tokens, sizes, said, file.name),
+        grammar=rules,
         alignment_heads=vocabulary.alignment_heads(sizes, said),
         tokenizer=text,
     )
@@ -101,8 +110,10 @@ def _said(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
+        if file.stat().st_size > _LARGEST_CONFIG:
+            raise FormatError(f"{file} has more than {_LARGEST_CONFIG} bytes: fetch it again")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{file} cannot be read ({error}): fetch it again") from error
     if not isinstance(content, dict):
         raise FormatError(f"{file} must hold a JSON object: fetch it again")
@@ -113,7 +124,7 @@ def _tokenizer(model: Foreign, sizes: Dimensions, file: Path, given: Path | None
     """With its text: that which was given; else the file's own; else the one beside it; else the one that all
     English-only models share, where a shipped pair has it."""
     if given is not None:
-        return vocabulary.load_tokenizer(given), given.read_text(encoding="utf-8")
+        return _loaded(given)
     if model.vocabulary is not None:
         built = vocabulary.build_tokenizer(model.vocabulary, sizes.vocabulary, file.name)
         return built, built.to_str()
@@ -122,8 +133,15 @@ def _tokenizer(model: Foreign, sizes: Dimensions, file: Path, given: Path | None
         places.append(SHIPPED / "tiny-en" / "teacher" / "tokenizer.json")
     for place in places:
         if place.is_file():
-            return vocabulary.load_tokenizer(place), place.read_text(encoding="utf-8")
+            return _loaded(place)
     raise FormatError(
         f"{file.name} has no vocabulary in it, and there is no tokenizer.json beside it: put that of the same model "
         "there, or name it (--tokenizer FILE)"
     )
+
+
+def _loaded(file: Path) -> tuple[Tokenizer, str]:
+    try:
+        return load_tokenizer(file), file.read_text(encoding="utf-8")
+    except TokenizerError as error:
+        raise FormatError(f"{file} is no tokenizer.json that can be read ({error}): fetch it again") from error

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from streaming.whisper.checkpoint import Dimensions, Grammar
 from streaming.whisper.formats.foreign import FormatError
+from streaming.whisper.tokenizer import library_errors
 
 ENGLISH_ONLY = 51864
 """Tokens of the published English-only models; those with languages have one or two more."""
@@ -40,6 +40,8 @@ _AFTER_LANGUAGES = (
     "<|notimestamps|>",
 )
 _TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 20 ms
+_MOST_WORK = 1 << 24
+"""Squares of the tokens' lengths, added up: what finding their halves takes. The published ones come to 2.5 million."""
 
 _NO_SPEECH = [
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
@@ -78,15 +80,6 @@ neither is here."""
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
-def load_tokenizer(file: Path) -> Tokenizer:
-    """Raises FormatError."""
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        reason = str(error).splitlines()[0][:200]
-        raise FormatError(f"{file} is no tokenizer.json that can be read ({reason}): fetch it again") from error
-
-
 def build_tokenizer(tokens: Sequence[bytes], vocabulary: int, name: str) -> Tokenizer:
     """Of a byte-level vocabulary in the order in which its pairs were joined, with the special tokens after it.
 
@@ -104,6 +97,11 @@ def build_tokenizer(tokens: Sequence[bytes], vocabulary: int, name: str) -> Toke
     ranks = {token: rank for rank, token in enumerate(tokens)}
     if len(ranks) != len(tokens):
         raise FormatError(f"{name} has a token twice: it is damaged")
+    if (
+        not {bytes([byte]) for byte in range(256)} <= ranks.keys()
+        or sum(len(each) ** 2 for each in tokens) > _MOST_WORK
+    ):
+        raise FormatError(f"{name} has no tokens for some bytes, or far too long ones: it is damaged")
     letters = _letters()
     text = {token: "".join(letters[byte] for byte in token) for token in tokens}
     merges = [
@@ -160,6 +158,7 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], na
 
     Raises:
         FormatError: the tokenizer is of another model, or what was said is about other tokens.
+        TokenizerError: the tokenizer does not work.
     """
     tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     if _END not in tokens or _START not in tokens:
@@ -174,7 +173,7 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], na
     multilingual = sizes.vocabulary > ENGLISH_ONLY  # the only sign that there is
     tasks = {task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate") if f"<|{task}|>" in tokens}
     suppress, first = (_said(said, key, sizes.vocabulary) for key in ("suppress_ids", "suppress_ids_begin"))
-    blank = tokenizer.encode(" ", add_special_tokens=False).ids
+    blank = _encoded(tokenizer, " ")
     return Grammar(
         sot=sot,
         eot=eot,
@@ -187,6 +186,11 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], na
         max_initial_timestamp=50,
         max_length=sizes.target_positions,
     )
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    with library_errors():
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _said(said: Mapping[str, Any], key: str, vocabulary: int) -> tuple[int, ...] | None:
@@ -207,7 +211,7 @@ def _languages(tokens: Mapping[str, int], sot: int, said: tuple[int, ...] | None
 
 def _never_said(tokenizer: Tokenizer, tokens: Mapping[str, int], eot: int) -> tuple[int, ...]:
     def ids(text: str) -> list[int]:
-        return [each for each in tokenizer.encode(text, add_special_tokens=False).ids if each < eot]
+        return [each for each in _encoded(tokenizer, text) if each < eot]
 
     found = {ids(text)[0] for text in _NOT_FIRST if ids(text)}
     for symbol in (*_NO_SPEECH, *_NOTES):

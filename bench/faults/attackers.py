@@ -1,0 +1,138 @@
+"""Those who attack a service, in a process and from an address of their own: what others feel of it is then the
+service's doing, and not that of limits on an address that they share, or of a client that is busy with attacking.
+
+`python -m bench.faults.attackers ATTACK HOST PORT SECONDS` says when it begins, and at the end how many connections it
+made. Owns what each attack sends, to plain sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import itertools
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from bench.faults.attacks import STRANGER, TOKEN
+from bench.faults.people import upgrade
+
+_ADDRESS = "127.0.0.2"
+"""This machine's too; honest clients come from 127.0.0.1."""
+
+_FORM = (
+    f"POST /v1/audio/transcriptions?source={STRANGER} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    "Content-Type: multipart/form-data; boundary=x\r\n"
+).encode()
+_LINES = b"\n" * 65536
+_NAMES = ("-" * 2000, "-" * 64)  # longer than a name may be, and as long
+_START = b"\x81\x90\0\0\0\0" + b'{"type":"start"}'  # as a frame
+
+
+class Target:
+    """The service that is attacked.
+
+    Attributes:
+        connections: made so far.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.connections = 0
+        self._address = (host, port)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        self.connections += 1
+        reader, writer = await asyncio.open_connection(*self._address, local_addr=(_ADDRESS, 0))
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+
+
+Attacker = Callable[[Target], Awaitable[None]]
+"""What one does, once."""
+
+
+def _saying(*said: bytes) -> Attacker:
+    """One of these, in turns; and then it stays until it is cut off, reads, and never answers."""
+    turns = itertools.cycle(said)
+
+    async def one(target: Target) -> None:
+        async with target.connection() as (reader, writer):
+            writer.write(next(turns))
+            while await reader.read(65536):
+                pass
+
+    return one
+
+
+async def _endless_form(target: Target) -> None:
+    """Lines, and never the first boundary."""
+    async with target.connection() as (reader, writer):
+        answer = asyncio.create_task(reader.read(1))
+        try:
+            writer.write(_FORM + b"Transfer-Encoding: chunked\r\n\r\n")
+            while not answer.done():
+                writer.write(b"%x\r\n%b\r\n" % (len(_LINES), _LINES))
+                await writer.drain()
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+
+
+async def _names(target: Target) -> None:
+    """Names that nearly fit a pattern, to be read and to be spoken as."""
+    for name, (path, said) in itertools.product(_NAMES, (("events", b""), ("stream", _START))):
+        async with target.connection() as (reader, writer):
+            writer.write(upgrade(f"/v1/{path}?source={name}", f"Authorization: Bearer {TOKEN}") + said)
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.read(65536)  # why not
+
+
+def _packed_form() -> bytes:
+    """A hundred megabytes of lines in a hundred kilobytes."""
+    body = gzip.compress(_LINES * 1600, 1)
+    return _FORM + f"Content-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+ATTACKS: dict[str, tuple[Callable[[], Attacker], int]] = {
+    "packed forms": (lambda: _saying(_packed_form()), 4),
+    "endless forms": (lambda: _endless_form, 4),
+    "silence": (lambda: _saying(b"", b"\x16\x03\x01"), 100),  # nothing, or the first bytes of TLS
+    "refused": (lambda: _saying(upgrade("/v1/stream"), upgrade("/v1/events")), 100),  # without a token
+    "half a line": (lambda: _saying(b"GET /v1/stre", b"POST /v1/aud"), 100),
+    "names": (lambda: _names, 4),
+}
+"""Name -> the attacker, and how many of them there are at once, each again as soon as it is done or cut off."""
+
+
+async def attack(name: str, target: Target, seconds: float) -> None:
+    make, at_once = ATTACKS[name]
+    one = make()
+
+    async def again_and_again() -> None:
+        while True:
+            # Cut off, or not let in: that is what the service may do.
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await one(target)
+            await asyncio.sleep(0)
+
+    print("begun", flush=True)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as attackers:
+            for _ in range(at_once):
+                attackers.create_task(again_and_again())
+
+
+def main(arguments: Sequence[str]) -> int:
+    name, host, port, seconds = arguments
+    target = Target(host, int(port))
+    asyncio.run(attack(name, target, float(seconds)))
+    print(target.connections)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
