@@ -25,6 +25,7 @@ def models(pair: Pair) -> dict[str, Any]:
         "models": {"student": str(pair.student), "teacher": str(pair.teacher), "device": "cpu", "threads": 1},
         "segment": {"longest": 5.0, "cut_window": 1.0},
         "confidence": {"floor": 0.0, "doubtful": 0.0, "loop_copies": 1000},
+        "escalate": {"shortest": 0.0},
     }
 
 

@@ -57,7 +57,9 @@ def test_a_training(how: signal.Signals, train: list[str], tmp_path: Path) -> No
         assert "Traceback" not in said
         assert trained(tmp_path / "run").step >= 1
     curve = tmp_path / "run" / "curve.jsonl"
-    end = (trained(tmp_path / "run").step if how is signal.SIGINT else 0) + 2
+    # A kill that comes late, on a busy machine, may find the first checkpoint written.
+    kept = how is signal.SIGINT or (tmp_path / "run" / "checkpoint.pt").exists()
+    end = (trained(tmp_path / "run").step if kept else 0) + 2
     assert main([*train, str(end)]) == 0
     assert json.loads(curve.read_text().splitlines()[-1])["step"] == end
 
