@@ -64,7 +64,12 @@ def test_what_may_change_is_explained() -> None:
     from daemon.reload import _KEYS, _SECTIONS
 
     table = EXPLAINED.partition("## Settings that change")[2].partition("## The socket")[0]
-    for key in (_KEYS | _SECTIONS) - {"log", "shutdown", "escalate.below", "escalate.shortest"}:  # named by their one key, or with theirs
+    for key in (_KEYS | _SECTIONS) - {
+        "log",
+        "shutdown",
+        "escalate.below",
+        "escalate.shortest",
+    }:  # named by their one key, or with theirs
         assert f"`{key}`" in table, f"{key} is not in the table"
 
 
