@@ -7,6 +7,7 @@ said, only how soon.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -92,5 +93,7 @@ class Row:
         room = self.limit - len(self.log_probs)
         self.tokens += said[:room]
         self.log_probs += how[:room]
-        self.done = len(self.log_probs) >= self.limit or self.tokens[-1] == self.eot
+        # What is no number any more has no end of its own: it would cost its batch all steps up to the limit.
+        broken = not all(map(math.isfinite, how))
+        self.done = broken or len(self.log_probs) >= self.limit or self.tokens[-1] == self.eot
         self.draft.correct(kept, self.tokens)

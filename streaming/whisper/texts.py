@@ -152,7 +152,8 @@ def step(decoder: Decoder, rules: Rules, texts: Texts, seats: Seats, width: int,
 
     then = _advanced(now, live, starts, verdict.agreed, decided, width)
     then = _corrected(now, then, live, tokens, drafts, verdict.agreed >= width)
-    ended = (then.length >= now.limit) | (_last(tokens, then.length) == rules.grammar.eot)
+    broken = (is_said & ~verdict.log_probs.isfinite()).any(1)  # as in `Row.take`
+    ended = broken | (then.length >= now.limit) | (_last(tokens, then.length) == rules.grammar.eot)
     then = then._replace(done=torch.where(live & (then.length > now.length), ended.long(), now.done))
 
     if rules.grammar.no_speech is not None:  # as it is after start of transcript, before any rule

@@ -386,6 +386,24 @@ def test_a_batch_that_does_not_fit_into_memory_is_run_in_parts_that_do(english: 
     engine.warm()  # a device for which its largest canaries are too large is no broken one
 
 
+@pytest.mark.parametrize("graphs", ["off", "on"])
+def test_a_text_that_is_no_number_any_more_ends_at_once(english: Pair, graphs: str) -> None:
+    """It has no end of its own, and would cost its batch all steps up to the limit."""
+    engine = Engine.load(str(english.student), None, "cpu", graphs=graphs)
+    engine.warm()
+    engine._student.decoder.layer_norm.weight.fill_(math.nan)
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    engine._student.decoder.register_forward_hook(count)
+    (result,) = engine.run([Job(murmur(1))])
+    assert result.error is not None
+    assert 1 <= passes <= 4
+
+
 def test_output_that_is_not_finite_is_an_error(english: Pair) -> None:
     engine = Engine.load(str(english.student), str(english.teacher), "cpu")
     assert engine._teacher is not None
