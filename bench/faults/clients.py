@@ -18,19 +18,20 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bench.faults.people import PCM, SECONDS, UTTERANCES, greeted, speak, stream, upgrade, witness
+from bench.faults.people import LAST, PCM, SECONDS, UTTERANCES, greeted, speak, stream, upgrade, witness
 from bench.faults.service import PATIENCE, Outcome, Service
 
 
 async def vanish(service: Service, times: int) -> Outcome:
-    """Gone in the middle of the third utterance, without a close."""
+    """Gone in the middle of the last utterance, without a close."""
 
     async def one(number: int) -> None:
         async with stream(service, f"vanish{number}") as ws:
-            for at in range(0, int(8.2 * 32000), 3200):
+            for at in range(0, int(LAST * 32000), 3200):
                 await ws.send(PCM[at : at + 3200])
-            while json.loads(await ws.recv()).get("utterance") != UTTERANCES:
-                pass
+            async with asyncio.timeout(PATIENCE):
+                while json.loads(await ws.recv()).get("utterance") != UTTERANCES:
+                    pass
             ws.transport.abort()
 
     async with witness(service) as listening:

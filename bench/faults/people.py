@@ -22,6 +22,8 @@ from bench.faults.service import PATIENCE, Service
 PCM = read_pcm(str(DEMO))[0]
 UTTERANCES = 3  # in it
 SECONDS = len(PCM) / 32000
+LAST = 11.0
+"""Seconds into it: the middle of the last utterance."""
 
 
 class Witness:
