@@ -47,7 +47,7 @@ format: $(VENV)/.test ## let ruff mend what it can
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[demo]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
