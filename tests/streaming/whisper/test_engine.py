@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -387,7 +387,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_run_in_parts_that_do(english: 
 
 
 @pytest.mark.parametrize("graphs", ["off", "on"])
-def test_a_text_that_is_no_number_any_more_ends_at_once(english: Pair, graphs: str) -> None:
+def test_a_text_that_is_no_number_any_more_ends_at_once(english: Pair, graphs: Literal["on", "off"]) -> None:
     """It has no end of its own, and would cost its batch all steps up to the limit."""
     engine = Engine.load(str(english.student), None, "cpu", graphs=graphs)
     engine.warm()
