@@ -149,9 +149,12 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 def lines(text: str) -> list[str]:
-    """Without what differs each time: numbers, ids, and how wide a column of numbers is."""
+    """Without what differs each time: numbers, ids, and how wide a column of numbers is; nor what differs with a
+    processor's arithmetic: whether a model hears a comma or the end of a sentence.
+    """
     masked = re.sub(r"\b[0-9a-f]{32}\b", "ID", text)
     masked = re.sub(r"\d+(\.\d+)?", "0", masked)
+    masked = re.sub(r"(?<=[a-z])[.,!?](?=[\s\"'<]|$)", "", masked, flags=re.MULTILINE).casefold()
     return [re.sub(r"  +", "  ", line.strip()) for line in masked.splitlines() if line.strip()]
 
 
@@ -258,5 +261,6 @@ def test_masking_keeps_what_matters() -> None:
         "ready after 4.4 s\n...\nEvery word was right.\n", "ready after 12 s\n\nx\ny\nEvery word was right.\n"
     )
     assert prints('{"id":"8150cf8a7bed471abaa02157e3c8cb79-1"}', '{"id":"00000000000000000000000000000000-12"}')
+    assert prints("Roses. They are.\n...\n", "Roses, they are!\nx\n")
     assert not prints("turn on the light\n", "turn off the light\n")
     assert not prints("one\n", "one\ntwo\n")
