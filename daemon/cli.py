@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -195,7 +197,30 @@ def _with_engines(settings: Settings, work: Callable[[Pipeline], Coroutine[Any, 
 
     to_stderr("warning")
     pipeline = Pipeline(settings)
-    return _leave(pipeline, _exit_code(lambda: asyncio.run(work(pipeline))))
+    return _leave(pipeline, _exit_code(lambda: _run_interruptibly(work(pipeline))))
+
+
+def _run_interruptibly(work: Coroutine[Any, Any, int]) -> int:
+    """What `work` gives. The kernel may hand Ctrl-C to any thread, a busy engine's too: only a handler of the loop's
+    own wakes the loop then.
+
+    Raises:
+        KeyboardInterrupt: it came; `work` was cancelled.
+    """
+    watched = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    )
+
+    async def interruptible() -> int:
+        task = asyncio.current_task()
+        if watched and task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _leave(pipeline: Pipeline, code: int) -> int:
