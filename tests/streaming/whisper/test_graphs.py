@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -69,3 +73,69 @@ def test_a_processor_has_no_graphs_and_calls_nothing_to_find_out() -> None:
     functions = [Function("check", seen.append, shapes((1, 2), (100,)))]
     assert Recorder(torch.device("cpu")).capture(functions) == Captured()
     assert not seen
+
+
+class Stream:
+    """Of a device that has graphs, for a machine that has none."""
+
+    device = torch.device("cuda:1")
+
+    def wait_stream(self, other: Stream) -> None: ...
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """As much of `torch.cuda` as a capture asks for: a capture calls the function, as a real one does."""
+
+    class CapturedGraph(Recorded):
+        def capture_begin(self, **how: object) -> None: ...
+
+        def capture_end(self) -> None: ...
+
+    calls: dict[str, Callable[..., Any]] = {
+        "graph_pool_handle": lambda: None,
+        "Stream": lambda device: Stream(),
+        "current_stream": lambda device=None: Stream(),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "empty_cache": lambda: None,
+        "synchronize": lambda device: None,
+        "mem_get_info": lambda device: (2**30, 2**30),
+        "CUDAGraph": CapturedGraph,
+    }
+    for name, call in calls.items():
+        monkeypatch.setattr(torch.cuda, name, call)
+    return Stream.device
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+        NotImplementedError("no such kernel"),
+        TypeError("a kernel's launcher met an argument that it does not know"),
+    ],
+)
+def test_what_cannot_be_captured_is_called(
+    cuda: torch.device, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it was: it costs the graph of that shape, not the start."""
+    small, large = shapes((1, 8), (100,))
+    calls: list[Shape] = []
+
+    def call(shape: Shape) -> None:
+        if shape == large and capturing:
+            raise error
+        calls.append(shape)
+
+    capturing = True
+    function = Function("check", call, (small, large))
+    captured = Recorder(cuda).capture([function])
+    capturing = False
+    assert (captured.graphs, captured.missing) == (1, 1)
+    assert str(error) in caplog.text
+    assert isinstance(function.graph(small)[1], Recorded)
+    shape, graph = function.graph(large)
+    calls.clear()
+    graph.replay()
+    assert calls == [shape] == [large]

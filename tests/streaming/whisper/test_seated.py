@@ -25,13 +25,14 @@ from streaming.whisper.hearing import Model
 from streaming.whisper.model import Memory
 from streaming.whisper.rows import Row
 from streaming.whisper.seated import WIDTHS, Ahead, Helper, Seated, Voice
-from streaming.whisper.slots import OVERHANG, Slots
+from streaming.whisper.slots import OVERHANG, PAGE, Slots
 
 CPU = torch.device("cpu")
 FAST = Buckets((1, 2, 4, 8), WIDTHS, (64, 192, 448 + OVERHANG))
 FIXED = Buckets((8,), (9,), (448 + OVERHANG,))
 NARROW = Buckets((3, 8), (1, 2), (448 + OVERHANG,))
 HEARD = 100
+THIRTY_SECONDS = 1500
 
 
 @dataclass(repr=False)
@@ -352,6 +353,95 @@ def test_a_kernel_that_is_not_there_is_not_used(teacher: Speaker) -> None:
     assert not slots.look_in_pages()
     assert not slots.text.any()
     assert not any(pool.any() for pool in slots.audio)
+
+
+def paged_attention(wrong_page: int | None = None) -> Any:
+    """A kernel for pages in plain operations, of the signature of PyTorch's, which only a GPU has.
+
+    wrong_page: of each row's table; what lies there is taken from the page of another row.
+    """
+
+    def attend(
+        queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, firsts: torch.Tensor, _: None, width: int,
+        longest: int, *, window_size: tuple[int, int], seqused_k: torch.Tensor, block_table: torch.Tensor,
+        num_splits: int,
+    ) -> torch.Tensor:  # fmt: skip
+        table = block_table.long()
+        if wrong_page is not None:
+            table[:, wrong_page] = table[:, wrong_page].flip(0)
+        found = []
+        for row, length in enumerate(seqused_k.tolist()):
+            asked = queries[row * width : (row + 1) * width].transpose(0, 1)
+            seen_keys, seen_values = (
+                pool[table[row]].flatten(0, 1)[:length].transpose(0, 1) for pool in (keys, values)
+            )
+            mask = torch.ones(width, length, dtype=torch.bool)
+            if window_size == (-1, 0):
+                mask = mask.tril(length - width)
+            scores = torch.nn.functional.scaled_dot_product_attention(asked, seen_keys, seen_values, attn_mask=mask)
+            found.append(scores.transpose(0, 1))
+        return torch.cat(found)
+
+    return attend
+
+
+@torch.inference_mode()
+def test_a_kernel_that_reads_every_page_is_used(teacher: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots(teacher.decoder, 4, THIRTY_SECONDS)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", paged_attention())
+    assert slots.look_in_pages()
+    assert not slots.text.any()
+    assert not any(pool.any() for pool in slots.audio)
+
+
+@pytest.mark.parametrize("page", range(THIRTY_SECONDS // PAGE + 1))
+@torch.inference_mode()
+def test_a_kernel_that_errs_in_one_page_is_not_used(
+    teacher: Speaker, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    slots = Slots(teacher.decoder, 4, THIRTY_SECONDS)
+    right, wrong = paged_attention(), paged_attention(page)
+
+    def attend(*args: Any, block_table: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        kernel = wrong if block_table.shape[1] > page else right
+        result: torch.Tensor = kernel(*args, block_table=block_table, **kwargs)
+        return result
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attend)
+    assert not slots.look_in_pages()
+
+
+# --- results on their way --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Event:
+    """As `torch.cuda.Event`, for a machine that has none."""
+
+    blocking: bool
+    recorded: Any = None
+    awaited: bool = False
+
+    def record(self, stream: Any) -> None:
+        self.recorded = stream
+
+    def synchronize(self) -> None:
+        self.awaited = True
+
+
+def test_numbers_are_awaited_on_the_device_that_sends_them(teacher: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread's current device may be another: its stream has nothing to do with the copy."""
+    voice = stage(teacher, FAST, Ahead(1)).voice
+    voice.device = torch.device("cuda:1")
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **kind: empty(*shape, **kind))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: ("the current stream of", device))
+    letter = voice._post(2)
+    arrived: Any = letter.arrived
+    assert arrived.recorded == ("the current stream of", torch.device("cuda:1"))
+    assert len(letter.read()) == 2
+    assert arrived.awaited
 
 
 @torch.inference_mode()
