@@ -125,7 +125,7 @@ class Recorder:
                 function.captured[shape] = self._captured(function, shape, pool, stream)
                 graphs += 1
             # Out of memory, or a kernel that cannot be captured here, whose launcher may raise anything: called, it
-            # works, and where it does not, the canary decode tells.
+            # works. Where it does not, the canary decode tells, or the job that needs that shape.
             except Exception as error:
                 log.warning("no graph of %s in %s: %s", function.name, shape, str(error).partition("\n")[0])
                 missing += 1

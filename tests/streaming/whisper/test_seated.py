@@ -358,7 +358,7 @@ def test_a_kernel_that_is_not_there_is_not_used(teacher: Speaker) -> None:
 def paged_attention(wrong_page: int | None = None) -> Any:
     """A kernel for pages in plain operations, of the signature of PyTorch's, which only a GPU has.
 
-    wrong_page: of each row's table; what lies there is taken from the page of another row.
+    wrong_page: of each row's table, where that goes so far; it is read from another row.
     """
 
     def attend(
@@ -367,7 +367,7 @@ def paged_attention(wrong_page: int | None = None) -> Any:
         num_splits: int,
     ) -> torch.Tensor:  # fmt: skip
         table = block_table.long()
-        if wrong_page is not None:
+        if wrong_page is not None and wrong_page < table.shape[1]:
             table[:, wrong_page] = table[:, wrong_page].flip(0)
         found = []
         for row, length in enumerate(seqused_k.tolist()):
@@ -378,8 +378,8 @@ def paged_attention(wrong_page: int | None = None) -> Any:
             mask = torch.ones(width, length, dtype=torch.bool)
             if window_size == (-1, 0):
                 mask = mask.tril(length - width)
-            scores = torch.nn.functional.scaled_dot_product_attention(asked, seen_keys, seen_values, attn_mask=mask)
-            found.append(scores.transpose(0, 1))
+            attended = torch.nn.functional.scaled_dot_product_attention(asked, seen_keys, seen_values, attn_mask=mask)
+            found.append(attended.transpose(0, 1))
         return torch.cat(found)
 
     return attend
@@ -400,15 +400,19 @@ def test_a_kernel_that_errs_in_one_page_is_not_used(
     teacher: Speaker, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     slots = Slots(teacher.decoder, 4, THIRTY_SECONDS)
-    right, wrong = paged_attention(), paged_attention(page)
-
-    def attend(*args: Any, block_table: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        kernel = wrong if block_table.shape[1] > page else right
-        result: torch.Tensor = kernel(*args, block_table=block_table, **kwargs)
-        return result
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attend)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", paged_attention(page))
     assert not slots.look_in_pages()
+
+
+@torch.inference_mode()
+def test_memory_is_what_was_remembered(teacher: Speaker) -> None:
+    slots = Slots(teacher.decoder, 4, HEARD)
+    states = torch.randn(2, HEARD, 32)
+    slots.remember(teacher.decoder, states, torch.tensor([3, 1]))
+    expected: Memory = teacher.decoder.remember(states)
+    found = slots.memory(torch.tensor([3, 1]), HEARD)
+    for ours, theirs in zip((*found.keys, *found.values), (*expected.keys, *expected.values), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 # --- results on their way --------------------------------------------------------------------------------------------
@@ -442,14 +446,3 @@ def test_numbers_are_awaited_on_the_device_that_sends_them(teacher: Speaker, mon
     assert arrived.recorded == ("the current stream of", torch.device("cuda:1"))
     assert len(letter.read()) == 2
     assert arrived.awaited
-
-
-@torch.inference_mode()
-def test_memory_is_what_was_remembered(teacher: Speaker) -> None:
-    slots = Slots(teacher.decoder, 4, HEARD)
-    states = torch.randn(2, HEARD, 32)
-    slots.remember(teacher.decoder, states, torch.tensor([3, 1]))
-    expected: Memory = teacher.decoder.remember(states)
-    found = slots.memory(torch.tensor([3, 1]), HEARD)
-    for ours, theirs in zip((*found.keys, *found.values), (*expected.keys, *expected.values), strict=True):
-        assert torch.equal(ours, theirs)
