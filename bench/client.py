@@ -54,10 +54,15 @@ def read_pcm(path: str) -> tuple[bytes, int]:
     return first.tobytes(), int(rate)
 
 
-async def play(url: str, source: str, pcm: bytes, rate: int, heard: Callable[[dict[str, Any]], None]) -> None:
-    """Streams `pcm` in frames of 20 ms, each at its time, and hands every event over as it comes, until `stopped`."""
+async def play(
+    url: str, source: str, pcm: bytes, rate: int, heard: Callable[[dict[str, Any]], None], *, words: bool = False
+) -> None:
+    """Streams `pcm` in frames of 20 ms, each at its time, and hands every event over as it comes, until `stopped`.
+
+    words: whether finals shall have the times of their words.
+    """
     async with connect(f"{url}/v1/stream?source={source}", compression=None) as socket:
-        await socket.send(json.dumps({"type": "start", "sample_rate": rate}))
+        await socket.send(json.dumps({"type": "start", "sample_rate": rate, "words": words}))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_send(socket, pcm, int(rate * FRAME_SECONDS) * 2))
             async for message in socket:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ RECORDED_BLOCKS = 90000
 
 JOINED_SECONDS = (1.0, 14.0)
 """Of neighbouring parts of one file, between which a length is drawn."""
+
+Thing = TypeVar("Thing")
 
 About = Mapping[str, str | bool]
 """A clip's `text`, `speaker`, `set` and `split`, and `transcribed` where it is not."""
@@ -121,7 +123,7 @@ class Corpus:
         return self._audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / np.float32(32768)
 
 
-def evenly(clips: Sequence[Clip], at_most: int) -> list[Clip]:
+def evenly(clips: Sequence[Thing], at_most: int) -> list[Thing]:
     """So many of them, from the first to the last."""
     step = max(1.0, len(clips) / at_most)
     return [clips[int(place * step)] for place in range(min(at_most, len(clips)))]
