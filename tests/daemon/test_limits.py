@@ -351,7 +351,8 @@ async def test_a_client_that_leaves_while_it_is_slowed_is_still_heard(tokenizer_
         service(scripted(tokenizer_file), {"server": {"max_rate": 300}}) as daemon,
         client(daemon.server.url, "/v1/events") as other,
     ):
-        async with client(daemon.server.url) as mine:
+        # Who does not wait until all is read has gone without a word, and might come back.
+        async with client(daemon.server.url, close_timeout=PATIENCE) as mine:
             audio = speech()
             with contextlib.suppress(ConnectionClosed):
                 await mine.play(audio, frame=len(audio) // 400)

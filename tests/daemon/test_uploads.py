@@ -351,7 +351,7 @@ async def test_what_comes_before_a_form_is_counted_and_holds_up_nobody(line: byt
                     sent += len(chunk)
                     if reader.at_eof() or b"\r\n\r\n" in bytes(reader._buffer):  # type: ignore[attr-defined]
                         break
-            answer = await reader.read()
+            answer = await reader.readuntil(b"\r\n")
         counting.cancel()
         writer.close()
         assert answer.split()[1] in (b"400", b"413")
@@ -367,7 +367,8 @@ async def test_a_form_that_trickles_gives_its_seat_back(tokenizer_file: Path, mo
         reader, writer = await asyncio.open_connection(host, int(port))
         head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n"
         writer.write(head.encode() + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n")
-        answer = asyncio.create_task(reader.read())
+        # Not to the end: what trickles behind the answer has the connection reset.
+        answer = asyncio.create_task(reader.readuntil(b'"timeout"'))
         part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         with contextlib.suppress(ConnectionError):
             for byte in part + bytes(10000 - len(part)):
@@ -375,7 +376,7 @@ async def test_a_form_that_trickles_gives_its_seat_back(tokenizer_file: Path, mo
                 await asyncio.wait({answer}, timeout=0.02)
                 if answer.done():
                     break
-        assert b'"timeout"' in await asyncio.wait_for(answer, PATIENCE)
+        await asyncio.wait_for(answer, PATIENCE)
         writer.close()
 
 
