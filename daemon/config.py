@@ -162,7 +162,7 @@ class Models(Section):
 
 class Escalate(Section):
     when: Literal["low-confidence", "always", "never"] = "low-confidence"
-    below: float = Field(default=0.75, ge=0, le=1)
+    below: float = Field(default=0.7, ge=0, le=1)
     shortest: float = Field(default=2.0, ge=0)
 
     @property

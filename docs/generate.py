@@ -190,7 +190,7 @@ def threshold(report: Mapping[str, Any]) -> str:
     chosen = {float(below): row for below, row in cascade["thresholds"].items()}[report["threshold"]]
     auroc = cascade["auroc_wrong"]
     told = "" if auroc is None else (
-        " The confidence (mean log-probability) tells the student's\nwrong texts from its right ones with an AUROC of "
+        " How sure it is tells the student's\nwrong texts from its right ones with an AUROC of "
         f"{auroc:.2f}."
     )  # fmt: skip
     return (

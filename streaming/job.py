@@ -37,7 +37,7 @@ class Job:
     task: what a multilingual checkpoint shall do.
     timestamps: whether the model is asked for timestamp tokens.
     times: whether each token's place in time is wanted (an alignment from cross-attention: costs one more pass).
-    ask_teacher_below: the teacher decides when the student's confidence is below this (`NEVER`, `ALWAYS`).
+    ask_teacher_below: the teacher decides when the student's `sureness` is below this (`NEVER`, `ALWAYS`).
     max_tokens: the longest text, in tokens; the checkpoint's own limit where None.
     revision: comes back in the result, so that its owner can tell a stale one.
     """
@@ -65,7 +65,7 @@ class Result:
     times: (start, end) of each of `tokens`, seconds from the job's first sample; empty when not asked for.
     model: who decided the tokens.
     student_tokens: the student's own text, equal to `tokens` unless the teacher decided.
-    student_confidence: what was compared with `Job.ask_teacher_below`.
+    student_confidence: its `sureness`, which was compared with `Job.ask_teacher_below`.
     language: the code that was given or detected.
     no_speech: probability that there is no speech, 0..1; 0 where the checkpoint cannot tell.
     passes, teacher_passes: decoder passes spent by each.
@@ -117,6 +117,22 @@ def utterance_confidence(log_probs: tuple[float, ...]) -> float:
     if not log_probs:
         return 0.0
     return math.exp(sum(log_probs) / len(log_probs))
+
+
+UNTHINNED = 16
+"""Tokens of a text, about a sentence, beyond which its length no longer thins its doubt out."""
+
+
+def sureness(log_probs: tuple[float, ...]) -> float:
+    """How sure of a whole text its model is, 0..1: `utterance_confidence` of up to a sentence, and of more as though
+    all doubt lay in so many tokens.
+
+    One wrong word moves the mean over a long text but little, and a text that turns in a loop is certain of every word
+    but its first: the mean does not tell either. Nothing (0) is sure of an empty sequence.
+    """
+    if not log_probs:
+        return 0.0
+    return math.exp(sum(log_probs) / min(len(log_probs), UNTHINNED))
 
 
 def isolated(

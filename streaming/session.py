@@ -49,7 +49,7 @@ steps are those of all others in its batch. A final may be as long as the checkp
 class SessionSettings:
     """partial_interval: seconds of new audio that make the next partial due.
     first_partial: seconds of speech that make an utterance's first partial due.
-    ask_teacher_below: the teacher decides a final whose confidence is below this (`NEVER`, `ALWAYS`).
+    ask_teacher_below: the teacher decides a final of which the student is less sure (`NEVER`, `ALWAYS`).
     ask_teacher_from: of so many seconds of audio or more; what is shorter the student decides alone.
     """
 

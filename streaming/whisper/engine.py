@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streaming.job import ALWAYS, SAMPLE_RATE, Captured, Job, Result, isolated, utterance_confidence
+from streaming.job import ALWAYS, SAMPLE_RATE, Captured, Job, Result, isolated, sureness
 from streaming.whisper.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -245,7 +245,7 @@ def _student_result(job: Job, row: Row, language: str | None) -> Result:
         accepted=row.accepted,
         model="student",
         student_tokens=tuple(row.text),
-        student_confidence=utterance_confidence(tuple(row.log_probs)),
+        student_confidence=sureness(tuple(row.log_probs)),
         language=language,
         no_speech=row.no_speech,
         passes=row.passes,

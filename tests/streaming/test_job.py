@@ -1,7 +1,8 @@
-"""What the failure of a batch costs."""
+"""What the failure of a batch costs, and how sure a text is."""
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.job import Job, Result, isolated, out_of_memory
+from streaming.job import UNTHINNED, Job, Result, isolated, out_of_memory, sureness, utterance_confidence
 
 
 def jobs_of(count: int) -> list[Job]:
@@ -74,3 +75,22 @@ def test_a_wrong_number_of_results_is_a_failure() -> None:
 )
 def test_what_counts_as_out_of_memory(error: Exception, memory: bool) -> None:
     assert out_of_memory(error) is memory
+
+
+LOG_PROBS = st.floats(-8, 0)
+
+
+@given(st.lists(LOG_PROBS, max_size=UNTHINNED))
+def test_of_up_to_a_sentence_a_text_is_as_sure_as_its_mean(log_probs: list[float]) -> None:
+    assert sureness(tuple(log_probs)) == utterance_confidence(tuple(log_probs))
+
+
+@given(st.lists(LOG_PROBS, min_size=UNTHINNED, max_size=60), st.lists(LOG_PROBS, max_size=60))
+def test_more_words_never_make_a_long_text_surer(log_probs: list[float], more: list[float]) -> None:
+    assert sureness((*log_probs, *more)) <= sureness(tuple(log_probs)) <= utterance_confidence(tuple(log_probs))
+
+
+def test_a_loop_is_not_sure_however_sure_each_of_its_words_is() -> None:
+    loop = (math.log(0.97),) * 400
+    assert utterance_confidence(loop) > 0.9
+    assert sureness(loop) < 0.5

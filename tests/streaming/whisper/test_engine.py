@@ -26,7 +26,7 @@ from streaming.job import (
     Result,
     isolated,
     out_of_memory,
-    utterance_confidence,
+    sureness,
 )
 from streaming.whisper import engine as engine_module
 from streaming.whisper.checkpoint import CheckpointError
@@ -152,7 +152,7 @@ def test_without_a_teacher_the_student_decides(english: Pair) -> None:
     (result,) = load(english.student).run([job])
     assert (result.model, result.error) == ("student", None)
     assert result.tokens == result.student_tokens
-    assert result.student_confidence == utterance_confidence(result.log_probs)
+    assert result.student_confidence == sureness(result.log_probs)
 
 
 def test_a_limit_cuts_the_text_before_its_end(english: Pair) -> None:
