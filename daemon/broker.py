@@ -28,7 +28,7 @@ and for the goodbye. `shutdown.drain` must have room for both."""
 
 # Reason codes of MQTT 5. A 3.1.1 broker's few are translated into them by the library.
 _UNSUPPORTED_VERSION, _BAD_CLIENT_ID, _BAD_PASSWORD, _NOT_AUTHORISED, _BANNED, _BAD_TOPIC = 132, 133, 134, 135, 138, 144
-_TOO_BIG, _BAD_PAYLOAD, _NO_RETAIN, _NO_QOS = 149, 153, 154, 155
+_TOO_BIG, _QUOTA, _BAD_PAYLOAD, _NO_RETAIN, _NO_QOS = 149, 151, 153, 154, 155
 _UNSPECIFIED, _MALFORMED, _PROTOCOL_ERROR, _IMPLEMENTATION = 128, 129, 130, 131
 
 _ITS_FAULT = frozenset(
@@ -74,6 +74,8 @@ class Client(aiomqtt.Client):
     Attributes:
         largest: bytes of a packet that the broker takes, where it says so (MQTT 5).
         hung_up: why a connection that was made ended; None while it has not.
+        rejected: with which reason a message was acknowledged that the broker could not take; None where it was another
+            fault, or the broker's quota, that ended the connection.
         ignored: told what of the broker's messages could not be read.
     """
 
@@ -81,6 +83,7 @@ class Client(aiomqtt.Client):
         super().__init__(*arguments, **options)
         self.largest: int | None = None
         self.hung_up: ReasonCode | None = None
+        self.rejected: ReasonCode | None = None
         self._ignored = ignored
         self._refused: ReasonCode | None = None
         self._take_note()
@@ -208,6 +211,8 @@ class Client(aiomqtt.Client):
             raise TooBigError(f"it has {size} bytes, which is too large for the broker")
         if reason.value in (_NOT_AUTHORISED, _BAD_TOPIC, _BAD_PAYLOAD):
             raise RefusedError(str(reason).lower())
+        if reason.value != _QUOTA:
+            self.rejected = reason
         raise aiomqtt.MqttError(f"the broker could not take a message: {reason}")
 
 

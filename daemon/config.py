@@ -428,12 +428,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value} is there twice, and only one can hold: join the two", key.start_mark
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -444,7 +445,7 @@ def _read(path: Path | None) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: is not YAML: {_yaml_trouble(error)}") from None
     if values is None:
         return {}
@@ -458,7 +459,11 @@ def _yaml_trouble(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return str(error).partition("\n")[0] if isinstance(error, yaml.YAMLError) else "it must be UTF-8"
+    if isinstance(error, yaml.YAMLError):
+        return str(error).partition("\n")[0]
+    if isinstance(error, UnicodeDecodeError):
+        return "it must be UTF-8"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a date or a number in it is none"
 
 
 def _kind(value: object) -> str:
@@ -506,6 +511,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigurationError(f"{name}: {section} is a list, which only the file can hold")
         if key in values.setdefault(section, {}):
             raise ConfigurationError(f"{name}: {section}.{key} is there twice, in other letters, and only one can hold")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigurationError(f"{name}: must be UTF-8")
         values[section][key] = _scalar(section, key, text)
     return values
 
@@ -519,7 +526,7 @@ def _scalar(section: str, key: str, text: str) -> Any:
         return text or None
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text  # validation says what is wrong with it
 
 

@@ -37,6 +37,9 @@ _SHORT = 1024
 _LEAST_PAUSE = 0.02
 """Seconds. A shorter pause for each message costs more than the message."""
 
+_TURN = 0.01
+"""Seconds after which whoever has more in hand lets the others have their turn."""
+
 
 class Outbox(Protocol):
     @property
@@ -304,15 +307,23 @@ class Pace:
         self._interval = 1 / rate
         self._slowed = slowed
         self._due = 0.0  # when the next message would come if all came evenly
+        self._turn = 0.0  # when others had theirs
 
     async def wait(self) -> None:
-        """Before each message. Whoever was silent for a second has as many in hand as a second has."""
+        """Before each message. Whoever was silent for a second has as many in hand as a second has: those are read
+        without a pause, but not without the others' turn, for what is buffered is read without waiting for anything.
+        """
         now = asyncio.get_running_loop().time()
         self._due = max(self._due, now - 1.0) + self._interval
         ahead = self._due - now
         if ahead > _LEAST_PAUSE:
             self._slowed(ahead)
             await asyncio.sleep(ahead)
+        elif now - self._turn > _TURN:
+            await asyncio.sleep(0)
+        else:
+            return
+        self._turn = asyncio.get_running_loop().time()
 
     def charge(self, text: int) -> None:
         """For a message with so many characters that are parsed: a long one takes as much of everybody's time as many

@@ -18,6 +18,7 @@ from daemon.dialects.words import quoted
 from daemon.faults import Fault
 
 _HEADERS = re.compile(r"[A-Za-z0-9, -]{1,1024}")
+_EXPOSED = "Retry-After, Whisperd-Warning"
 """Names of headers: whichever a client's library sends (OpenAI's has a dozen of its own) do no harm here."""
 
 _PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
@@ -84,7 +85,7 @@ class Entrance:
         origin = _only(handshake, "origin")
         if origin is None or not self._is_listed(origin):
             return {"Vary": "Origin"}
-        return {"Vary": "Origin", "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": "Retry-After"}
+        return {"Vary": "Origin", "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED}
 
     def preflight(self, handshake: Handshake) -> dict[str, str]:
         """What a browser wants to know before it sends what such a page asks for.

@@ -177,9 +177,9 @@ class Mqtt:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _blame(self, client: Client) -> None:
-        """The broker hung up. Perhaps because of what it was being sent."""
+        """The broker hung up, or could not take a message. Perhaps because of what it was being sent."""
         what = self._under_way
-        if what is None or not may_be_its_fault(client.hung_up):
+        if what is None or (client.rejected is None and not may_be_its_fault(client.hung_up)):
             return
         before, count = self._suspect
         count = count + 1 if what == before else 1
@@ -187,7 +187,8 @@ class Mqtt:
         if is_too_big(client.hung_up):
             self._given_up[what] = "it is too large for the broker"
         elif count >= _MOST_HANGUPS:
-            self._given_up[what] = f"the broker hung up when it was sent it, {count} times in a row"
+            did = "hung up" if client.rejected is None else f"said {str(client.rejected).lower()!r}"
+            self._given_up[what] = f"the broker {did} when it was sent it, {count} times in a row"
 
     # --- what comes from the hub and the sources -------------------------------------------------------------------
 

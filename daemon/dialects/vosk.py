@@ -192,7 +192,8 @@ def _request(frame: str) -> tuple[str, object]:
 
 def _whole(name: str, value: object, low: int, high: int) -> int:
     """Clients write 16000.0 for 16000, and true for 1."""
-    if not isinstance(value, int | float) or value not in range(low, high + 1):
+    # Not `in range(...)`, which compares a float with each number of it.
+    if not isinstance(value, int | float) or not low <= value <= high or value != int(value):
         raise _fault("bad_field", f"{name} must be {low}..{high}, got {shown(value)}")
     return int(value)
 

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 _LARGEST_SIZE = 1 << 24
 """Of anything in a `config.json`: beyond all models, and below what a machine chokes on before its weights are read."""
 
+_MOST_LAYERS = 1024
+"""Each has tensors of its own, which are looked for by name."""
+
 POSITIONS_PER_SECOND = 50
 """Encoder positions in a second of audio: mel frames of 10 ms, halved by the second convolution."""
 
@@ -197,7 +200,8 @@ def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
         raise CheckpointError(f"{directory / 'config.json'} lacks or misstates {error}") from error
     for field in fields(dimensions):
         size = getattr(dimensions, field.name)
-        if not isinstance(size, bool) and not 0 < size <= _LARGEST_SIZE:
+        most = _MOST_LAYERS if field.name.endswith("_layers") else _LARGEST_SIZE
+        if not isinstance(size, bool) and not 0 < size <= most:
             raise CheckpointError(f"{directory / 'config.json'} states {field.name} of {size:.6g}, which no model has")
     if dimensions.d_model % dimensions.encoder_heads or dimensions.d_model % dimensions.decoder_heads:
         raise CheckpointError(
@@ -219,7 +223,7 @@ def _grammar(
         raise CheckpointError(f"{directory} names no start of transcript or end of text: it needs Whisper's tokens")
     positions = int(config.get("max_target_positions", 448))
     latest = generation.get("max_initial_timestamp_index")
-    return Grammar(
+    grammar = Grammar(
         sot=sot,
         eot=eot,
         languages=_languages(generation, config, tokens, sot),
@@ -231,6 +235,17 @@ def _grammar(
         max_initial_timestamp=None if latest is None else int(latest),
         max_length=int(generation.get("max_length") or positions),
     )
+    _check_tokens(grammar, int(config["vocab_size"]), directory)
+    return grammar
+
+
+def _check_tokens(grammar: Grammar, vocabulary: int, directory: Path) -> None:
+    """Those that are given to the decoder or looked for in its logits must be there."""
+    said = [grammar.sot, grammar.eot, *grammar.languages.values(), *grammar.tasks.values()]
+    said += [token for token in (grammar.no_timestamps, grammar.no_speech) if token is not None]
+    for token in said:
+        if not 0 <= token < vocabulary:
+            raise CheckpointError(f"{directory} names a token {token:.6g}, and its vocabulary has {vocabulary:.6g}")
 
 
 def _is_multilingual(generation: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

@@ -442,6 +442,18 @@ def test_a_list_cannot_be_overridden(text: str, tmp_path: Path) -> None:
     assert said == "WHISPERD_MICROPHONES__SOURCE: microphones is a list, which only the file can hold"
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "2024-99-99", "[" * 3000])
+def test_what_yaml_chokes_on_in_the_environment_is_no_number(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^(WHISPERD_SERVER__PORT|server\.port)"):
+        load(None, {"WHISPERD_SERVER__PORT": text})
+
+
+@pytest.mark.parametrize("key", ["MQTT__PASSWORD", "MQTT__USERNAME", "SERVER__PORT"])
+def test_an_environment_that_is_not_utf8_is_named(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^WHISPERD_{key}: must be UTF-8$"):
+        load(None, {f"WHISPERD_{key}": b"ge\xe9heim".decode("utf-8", "surrogateescape")})
+
+
 def test_one_key_in_two_spellings_of_the_environment() -> None:
     with pytest.raises(ConfigurationError, match=r"^WHISPERD_server__port: server\.port is there twice"):
         load(None, {"WHISPERD_SERVER__PORT": "1", "WHISPERD_server__port": "2"})
@@ -470,6 +482,10 @@ def test_what_may_have_been_meant_for_us_is_named(name: str, value: str) -> None
         ("server: {origins: ['https://a/page']}", "server.origins: 'https://a/page' is no origin: write https://HOST"),
         ("server: {origins: [a.example]}", "server.origins: 'a.example' is no origin"),
         ("server: {origins: ['https://u@a']}", "is no origin"),
+        ("server: {port: {{ whisperd_port }}}", "is not YAML: line 1, column 17: found unhashable key"),
+        ("mqtt: {topic: 2024-99-99}", "is not YAML: a date or a number in it is none"),
+        ("server: {port: " + "9" * 5000 + "}", "is not YAML: a date or a number in it is none"),
+        ("server: " + "[" * 3000, "is not YAML: it is nested too deeply"),
     ],
 )
 def test_what_could_not_be_honoured_is_named(text: str, sentence: str, tmp_path: Path) -> None:

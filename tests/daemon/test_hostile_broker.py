@@ -123,7 +123,8 @@ async def test_a_device_that_is_too_large_is_shown_as_far_as_it_fits(
 
 @dataclass
 class Relay:
-    """Between the daemon and a broker. dislikes: it hangs up when the daemon sends this.
+    """Between the daemon and a broker. dislikes: it hangs up when the daemon sends this, or acknowledges it with
+    `reason`, where there is one.
 
     Attributes:
         hung_up: how many times it did. closed: how many connections the daemon has closed.
@@ -131,6 +132,7 @@ class Relay:
 
     there: int
     dislikes: Callable[[bytes], bool] = lambda _: False
+    reason: int | None = None
     port: int = 0
     hung_up: int = 0
     closed: int = 0
@@ -147,11 +149,14 @@ class Relay:
 
         async def forth() -> None:
             with contextlib.suppress(ConnectionError):
-                while data := await reader.read(65536):
-                    if self.dislikes(data):
-                        self.hung_up += 1
+                while packet := await read_packet(reader):
+                    if not self.dislikes(packet):
+                        there_writer.write(packet)
+                        continue
+                    self.hung_up += 1
+                    if self.reason is None:
                         return
-                    there_writer.write(data)
+                    writer.write(b"\x40\x03" + packet_id(packet) + bytes([self.reason]))
             self.closed += 1
 
         async def back() -> None:
@@ -166,9 +171,30 @@ class Relay:
         there_writer.close()
 
 
+async def read_packet(reader: asyncio.StreamReader) -> bytes:
+    """A whole one, with its head; empty at the end."""
+    try:
+        head = await reader.readexactly(2)
+        while head[-1] & 0x80:
+            head += await reader.readexactly(1)
+        size = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[1:]))
+        return head + await reader.readexactly(size)
+    except asyncio.IncompleteReadError:
+        return b""
+
+
+def packet_id(publish: bytes) -> bytes:
+    """Of a message of quality 1: behind the topic."""
+    topic = 1 + next(place for place, byte in enumerate(publish[1:], 1) if not byte & 0x80)
+    behind = topic + 2 + int.from_bytes(publish[topic : topic + 2], "big")
+    return publish[behind : behind + 2]
+
+
 @asynccontextmanager
-async def relay(there: int, dislikes: Callable[[bytes], bool] = lambda _: False) -> AsyncIterator[Relay]:
-    made = Relay(there, dislikes)
+async def relay(
+    there: int, dislikes: Callable[[bytes], bool] = lambda _: False, reason: int | None = None
+) -> AsyncIterator[Relay]:
+    made = Relay(there, dislikes, reason)
     server = await asyncio.start_server(made.handle, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
@@ -196,6 +222,27 @@ async def test_a_final_upon_which_the_broker_hangs_up_each_time_is_put_aside_and
         assert says.payloads("whisperd/bad/text") == [bad["text"]]
     assert aside(state) == [("the broker hung up when it was sent it, 3 times in a row", bad["id"])]
     assert f"the final {bad['id']} of bad was given up" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [(0x80, "unspecified error"), (0x83, "implementation specific error"), (0x91, "packet identifier in use")],
+)
+async def test_a_final_that_the_broker_cannot_take_is_put_aside_and_the_others_go_on(
+    reason: int, said: str, tokenizer_file: Path, tmp_path: Path, mosquitto: Broker
+) -> None:
+    """It acknowledges it with an error that might be of the moment."""
+    mosquitto.start()
+    state = tmp_path / "state"
+    async with (
+        relay(mosquitto.port, lambda data: b'"type":"final","source":"bad"' in data, reason) as between,
+        listener(mosquitto.port) as says,
+        service(scripted(tokenizer_file), section(between.port, discovery=False), Surroundings(state=state)) as daemon,
+    ):
+        bad, good = await say(daemon, "bad"), await say(daemon, "good")
+        await says.until("whisperd/good/text", good["text"])
+        assert between.hung_up == 3
+    assert aside(state) == [(f"the broker said '{said}' when it was sent it, 3 times in a row", bad["id"])]
 
 
 @pytest.mark.parametrize("what", ["homeassistant/device/whisperd_n/config", "whisperd/diagnostics", "whisperd/+/set"])

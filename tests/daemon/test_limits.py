@@ -7,6 +7,7 @@ import contextlib
 import resource
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -200,6 +201,25 @@ async def test_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(paused) > began
     # The clock is the machine's: no more than the rate allows came through.
     assert pace._due - asyncio.get_running_loop().time() < 0.1
+
+
+async def test_others_have_their_turn_while_what_is_in_hand_is_read() -> None:
+    """What is buffered is read without waiting for anything: thousands of messages would be one turn of the loop."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(others())
+    pace = Pace(5000, lambda _: None)
+    for _ in range(100):
+        await pace.wait()
+        time.sleep(0.001)  # noqa: ASYNC251 # the work that a message makes
+    counting.cancel()
+    assert turns >= 5
 
 
 async def test_a_long_text_takes_as_much_time_as_many_short_ones() -> None:

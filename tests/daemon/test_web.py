@@ -192,6 +192,7 @@ async def test_a_page_of_others_may_read_the_answers(tokenizer_file: Path) -> No
                 got, headers, _ = await ask(daemon, method, path, Origin=APP, Authorization=f"Bearer {token}")
                 assert got == status
                 assert (headers["access-control-allow-origin"], headers["vary"]) == (APP, "Origin")
+                assert headers["access-control-expose-headers"] == "Retry-After, Whisperd-Warning"
             _, headers, _ = await ask(daemon, method, path, Origin="https://evil.example", Authorization="Bearer t")
             assert "access-control-allow-origin" not in headers
 

@@ -408,6 +408,21 @@ def test_a_partial_not_worth_showing_is_not_shown(
     assert len(stream.of(Partial)) == 1
 
 
+def test_a_partial_has_no_more_tokens_than_could_have_been_spoken(text: Text, encode: Callable[[str], Tokens]) -> None:
+    """A decoder that turns in a loop would else go on to the limit of its texts, and its batch with it."""
+    stream = Stream(text, script((0.9, 8)))
+    stream.hear(1)
+    first = stream.job()
+    stream.take(stream.session.receive_result(result_of(first, encode("turn on")), 0.0))
+    stream.hear(4)
+    later = stream.job()
+    limits = [job.max_tokens or 0 for job in (first, later)]
+    for job, limit in zip((first, later), limits, strict=True):
+        seconds = job.audio.size / 16000
+        assert 6 * seconds < limit < 24 + 10 * seconds + 1
+    assert limits[0] < limits[1]
+
+
 def test_a_second_copy_of_a_result_changes_nothing(text: Text, encode: Callable[[str], Tokens]) -> None:
     stream = Stream(text, script((0.9, 1), (0, 1), (0.9, 1)))
     stream.hear(0.8)

@@ -98,6 +98,12 @@ def test_a_users_unit_has_the_same_life_and_no_other_walls() -> None:
     assert {key: user[key] for key in user.keys() - places} == {key: system[key] for key in user.keys() - places}
 
 
+@pytest.mark.parametrize("unit", [UNIT, UNIT.parent / "user" / UNIT.name], ids=["system", "user"])
+def test_there_are_descriptors_for_all_that_the_defaults_let_in(unit: Path) -> None:
+    server = Settings().server
+    assert int(keys(unit)["LimitNOFILE"]) >= server.max_streams + server.max_subscribers + server.max_handshakes + 192
+
+
 def test_stopping_leaves_time_for_the_drain() -> None:
     assert int(keys()["TimeoutStopSec"]) > Settings().shutdown.drain
 

@@ -160,7 +160,7 @@ def broken(name: str, error: str, change: Callable[[Path], Any]) -> Any:
         broken(
             "shape",
             "do not fit config.json: .*size mismatch",
-            lambda d: rewrite(d / "config.json", lambda c: c.update(vocab_size=99)),
+            lambda d: rewrite(d / "config.json", lambda c: c.update(vocab_size=9999)),
         ),
         broken(
             "layers", "do not fit .*Missing", lambda d: rewrite(d / "config.json", lambda c: c.update(decoder_layers=3))
@@ -193,6 +193,8 @@ HOSTILE = {
           for value in ("1e999", "-64", "0", "null", "[]", '"x"', "{}", "99999999999", NESTED)),
         '"decoder_attention_heads": 7',
         '"vocab_size": 1e999',
+        '"decoder_layers": 16777216',
+        '"encoder_layers": 1048576',
         '"activation_function": {}',
         '"model_type": []',
     ],
@@ -205,6 +207,9 @@ HOSTILE = {
         '"is_multilingual": true, "lang_to_id": 5', '"is_multilingual": true, "lang_to_id": {"<|en|>": []}',
         '"is_multilingual": true, "lang_to_id": [1]', '"is_multilingual": true, "task_to_id": [5]',
         f'"suppress_tokens": {NESTED}',
+        '"decoder_start_token_id": 1000000000', '"eos_token_id": -1', '"no_timestamps_token_id": 1000000000',
+        '"no_timestamps_token_id": -7', '"is_multilingual": true, "lang_to_id": {"<|en|>": 1000000000}',
+        '"is_multilingual": true, "task_to_id": {"transcribe": 1000000000}',
     ],
     "whisperd.json": ['"contexts": [1e999]', '"contexts": 5', '"contexts": [{}]', f'"contexts": {NESTED}'],
 }  # fmt: skip
