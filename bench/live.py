@@ -25,14 +25,15 @@ from bench.client import play
 from bench.service import Service, running
 from bench.table import circumstances, percentiles, table
 from bench.words import comparable
+from daemon.config import Settings
 from distillation.arguments import count
 from distillation.corpus import evenly
 from distillation.errors import DistillError
+from distillation.evaluate import LONGEST
 from distillation.hearing import Escalation, Transcriber, hear, with_margins
 from distillation.recordings import find_recordings, read_mono
 from distillation.scores import score
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.session import SessionSettings
 from streaming.whisper.engine import Engine
 
 DELAYS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -40,8 +41,6 @@ LOOKED = 0.5
 """Seconds between two looks at the text."""
 QUIET = 1.0
 """Seconds around an utterance."""
-LONGEST = 28.0
-"""Seconds of an utterance, which with margins shall fit into any Whisper's window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,6 @@ class Viewer:
 
     def take(self, event: dict[str, Any]) -> None:
         match event["type"]:
-            case "ready":
-                self.began = time.monotonic()
             case "partial":
                 self._show([*self.finals, event["stable"]], [*self.finals, event["stable"] + event["tail"]])
             case "final":
@@ -178,10 +175,8 @@ async def _watch(service: Service, waves: Sequence[Waveform], streams: int) -> l
 
 def _whole(student: str, teacher: str, waves: Sequence[Waveform]) -> list[str]:
     """The same utterances, heard as files are: whole, by the same rule of whom to ask."""
-    settings = SessionSettings()
-    transcriber = Transcriber(
-        Engine.load(student, teacher, "cpu"), Escalation(settings.ask_teacher_below, settings.ask_teacher_from)
-    )
+    rule = Settings().escalate
+    transcriber = Transcriber(Engine.load(student, teacher, "cpu"), Escalation(rule.threshold, rule.shortest))
     return [transcriber.text(result.tokens) for result in hear([with_margins(wave) for wave in waves], transcriber)]
 
 

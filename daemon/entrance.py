@@ -18,8 +18,10 @@ from daemon.dialects.words import quoted
 from daemon.faults import Fault
 
 _HEADERS = re.compile(r"[A-Za-z0-9, -]{1,1024}")
-_EXPOSED = "Retry-After, Whisperd-Warning"
 """Names of headers: whichever a client's library sends (OpenAI's has a dozen of its own) do no harm here."""
+
+_EXPOSED = "Retry-After, Whisperd-Warning"
+"""Headers of answers that a page of others may read, beside those that any may."""
 
 _PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain")
 """What the public name service gives to nobody."""
