@@ -172,6 +172,29 @@ async def client(url: str, path: str = "/v1/stream", **options: Any) -> AsyncIte
         yield Client(ws)
 
 
+@dataclass
+class Turns:
+    """How often others had their turn of the loop."""
+
+    count: int = 0
+
+
+@asynccontextmanager
+async def others_turns() -> AsyncIterator[Turns]:
+    turns = Turns()
+
+    async def others() -> None:
+        while True:
+            turns.count += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(others())
+    try:
+        yield turns
+    finally:
+        counting.cancel()
+
+
 # --- a service in a process of its own -------------------------------------------------------------------------------
 
 

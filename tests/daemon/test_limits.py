@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE, certificate, client, scripted, service, speech, wait_until
+from harness import PATIENCE, certificate, client, others_turns, scripted, service, speech, wait_until
 from websockets.exceptions import ConnectionClosed
 
 from daemon import edges, peer
@@ -205,21 +205,12 @@ async def test_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_others_have_their_turn_while_what_is_in_hand_is_read() -> None:
     """What is buffered is read without waiting for anything: thousands of messages would be one turn of the loop."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(others())
     pace = Pace(5000, lambda _: None)
-    for _ in range(100):
-        await pace.wait()
-        time.sleep(0.001)  # noqa: ASYNC251 # the work that a message makes
-    counting.cancel()
-    assert turns >= 5
+    async with others_turns() as turns:
+        for _ in range(100):
+            await pace.wait()
+            time.sleep(0.001)  # noqa: ASYNC251 # the work that a message makes
+    assert turns.count >= 5
 
 
 async def test_a_long_text_takes_as_much_time_as_many_short_ones() -> None:

@@ -23,7 +23,20 @@ import openai
 import pytest
 import soundfile
 import sounds
-from harness import DATA, PATIENCE, TEACHER, certificate, client, plain, process, scripted, service, speech, wait_until
+from harness import (
+    DATA,
+    PATIENCE,
+    TEACHER,
+    certificate,
+    client,
+    others_turns,
+    plain,
+    process,
+    scripted,
+    service,
+    speech,
+    wait_until,
+)
 from openai import AsyncOpenAI
 from test_server import fetch
 
@@ -333,31 +346,22 @@ async def test_what_comes_before_a_form_is_counted_and_holds_up_nobody(line: byt
         head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = line * (65536 // len(line))
-        turns = 0
-
-        async def others() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        counting = asyncio.create_task(others())
-        sent = 0
-        async with asyncio.timeout(PATIENCE):
-            with contextlib.suppress(ConnectionError):  # it is cut off: nobody reads this to its end
-                while True:
-                    writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-                    await writer.drain()
-                    sent += len(chunk)
-                    if reader.at_eof() or b"\r\n\r\n" in bytes(reader._buffer):  # type: ignore[attr-defined]
-                        break
-            answer = await reader.readuntil(b"\r\n")
-            with contextlib.suppress(ConnectionError):  # what was sent behind the answer may reset it
-                await reader.read()
-        counting.cancel()
+        async with others_turns() as turns:
+            sent = 0
+            async with asyncio.timeout(PATIENCE):
+                with contextlib.suppress(ConnectionError):  # it is cut off: nobody reads this to its end
+                    while True:
+                        writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                        await writer.drain()
+                        sent += len(chunk)
+                        if reader.at_eof() or b"\r\n\r\n" in bytes(reader._buffer):  # type: ignore[attr-defined]
+                            break
+                answer = await reader.readuntil(b"\r\n")
+                with contextlib.suppress(ConnectionError):  # what was sent behind the answer may reset it
+                    await reader.read()
         writer.close()
         assert answer.split()[1] in (b"400", b"413")
-        assert turns > 10
+        assert turns.count > 10
         assert daemon.pipeline.metrics.client_errors.labels("internal")._value.get() == 0
         assert (await post(daemon.server.url, [AUDIO])).status_code == 200
 
