@@ -277,8 +277,8 @@ def _add_times(heard: Hearing, jobs: Sequence[Job], results: list[Result], place
     heads = heard.model.checkpoint.alignment_heads or default_heads(sizes.decoder_layers, sizes.decoder_heads)
     for place, index in wanted.items():
         row = heard.rows[place]
-        # A row at a time: what a large model knows of 30 s is hundreds of megabytes.
-        (score,) = attention(heard.model.decoder, heard.memory([place]), [[*row.prompt, *row.text]], heads)
+        # A row at a time, and where it lies: what a large model knows of 30 s is hundreds of megabytes.
+        (score,) = attention(heard.model.decoder, heard.memory_of(place), [[*row.prompt, *row.text]], heads)
         first = len(row.prompt) - 1  # the position that foretells the first token of the text
         spoken = [token < row.eot for token in row.text]
         times = token_times(score[:, first : first + len(spoken) + 1], spoken, jobs[index].audio, sizes.median_filter)

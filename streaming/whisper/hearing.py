@@ -62,12 +62,14 @@ class Hearing:
     """What one model made of a batch of jobs: their rows and languages, in order.
 
     memory: of some of the rows' audio, by their numbers; a copy.
+    memory_of: of one row's, by its number; a view, which holds until the next batch.
     """
 
     model: Model
     rows: list[Row]
     languages: list[str | None]
     memory: Callable[[Sequence[int]], Memory]
+    memory_of: Callable[[int], Memory]
 
     @property
     def said(self) -> Iterable[tuple[Row, str | None]]:
@@ -173,5 +175,9 @@ class Fresh:
         decode(model.decoder, memory, model.rules, rows, proposer)
         count_detections(model, jobs, rows)
         return Hearing(
-            model, rows, languages, lambda chosen: memory.select(torch.tensor(list(chosen), device=memory.device))
+            model,
+            rows,
+            languages,
+            lambda chosen: memory.select(torch.tensor(list(chosen), device=memory.device)),
+            memory.row,
         )

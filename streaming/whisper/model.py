@@ -118,6 +118,11 @@ class Memory:
     def device(self) -> torch.device:
         return self.keys[0].device
 
+    def row(self, number: int) -> Memory:
+        """One row, as a view: of a large model it is hundreds of megabytes."""
+        one = slice(number, number + 1)
+        return Memory(tuple(keys[one] for keys in self.keys), tuple(values[one] for values in self.values))
+
     def select(self, rows: Tensor) -> Memory:
         """A copy of some rows; `rows`: [count] indices."""
         return Memory(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))

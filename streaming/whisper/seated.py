@@ -408,4 +408,5 @@ class Seated:
             rows,
             languages,
             lambda chosen: voice.slots.memory(torch.tensor([seats[row] for row in chosen], device=voice.device), heard),
+            lambda row: voice.slots.row(seats[row], heard),
         )

@@ -70,6 +70,11 @@ class Slots:
         pairs = [pool[:, :, :positions].index_select(1, rows).transpose(2, 3) for pool in self.audio]
         return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
+    def row(self, number: int, positions: int) -> Memory:
+        """One slot's audio in the same form, as a view, which holds until the slot hears something else."""
+        pairs = [pool[:, number : number + 1, :positions].transpose(2, 3) for pool in self.audio]
+        return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
+
     @torch.inference_mode()
     def look_in_pages(self) -> bool:
         """Whether from now on slots are looked at where they lie: tried here, against the copying way."""

@@ -31,7 +31,9 @@ from streaming.job import (
 from streaming.whisper import engine as engine_module
 from streaming.whisper.checkpoint import CheckpointError
 from streaming.whisper.engine import Engine
+from streaming.whisper.model import Memory
 from streaming.whisper.precision import bfloat16_gain
+from streaming.whisper.slots import Slots
 
 EOT = 600
 
@@ -262,6 +264,21 @@ def test_times(pair: Pair) -> None:
         assert flat == sorted(flat)
         assert 0 <= flat[0] <= flat[-1] <= 1.7
         assert timed.passes + timed.teacher_passes == plain.passes + plain.teacher_passes + 1
+
+
+@pytest.mark.parametrize("graphs", ["off", "on"])
+def test_times_copy_nothing_of_what_was_heard(
+    english: Pair, graphs: Literal["off", "on"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a large model knows of one utterance, in all of its layers, is hundreds of megabytes."""
+    engine = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="float32", graphs=graphs, batch=2)
+    copied = []
+    for owner, name in ((Memory, "select"), (Slots, "memory")):
+        monkeypatch.setattr(owner, name, lambda *_: copied.append(name))
+    jobs = [Job(murmur(1.7, seed), times=True, ask_teacher_below=below) for seed, below in ((3, NEVER), (4, ALWAYS))]
+    results = engine.run(jobs)
+    assert all(len(result.times) == len(result.tokens) > 0 for result in results)
+    assert not copied
 
 
 def test_lower_precision_runs(english: Pair) -> None:

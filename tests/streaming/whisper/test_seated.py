@@ -413,6 +413,19 @@ def test_memory_is_what_was_remembered(teacher: Speaker) -> None:
     found = slots.memory(torch.tensor([3, 1]), HEARD)
     for ours, theirs in zip((*found.keys, *found.values), (*expected.keys, *expected.values), strict=True):
         assert torch.equal(ours, theirs)
+    for number, slot in enumerate([3, 1]):
+        one, same = slots.row(slot, HEARD), expected.row(number)
+        for ours, theirs in zip((*one.keys, *one.values), (*same.keys, *same.values), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@torch.inference_mode()
+def test_one_row_of_what_was_heard_lies_where_it_was_heard(teacher: Speaker) -> None:
+    slots, states = Slots(teacher.decoder, 4, HEARD), torch.randn(2, HEARD, 32)
+    memory = teacher.decoder.remember(states)
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*memory.keys, *memory.values, *slots.audio)}
+    for one in (memory.row(1), slots.row(1, HEARD)):
+        assert {tensor.untyped_storage().data_ptr() for tensor in (*one.keys, *one.values)} <= held
 
 
 # --- results on their way --------------------------------------------------------------------------------------------
