@@ -30,7 +30,7 @@ from distillation.hearing import ALONE, MARGINS, Escalation, Transcriber, decode
 from distillation.noise import Noises, at_level
 from distillation.parts import Parts
 from distillation.scores import Comparable, Score, auroc, repeats, score, word_errors
-from streaming.confidence import ConfidenceSettings, verdict
+from streaming.confidence import ConfidenceSettings, verdict, without_loop
 from streaming.events import Final
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated
 from streaming.offline import listen, stop, utterances
@@ -181,7 +181,7 @@ def _nothing(wordless: int, terms: Terms) -> str:
 @dataclass(frozen=True, slots=True)
 class Heard:
     """One clip: what was said, what each of the pair heard, how sure the student was; 1 for a clip that is too short to
-    be asked about.
+    be asked about, 0 for a loop.
 
     student_silenced, teacher_silenced: the service would hold that text for silence, and not send it.
     """
@@ -210,10 +210,10 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teacher
     Without noises nothing is said about words invented.
     """
     told = teachers.all(
-        {f"teacher heard {name}": partial(_hear_set, pair.hear_alone, material, name) for name in material.sets}
+        {f"teacher heard {name}": partial(hear_set, pair.hear_alone, material, name) for name in material.sets}
     )
     found = parts.all(_measures(pair, material, terms))
-    heard = [one for name in material.sets for one in _joined(found, told, material, name, terms.escalation.shortest)]
+    heard = [one for name in material.sets for one in joined(found, told, material, name, terms.escalation.shortest)]
     meant = [one for one in heard if one.set.startswith(tuple(terms.domain))] or heard
     rows = partial(_row, threshold=terms.escalation.below, material=material)
     figures: dict[str, Any] = {
@@ -241,12 +241,14 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teacher
     return figures
 
 
-def _joined(
+def joined(
     found: Mapping[str, Any], told: Mapping[str, Any], material: Material, name: str, shortest: float
 ) -> Iterator[Heard]:
     clips, student, teacher = material.sets[name], found[f"heard {name}"], told[f"teacher heard {name}"]
     for clip, mine, theirs in zip(clips, student, teacher, strict=True):
         sure = mine["confidence"] if clip.seconds + MARGINS >= shortest else 1.0
+        if mine["loops"]:
+            sure = 0.0  # the service has the teacher look at a loop, however sure of it the student is
         yield Heard(name, clip.text, mine["text"], theirs["text"], sure, mine["silenced"], theirs["silenced"])
 
 
@@ -257,7 +259,7 @@ def _measures(pair: Pair, material: Material, terms: Terms) -> dict[str, Callabl
     curves = {"white": [], "recorded": noises} if noises else {"white": []}
     hear = partial(pair.hear, escalation=ALONE)
     measures: dict[str, Callable[[], Any]] = {
-        **{f"heard {name}": partial(_hear_set, hear, material, name) for name in material.sets},
+        **{f"heard {name}": partial(hear_set, hear, material, name) for name in material.sets},
         "live": partial(_live, pair, material, terms),
         "long form": partial(_long_form, pair, material, terms),
         **{
@@ -299,28 +301,39 @@ def digest(models: Sequence[Checkpoint], pair: Pair, corpus: Path, noises: Noise
 # --- sets ------------------------------------------------------------------------------------------------------------
 
 
-def _hear_set(
+def hear_set(
     hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, name: str
 ) -> list[dict[str, Any]]:
-    """Text, confidence, and whether it would be silenced, of each clip of a set."""
-    return [
-        {
-            "text": text,
-            "confidence": min(each.student_confidence for each in results),
-            "silenced": all(verdict(each, text, ConfidenceSettings()) == "silence" for each in results),
-        }
-        for text, results in hear_whole(hear, material, material.sets[name])
-    ]
+    """Text, confidence, whether it has a loop, and whether it would be silenced, of each clip of a set."""
+    heard = []
+    for text, results in hear_whole(hear, material, material.sets[name]):
+        verdicts = [verdict(each, material.text(each.tokens), ConfidenceSettings()) for each in results]
+        heard.append(
+            {
+                "text": text,
+                "confidence": min(each.student_confidence for each in results),
+                "loops": "repetition" in verdicts,
+                "silenced": set(verdicts) == {"silence"},
+            }
+        )
+    return heard
 
 
 def hear_whole(
     hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, clips: Sequence[Clip]
 ) -> list[tuple[str, list[Result]]]:
-    """Text and results of each clip; one that no window holds is heard in pieces, cut where nobody speaks."""
+    """Text, without loops as the service says it, and results of each clip; one that no window holds is heard in pieces,
+    cut where nobody speaks.
+    """
     pieces = [_pieces(material.corpus.waveform(clip)) for clip in clips]
     results = iter(hear([piece for each in pieces for piece in each]))
     heard = [list(islice(results, len(each))) for each in pieces]
-    return [(" ".join(material.text(result.tokens) for result in each), each) for each in heard]
+    return [(" ".join(material.text(_unlooped(result)) for result in each), each) for each in heard]
+
+
+def _unlooped(result: Result) -> tuple[int, ...]:
+    tokens, _ = without_loop(result, ConfidenceSettings())
+    return tokens
 
 
 def _pieces(wave: Waveform) -> list[Waveform]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,9 @@ from distillation.evaluate import (
     digest,
     evaluate,
     finals,
+    hear_set,
     hear_whole,
+    joined,
     words_from_noise,
 )
 from distillation.hearing import ALONE, Escalation, Transcriber, hear, waves_of
@@ -185,6 +188,21 @@ def test_what_no_window_holds_is_heard_in_pieces(corpus: Corpus, tokenizer: Toke
     assert len(results) == len(pieces) > 1
     assert all(piece.size <= 30 * SAMPLE_RATE for piece in pieces)
     assert text == " ".join(["here"] * len(pieces))
+
+
+def test_a_loop_is_cut_and_the_teacher_asked_about_it(corpus: Corpus, tokenizer: Tokenizer) -> None:
+    """As the service does, however sure the student is of it, and however short the clip."""
+    material = choose(corpus, Noises(), normaliser("english"), replace(TERMS, domain=[]), tokenizer)
+    (name,) = material.sets
+    phrase = tuple(tokenizer.encode(" what a day").ids[2:-1])
+
+    def turning(waves: Sequence[Waveform]) -> list[Result]:
+        return [Result(0, tokens=phrase * (9 if number == 0 else 1), log_probs=(0.0,)) for number in range(len(waves))]
+
+    student = hear_set(turning, material, name)
+    assert [each["text"] for each in student] == ["what a day"] * len(student)
+    heard = list(joined({f"heard {name}": student}, {f"teacher heard {name}": student}, material, name, math.inf))
+    assert [one.confidence for one in heard] == [0.0] + [1.0] * (len(heard) - 1)
 
 
 def test_a_measurement_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
