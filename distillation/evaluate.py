@@ -322,8 +322,9 @@ def hear_set(
 def hear_whole(
     hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, clips: Sequence[Clip]
 ) -> list[tuple[str, list[Result]]]:
-    """Text, without loops as the service says it, and results of each clip; one that no window holds is heard in pieces,
-    cut where nobody speaks.
+    """Text, without its loops as the service says it, and results of each clip.
+
+    One that no window holds is heard in pieces, cut where nobody speaks.
     """
     pieces = [_pieces(material.corpus.waveform(clip)) for clip in clips]
     results = iter(hear([piece for each in pieces for piece in each]))

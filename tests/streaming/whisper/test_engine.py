@@ -272,9 +272,9 @@ def test_times_copy_nothing_of_what_was_heard(
 ) -> None:
     """What a large model knows of one utterance, in all of its layers, is hundreds of megabytes."""
     engine = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="float32", graphs=graphs, batch=2)
-    copied = []
+    copied: list[object] = []
     for owner, name in ((Memory, "select"), (Slots, "memory")):
-        monkeypatch.setattr(owner, name, lambda *_: copied.append(name))
+        monkeypatch.setattr(owner, name, lambda self, *_: copied.append(self))
     jobs = [Job(murmur(1.7, seed), times=True, ask_teacher_below=below) for seed, below in ((3, NEVER), (4, ALWAYS))]
     results = engine.run(jobs)
     assert all(len(result.times) == len(result.tokens) > 0 for result in results)
