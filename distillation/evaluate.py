@@ -301,9 +301,7 @@ def digest(models: Sequence[Checkpoint], pair: Pair, corpus: Path, noises: Noise
 # --- sets ------------------------------------------------------------------------------------------------------------
 
 
-def hear_set(
-    hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, name: str
-) -> list[dict[str, Any]]:
+def hear_set(hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, name: str) -> list[dict[str, Any]]:
     """Text, confidence, whether it has a loop, and whether it would be silenced, of each clip of a set."""
     heard = []
     for text, results in hear_whole(hear, material, material.sets[name]):
