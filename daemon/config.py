@@ -12,15 +12,18 @@ import codecs
 import dataclasses
 import difflib
 import hashlib
+import ipaddress
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -32,9 +35,9 @@ from pydantic import (
 )
 
 from daemon.access import EVERYTHING
-from daemon.dialects.words import language_code
+from daemon.dialects.words import language_code, quoted
 from daemon.faults import Fault
-from daemon.sources import check_name, normalised
+from daemon.sources import check_name, check_pattern
 from streaming.confidence import ConfidenceSettings
 from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
@@ -59,19 +62,79 @@ class Section(BaseModel):
 
 _TOPIC = r"^[^/+#\x00]([^+#\x00]*[^/+#\x00])?$"
 
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?")
-_DEFAULT_PORTS = {("http", "80"), ("https", "443")}
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?/?", re.IGNORECASE | re.ASCII
+)
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
+_DEFAULT_PORTS = {("http", 80), ("https", 443)}
+_DISPUTED = frozenset("\u00df\u1e9e\u03c2\u200c\u200d")
+"""What the two standards for names of domains write differently: browsers have gone from one to the other."""
 
 
 def _origin(origin: str) -> str:
     """As browsers write it: in small letters, without a path, and without the port that goes without saying."""
     if origin in ("*", "null"):
         return origin
-    found = _ORIGIN.fullmatch(origin.lower().removesuffix("/"))
+    form = "write https://HOST or https://HOST:PORT, without a path"
+    found = _ORIGIN.fullmatch(origin)
     if found is None:
-        raise ValueError(f"{origin!r} is no origin: write https://HOST or https://HOST:PORT, without a path")
-    scheme, host, port = found.groups()
-    return f"{scheme}://{host}" if port is None or (scheme, port) in _DEFAULT_PORTS else f"{scheme}://{host}:{port}"
+        raise ValueError(f"{origin!r} is no origin: {form}")
+    scheme, port = found[1].lower(), int(found[3] or 0)
+    if "*" in found[2]:
+        raise ValueError(f"{origin!r} fits no page: a * stands for all only alone; name each host")
+    host = _host(found[2])
+    if not host.isascii():
+        raise ValueError(f"browsers may write {origin!r} otherwise: give its host as they send it, as https://xn--...")
+    if not host or port > 65535:
+        raise ValueError(f"{origin!r} is no origin that a browser sends: {form}")
+    return f"{scheme}://{host}" if found[3] is None or (scheme, port) in _DEFAULT_PORTS else f"{scheme}://{host}:{port}"
+
+
+def _host(host: str) -> str:
+    """As browsers send it: "" where they could not, and in letters beyond ASCII where they may not all agree."""
+    host = host if host.isascii() else _punycode(host)
+    host = host.lower()
+    try:
+        if host.startswith("["):
+            return f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        if host.rpartition(".")[2].isdecimal():  # browsers take it for an address then, or for nothing
+            return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        return ""
+    return host if not host.isascii() or _HOST.fullmatch(host) else ""
+
+
+def _punycode(host: str) -> str:
+    """A host in any script as names of domains are sent; as it was where that is not certain."""
+    if _DISPUTED & set(host):
+        return host
+    folded = unicodedata.normalize("NFKC", host.casefold())
+    try:
+        sent = folded.encode("idna").decode("ascii")
+        # Python's table is that of the old standard. Where it changes nothing, the new one has the same.
+        return sent if sent.encode("ascii").decode("idna") == folded else host
+    except UnicodeError:
+        return host
+
+
+def _name(name: str) -> str:
+    try:
+        return check_name(name)
+    except Fault as fault:
+        raise ValueError(fault.message) from None
+
+
+def _name_alone(name: str) -> str:
+    if "*" in name:
+        raise ValueError(
+            f"{quoted(name)} has a *, which stands for nothing here: name each source, or leave the list empty for all "
+            "that are heard"
+        )
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_name)]
+_Pattern = Annotated[str, AfterValidator(check_pattern)]
 
 
 def _texts() -> Any:
@@ -83,13 +146,8 @@ class Token(Section):
     """What must be shown, and the sources that whoever shows it may speak as and read."""
 
     token: str = Field(repr=False)
-    send: tuple[str, ...] = _texts()
-    read: tuple[str, ...] = _texts()
-
-    @field_validator("send", "read")
-    @classmethod
-    def _as_names_are(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(normalised, patterns))
+    send: tuple[_Pattern, ...] = _texts()
+    read: tuple[_Pattern, ...] = _texts()
 
     @field_validator("token")
     @classmethod
@@ -162,7 +220,7 @@ class Models(Section):
 
 class Escalate(Section):
     when: Literal["low-confidence", "always", "never"] = "low-confidence"
-    below: float = Field(default=0.7, ge=0, le=1)
+    below: float = Field(default=0.72, ge=0, le=1)
     shortest: float = Field(default=2.0, ge=0)
 
     @property
@@ -212,6 +270,10 @@ def _none_is_empty(value: object) -> object:
 _OptionalHost = Annotated[str, BeforeValidator(_none_is_empty)]
 
 
+MOST_SHOWN = 64
+"""Sources that Home Assistant is shown: clients choose their names, and each becomes five entities."""
+
+
 class Mqtt(Section):
     host: _OptionalHost = ""
     port: int = Field(default=1883, ge=1, le=65535)
@@ -234,7 +296,17 @@ class Mqtt(Section):
     discovery_prefix: str = Field(default="homeassistant", pattern=_TOPIC)
     node_id: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     name: str = Field(default="whisperd", min_length=1)
-    sources: tuple[str, ...] = _texts()
+    sources: tuple[Annotated[_Name, AfterValidator(_name_alone)], ...] = _texts()
+
+    @field_validator("sources")
+    @classmethod
+    def _all_are_shown(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(names))
+        if len(names) > MOST_SHOWN:
+            raise ValueError(
+                f"has {len(names)} names, and {MOST_SHOWN} are shown at most: leave out what matters least"
+            )
+        return names
 
     @model_validator(mode="after")
     def _tls(self) -> Mqtt:
@@ -248,7 +320,7 @@ class Mqtt(Section):
 class Wyoming(Section):
     host: _OptionalHost = ""
     port: int = Field(default=10300, ge=0, le=65535)
-    source: str = Field(default="wyoming", min_length=1)
+    source: _Name = "wyoming"
     requires_external_vad: bool = False
     no_speech: float = Field(default=15.0, gt=0)
     longest: float = Field(default=60.0, gt=0)
@@ -274,7 +346,7 @@ class Dialects(Section):
 
 class AnyMicrophone(Section):
     device: str | int | None = None
-    source: str
+    source: _Name
     language: str | None = None
     buffer: float = Field(default=10.0, gt=0)
 
@@ -283,18 +355,10 @@ class AnyMicrophone(Section):
     def _as_clients_may_write_it(cls, language: str | None) -> str | None:
         return language_code(language)
 
-    @field_validator("source")
-    @classmethod
-    def _is_a_name(cls, source: str) -> str:
-        try:
-            return check_name(source)
-        except Fault as fault:
-            raise ValueError(fault.message) from None
-
 
 class Microphone(AnyMicrophone):
     enabled: bool = False
-    source: str = "microphone"
+    source: _Name = "microphone"
 
 
 class Health(Section):
@@ -768,10 +832,16 @@ def _tokens_in(key: str, path: Path) -> Iterator[Token]:
             continue
         try:
             yield Token.model_validate(_token(yaml.safe_load(text) if text.startswith("{") else text))
-        except (ValueError, yaml.YAMLError):  # pydantic's is a ValueError; none is told: the line is a secret
-            raise ConfigurationError(
-                f"{key}: {path}, line {number}: must be one word, or {{token: T, send: [...], read: [...]}}"
-            ) from None
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"{key}: {path}, line {number}: {_line_trouble(error)}") from None
+
+
+def _line_trouble(error: Exception) -> str:
+    """What is wrong with a line of such a file, without anything of it: it holds a secret."""
+    for each in error.errors() if isinstance(error, ValidationError) else ():
+        if each["loc"][:1] in (("send",), ("read",)) and each["type"] == "value_error":  # of `check_pattern`
+            return _sentence(each)
+    return "must be one word, or {token: T, send: [...], read: [...]}"
 
 
 def secret_trouble(key: str, path: Path) -> str | None:

@@ -7,7 +7,7 @@ Streams report here, the edges that show a state or turn a switch read and write
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,6 +31,13 @@ _UNSEEN = (
 """Unicode's Default_Ignorable_Code_Point, and the few others that are drawn as nothing: first and last of each."""
 _NON_JOINER, _JOINER = "\u200c", "\u200d"
 _VIRAMA = 9  # its combining class
+_ABOVE = 230  # likewise, of a mark above its letter
+_DOT_ABOVE = "\u0307"
+_DOTTED = frozenset("ij\u0131\u0237\u0249\u0268\u029d\u03f3\u0456\u0458\u1d96\U0001df1a")
+"""Unicode's Soft_Dotted, and i and j without their dots: a dot above makes of each what another spelling is already."""
+_MOST_ACCENTS, _MOST_MARKS = 4, 6
+"""On one letter. Accents of no script of its own pile up as high as one likes: scholars' Greek has four. Of its own
+script's marks Burmese has five in plain words, and Hebrew with vowels and accents four."""
 
 
 def check_name(name: str) -> str:
@@ -41,19 +48,83 @@ def check_name(name: str) -> str:
         Fault: `bad_source`.
     """
     name = normalised(name)
-    if not 1 <= len(name) <= _LONGEST_NAME or name != name.strip() or "  " in name or _FORBIDDEN & set(name):
-        raise _bad_name("without spaces around it or several in a row", name)
-    if unicodedata.category(name[0]).startswith("M"):
-        raise _bad_name("and begin with one that stands alone", name)
-    if (unseen := _unseen(name)) is not None:
-        raise _bad_name(f"each of which can be seen (U+{ord(unseen):04X} cannot)", name)
+    broken = _broken(name) if len(name) <= _LONGEST_NAME else _SPACES
+    if broken is not None:
+        raise Fault("bad_source", f"source must be {_RULE} {broken}, got {_shown(name)}", fatal=True)
     return name
+
+
+def check_pattern(pattern: str) -> str:
+    """`pattern` as it is compared with names; in it `*` stands for any characters.
+
+    Raises:
+        ValueError: no name fits it. Says why, and does not quote it: in the settings it stands beside a secret.
+    """
+    pattern = normalised(pattern)
+    fits = len(pattern.replace("*", "")) <= _LONGEST_NAME
+    broken = _broken(_example(pattern)) if fits else _SPACES
+    if broken is not None:
+        raise ValueError(f"no source can have such a name: it must be {_RULE} {broken}")
+    return pattern
 
 
 def normalised(name: str) -> str:
     """The one spelling of a name, or of a pattern of names."""
     # One that is far too long is refused as it is.
     return unicodedata.normalize("NFC", name) if len(name) <= 4 * _LONGEST_NAME else name
+
+
+def _example(pattern: str) -> str:
+    """A text that fits, and that breaks the rule only where all do: each `*` is what lets the most stand beside it, a
+    letter of Arabic script before what joins letters or parts them, and a virama behind it."""
+    first, *others = pattern.split("*")
+    return first + "".join(
+        ("\u0628\u0915\u094d" if each.startswith((_NON_JOINER, _JOINER)) else "\u0628") + each for each in others
+    )
+
+
+_RULE = f"1..{_LONGEST_NAME} printable characters without any of {' '.join(sorted(_FORBIDDEN))}"
+_SPACES = "without spaces around it or several in a row"
+
+
+def _broken(name: str) -> str | None:
+    """The part of the rule, beside its length, that `name` breaks."""
+    if not name or name != name.strip() or "  " in name or _FORBIDDEN & set(name):
+        return _SPACES
+    if unicodedata.category(name[0]).startswith("M"):
+        return "and begin with one that stands alone"
+    if (unseen := _unseen(name)) is not None:
+        return f"each of which can be seen (U+{ord(unseen):04X} cannot)"
+    letters = list(_letters(name))
+    if any(_looks_plain(letter, marks) for letter, marks in letters):
+        return "without U+0307 on i or j, which looks as if it were not there"
+    if any(_piled(marks) for _, marks in letters):
+        return f"with at most {_MOST_ACCENTS} accents or {_MOST_MARKS} marks on one of them, none of them twice"
+    return None
+
+
+def _letters(name: str) -> Iterator[tuple[str, str]]:
+    """Each with the marks on it, taken apart. What joins or parts letters is neither: marks go on behind it."""
+    letter, marks = "", ""
+    for char in unicodedata.normalize("NFD", name):
+        if unicodedata.category(char).startswith("M"):
+            marks += char
+        elif char not in (_NON_JOINER, _JOINER):
+            if letter:
+                yield letter, marks
+            letter, marks = char, ""
+    yield letter, marks
+
+
+def _looks_plain(letter: str, marks: str) -> bool:
+    """Whether the only dot that is seen is the one that the letter has anyway."""
+    above = next((each for each in marks if unicodedata.combining(each) == _ABOVE), "")
+    return above == _DOT_ABOVE and unicodedata.normalize("NFKD", letter)[0] in _DOTTED
+
+
+def _piled(marks: str) -> bool:
+    accents = [each for each in marks if unicodedata.name(each, "").startswith("COMBINING ")]
+    return len(accents) > _MOST_ACCENTS or len(marks) > _MOST_MARKS or len(set(marks)) < len(marks)
 
 
 def _unseen(name: str) -> str | None:
@@ -78,15 +149,6 @@ def _shows(name: str, at: int) -> bool:
     after = name[at + 1 : at + 2]
     arabic = bool(base and after) and all(unicodedata.bidirectional(each) == "AL" for each in (base, after))
     return name[at] == _NON_JOINER and arabic and before != _NON_JOINER
-
-
-def _bad_name(how: str, name: str) -> Fault:
-    return Fault(
-        "bad_source",
-        f"source must be 1..{_LONGEST_NAME} printable characters without any of {' '.join(sorted(_FORBIDDEN))} {how}, "
-        f"got {_shown(name)}",
-        fatal=True,
-    )
 
 
 def _shown(name: str) -> str:

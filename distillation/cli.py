@@ -174,7 +174,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", default="tiny-en", metavar="CHECKPOINT")
     command.add_argument("--noise", type=Path, metavar="DIR", help="noises, for the words invented")
     command.add_argument(
-        "--threshold", type=arguments.share, default=0.7,
+        "--threshold", type=arguments.share, default=0.72,
         help="below this confidence the teacher decides (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(

@@ -42,7 +42,7 @@ from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
 from streaming.whisper.engine import Engine
 from streaming.whisper.weights import count_parameters
 
-THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
+THRESHOLDS = (0.0, 0.5, 0.6, 0.65, 0.7, 0.72, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
 SNRS = (40, 20, 10, 5, 0, -5)
 CHECKED = Escalation(ALWAYS)

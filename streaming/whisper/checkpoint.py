@@ -37,6 +37,9 @@ _LARGEST_SIZE = 1 << 24
 _MOST_LAYERS = 1024
 """Each has tensors of its own, which are looked for by name."""
 
+_LONGEST_SHOWN = 60
+"""Characters of a value that an error quotes."""
+
 POSITIONS_PER_SECOND = 50
 """Encoder positions in a second of audio: mel frames of 10 ms, halved by the second convolution."""
 
@@ -105,6 +108,20 @@ class Checkpoint:
     lender_digest: str = ""
 
 
+def shown(value: object) -> str:
+    """`value`, which is from a stranger's file, as an error quotes it: on one line, and short."""
+    return _cut(repr(value), _LONGEST_SHOWN)
+
+
+def said(error: BaseException, most: int = 200) -> str:
+    """What an error says, which may quote such a file as well: on one line, and short."""
+    return _cut(" ".join(str(error).split()) or type(error).__name__, most)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def open_checkpoint(name: str, role: Role) -> Checkpoint:
     """The checkpoint called `name`: one that is shipped (each has both roles), a directory, or a hub name.
 
@@ -117,7 +134,7 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
         # Files of strangers: whatever shape a value has, it is the file that is wrong.
         raise CheckpointError(
             f"{directory}: config.json, generation_config.json or the tokenizer has a value that makes no sense there "
-            f"({type(error).__name__}: {str(error)[:120]}); fetch or export it again"
+            f"({type(error).__name__}: {said(error, 120)}); fetch or export it again"
         ) from error
 
 
@@ -127,7 +144,7 @@ def _opened_checkpoint(title: str, directory: Path) -> Checkpoint:
     about = _read_json(own) if own.exists() else {}
     lender, digest = _lender(about, directory)
     if config.get("model_type", "whisper") != "whisper":
-        raise CheckpointError(f"{directory} holds a {config['model_type']} model; a Whisper model is needed")
+        raise CheckpointError(f"{directory} holds a {shown(config['model_type'])} model; a Whisper model is needed")
     rules = _file(directory, lender, "generation_config.json")
     # Old checkpoints have their generation rules in config.json, as transformers still honours.
     generation = _read_json(rules) if rules.exists() else config
@@ -170,43 +187,55 @@ def _read_json(file: Path) -> dict[str, Any]:
             f"{file.parent} has no {file.name}: it is no checkpoint in the Hugging Face Whisper layout"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {_trouble(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object")
     return content
 
 
+def _trouble(error: Exception) -> str:
+    """Why a file is no JSON. Of a number with too many digits Python says which setting of its own to change."""
+    own = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+    return "a number in it has too many digits" if own else said(error)
+
+
 def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
     if config.get("activation_function", "gelu") != "gelu":
-        raise CheckpointError(f"{directory} uses the activation {config['activation_function']!r}; only gelu is known")
-    try:
-        dimensions = Dimensions(
-            mels=int(config["num_mel_bins"]),
-            d_model=int(config["d_model"]),
-            encoder_layers=int(config["encoder_layers"]),
-            encoder_heads=int(config["encoder_attention_heads"]),
-            encoder_ffn=int(config["encoder_ffn_dim"]),
-            decoder_layers=int(config["decoder_layers"]),
-            decoder_heads=int(config["decoder_attention_heads"]),
-            decoder_ffn=int(config["decoder_ffn_dim"]),
-            vocabulary=int(config["vocab_size"]),
-            source_positions=int(config.get("max_source_positions", 1500)),
-            target_positions=int(config.get("max_target_positions", 448)),
-            scale_embedding=bool(config.get("scale_embedding", False)),
-            tied_embedding=bool(config.get("tie_word_embeddings", True)),
-            median_filter=int(config.get("median_filter_width", 7)),
+        raise CheckpointError(
+            f"{directory} uses the activation {shown(config['activation_function'])}; only gelu is known"
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} lacks or misstates {error}") from error
+    file = directory / "config.json"
+
+    def number(key: str, default: int | None = None) -> int:
+        try:
+            return int(config.get(key, default))
+        except (TypeError, ValueError, OverflowError) as error:
+            found = f": {shown(config[key])} is no number" if key in config else ""
+            raise CheckpointError(f"{file} lacks or misstates {key!r}{found}") from error
+
+    dimensions = Dimensions(
+        mels=number("num_mel_bins"),
+        d_model=number("d_model"),
+        encoder_layers=number("encoder_layers"),
+        encoder_heads=number("encoder_attention_heads"),
+        encoder_ffn=number("encoder_ffn_dim"),
+        decoder_layers=number("decoder_layers"),
+        decoder_heads=number("decoder_attention_heads"),
+        decoder_ffn=number("decoder_ffn_dim"),
+        vocabulary=number("vocab_size"),
+        source_positions=number("max_source_positions", 1500),
+        target_positions=number("max_target_positions", 448),
+        scale_embedding=bool(config.get("scale_embedding", False)),
+        tied_embedding=bool(config.get("tie_word_embeddings", True)),
+        median_filter=number("median_filter_width", 7),
+    )
     for field in fields(dimensions):
         size = getattr(dimensions, field.name)
         most = _MOST_LAYERS if field.name.endswith("_layers") else _LARGEST_SIZE
         if not isinstance(size, bool) and not 0 < size <= most:
-            raise CheckpointError(f"{directory / 'config.json'} states {field.name} of {size:.6g}, which no model has")
+            raise CheckpointError(f"{file} states {field.name} of {shown(size)}, which no model has")
     if dimensions.d_model % dimensions.encoder_heads or dimensions.d_model % dimensions.decoder_heads:
-        raise CheckpointError(
-            f"{directory / 'config.json'}: a width of {dimensions.d_model} has no such number of heads"
-        )
+        raise CheckpointError(f"{file}: a width of {dimensions.d_model} has no such number of heads")
     return dimensions
 
 
@@ -245,7 +274,7 @@ def _check_tokens(grammar: Grammar, vocabulary: int, directory: Path) -> None:
     said += [token for token in (grammar.no_timestamps, grammar.no_speech) if token is not None]
     for token in said:
         if not 0 <= token < vocabulary:
-            raise CheckpointError(f"{directory} names a token {token:.6g}, and its vocabulary has {vocabulary:.6g}")
+            raise CheckpointError(f"{directory} names a token {shown(token)}, and its vocabulary has {vocabulary}")
 
 
 def _is_multilingual(generation: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -287,8 +316,8 @@ def _lender(about: Mapping[str, Any], directory: Path) -> tuple[Path | None, str
         return beside, shares["digest"]
     try:
         return locate(shares["teacher"], "teacher")[1], shares["digest"]
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory} shares the weights of its teacher, and {error}") from error
+    except (CheckpointError, OSError) as error:  # the system takes no name as long as that
+        raise CheckpointError(f"{directory} shares the weights of its teacher, and {said(error, 400)}") from error
 
 
 def _file(directory: Path, lender: Path | None, name: str) -> Path:
@@ -344,7 +373,9 @@ def _tokenizer_file(directory: Path, lender: Path | None) -> Path:
     try:
         tokenizer = WhisperTokenizer.from_pretrained(directory)
     except Exception as error:  # whatever its many readers raise, the files are what is wrong
-        raise CheckpointError(f"{directory / 'vocab.json'} and merges.txt cannot be converted: {error}") from error
+        raise CheckpointError(
+            f"{directory / 'vocab.json'} and merges.txt cannot be converted: {said(error)}"
+        ) from error
     converted = Path(mkdtemp(prefix="whisperd-tokenizer-"))
     atexit.register(shutil.rmtree, converted, ignore_errors=True)
     tokenizer.save_pretrained(converted)
@@ -355,7 +386,7 @@ def _load_tokenizer(file: Path) -> Tokenizer:
     try:
         return load_tokenizer(file)
     except TokenizerError as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {said(error)}") from error
 
 
 def _same_tokens(ours: Path, theirs: Path) -> bool:

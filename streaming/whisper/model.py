@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from torch import Tensor, nn
 
-from streaming.whisper.checkpoint import CheckpointError, Dimensions
+from streaming.whisper.checkpoint import CheckpointError, Dimensions, said
 
 CAPACITY_STEP = 64
 """The cache grows in steps of this many positions, so that few shapes of the pass exist."""
@@ -308,6 +308,5 @@ def _fill(kind: type[Part], sizes: Dimensions, weights: Mapping[str, Tensor]) ->
     try:
         part.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        details = " ".join(str(error).split())
-        raise CheckpointError(f"the weights do not fit config.json: {details}") from error
+        raise CheckpointError(f"the weights do not fit config.json: {said(error)}") from error
     return part.eval().requires_grad_(False)

@@ -482,6 +482,31 @@ def test_what_may_have_been_meant_for_us_is_named(name: str, value: str) -> None
         ("server: {origins: ['https://a/page']}", "server.origins: 'https://a/page' is no origin: write https://HOST"),
         ("server: {origins: [a.example]}", "server.origins: 'a.example' is no origin"),
         ("server: {origins: ['https://u@a']}", "is no origin"),
+        ("server: {origins: ['https://*.a.example']}", "fits no page: a * stands for all only alone; name each host"),
+        ("server: {origins: ['https://.a.example']}", "is no origin that a browser sends: write https://HOST"),
+        ("server: {origins: ['https://a:65536']}", "is no origin that a browser sends"),
+        ("server: {origins: ['https://10.0.0.256']}", "is no origin that a browser sends"),
+        ("server: {origins: ['https://[::1::]']}", "is no origin that a browser sends"),
+        ("server: {origins: ['https://k%C3%BCche.example']}", "is no origin that a browser sends"),
+        (
+            "server: {origins: ['https://straße.example']}",
+            "browsers may write 'https://straße.example' otherwise: give its host as they send it, as https://xn--...",
+        ),
+        ("server: {origins: ['https://ü..example']}", "browsers may write"),
+        ("server: {origins: ['https://a\u3002example']}", "browsers may write"),
+        ("mqtt: {sources: [hall, a/b]}", "mqtt.sources.1: source must be 1..64 printable characters without any of"),
+        ("mqtt: {sources: ['']}", "mqtt.sources.0: source must be 1..64 printable characters"),
+        (
+            "mqtt: {sources: ['kitchen-*']}",
+            "mqtt.sources.0: 'kitchen-*' has a *, which stands for nothing here: name each source, or leave the list "
+            "empty for all that are heard",
+        ),
+        ("wyoming: {source: a/b}", "wyoming.source: source must be 1..64 printable characters without any of"),
+        (
+            "server: {tokens: [{token: t, send: [hall, 'kitchen/*']}]}",
+            "server.tokens.0.send.1: no source can have such a name: it must be 1..64 printable characters without any",
+        ),
+        ("server: {tokens: [{token: t, read: ['* ']}]}", "server.tokens.0.read.0: no source can have such a name"),
         ("server: {port: {{ whisperd_port }}}", "is not YAML: line 1, column 17: found unhashable key"),
         ("mqtt: {topic: 2024-99-99}", "is not YAML: a date or a number in it is none"),
         ("server: {port: " + "9" * 5000 + "}", "is not YAML: a date or a number in it is none"),
@@ -505,12 +530,38 @@ def test_what_is_no_section_is_named_where_the_environment_has_one(tmp_path: Pat
         ("http://a.example:8080", "http://a.example:8080"),
         ("http://[::1]:8080/", "http://[::1]:8080"),
         ("app://obsidian.md", "app://obsidian.md"),
+        ("https://küche.example", "https://xn--kche-0ra.example"),
+        ("HTTPS://KU\u0308CHE.example:8443/", "https://xn--kche-0ra.example:8443"),
+        ("https://кухня.рф", "https://xn--j1agri5c.xn--p1ai"),
+        ("https://台所.example", "https://xn--kpry64a.example"),
+        ("https://xn--kche-0ra.example", "https://xn--kche-0ra.example"),
+        ("http://[0:0::0:1]", "http://[::1]"),
+        ("http://a.example:0080", "http://a.example"),
+        ("http://10.0.0.1:8080", "http://10.0.0.1:8080"),
         ("null", "null"),
         ("*", "*"),
     ],
 )
 def test_origins_are_what_browsers_write(written: str, meant: str) -> None:
     assert Settings.model_validate({"server": {"origins": [written]}}).server.origins == (meant,)
+
+
+def test_a_source_that_mqtt_names_is_one_that_is_heard() -> None:
+    """In the one spelling that a name has, and once."""
+    sources = ["hall", "ku\u0308che", "k\u00fcche"]
+    assert Settings.model_validate({"mqtt": {"sources": sources}}).mqtt.sources == ("hall", "k\u00fcche")
+
+
+def test_a_line_of_a_file_of_tokens_says_which_sources_there_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("one\n{token: geheim, send: [hall, 'geheim/*']}\n")
+    path.chmod(0o600)
+    settings = Settings.model_validate({"server": {"tokens_file": str(path)}})
+    with pytest.raises(ConfigurationError) as caught:
+        with_tokens(settings, Surroundings())
+    said = str(caught.value).removeprefix(f"server.tokens_file: {path}, ")
+    assert said.startswith("line 2: send.1: no source can have such a name: it must be 1..64 printable characters")
+    assert "geheim" not in said
 
 
 def test_a_file_from_windows(tmp_path: Path) -> None:

@@ -28,14 +28,17 @@ from home_assistant import LONGEST_STATE, Schema, state
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from setuptools import Distribution
 
 from daemon import mqtt
 from daemon.app import Service
-from daemon.config import Surroundings
+from daemon.config import Settings, Surroundings
 from daemon.discovery import Device, payload, slug
 from daemon.faults import Fault
-from daemon.sources import check_name
+from daemon.hub import Outbox
+from daemon.metrics import Metrics
+from daemon.sources import Sources, check_name
 
 __all__ = ["mosquitto"]  # a fixture
 
@@ -263,6 +266,23 @@ async def test_another_prefix_and_name(tokenizer_file: Path, mosquitto: Broker) 
         assert device["dev"]["name"] == "Ears"
         assert device["dev"]["ids"] == ["whisperd_attic"]
         assert device["availability_topic"] == "up/ears/status"
+
+
+def told(*microphones: str, **keys: Any) -> set[str]:
+    """The sources that Home Assistant is shown where the settings are these."""
+    settings = Settings.model_validate({"mqtt": {"host": "127.0.0.1", **keys}}).mqtt
+    made = mqtt.Mqtt(settings, None, Outbox(10, Metrics(), lambda _: None), Sources(), Metrics(), None, microphones)
+    return {key.removesuffix("_final") for key in entities(made._config()) if key.endswith("_final")}
+
+
+def test_home_assistant_is_shown_64_sources_at_most() -> None:
+    names = [f"s{number}" for number in range(65)]
+    assert told(*names) == set(names[:64])
+    assert told(sources=names[:64]) == set(names[:64])
+    assert told(sources=[*names[:64], "s0"]) == set(names[:64])
+    # Those that somebody wrote down are not left out without a word.
+    with pytest.raises(ValidationError, match="has 65 names, and 64 are shown at most: leave out what matters least"):
+        told(sources=names)
 
 
 async def test_clients_cannot_fill_home_assistant(

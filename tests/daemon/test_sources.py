@@ -12,7 +12,7 @@ from daemon import sources
 from daemon.access import Rights
 from daemon.config import Token
 from daemon.faults import Fault
-from daemon.sources import Sources, State, check_name
+from daemon.sources import Sources, State, check_name, check_pattern
 
 
 @given(st.text(max_size=80))
@@ -62,6 +62,87 @@ def test_what_nobody_would_see_is_refused(name: str) -> None:
     with pytest.raises(Fault, match="source must be") as caught:
         check_name(name)
     assert caught.value.code == "bad_source"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "မြို့", "လျှို့ဝှက်", "ខ្ញុំ", "ที่น้ำ", "ເຮືອນ", "བསྒྲུབས", "ཧཱུྃ",
+        "हूँ", "र्क्ष्म्य", "শ্রেণীকক্ষ", "வீடு", "ಕೋಂ", "ගෝං", "വീട്", "ਘਰਾਂ",
+        "הַשָּׁמַ֖יִם", "بَيْتٌ", "اللّٰهُ", "مُحَمَّدٌ", "ガレージ",
+        "phòng ngủ", "nhà bếp tầng hầm", "ᾱ̓́ͅ", "ọ̀nà", "ą́", "İstanbul", "\u0131ş\u0131k", "ǰ", "ệ", "ї", "1⃣",
+    ],
+)  # fmt: skip
+def test_marks_that_scripts_are_written_with(name: str) -> None:
+    """However they come: taken apart or not."""
+    known = unicodedata.normalize("NFC", name)
+    assert check_name(name) == check_name(unicodedata.normalize("NFD", name)) == known
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "i\u0307", "k\u0131\u0307tchen", "kitchen-j\u0307", "i\u0323\u0307", "\u012f\u0307", "i\u0307\u0323",
+        "\u0456\u0307", "\u0237\u0307", "i\u0307\u0301", "\u2148\u0307",
+    ],
+)  # fmt: skip
+def test_a_dot_on_what_has_one_is_refused(name: str) -> None:
+    with pytest.raises(Fault, match=r"without U\+0307 on i or j, which looks as if it were not there, got") as caught:
+        check_name(name)
+    assert caught.value.code == "bad_source"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "k\u0300\u0301\u0302\u0303\u0304", "k\u0323\u0324\u0325\u0326\u0327itchen", "\u1ea4\u0300\u0303\u0304",
+        "a\u0300\u0300", "\u0e01" + "\u0e47" * 2, "\u0e01\u0e31\u0e47\u0e48\u0e49\u0e4a\u0e4b\u0e4c",
+        "\u0628\u064b\u064c\u064d\u064e\u064f\u0650\u0651", "\u0915" + "\u094d\u200d" * 8,
+    ],
+)  # fmt: skip
+def test_piles_of_marks_are_refused(name: str) -> None:
+    with pytest.raises(Fault, match="with at most 4 accents or 6 marks on one of them, none of them twice") as caught:
+        check_name(name)
+    assert caught.value.code == "bad_source"
+    assert len(caught.value.message) < 300
+
+
+letters = st.text(
+    st.sampled_from("ai \u0301\u0307\u0308\u0323\u0915\u094d\u093e\u0628\u064e\u200c\u200d-/"), max_size=8
+)
+
+
+@given(letters, letters, letters)
+def test_a_pattern_that_a_name_fits_is_taken(before: str, inside: str, behind: str) -> None:
+    """Whatever stands for the `*`."""
+    pattern = f"{before}*{behind}"
+    whole = f"{before}{inside}{behind}"
+    try:
+        known = check_name(whole)
+    except Fault:
+        return
+    if Rights((), (unicodedata.normalize("NFC", pattern),)).may_read(known):
+        check_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", "**", "kitchen-*", "* mic", "living *", "a * b", "*\u0323", "*\u200cش", "آ\u200c*", "*\u200dष", "क्*",
+     "*" * 40, "x" * 64 + "*", "i*\u0307", "x\u0300*\u0300", "k[1]", "?"],
+)  # fmt: skip
+def test_patterns_that_a_name_may_fit(pattern: str) -> None:
+    assert check_pattern(pattern) == pattern
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["", "kitchen/*", "#", "+", "$SYS*", " *", "* ", "a  *", "*  b", "\u0301*", "kit\u200bchen*", "*i\u0307*", "x" * 65,
+     "*" + "x" * 65, "a\u0300\u0300*", "\u200d*", "*\n"],
+)  # fmt: skip
+def test_patterns_that_no_name_fits(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"^no source can have such a name: it must be 1\.\.64 printable") as caught:
+        check_pattern(pattern)
+    assert len(str(caught.value)) < 250
 
 
 def changes(which: Sources) -> list[tuple[str, State]]:

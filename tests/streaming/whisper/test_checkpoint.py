@@ -149,7 +149,7 @@ def broken(name: str, error: str, change: Callable[[Path], Any]) -> Any:
         broken("size", "misstates 'd_model'", lambda d: rewrite(d / "config.json", lambda c: c.pop("d_model"))),
         broken(
             "another model",
-            "a llama model; a Whisper",
+            "a 'llama' model; a Whisper",
             lambda d: rewrite(d / "config.json", lambda c: c.update(model_type="llama")),
         ),
         broken(
@@ -187,6 +187,9 @@ def test_a_broken_checkpoint_is_refused_in_words(copy: Path, change: Callable[[P
 
 NESTED = "[" * 100_000 + "]" * 100_000
 
+DIGITS = "9" * 4000
+LONG = '"' + "x" * 9000 + '"'
+
 HOSTILE = {
     "config.json": [
         *(f'"{key}": {value}' for key in ("d_model", "num_mel_bins", "encoder_attention_heads", "max_source_positions")
@@ -194,9 +197,15 @@ HOSTILE = {
         '"decoder_attention_heads": 7',
         '"vocab_size": 1e999',
         '"decoder_layers": 16777216',
+        '"d_model": 16777216',  # with weights for another
+        '"decoder_layers": 1000',
         '"encoder_layers": 1048576',
         '"activation_function": {}',
         '"model_type": []',
+        *(f'"{key}": {value}' for key in ("d_model", "vocab_size", "decoder_layers", "median_filter_width")
+          for value in (DIGITS, f"-{DIGITS}", DIGITS * 2, f'"{DIGITS}"', LONG, f"[{LONG}]")),
+        *(f'"{key}": {value}' for key in ("activation_function", "model_type")
+          for value in (DIGITS, LONG, f"[{LONG}]", f'{{"a": {LONG}}}', '"a\\nb"')),
     ],
     "generation_config.json": [
         '"suppress_tokens": 5', '"suppress_tokens": [[]]', '"suppress_tokens": ["x"]', '"begin_suppress_tokens": 1e999',
@@ -210,8 +219,14 @@ HOSTILE = {
         '"decoder_start_token_id": 1000000000', '"eos_token_id": -1', '"no_timestamps_token_id": 1000000000',
         '"no_timestamps_token_id": -7', '"is_multilingual": true, "lang_to_id": {"<|en|>": 1000000000}',
         '"is_multilingual": true, "task_to_id": {"transcribe": 1000000000}',
+        *(f'"{key}": {value}' for key in ("eos_token_id", "decoder_start_token_id", "no_timestamps_token_id")
+          for value in (DIGITS, LONG)),
+        f'"suppress_tokens": [{LONG}]', f'"alignment_heads": {LONG}', f'"max_length": {DIGITS * 2}',
     ],
-    "whisperd.json": ['"contexts": [1e999]', '"contexts": 5', '"contexts": [{}]', f'"contexts": {NESTED}'],
+    "whisperd.json": ['"contexts": [1e999]', '"contexts": 5', '"contexts": [{}]', f'"contexts": {NESTED}',
+                      f'"contexts": [{DIGITS}]', f'"contexts": {LONG}',
+                      f'"shares": {{"teacher": {LONG}, "digest": "x"}}',
+                      f'"shares": {{"teacher": "{"b" * 90}", "digest": {LONG}}}'],
 }  # fmt: skip
 
 
@@ -228,6 +243,20 @@ def test_a_hostile_checkpoint_is_refused_in_one_sentence(copy: Path, file: str, 
         use(copy)
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_strangers_file_says_is_quoted_by_its_beginning(copy: Path) -> None:
+    rewrite(copy / "config.json", lambda config: config.update(d_model=10**4000))
+    with pytest.raises(CheckpointError, match=r"config\.json states d_model of 10{56}\.\.\., which no model has$"):
+        use(copy)
+    rewrite(copy / "config.json", lambda config: config.update(d_model=["x" * 9000]))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json lacks or misstates 'd_model': \['x{55}\.\.\. is no number$"
+    ):
+        use(copy)
+    (copy / "config.json").write_text(f'{{"d_model": {"9" * 5000}}}')
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: a number in it has too many digits$"):
+        use(copy)
 
 
 @pytest.mark.parametrize(
