@@ -39,7 +39,8 @@ _ITS_FAULT = frozenset(
 the connection: somebody else has our name, the broker ends, nothing was heard for too long."""
 
 _LARGEST_COMMAND = 65536
-"""Bytes of a packet that we ask the broker not to exceed (MQTT 5): what comes in is a switch's ON or OFF."""
+"""Bytes of a packet that we take: what comes in is a switch's ON or OFF. MQTT 5 tells the broker so; one that knows it
+not, or does not heed it, loses the connection."""
 
 _REFUSALS = {
     _UNSUPPORTED_VERSION: "it does not speak this version of MQTT: set mqtt.version",
@@ -73,6 +74,7 @@ class Client(aiomqtt.Client):
 
     Attributes:
         largest: bytes of a packet that the broker takes, where it says so (MQTT 5).
+        flooded: what the broker sent that was too much, upon which we ended the connection; None while it did not.
         hung_up: why a connection that was made ended; None while it has not.
         rejected: with which reason a message was acknowledged that the broker could not take; None where it was another
             fault, or the broker's quota, that ended the connection.
@@ -84,8 +86,10 @@ class Client(aiomqtt.Client):
         self.largest: int | None = None
         self.hung_up: ReasonCode | None = None
         self.rejected: ReasonCode | None = None
+        self.flooded: str | None = None
         self._ignored = ignored
         self._refused: ReasonCode | None = None
+        self._bound_reading()
         self._take_note()
 
     async def __aenter__(self) -> Client:
@@ -158,8 +162,10 @@ class Client(aiomqtt.Client):
         def read() -> None:
             try:
                 client.loop_read()
+                self._check_kept()
                 while (open := client.socket()) is not None and hasattr(open, "pending") and open.pending() > 0:
                     client.loop_read()  # what TLS has decrypted already wakes nobody
+                    self._check_kept()
             except Exception as error:
                 self._break(error)
 
@@ -184,6 +190,32 @@ class Client(aiomqtt.Client):
                 self._break(error)
 
         self._loop.call_soon_threadsafe(watch)
+
+    def _bound_reading(self) -> None:
+        # The library keeps whatever length a packet announces, and offers no limit. It asks the socket for the whole of
+        # it at once, before a byte of it is read. A release that reads otherwise goes on without the limit.
+        receive = getattr(self._client, "_sock_recv", None)
+        if receive is None:
+            return
+
+        def receive_less(bufsize: int) -> bytes:
+            if bufsize > _LARGEST_COMMAND:
+                raise self._flood(
+                    f"it announced a packet of {bufsize} bytes, and no more than {_LARGEST_COMMAND} are taken"
+                )
+            return bytes(receive(bufsize))
+
+        self._client._sock_recv = receive_less  # type: ignore[method-assign]
+
+    def _check_kept(self) -> None:
+        # Of what comes with quality 2 the library keeps any number, until the broker says that we may have it.
+        if getattr(self._client, "_in_messages", None):
+            raise self._flood("it sent a message of quality 2, which nobody asked for")
+
+    def _flood(self, what: str) -> Exception:
+        """Not of the kind that the library takes for a broker that hung up."""
+        self.flooded = what
+        return aiomqtt.MqttError(what)
 
     def _break(self, error: Exception) -> None:
         """The connection is of no use any more."""

@@ -2,6 +2,7 @@
 
 Owns the order of things: the codec's messages are taken in one by one, a start opens a stream, what the stream says is
 encoded and told, and whatever ends it (the client, its fault, the service), all that was heard becomes final first.
+What a client should know of its audio, and its dialect has no word for, is a warning of the log.
 Where the connection alone ends, the stream is left behind for the next (`resume.py`). Knows the shape of a codec and
 none of the dialects; of what lies behind only that streams can be begun, and found again.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -26,7 +27,7 @@ from daemon.logs import speak_of
 from daemon.peer import Peer
 from daemon.resume import Line, Lines
 from daemon.sources import DEFAULT_SOURCE
-from streaming.events import Resume, Start, Stop
+from streaming.events import Event, Notice, Resume, Start, Stop
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +200,16 @@ class Conversation:
             # Before any answer to what the client says next, which does not go through the line.
             with contextlib.suppress(ConnectionClosed):  # what it said before it went is still to be heard
                 await self._peer.tell(self._codec.encode(greeting))
-        self._writer = asyncio.create_task(self._peer.write(line, self._codec.encode))
+        self._writer = asyncio.create_task(self._peer.write(line, self._encode))
+
+    def _encode(self, event: Event) -> Iterator[Frame]:
+        told = False
+        for frame in self._codec.encode(event):
+            told = True
+            yield frame
+        if isinstance(event, Notice) and not told:
+            # Else its user would wait for text, and the operator look for a fault here.
+            _log.warning("%s: %s (not told to a client of %s)", event.source, event.message, self._dialect.name)
 
     async def _leave(self) -> None:
         """Have no stream any more; what it has said is still told."""

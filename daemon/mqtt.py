@@ -8,7 +8,8 @@ Each connection is a new client with a clean session, and the spool is the only 
 has acknowledged it. One whose acknowledgement was lost is therefore sent twice, with the same id, never not at all.
 
 A message that the broker will not have (its access rules; the size of its packets; it hangs up whenever it is sent it)
-is counted, named and passed over: it must not hold up those behind it.
+is counted, named and passed over: it must not hold up those behind it. A broker that sends too much loses the
+connection; one that does so each time is not asked for commands any more.
 
 What is retained (states, switches, diagnostics, the device for Home Assistant) is told anew at each connection; of
 several changes that wait only the last is told.
@@ -130,6 +131,7 @@ class Mqtt:
         self._under_way: str | None = None  # what the broker is being sent
         self._suspect = ("", 0)  # what was under way when it hung up, and how many times in a row
         self._given_up: dict[str, str] = {}  # what it is not sent any more, and why
+        self._floods = 0  # how many times in a row it sent too much
         self._complaints: deque[float] = deque(maxlen=_MOST_COMPLAINTS)  # when they were made
         self._news = asyncio.Event()
         sources.watch(self._note_source)
@@ -171,6 +173,7 @@ class Mqtt:
             if time.monotonic() - began > _STEADY:
                 pause = _FIRST_PAUSE
                 self._given_up.clear()  # the broker may have been changed
+                self._floods = 0
             self._blame(client)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(collector), pause * random.uniform(0.5, 1.0))
@@ -178,6 +181,9 @@ class Mqtt:
 
     def _blame(self, client: Client) -> None:
         """The broker hung up, or could not take a message. Perhaps because of what it was being sent."""
+        if client.flooded is not None:
+            self._blame_commands(client.flooded)
+            return
         what = self._under_way
         if what is None or (client.rejected is None and not may_be_its_fault(client.hung_up)):
             return
@@ -189,6 +195,14 @@ class Mqtt:
         elif count >= _MOST_HANGUPS:
             did = "hung up" if client.rejected is None else f"said {str(client.rejected).lower()!r}"
             self._given_up[what] = f"the broker {did} when it was sent it, {count} times in a row"
+
+    def _blame_commands(self, why: str) -> None:
+        """It is sent what somebody published, and if that is retained at each connection: finals must not wait for it
+        to be taken away."""
+        self._floods += 1
+        if self._floods >= _MOST_HANGUPS:
+            for topic in (self._topic("+", "set"), self._device.birth_topic):
+                self._given_up[_subscription(topic)] = f"{why}, {self._floods} times in a row"
 
     # --- what comes from the hub and the sources -------------------------------------------------------------------
 
@@ -258,7 +272,7 @@ class Mqtt:
         await self._publish(client, self._topic("status"), "offline", retain=True)
 
     async def _subscribe(self, client: Client, topic: str, otherwise: str) -> None:
-        what = f"the subscription to {topic}"
+        what = _subscription(topic)
         if (why := self._given_up.get(what)) is not None:
             self._say_once(what, f"{what} was given up ({why}): {otherwise}")
             return
@@ -452,10 +466,15 @@ class Mqtt:
     def _ignore(self, what: str, why: str) -> None:
         """Whoever may publish there may do so as often as they like: it is counted, and said now and then."""
         self._metrics.mqtt_bad_commands.inc()
-        now, said = time.monotonic(), self._complaints
-        if len(said) < _MOST_COMPLAINTS or now - said[0] > _COMPLAINTS_IN:
-            said.append(now)
+        if self._may_complain():
             _log.warning("mqtt: %s was ignored: %s", what, why)
+
+    def _may_complain(self) -> bool:
+        now, said = time.monotonic(), self._complaints
+        if len(said) == _MOST_COMPLAINTS and now - said[0] <= _COMPLAINTS_IN:
+            return False
+        said.append(now)
+        return True
 
     # --- what the log is told --------------------------------------------------------------------------------------
 
@@ -467,7 +486,11 @@ class Mqtt:
 
     def _lost(self, error: Exception, client: Client) -> None:
         said = sentence(error) if client.hung_up is None else f"the connection ended ({str(client.hung_up).lower()})"
-        level = logging.WARNING if said != self._complaint else logging.DEBUG  # once, not at every attempt
+        new = True
+        if client.flooded is not None:
+            self._metrics.mqtt_bad_commands.inc()
+            said, new = f"the connection was ended: {client.flooded}", self._may_complain()
+        level = logging.WARNING if new and said != self._complaint else logging.DEBUG  # once, not at every attempt
         _log.log(level, "mqtt: %s:%d: %s; trying again", self._settings.host, self._settings.port, said)
         self._complaint = said
 
@@ -488,6 +511,10 @@ class Mqtt:
 
     def _topic(self, *levels: str) -> str:
         return "/".join((self._settings.topic, *levels))
+
+
+def _subscription(topic: str) -> str:
+    return f"the subscription to {topic}"
 
 
 def _put(latest: dict[str, _V], key: str, value: _V) -> None:

@@ -1,8 +1,8 @@
 """One websocket client, as those see it who talk to it.
 
 Owns how it is told things (in order, within the time that a peer may take to take in a message, or it is disconnected),
-what of its messages is taken in, how its faults are counted and logged, and a close that does not wait for ever. Knows
-no dialect.
+what of its messages is taken in, how many frames that are no messages, how its faults are counted and logged, and a
+close that does not wait for ever. Knows no dialect.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConcurrencyError, ConnectionClosed
-from websockets.frames import Frame, Opcode
+from websockets.frames import DATA_OPCODES, Frame, Opcode
 from websockets.protocol import Event as LibraryEvent
+from websockets.protocol import State
 
 from daemon.dialects.codec import CLOSE_TRY_LATER
 from daemon.edges import Outbox
@@ -38,25 +39,47 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USE
 
 MOST_PIECES = 1024
 """Of one message. The library has a limit too, but stops to read there, and so never sees the peer's close."""
+_BEGINNINGS = (Opcode.TEXT, Opcode.BINARY)
+"""Of messages."""
+_LEAST_PAUSE = 0.02
+"""Seconds. A shorter pause costs more than the frames for which it is made."""
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 
 
 class Connection(ServerConnection):
-    """The library's, not answered without bound, and not kept for a message that never ends.
+    """The library's, not answered without bound, not kept for a message that never ends, and not read faster than a
+    peer may send.
+
+    rate: frames a second that nobody waits for, and that therefore nobody else paces: pings, pongs, continuations, and
+    whatever comes once no message is taken in any more. More are read later, like messages (see `Pace`).
 
     Attributes:
         in_pieces: a message came in too many of them; nothing is taken in since.
     """
 
-    def __init__(self, metrics: Metrics, *arguments: Any, **options: Any) -> None:
+    def __init__(self, metrics: Metrics, rate: int, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.in_pieces = False
         self._pieces = 0
         self._metrics = metrics
+        self._interval = 1 / rate
+        self._due = 0.0  # when the next such frame would come if all came evenly
+        self._resting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # The library reads on as soon as its queue has room, which it always has while only such frames come.
+        self.recv_messages.resume = self._read_on
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._rest()
         # Events wait until their peer takes them in; the library's own answers to pings do not.
         if self.transport.get_write_buffer_size() > _MOST_UNREAD:
             self._metrics.client_errors.labels("not_reading").inc()
@@ -64,7 +87,12 @@ class Connection(ServerConnection):
             self.transport.abort()
 
     def process_event(self, event: LibraryEvent) -> None:
-        if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+        if not isinstance(event, Frame):
+            super().process_event(event)
+            return
+        if self._is_unpaced(event):
+            self._due = max(self._due, self.loop.time() - 1.0) + self._interval
+        if event.opcode in DATA_OPCODES:
             if self.in_pieces:
                 return
             self._pieces = self._pieces + 1 if event.opcode is Opcode.CONT else 1
@@ -72,6 +100,26 @@ class Connection(ServerConnection):
                 self.in_pieces = True
                 event = Frame(Opcode.CONT, b"")  # an end, for whoever waits for one
         super().process_event(event)
+
+    def _is_unpaced(self, frame: Frame) -> bool:
+        """Whether it is of no message that somebody takes in at a pace of his own."""
+        return frame.opcode not in _BEGINNINGS or self.in_pieces or self.protocol.state is not State.OPEN
+
+    def _rest(self) -> None:
+        """Until so many frames may have come."""
+        ahead = self._due - self.loop.time()
+        if ahead > _LEAST_PAUSE and self._resting is None:
+            self._metrics.slowed_seconds.inc(ahead)
+            self._resting = self.loop.call_later(ahead, self._rested)
+            self.transport.pause_reading()
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._resting is None and not self.recv_messages.paused:
+            self.transport.resume_reading()
 
 
 class Peer:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from daemon.dialects.words import quoted
+from daemon.dialects.words import quoted, shown
 from daemon.faults import Fault
 from daemon.hub import Hub
 from daemon.logs import speak_of
@@ -203,7 +203,7 @@ class Stream:
             return self._decoder.feed(data)
         except FormatError as error:
             self._decoder.forget_leftover()  # it is this that cannot be read, and not cut off as well
-            raise Fault(error.code, str(error), fatal=True) from None
+            raise _fault(error) from None
 
     def _notice(self) -> None:
         for finding in self._decoder.findings():
@@ -304,7 +304,12 @@ def _decoder(start: Start) -> AudioDecoder | OpusDecoder:
             return OpusDecoder()
         return AudioDecoder(AudioFormat(start.encoding, start.sample_rate, start.channels))
     except FormatError as error:
-        raise Fault(error.code, str(error), fatal=True) from None
+        raise _fault(error) from None
+
+
+def _fault(error: FormatError) -> Fault:
+    got = "".join(f", got {shown(each)}" for each in error.got)
+    return Fault(error.code, f"{error}{got}", fatal=True)
 
 
 def _session_settings(settings: SessionSettings, wanted: Endpointing) -> SessionSettings:

@@ -43,7 +43,7 @@ from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.transcript import Transcript
 from daemon.dialects.words import quoted
-from daemon.door import guest_of
+from daemon.door import door_of, guest_of
 from daemon.edges import Outbox, Readers, Seats, Stream
 from daemon.entrance import Entrance, handshake_of, is_preflight
 from daemon.faults import Fault
@@ -73,6 +73,9 @@ _SLOWEST = 4096
 """Bytes a second that a body must bring in the long run: it has a seat while it comes."""
 _LONGEST_TURN = 0.01
 """Seconds for which a body that is there already is read before others have their turn."""
+_IN_HAND = 16 * 1024
+"""Bytes of a body that the library may have ready before it is asked for any, and sixteen times fewer chunks, however
+small: it gives all of them at once, and joins those of a line one by one."""
 _LINGER = 2.0
 """Seconds for which the rest of a body is passed over, so that its client can read why."""
 
@@ -112,7 +115,7 @@ class Uploads:
         # A client that leaves takes its stream with it. What it asks for is in no log.
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0,
-            lingering_time=_LINGER, logger=self._make_logger(),
+            lingering_time=_LINGER, logger=self._make_logger(), read_bufsize=_IN_HAND,
             # Nothing is unpacked: a few bytes could become any number of them, and be counted too late.
             auto_decompress=False,
         )  # fmt: skip
@@ -273,7 +276,9 @@ class Uploads:
         if (request.content_length or 0) > self._max_upload:  # before any of it is read
             raise _too_big(self._max_upload)
         try:
-            return await self._read_parts(_Body(request.content, self._max_upload), request.headers, upload)
+            body = _Body(request.content, self._max_upload)
+            with door_of(request.transport).watched(body.came):
+                return await self._read_parts(body, request.headers, upload)
         except (AssertionError, RuntimeError, LookupError) as error:
             # The library's words for what it did not foresee; the body is the client's all the same.
             raise Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}") from None
@@ -282,17 +287,17 @@ class Uploads:
         fields: list[tuple[str, str]] = []
         found = False
         parts = MultipartReader(headers, cast(StreamReader, body))
-        while (part := await _patiently(parts.next())) is not None:
+        while (part := await body.patiently(parts.next())) is not None:
             if isinstance(part, MultipartReader):
                 raise Fault("bad_form", "a form within a form: send fields and one file")
             if part.name == "file":
                 if found:
                     raise Fault("bad_form", "one file at a time")
                 found = True
-                async for chunk in _chunks(part, self._max_upload):
+                async for chunk in _chunks(body, part, self._max_upload):
                     upload.write(chunk)
             else:
-                value = b"".join([chunk async for chunk in _chunks(part, _FIELD)])
+                value = b"".join([chunk async for chunk in _chunks(body, part, _FIELD)])
                 fields.append((part.name or "", value.decode("utf-8", "replace")))
             if len(fields) > _MOST_FIELDS:
                 raise Fault("bad_form", f"a form may have {_MOST_FIELDS} fields")
@@ -394,7 +399,8 @@ class _Heard:
 
 class _Body:
     """A request's body, as the library's reader of forms asks for it, and no further than a client may drive that: all
-    its bytes count, whatever they are; it must not come too slowly; and one that is all there is not read in one go.
+    its bytes count, whatever they are, those of the chunks that it may come in too; it must not come too slowly; and
+    one that is all there is not read in one go.
     """
 
     def __init__(self, content: StreamReader, most: int) -> None:
@@ -403,8 +409,37 @@ class _Body:
         self._clock = asyncio.get_running_loop().time
         self._began = self._paused = self._clock()
         self._lines = 0
+        self._raw = content.total_bytes  # of what came before, only the contents are known
+        self._waiting: asyncio.Timeout | None = None
+
+    def came(self, size: int) -> None:
+        """So much of the connection. Whoever waits for contents is told when there were too many bytes: there may never
+        be any."""
+        if self._content.is_eof():
+            return  # it belongs to the next request
+        self._raw += size
+        if self._raw > self._most and self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(self._clock())
+
+    async def patiently(self, work: Awaitable[_T]) -> _T:
+        """`work`, which reads it.
+
+        Raises:
+            Fault: `timeout`: no more comes. Or see `read`.
+        """
+        try:
+            async with asyncio.timeout(_IDLE) as self._waiting:
+                return await work
+        except TimeoutError:
+            self._check_size()
+            raise Fault("timeout", f"half a form came, and no more of it in {_IDLE:g} s") from None
+        finally:
+            self._waiting = None
 
     async def read(self, size: int = -1) -> bytes:
+        """Raises:
+        Fault: `message_too_big`, `timeout`.
+        """
         return await self._counted(await self._content.read(size))
 
     async def readline(self, **options: int | None) -> bytes:
@@ -420,37 +455,31 @@ class _Body:
         self._content.unread_data(data)
 
     async def _counted(self, data: bytes) -> bytes:
-        came, now = self._content.total_bytes, self._clock()
-        if came > self._most:
-            raise _too_big(self._most)
-        if now - self._began > _IDLE + came / _SLOWEST:
+        self._check_size()
+        now = self._clock()
+        if now - self._began > _IDLE + self._content.total_bytes / _SLOWEST:
             raise Fault("timeout", f"the form comes too slowly: it must bring {_SLOWEST} bytes a second")
         if now - self._paused > _LONGEST_TURN:
             await asyncio.sleep(0)
             self._paused = self._clock()
         return data
 
+    def _check_size(self) -> None:
+        if max(self._content.total_bytes, self._raw) > self._most:
+            raise _too_big(self._most)
+
 
 def _too_big(most: int) -> Fault:
     return Fault("message_too_big", f"a request may have {most} bytes (dialects.max_upload)")
 
 
-async def _chunks(part: BodyPartReader, most: int) -> AsyncIterator[bytes]:
+async def _chunks(body: _Body, part: BodyPartReader, most: int) -> AsyncIterator[bytes]:
     size = 0
-    while chunk := await _patiently(part.read_chunk(_CHUNK)):
+    while chunk := await body.patiently(part.read_chunk(_CHUNK)):
         size += len(chunk)
         if size > most:
             raise Fault("bad_form", f"a field may have {most} bytes")
         yield chunk
-
-
-async def _patiently(work: Awaitable[_T]) -> _T:
-    """`work`, unless nothing more comes."""
-    try:
-        async with asyncio.timeout(_IDLE):
-            return await work
-    except TimeoutError:
-        raise Fault("timeout", f"half a form came, and no more of it in {_IDLE:g} s") from None
 
 
 def _handshake(request: web.Request) -> Handshake:

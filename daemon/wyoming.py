@@ -12,6 +12,9 @@ utterances are joined. It is over
   when nobody speaks, or nobody stops, for too long.
 
 What a client still sends of a turn that was answered early is not listened to: it has taken the first transcript.
+
+That audio carries nothing by its form is in the log alone: the protocol has no word for it but `error`, which ends a
+turn.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from daemon.edges import Guest, Guests, Pace, Readers, Seats, Stream
 from daemon.faults import Fault
 from daemon.metrics import Metrics
 from daemon.release import our_version
-from streaming.events import Audio, Final, Start, Stop
+from streaming.events import Audio, Final, Notice, Start, Stop
 
 _log = logging.getLogger(__name__)
 
@@ -344,6 +347,8 @@ class _Turn:
         outbox = self._stream.outbox
         async for event in outbox:
             await self._connection.send(self.answer.encode(event))
+            if isinstance(event, Notice):
+                _log.warning("%s: %s (not told to a client of wyoming)", event.source, event.message)
             if isinstance(event, Final):
                 await self._end_if_over()
         if outbox.overflowed:

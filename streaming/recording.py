@@ -11,7 +11,7 @@ container are not looked at: sound follows sound. Knows nothing of speech, of pa
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
 import av
@@ -50,6 +50,8 @@ _UNKNOWN_SIZE = 0x7FF0_0000
 """Sizes from here on are what a recorder writes before it knows the size."""
 
 _BEHIND = 4096  # bytes: tags may follow the sound
+_MOST_CHUNKS = 1000  # of a WAV, in front of its sound and behind it
+_ANOTHER = b"RIFF"  # begins a file of its own, which somebody joined to this one
 _OGG_PAGE = 65307  # the longest
 _FIRST_FRAME = 2048  # of an MP3, at most
 
@@ -77,9 +79,10 @@ class Recording:
         self._file = file
         self._head, self._tail = self._part(0, _OGG_PAGE), self._part(max(0, self._size - _OGG_PAGE), _OGG_PAGE)
         self._counted = self._is_counted()
+        self._wav = _Wav(self._part, self._size) if self._head[:4] + self._head[8:12] == b"RIFFWAVE" else None
         file.seek(0)  # from here on the place in it is the decoder's
         try:
-            self._container = _open(_Reader(file, self._size))
+            self._container = _open(_Reader(file, self._size, self._wav.stale if self._wav else None))
         except _FAULTS as error:
             raise RecordingError(self._why_not(error)) from None
         stream = self._container.streams.best("audio")
@@ -177,8 +180,9 @@ class Recording:
         size = self._size_by_head()
         if size is not None and self._size < size < _UNKNOWN_SIZE:
             return f"the file is cut off: {size - self._size} bytes that it announces are not there"
-        if size is not None and _BEHIND < size < self._size - _BEHIND:
-            return f"{self._size - size} bytes behind the sound that it announces were passed over"
+        behind = self._wav.behind if self._wav is not None else _passed_over(size, self._size)
+        if behind > _BEHIND:
+            return f"{behind} bytes behind the sound that it announces were passed over"
         if self._head.startswith(b"OggS"):
             last = self._tail.rfind(b"OggS")
             if last < 0 or len(self._tail) < last + 6 or not self._tail[last + 5] & 4:
@@ -253,24 +257,91 @@ def _interleaved(frame: av.AudioFrame) -> Samples:
     return (values / scale).astype(np.float32)
 
 
-class _Reader:
-    """What FFmpeg sees of the file."""
+def _passed_over(announced: int | None, size: int) -> int:
+    """Bytes of a file behind what its head announces."""
+    return size - announced if announced is not None and _BEHIND < announced < size else 0
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+
+class _Wav:
+    """The chunks of a WAV file, and whether the size of the one that holds its sound is to be believed.
+
+    A recorder writes that size when it begins, perhaps now and then, and last when it ends. Where it died, more sound
+    stands behind what it has announced, and nothing else does: other chunks come in a file that was ended. Sound does
+    not look like one, which has a name of four letters, and a size that fits.
+
+    part: what is in the file from there on, so many bytes. size: of the file.
+
+    Attributes:
+        stale: where a size stands that is too small; None: it is heeded, or says itself that nobody knew.
+        behind: bytes at the end of the file that are in no chunk, and not heard.
+    """
+
+    def __init__(self, part: Callable[[int, int], bytes], size: int) -> None:
+        self._part = part
+        self.stale: int | None = None
+        announced = 8 + self._number(4)
+        self.behind = _passed_over(announced, size)
+        # A chunk that the file was cut off in is one all the same.
+        self._limit = max(size, announced if announced < _UNKNOWN_SIZE else 0)
+        sound = self._walk(12, b"data")
+        if part(sound, 4) == b"data":
+            self._judge(sound, size)
+
+    def _judge(self, sound: int, size: int) -> None:
+        said = self._number(sound + 4)
+        end = sound + 8 + said
+        if said == 0 or said >= _UNKNOWN_SIZE:
+            self.behind = 0
+            return
+        # Some forget the byte that evens a size out.
+        last = max(self._walk(end), self._walk(end + said % 2))
+        self.behind = size - last
+        if self.behind > _BEHIND and last == end + said % 2 and self._part(last, 4) != _ANOTHER:
+            self.stale, self.behind = sound + 4, 0
+
+    def _walk(self, at: int, until: bytes = _ANOTHER) -> int:
+        """Where the chunks from `at` on end, or one of that name begins."""
+        for _ in range(_MOST_CHUNKS):
+            head = self._part(at, 8)
+            size = int.from_bytes(head[4:], "little")
+            is_one = len(head) == 8 and all(0x20 <= byte < 0x7F for byte in head[:4]) and at + 8 + size <= self._limit
+            if not is_one or head[:4] == until:
+                break
+            at += 8 + size + size % 2
+        return at
+
+    def _number(self, at: int) -> int:
+        return int.from_bytes(self._part(at, 4), "little")
+
+
+class _Reader:
+    """What FFmpeg sees of the file. unknown: where a size of four bytes stands that shall read as not known."""
+
+    def __init__(self, file: IO[bytes], size: int, unknown: int | None = None) -> None:
         self._file = file
         self._left = _MOST_READS + size // _BYTES_A_READ
+        self._unknown = unknown
 
     def read(self, size: int) -> bytes:
         self._left -= 1
         if self._left < 0:
             raise OSError("it leads back and forth without an end")
-        return self._file.read(size)
+        if self._unknown is None:
+            return self._file.read(size)
+        at = self._unknown - self._file.tell()
+        return _with_ones(self._file.read(size), at)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+def _with_ones(data: bytes, at: int) -> bytes:
+    """`data` with the four bytes from `at` on, as far as they are in it, as ones."""
+    first, end = max(at, 0), min(at + 4, len(data))
+    return data[:first] + b"\xff" * (end - first) + data[end:] if first < end else data
 
 
 def _open(reader: _Reader) -> av.container.InputContainer:

@@ -10,6 +10,8 @@ words:
   that a client which waits for it never waits in vain
 - `UtteranceEnd` goes by the audio's clock: so much audio came after the last word, and nobody spoke in it (by the
   clock on the wall, where audio comes in a container)
+- a notice that the audio carries nothing by its form is one of the `warnings` of the last `Metadata`: their live
+  protocol has no message for a warning
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from streaming.events import (
     Final,
     Flush,
     Flushed,
+    Notice,
     Partial,
     Ready,
     SpeechStarted,
@@ -309,6 +312,7 @@ class Deepgram(Codec):
         self._held: Final | None = None  # the newest that a Finalize may have brought out
         self._finalizing = 0  # how many of those are not answered
         self._silence = _Silence(self._parameters.utterance_end)
+        self._noticed: list[dict[str, str]] = []
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -362,6 +366,8 @@ class Deepgram(Codec):
                 self._finalizing -= 1
                 yield self._result(self._held, from_finalize=True)
                 self._held = None
+            case Notice(code=code, message=message):
+                self._noticed.append({"parameter": "audio", "type": code, "message": message})
             case Stopped(audio_seconds=seconds):
                 yield self._metadata(seconds)
             case Error():
@@ -471,7 +477,7 @@ class Deepgram(Codec):
             models=[self._model_uuid("student")],
             model_info={self._model_uuid("student"): self._model_info("student")},
             **({"extra": self._parameters.extra} if self._parameters.extra else {}),
-            warnings=[*self._parameters.warnings, *self._about_the_model()],
+            warnings=[*self._parameters.warnings, *self._about_the_model(), *self._noticed],
         )
 
     def _about_the_model(self) -> Iterator[dict[str, str]]:

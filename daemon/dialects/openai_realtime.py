@@ -8,6 +8,9 @@ was said up to the client's commit, however many utterances that was. Text that 
 this protocol, so deltas carry what is stable, while somebody still speaks; `completed` is right where they were not.
 
 A change of the session after audio came begins another stream, behind the last final of the one before.
+
+There is no event for a warning, and clients take any `error` for a failure: that audio carries nothing by its form is
+in the log alone.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ of audio, each `reset` and the `eof` gets exactly one answer. An answer to audio
 told yet, or else the text so far; one to `reset` and `eof` is all that was not told yet. Texts are bare words in small
 letters, as Vosk's models write them: their clients compare words. Knows nothing of sockets or streams.
 
-The protocol has no word for errors. A client whose fault ends the conversation reads the reason in the close.
+The protocol has no word for errors, nor for warnings. A client whose fault ends the conversation reads the reason in
+the close; that its audio carries nothing by its form is in the log alone.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from deepgram import DeepgramClient
 from deepgram.core.api_error import ApiError
@@ -110,6 +112,26 @@ async def test_a_container_as_a_browser_sends_it(tokenizer_file: Path) -> None:
     assert [each.type for each in messages] == ["Results", "Metadata"]
     assert deepgram_text(messages) == deepgram_text(expected)
     assert messages[-1].duration == pytest.approx(expected[-1].duration, abs=0.05)
+
+
+async def test_audio_that_carries_nothing_is_a_warning_at_the_end_and_in_the_log(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        deepgram(
+            daemon.server.url, encoding="linear32", request_options={"additional_query_parameters": {"source": "hall"}}
+        ) as mine,
+    ):
+        await deepgram_play(mine, np.frombuffer(speech(), "<i2").astype("<f4").tobytes())  # of a full scale of 32768
+        await mine.send_close_stream()
+        messages = await deepgram_rest(mine)
+    assert {each.type for each in messages} <= {"Results", "Metadata"}
+    (warning,) = [each for each in messages[-1].warnings if each["parameter"] == "audio"]
+    assert warning["type"] == "out_of_range"
+    assert "send floats of a full scale of 1" in warning["message"]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line == f"hall: {warning['message']} (not told to a client of deepgram)"
 
 
 async def test_another_container_is_told_what_would_do(tokenizer_file: Path) -> None:

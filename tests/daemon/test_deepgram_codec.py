@@ -28,6 +28,7 @@ from streaming.events import (
     Final,
     Flush,
     Flushed,
+    Notice,
     Partial,
     Ready,
     SpeechStarted,
@@ -407,6 +408,17 @@ def test_the_metadata_at_the_end() -> None:
     assert metadata["warnings"] == [
         {"parameter": "model", "type": "unsupported_model", "message": "the model here is tiny-en"}
     ]
+
+
+def test_what_is_wrong_with_the_audio_is_a_warning_at_the_end() -> None:
+    made = codec("model=tiny-en")
+    assert say(made, Notice("out_of_range", "send floats of a full scale of 1", "deepgram")) == []
+    (metadata,) = say(made, Stopped(2.0))
+    assert metadata["warnings"][-1] == {
+        "parameter": "audio",
+        "type": "out_of_range",
+        "message": "send floats of a full scale of 1",
+    }
 
 
 # --- utterance end ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from brokers import counter, mosquitto_not_started, section, short_pauses
-from harness import Broker, Event, client, listener, scripted, service, speech, wait_until
+from harness import Broker, Event, client, listener, publish, scripted, service, speech, wait_until
 
 from daemon.app import Service
 from daemon.broker import make_client, packet_size
@@ -330,6 +330,96 @@ async def test_a_packet_that_is_none_costs_the_connection_at_most(
         await wait_until(lambda: between.closed == len(between.writers) - 1)
     assert len(caplog.records) < 30
     assert not [record for record in caplog.records if record.exc_info]
+
+
+HUGE = bytes([0x30, 0xFF, 0xFF, 0xFF, 0x7F])
+"""The head of a message of 256 MiB."""
+
+FLOODS = {
+    "one beyond the limit": (bytes([0x30, 0x81, 0x80, 0x04]), "it announced a packet of 65537 bytes"),
+    "256 MiB": (HUGE, "it announced a packet of 268435455 bytes"),
+    "quality 2": (bytes([0x34, 8, 0, 1, 0x61, 0, 1, 0, 0, 0]), "it sent a message of quality 2"),
+}
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+@pytest.mark.parametrize("name", FLOODS)
+async def test_a_broker_that_sends_too_much_loses_the_connection_before_it_is_read(
+    name: str, version: str, tokenizer_file: Path, mosquitto: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    packet, said = FLOODS[name]
+    mosquitto.start()
+    async with (
+        relay(mosquitto.port) as between,
+        listener(mosquitto.port) as says,
+        service(scripted(tokenizer_file), section(between.port, version=version)) as daemon,
+    ):
+        await says.until("whisperd/status", "online")
+        between.inject(packet)  # nothing else of it comes, nor is waited for
+        await wait_until(lambda: len(between.writers) > 1)
+        await wait_until(lambda: counter(daemon, "mqtt_connected"))
+        await say(daemon)
+        await says.until("whisperd/kitchen/text")
+        assert counter(daemon, "mqtt_bad_commands_total") == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert f"127.0.0.1:{between.port}: the connection was ended: {said}" in line
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_a_message_as_large_as_is_taken_is_taken(
+    version: str, tokenizer_file: Path, mosquitto: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    mosquitto.start()
+    async with (
+        listener(mosquitto.port) as says,
+        service(scripted(tokenizer_file), section(mosquitto.port, version=version)) as daemon,
+    ):
+        await says.until("whisperd/status", "online")
+        await publish(mosquitto.port, "whisperd/kitchen/set", "x" * 65000)
+        await wait_until(lambda: counter(daemon, "mqtt_bad_commands_total"))
+        assert counter(daemon, "mqtt_connections_total") == 1
+    assert "must be ON or OFF" in caplog.text
+
+
+async def test_a_large_message_that_is_retained_does_not_keep_finals_from_their_broker(
+    tokenizer_file: Path, mosquitto: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older broker sends it each time that it is asked for commands."""
+    mosquitto.start()
+    await publish(mosquitto.port, "whisperd/kitchen/set", "x" * 100_000, retain=True)
+    async with (
+        listener(mosquitto.port, ["whisperd/+/text"]) as says,
+        service(scripted(tokenizer_file), section(mosquitto.port, version="3.1.1")) as daemon,
+    ):
+        await wait_until(lambda: "the subscription to whisperd/+/set was given up" in caplog.text)
+        await say(daemon)
+        await says.until("whisperd/kitchen/text")
+        assert counter(daemon, "mqtt_connected")
+        assert counter(daemon, "mqtt_connections_total") == 4
+    assert "3 times in a row): sources cannot be switched" in caplog.text
+
+
+async def test_a_broker_that_answers_with_too_much_is_named_now_and_then(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lets us in, and then sends more than we take; or does so at once."""
+    attempts = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        hello = await read_packet(reader)
+        welcome = b"\x20\x03\0\0\0" if hello[hello.index(b"MQTT") + 4] == 5 else b"\x20\x02\0\0"
+        writer.write((welcome if attempts % 2 else b"") + HUGE)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server, service(scripted(tokenizer_file), section(server.sockets[0].getsockname()[1])):
+        await wait_until(lambda: attempts > 30)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().endswith("; trying again")]
+    assert 1 <= len(told) <= 10
+    assert all("the connection was ended: it announced a packet of 268435455 bytes" in line for line in told)
 
 
 async def test_the_end_of_a_connection_that_nobody_asks_for_is_no_error(

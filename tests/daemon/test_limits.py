@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from harness import PATIENCE, certificate, client, others_turns, scripted, service, speech, wait_until
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import Event as LibraryEvent
 
-from daemon import edges, peer
+from daemon import door, edges, peer, server
 from daemon.app import Service
 from daemon.descriptors import room_for
 from daemon.edges import Guest, Guests, Pace
@@ -237,8 +238,104 @@ async def test_what_wyoming_does_not_know_is_read_no_faster(tokenizer_file: Path
         assert daemon.pipeline.metrics.slowed_seconds._value.get() > 0
 
 
+def frames(head: int, number: int) -> bytes:
+    """That many, with nothing in them. head: the first byte of each."""
+    return (bytes([head, 0x80]) + bytes(4)) * number
+
+
+PING, PONG, BINARY, CONTINUATION, UNFINISHED = 0x89, 0x8A, 0x82, 0x00, 0x02
+
+
+@pytest.mark.parametrize(
+    ("before", "head", "path"),
+    [
+        (b"", PING, "/v1/stream"),
+        (b"", PONG, "/v1/stream"),
+        (b"", PONG, "/v1/events"),
+        (frames(UNFINISHED, 1), CONTINUATION, "/v1/stream"),
+        (b"", BINARY, "/v1/stream"),
+        (b"", BINARY, "/v1/events"),  # of which the first is refused
+    ],
+)
+async def test_others_have_their_turn_while_frames_are_read(
+    before: bytes, head: int, path: str, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library reads all that it is given in one go: tens of thousands of frames would be one turn of the loop."""
+    seen = in_a_turn = most = turn = 0
+    enough = asyncio.Event()
+
+    class Watched(peer.Connection):
+        def process_event(self, event: LibraryEvent) -> None:
+            nonlocal seen, in_a_turn, most, turn
+            in_a_turn, turn = in_a_turn + 1 if turn == turns.count else 1, turns.count
+            most, seen = max(most, in_a_turn), seen + 1
+            if seen > 20000:
+                enough.set()
+            super().process_event(event)
+
+    monkeypatch.setattr(server, "Connection", Watched)
+    monkeypatch.setattr(door, "_TURN", 0.0, raising=False)
+    monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 0.1)
+    async with (
+        others_turns() as turns,
+        service(scripted(tokenizer_file), {"server": {"max_rate": 1_000_000}}) as daemon,
+    ):
+        reader, writer = await dial(daemon)
+        writer.write(upgrade(path))
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+        writer.write(before + frames(head, 40000))
+        await asyncio.wait_for(enough.wait(), PATIENCE)
+        writer.transport.abort()
+        await wait_until(lambda: not daemon.server.guests._here)
+    assert most < 1000
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frames(PING, 3000),
+        frames(PONG, 3000),
+        (frames(UNFINISHED, 1) + frames(CONTINUATION, 998) + frames(CONTINUATION | 0x80, 1)) * 3,
+    ],
+    ids=["pings", "pongs", "continuations"],
+)
+async def test_frames_that_are_no_messages_are_read_no_faster_than_messages(sent: bytes, tokenizer_file: Path) -> None:
+    """And none is lost: what comes behind them is heard."""
+    async with (
+        service(scripted(tokenizer_file), {"server": {"max_rate": 1000}}) as daemon,
+        client(daemon.server.url) as mine,
+    ):
+        mine.ws.transport.write(sent)
+        await mine.play(speech())
+        await mine.say(type="stop")
+        assert await mine.rest() == 1000
+        assert len(mine.of("final")) == 1
+        assert mine.events[-1]["audio_seconds"] == len(speech()) / 32000
+        # A second's worth is in hand, and these would last for three.
+        assert daemon.pipeline.metrics.slowed_seconds._value.get() > 1
+
+
+async def test_frames_behind_a_refusal_are_read_no_faster(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no messages any more, for nobody takes them in."""
+    monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 1000.0)
+    async with service(scripted(tokenizer_file), {"server": {"max_rate": 1000}}) as daemon:
+        reader, writer = await dial(daemon)
+        writer.write(upgrade("/v1/events"))
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+        writer.write(frames(BINARY, 1))
+        await asyncio.wait_for(reader.readuntil(b"\x88"), PATIENCE)  # a close begins
+        writer.write(frames(BINARY, 3000) + frames(0x88, 1))
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), PATIENCE)
+        writer.close()
+        assert daemon.pipeline.metrics.slowed_seconds._value.get() > 1
+
+
 async def test_pings_of_a_peer_that_does_not_read(tokenizer_file: Path) -> None:
-    async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url, "/v1/events") as other:
+    sections = {"server": {"max_rate": 1_000_000}}  # or it would take long until so many pongs are there
+    async with service(scripted(tokenizer_file), sections) as daemon, client(daemon.server.url, "/v1/events") as other:
         small = socket.socket()
         small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         small.setblocking(False)

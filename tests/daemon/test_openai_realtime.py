@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -101,6 +102,22 @@ def transcription(**heard: Any) -> dict[str, Any]:
 
 
 # --- the stock client ------------------------------------------------------------------------------------------------
+
+
+async def test_audio_that_carries_nothing_is_a_warning_of_the_log(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        talk(daemon.server.url, extra_query={"intent": "transcription", "source": "hall"}) as mine,
+    ):
+        await mine.play(bytes(12 * 48000))
+        await mine.play(at_24khz(speech()))
+        await mine.until(f"{TRANSCRIPTION}.completed")
+    assert not mine.of("error")
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.startswith("hall: all samples were zero for 10 s: ")
+    assert line.endswith(" (not told to a client of openai)")
 
 
 async def test_a_turn_with_deltas_while_somebody_speaks(tokenizer_file: Path) -> None:

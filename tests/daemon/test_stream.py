@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,6 +16,7 @@ import pytest
 from harness import SECOND, Client, client, scripted, service, speech, unfinished_speech
 from websockets.exceptions import ConnectionClosed
 
+from daemon import logs
 from daemon.dialects import native
 from streaming.job import Job
 
@@ -129,6 +131,28 @@ async def test_audio_that_carries_nothing_is_told_once_and_to_its_client_alone(t
         await other.until("final")
     assert len(mine.of("notice")) == len(next_one.of("notice")) == 1
     assert mine.of("error") == other.of("notice") == []
+
+
+@pytest.mark.parametrize("field", ["encoding", "sample_rate", "channels"])
+async def test_a_token_in_a_format_is_not_cut_in_two_before_it_is_known_for_one(
+    field: str, tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = "the-front-door-opens-with-this"
+    caplog.set_level(logging.DEBUG, "daemon")
+    try:
+        async with (
+            service(scripted(tokenizer_file), {"server": {"tokens": [token]}}) as daemon,
+            client(daemon.server.url, f"/v1/stream?token={token}") as mine,
+        ):
+            logs.hide([token])
+            await mine.say(type="start", **{field: "y" * 45 + token})  # no more than its beginning would be shown
+            assert await mine.rest() == 1007
+    finally:
+        logs.hide([])
+    (error,) = mine.events
+    assert error["message"].endswith(f'got "{"y" * 45}***"')
+    assert token[:8] not in error["message"]
+    assert token[:8] not in " ".join(record.getMessage() for record in caplog.records if "yyy" in record.getMessage())
 
 
 async def test_what_is_unfinished_becomes_final_at_flush_and_at_stop(tokenizer_file: Path) -> None:

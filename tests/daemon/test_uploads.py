@@ -11,6 +11,7 @@ import json
 import ssl
 import subprocess
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -42,6 +43,7 @@ from test_server import fetch
 
 from bench.client import DEMO, said_in
 from daemon import edges, files, uploads
+from daemon.app import Service
 from streaming.job import Job
 from streaming.recording import Recording, Samples
 
@@ -364,6 +366,95 @@ async def test_what_comes_before_a_form_is_counted_and_holds_up_nobody(line: byt
         assert turns.count > 10
         assert daemon.pipeline.metrics.client_errors.labels("internal")._value.get() == 0
         assert (await post(daemon.server.url, [AUDIO])).status_code == 200
+
+
+BEGUN = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+CHUNKED = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n".encode()
+CHUNKED += b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def chunks(data: bytes, size: int, extension: bytes = b"") -> bytes:
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extension, piece) for piece in pieces)
+
+
+async def answer_to(daemon: Service, begun: bytes, on_and_on: bytes) -> tuple[bytes, int]:
+    """What a request gets that begins so, and then goes on and on until it is answered; and how far it got."""
+    host, _, port = daemon.server.url.removeprefix("ws://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(CHUNKED + begun)
+    # Not to the end: what is sent behind the answer may reset the connection.
+    answer = asyncio.create_task(reader.readuntil(b"}}"))
+    sent = 0
+    async with asyncio.timeout(PATIENCE):
+        with contextlib.suppress(ConnectionError):
+            while not answer.done():
+                writer.write(on_and_on)
+                await writer.drain()
+                sent += len(on_and_on)
+        await asyncio.wait({answer})
+    writer.transport.abort()
+    return answer.result(), sent
+
+
+@pytest.mark.parametrize(
+    ("begun", "on_and_on"),
+    [
+        (chunks(BEGUN, 99), chunks(bytes(100), 1, b";" + b"x" * 4000)),
+        (chunks(BEGUN, 99) + b"1;", b"x" * 65536),  # a chunk that never begins
+        (chunks(BEGUN, 99) + b"0\r\n", b"x: " + b"x" * 8000 + b"\r\n"),
+    ],
+    ids=["extensions", "one extension", "trailers"],
+)
+async def test_what_is_around_the_contents_of_a_body_counts_too(
+    begun: bytes, on_and_on: bytes, tokenizer_file: Path
+) -> None:
+    async with service(scripted(tokenizer_file), {"dialects": {"max_upload": 262_144}}) as daemon:
+        answer, sent = await answer_to(daemon, begun, on_and_on)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b'"message_too_big"' in answer
+        assert b"a request may have 262144 bytes" in answer
+        assert sent < 20_000_000  # the system keeps a few million before it is read
+        assert (await post(daemon.server.url, [AUDIO])).status_code == 200
+
+
+@pytest.mark.parametrize("begun", [b"", chunks(BEGUN, 99)], ids=["before a form", "in a file"])
+async def test_chunks_of_a_byte_hold_up_nobody(begun: bytes, tokenizer_file: Path) -> None:
+    """Of the system's buffer they are tens of thousands, and the library joins them one by one."""
+    longest = 0.0
+
+    async def others() -> None:
+        nonlocal longest
+        last = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+
+    async with service(scripted(tokenizer_file), {"dialects": {"max_upload": 4_000_000}}) as daemon:
+        watching = asyncio.create_task(others())
+        try:
+            answer, _ = await answer_to(daemon, begun, chunks(b"a" * 20000, 1))
+        finally:
+            watching.cancel()
+        assert answer.split()[1] in (b"400", b"413")
+    assert longest < 0.25  # of this thread's work
+
+
+async def test_a_form_in_small_chunks(tokenizer_file: Path) -> None:
+    """Two of them, the second sent before the first is answered: it is not counted for the first."""
+    whole = BEGUN + file_of() + b"\r\n--x--\r\n"
+    body = chunks(whole, 100, b";name=value") + b"0\r\nDigest: none\r\n\r\n"
+    async with service(scripted(tokenizer_file), {"dialects": {"max_upload": len(body)}}) as daemon:
+        host, _, port = daemon.server.url.removeprefix("ws://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write((CHUNKED + body) * 2)
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(2):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+                assert b"turn on" in await reader.readuntil(b"}}")
+        writer.close()
 
 
 async def test_a_form_that_trickles_gives_its_seat_back(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

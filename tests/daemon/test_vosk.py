@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -83,6 +84,19 @@ async def test_a_client_that_sends_all_and_then_reads(tokenizer_file: Path) -> N
     assert len(answers) == len(frames) + 1
     assert not any("result" in each for each in answers)
     assert " ".join(filter(None, (each.get("text") for each in answers))).count("turn on") >= 2
+
+
+async def test_audio_that_carries_nothing_is_a_warning_of_the_log(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(scripted(tokenizer_file)) as (_, url), vosk(url + "?source=hall") as mine:
+        await mine.play(12 * SECOND)
+        assert await mine.eof() == {"text": ""}
+        assert await closed(mine.ws) == (1000, "")
+    assert {tuple(each) for each in mine.answers[:-1]} == {("partial",)}
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.startswith("hall: all samples were zero for 10 s: ")
+    assert line.endswith(" (not told to a client of vosk)")
 
 
 async def test_a_reset_answers_and_stays(tokenizer_file: Path) -> None:

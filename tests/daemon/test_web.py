@@ -197,6 +197,16 @@ async def test_a_page_of_others_may_read_the_answers(tokenizer_file: Path) -> No
             assert "access-control-allow-origin" not in headers
 
 
+async def test_a_page_of_others_may_read_that_all_seats_are_taken(tokenizer_file: Path) -> None:
+    sections = {"server": {"origins": [APP], "max_streams": 1}}
+    async with service(scripted(tokenizer_file), sections) as daemon, client(daemon.server.url) as mine:
+        await mine.say(type="start")
+        await mine.until("ready")
+        status, headers, _ = await ask(daemon, "POST", "/v1/audio/transcriptions", Origin=APP)
+        assert (status, headers["retry-after"]) == (503, "10")
+        assert headers["access-control-allow-origin"] == APP
+
+
 async def test_nobody_is_told_of_sharing_where_nobody_is_listed(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon:
         _, headers, _ = await ask(daemon, "GET", "/healthz", Origin=APP)

@@ -43,6 +43,20 @@ async def test_two_sentences_as_their_client_sends_them(tokenizer_file: Path) ->
     assert [each["status"] for each in mine.statuses] == ["WARNING"]  # of the model
 
 
+async def test_audio_that_carries_nothing_is_a_warning_to_its_client_and_none_of_the_log(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(scripted(tokenizer_file)) as (_, url), whisperlive(url) as mine:
+        await mine.introduce()
+        await mine.until_ready()
+        await mine.play(11 * SECOND)
+        await mine.end()
+        assert await mine.rest() == 1000
+    (_, told) = mine.statuses  # the first is of the model
+    assert (told["status"], told["message"].partition(":")[0]) == ("WARNING", "all samples were zero for 10 s")
+    assert "all samples" not in " ".join(each.getMessage() for each in caplog.records if each.levelname == "WARNING")
+
+
 async def test_what_is_said_last_is_final_before_the_close(tokenizer_file: Path) -> None:
     async with listening(scripted(tokenizer_file)) as (_, url), whisperlive(url) as mine:
         await mine.introduce()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -107,6 +108,18 @@ def chunks(events: Sequence[Wire]) -> str:
 
 
 # --- what Home Assistant does ----------------------------------------------------------------------------------------
+
+
+async def test_audio_that_carries_nothing_is_a_warning_of_the_log(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    form = (16000, 2, 2)
+    samples = np.frombuffer(speech(), "<i2") // 2
+    async with listening(scripted(tokenizer_file), source="hall", requires_external_vad=True) as daemon:
+        assert await spoken(daemon, np.stack([samples, -samples], 1).tobytes(), form) == ""
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    (line,) = [each for each in warnings if each.startswith("hall: the channels are each other's opposite")]
+    assert line.endswith(" (not told to a client of wyoming)")
 
 
 @pytest.mark.parametrize("external", [False, True])

@@ -113,26 +113,22 @@ def test_bytes_of_a_broken_frame_are_left_over_after_what_was_whole() -> None:
     assert decoder.leftover == 0
 
 
+KNOWN = "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ({"sample_rate": 12}, "bad_format", "sample_rate must be 8000..192000, got 12"),
-        ({"sample_rate": 192001}, "bad_format", "sample_rate must be 8000..192000, got 192001"),
-        ({"sample_rate": "16000"}, "bad_format", "sample_rate must be 8000..192000, a whole number, got '16000'"),
-        ({"sample_rate": 16000.0}, "bad_format", "sample_rate must be 8000..192000, a whole number, got 16000.0"),
-        ({"channels": 0}, "bad_format", "channels must be 1..8, got 0"),
-        ({"channels": True}, "bad_format", "channels must be 1..8, a whole number, got true"),
-        ({"channels": None}, "bad_format", "channels must be 1..8, a whole number, got null"),
-        (
-            {"encoding": "mp3"},
-            "bad_encoding",
-            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus, got 'mp3'",
-        ),
-        (
-            {"encoding": ["mulaw"]},
-            "bad_encoding",
-            "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus, got ['mulaw']",
-        ),
+        ({"sample_rate": 12}, "bad_format", "sample_rate must be 8000..192000"),
+        ({"sample_rate": 192001}, "bad_format", "sample_rate must be 8000..192000"),
+        ({"sample_rate": "16000"}, "bad_format", "sample_rate must be 8000..192000, a whole number"),
+        ({"sample_rate": 16000.0}, "bad_format", "sample_rate must be 8000..192000, a whole number"),
+        ({"channels": 0}, "bad_format", "channels must be 1..8"),
+        ({"channels": True}, "bad_format", "channels must be 1..8, a whole number"),
+        ({"channels": None}, "bad_format", "channels must be 1..8, a whole number"),
+        ({"encoding": "mp3"}, "bad_encoding", KNOWN),
+        ({"encoding": ["mulaw"]}, "bad_encoding", KNOWN),
+        ({"encoding": "x" * 5000}, "bad_encoding", KNOWN),
     ],
 )
 def test_a_format_that_cannot_be_is_refused(arguments: dict[str, Any], code: str, message: str) -> None:
@@ -140,3 +136,4 @@ def test_a_format_that_cannot_be_is_refused(arguments: dict[str, Any], code: str
         AudioFormat(**arguments)
     assert caught.value.code == code
     assert str(caught.value) == message
+    assert caught.value.got == tuple(arguments.values())  # whole: whoever cuts it knows what must not be cut in two

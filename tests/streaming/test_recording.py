@@ -157,11 +157,69 @@ def test_what_is_missing_is_said(kind: str, says: str) -> None:
     assert "s were heard; " in said
 
 
-def test_sound_behind_the_sizes_is_said() -> None:
-    wav = MADE["wav"]
-    said = missing(with_data_size(wav, 32000))
-    assert said.startswith("1.0 s were heard; ")
+def sizes(wav: bytes, riff: int | None, data: int) -> bytes:
+    """`wav` with those sizes in its head. riff: None: as it is."""
+    changed = with_data_size(wav, data)
+    return changed[:4] + (wav[4:8] if riff is None else riff.to_bytes(4, "little")) + changed[8:]
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return name + len(body).to_bytes(4, "little") + body + bytes(len(body) % 2)
+
+
+TAGS = chunk(b"LIST", b"INFO" + chunk(b"ICMT", b"kitchen " * 1000)) + chunk(b"id3 ", bytes(4999))
+
+
+@pytest.mark.parametrize("riff", [None, 0, 32036, 0xFFFFFFFF])
+@pytest.mark.parametrize("kind", ["wav", "mu-law", "odd"])
+def test_sound_behind_a_size_of_long_ago_is_heard(kind: str, riff: int | None) -> None:
+    """The recorder died before it wrote the next."""
+    subtype = {"wav": "PCM_16", "mu-law": "ULAW", "odd": "PCM_24"}[kind]
+    whole, _ = heard(written("WAV", SOUND, subtype=subtype))
+    samples, file = heard(sizes(written("WAV", SOUND, subtype=subtype), riff, 32001 if kind == "odd" else 32000))
+    assert file.missing() is None
+    np.testing.assert_array_equal(samples, whole)
+
+
+@pytest.mark.parametrize("riff", [None, 0, 100, 0xFFFFFFFF])
+def test_what_stands_in_chunks_behind_the_sound_is_not_heard(riff: int | None) -> None:
+    size = 2 * SIZE
+    samples, file = heard(sizes(written("WAV", SOUND), riff, size) + TAGS)
+    np.testing.assert_array_equal(samples[:, 0], SOUND / np.float32(32768))
+    assert file.missing() is None
+
+
+def test_a_chunk_that_was_not_evened_out_is_one() -> None:
+    wav = written("WAV", (SOUND[: SIZE - 1] / 32768).astype(np.float64), subtype="PCM_U8")
+    assert wav.index(b"data") % 2 == 0
+    samples, file = heard(wav.removesuffix(b"\0") + TAGS)
+    assert (len(samples), file.missing()) == (SIZE - 1, None)
+
+
+def test_tags_that_the_file_was_cut_off_in_are_no_sound() -> None:
+    whole = written("WAV", SOUND) + TAGS
+    samples, file = heard(whole[:4] + (len(whole) - 8).to_bytes(4, "little") + whole[8:-1000])
+    assert len(samples) == SIZE
+    assert "the file is cut off: 1000 bytes" in (file.missing() or "")
+
+
+@pytest.mark.parametrize("behind", [TAGS + b"\xff" * 5000, b"RIFF"], ids=["tags and more", "another file"])
+def test_what_is_not_heard_behind_the_sound_is_said(behind: bytes) -> None:
+    data = MADE["wav"] + (MADE["wav"] if behind == b"RIFF" else behind)
+    samples, file = heard(data)
+    assert len(samples) == SIZE
+    said = file.missing() or ""
+    assert said.startswith("6.0 s were heard; ")
     assert said.endswith("bytes behind the sound that it announces were passed over")
+
+
+@given(head=st.binary(max_size=200), numbers=st.lists(st.integers(0, 2**32 - 1), max_size=3))
+@settings(max_examples=50)
+def test_chunks_of_any_kind_have_an_end(head: bytes, numbers: list[int]) -> None:
+    data = b"RIFF" + b"".join(number.to_bytes(4, "little") for number in numbers) + b"WAVEfmt data" + head
+    wav = recording._Wav(lambda at, size: data[at : at + size], len(data))
+    assert wav.stale is None
+    assert wav.behind <= len(data)
 
 
 @pytest.mark.parametrize("kind", ["flac of libsndfile", "mp3", "ogg opus", "aac", "mp4", "webm, live"])
