@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,7 +28,7 @@ from bench.gpu import Use, watched
 from bench.service import Service, running
 from bench.table import circumstances, percentiles, table
 from bench.words import words
-from distillation.arguments import count
+from distillation.arguments import count, count_or_none
 
 if TYPE_CHECKING:
     from distillation.pictures import Panel
@@ -99,6 +101,18 @@ async def _join_late(number: int, streams: int, service: Service, pcm: bytes, ra
     await play(service.url, f"bench-{streams}-{number}", pcm, rate, heard.take)
 
 
+@contextmanager
+def neighbours(number: int) -> Iterator[None]:
+    """Meanwhile so many other programs compute without a pause."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for each in busy:
+            each.kill()
+            each.wait()
+
+
 def _cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
@@ -139,18 +153,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", default="tiny-en")
     parser.add_argument("--teacher", default="tiny-en")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--neighbours", type=count_or_none, default=0, help="programs beside it that keep a core busy each"
+    )
     parser.add_argument("--picture", type=Path, metavar="PNG")
     options = parser.parse_args(arguments)
     pcm, rate = read_pcm(str(options.recording))
     expected = said_in(options.recording)
     frames = len(pcm) / 2 / rate / FRAME_SECONDS
-    print(f"{circumstances()}\n\nEach stream: {options.recording.name}, {frames * FRAME_SECONDS:.0f} s.\n", flush=True)
+    beside = f" Beside it {options.neighbours} busy programs." if options.neighbours else ""
+    print(f"{circumstances()}\n\nEach stream: {options.recording.name}, {frames * FRAME_SECONDS:.0f} s.{beside}\n")
     rows = []
     lags: dict[int, list[float]] = {}
     latencies: dict[int, list[float]] = {}
     limits = {"max_streams": max(32, *options.streams)}
     models = {"student": options.student, "teacher": options.teacher, "device": options.device}
-    with running({"models": models}, limits) as service:
+    with neighbours(options.neighbours), running({"models": models}, limits) as service:
         for streams in options.streams:
             heard, idle, gpu = asyncio.run(_load(service, streams, pcm, rate))
             rows.append(_row(streams, heard, idle, gpu, expected))

@@ -47,6 +47,7 @@ from daemon.broker import (
     subscription_refused,
     tls_context,
 )
+from daemon.config import MOST_SHOWN
 from daemon.config import Mqtt as MqttSettings
 from daemon.dialects.words import quoted
 from daemon.discovery import Device, payload
@@ -76,9 +77,6 @@ _MOST_COMMANDS = 100
 _MOST_RETAINED = 4096
 """Topics that wait to be told, and switches that are known to have been told: clients make up names, and a broker may
 be away for long. What is forgotten is told at the next connection, or once more."""
-
-_MOST_SHOWN = 64
-"""Sources that Home Assistant is shown: clients choose their names, and each becomes five entities."""
 
 
 _MOST_HANGUPS = 3
@@ -407,7 +405,7 @@ class Mqtt:
     def _shown(self) -> list[str]:
         """The sources that Home Assistant is shown: those that the settings name, or else all that were ever heard."""
         known = self._settings.sources or (*self._microphones, *self._spool.sources())
-        return list(dict.fromkeys(known))[:_MOST_SHOWN]
+        return list(dict.fromkeys(known))[:MOST_SHOWN]
 
     def _diagnostics(self) -> str:
         kept = "disk" if self._spool.on_disk else "failed" if self._spooled else "memory"

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from daemon import gpu
 from daemon.config import ConfigurationError, Settings
+from daemon.cores import FreeCores
 from daemon.faults import ServiceError
 from daemon.hub import Hub
 from daemon.metrics import Metrics
@@ -83,6 +84,7 @@ def load_engine(settings: Settings) -> Engine:
     """Raises:
     ServiceError: a model cannot be had, or does not fit the settings.
     """
+    cores = FreeCores()  # what others do is measured while torch is imported
     # Here, so that whatever needs no engine does not wait seconds for torch.
     from streaming.whisper.checkpoint import CheckpointError
     from streaming.whisper.engine import Engine as WhisperEngine
@@ -90,8 +92,9 @@ def load_engine(settings: Settings) -> Engine:
     models = settings.models
     try:
         return WhisperEngine.load(
-            models.student, settings.teacher, models.device, dtype=models.dtype, threads=models.threads,
-            graphs=models.graphs, mode=models.mode, batch=settings.scheduler.batch,
+            models.student, settings.teacher, models.device, dtype=models.dtype,
+            threads=models.threads or cores.threads, graphs=models.graphs, mode=models.mode,
+            batch=settings.scheduler.batch,
         )  # fmt: skip
     except (CheckpointError, ValueError) as error:
         raise ServiceError(str(error)) from None

@@ -21,11 +21,10 @@ from daemon.descriptors import Accepting, room_for
 from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
 from daemon.edges import Guests
-from daemon.faults import Fault, ServiceError
+from daemon.faults import ServiceError
 from daemon.gateway import Gateway
 from daemon.metrics import Metrics
 from daemon.server import Server
-from daemon.sources import check_name
 from daemon.web import Pages
 from daemon.wyoming import Wyoming
 
@@ -173,10 +172,6 @@ class Ports:
             return None
         if settings.zeroconf and (mend := announce.missing()):
             raise ConfigurationError(f"wyoming.zeroconf: {mend}")
-        try:
-            check_name(settings.source)
-        except Fault as fault:
-            raise ConfigurationError(f"wyoming.source: {fault.message}") from None
         refused = self._metrics.connections_refused
         guests = Guests(
             self._settings.server.max_per_address, settings.max_clients, lambda why: refused.labels(why).inc()

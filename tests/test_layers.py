@@ -58,6 +58,7 @@ ALSO_KNOWS = {
     "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
     # The streams' half of the wiring: engines, scheduler and hub, joined for the service and for commands without one.
     "daemon.pipeline": {
+        "daemon.cores",
         "daemon.gpu",
         "daemon.hub",
         "daemon.scheduler",

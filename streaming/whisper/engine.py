@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -49,9 +50,15 @@ class Engine:
     """Holds the weights and no state: `run` may be called with any jobs in any order."""
 
     def __init__(
-        self, student: Model, teacher: Model | None, device: torch.device, dtype: str, way: Way | None = None
+        self,
+        student: Model,
+        teacher: Model | None,
+        device: torch.device,
+        dtype: str,
+        way: Way | None = None,
+        take_threads: Callable[[], None] | None = None,
     ) -> None:
-        """way: how batches are heard; where None, in tensors made anew."""
+        """way: how batches are heard; where None, in tensors made anew. take_threads: called before each batch."""
         self._student, self._teacher = student, teacher
         checkpoints = [model.checkpoint for model in (student, teacher) if model is not None]
         self.student = student.checkpoint.name
@@ -66,6 +73,7 @@ class Engine:
         self.languages = tuple(student.checkpoint.grammar.languages) or ("en",)
         self._one_encoder = teacher is not None and one_encoder(student, teacher)
         self._way = way or Fresh(student, teacher)
+        self._take_threads = take_threads
 
     @property
     def way(self) -> Way:
@@ -84,7 +92,7 @@ class Engine:
         device: str = "auto",
         *,
         dtype: str = "auto",
-        threads: int | None = None,
+        threads: int | Callable[[int], int] | None = None,
         graphs: Literal["auto", "on", "off"] = "auto",
         mode: Literal["fast", "deterministic"] = "fast",
         batch: int = LARGEST_BATCH,
@@ -94,15 +102,16 @@ class Engine:
         student, teacher: a shipped name, a directory, or a hub name. device: "auto", "cpu", "cuda", "cuda:1"...
         dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto" (bfloat16 on a
         GPU; on a CPU mixed where that is measured to be faster, else float32, and the vocabulary in 8 bits where that
-        is faster: `quantized.py`). threads: how many the CPU may use; PyTorch's choice where None.
+        is faster: `quantized.py`). threads: how many the CPU may use; PyTorch's choice where None. Or what is
+        asked before each batch, with PyTorch's choice: how many of them.
         graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU;
         auto: there alone, as a processor is faster without. mode: deterministic gives every pass one and the same
         shape, so that not even rounding depends on drafts or company; it too needs fixed addresses. batch: jobs in a
         pass at most, of which there must be memory for all at fixed addresses.
         Raises CheckpointError, and ValueError for a device or dtype that is not there.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
+        take_threads = partial(_take_threads, threads)
+        take_threads()
         place = _device(device)
         kind = _dtype(dtype, place)
         mixed = dtype == "mixed"
@@ -126,7 +135,8 @@ class Engine:
                     model.encoder.to(torch.bfloat16)
         fixed = mode == "deterministic" or graphs == "on" or (graphs == "auto" and place.type == "cuda")
         way = _seated(hears, checks, place, min(batch, LARGEST_BATCH), mode, graphs) if fixed else None
-        engine = Engine(hears, checks, place, "mixed" if mixed else str(kind).removeprefix("torch."), way)
+        numbers = "mixed" if mixed else str(kind).removeprefix("torch.")
+        engine = Engine(hears, checks, place, numbers, way, take_threads if callable(threads) else None)
         log.info(
             "student %s, teacher %s, on %s in %s precision, %s encoder, %s",
             engine.student,
@@ -169,6 +179,8 @@ class Engine:
 
         Whatever torch raises in the midst of a batch comes out: `isolated` finds whose fault it was.
         """
+        if self._take_threads is not None:
+            self._take_threads()
         results: dict[int, Result] = {}
         groups: dict[float, list[int]] = {}
         for index, job in enumerate(jobs):
@@ -285,6 +297,17 @@ def _add_times(heard: Hearing, jobs: Sequence[Job], results: list[Result], place
         result = replace(results[index], times=times)
         passes = "teacher_passes" if heard.model.role == "teacher" else "passes"
         results[index] = replace(result, **{passes: getattr(result, passes) + 1})
+
+
+_THREADS = torch.get_num_threads()
+"""PyTorch's choice."""
+
+
+def _take_threads(wanted: int | Callable[[int], int] | None) -> None:
+    """Of the thread that calls, which is the one that computes."""
+    count = wanted(_THREADS) if callable(wanted) else wanted
+    if count is not None and count != torch.get_num_threads():
+        torch.set_num_threads(count)
 
 
 def _load(

@@ -288,7 +288,7 @@ def test_home_assistant_is_shown_64_sources_at_most() -> None:
 async def test_clients_cannot_fill_home_assistant(
     tokenizer_file: Path, mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "_MOST_SHOWN", 2)
+    monkeypatch.setattr(mqtt, "MOST_SHOWN", 2)
     async with ears(mosquitto) as says, service(scripted(tokenizer_file), settings(mosquitto)) as daemon:
         for source in "abcd":
             async with client(daemon.server.url, f"/v1/stream?source={source}") as mine:

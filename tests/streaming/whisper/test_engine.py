@@ -281,6 +281,26 @@ def test_times_copy_nothing_of_what_was_heard(
     assert not copied
 
 
+def test_how_many_threads_there_may_be_is_asked_before_each_batch(english: Pair) -> None:
+    before = torch.get_num_threads()
+    allowed, asked, used = [1, 2, 1], [], []
+
+    def allow(most: int) -> int:
+        asked.append(most)
+        return allowed[min(len(asked), len(allowed)) - 1]
+
+    try:
+        engine = Engine.load(str(english.student), None, "cpu", dtype="float32", threads=allow)
+        for _ in range(2):
+            used.append(torch.get_num_threads())
+            engine.run([Job(murmur(1), max_tokens=2)])
+        used.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert used == allowed
+    assert len(set(asked)) == 1
+
+
 def test_lower_precision_runs(english: Pair) -> None:
     engine = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="bfloat16")
     (result,) = engine.run([Job(murmur(1, 3), ask_teacher_below=ALWAYS, times=True, max_tokens=8)])

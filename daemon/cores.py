@@ -1,0 +1,74 @@
+"""How many threads an engine may use just now: as many as find a core of their own.
+
+Owns the reading of how busy the cores are, and with whom. PyTorch's threads spin while they wait for one another, which
+is the fastest way as long as each has a core. Where another program is at work on one of them, each wait lasts for as
+long as the system lets that program run, and a pass of a small model has hundreds: it takes many times as long as with
+one thread less. Knows nothing of engines, and nothing of other systems than Linux: where there is nothing to read, all
+cores are taken to be free.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_STATISTICS = Path("/proc/stat")
+_IDLE = (3, 4)
+"""Of a core's times in that file: idle, and waiting for a disk. The last two are parts of the first."""
+_COUNTED = 8
+_LEAST_SECONDS = 0.5
+"""Between two readings: they are told in hundredths of a second."""
+_MOST_TAKEN = 0.5
+"""Of a core, by others, for a thread to be well off there all the same."""
+
+
+class FreeCores:
+    """busy: seconds for which the cores have been at work so far, for anybody, and how many cores those are. own: for
+    this process. clock: seconds.
+    """
+
+    def __init__(
+        self,
+        busy: Callable[[], tuple[float, int]] | None = None,
+        own: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._busy = busy or busy_seconds
+        self._own = own
+        self._clock = clock
+        self._free = math.inf
+        self._last = self._look()
+
+    def threads(self, most: int) -> int:
+        """As many as had a core to themselves of late, 1 to `most`."""
+        now = self._look()
+        elapsed = now[0] - self._last[0]
+        if elapsed >= _LEAST_SECONDS:
+            others = (now[1] - self._last[1] - (now[2] - self._last[2])) / elapsed
+            self._last = now
+            self._free = now[3] - others
+        return max(1, int(min(most, self._free + _MOST_TAKEN)))
+
+    def _look(self) -> tuple[float, float, float, int]:
+        busy, cores = self._busy()
+        return self._clock(), busy, self._own(), cores
+
+
+def busy_seconds() -> tuple[float, int]:
+    """Of the cores that this process may use: seconds of work so far, and their number."""
+    mine = os.sched_getaffinity(0)
+    try:
+        lines = _STATISTICS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0, len(mine)
+    ticks = os.sysconf("SC_CLK_TCK")
+    times = [line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit()]
+    busy = [
+        sum(int(value) for place, value in enumerate(values[:_COUNTED]) if place not in _IDLE)
+        for name, *values in times
+        if int(name[3:]) in mine
+    ]
+    return sum(busy) / ticks, len(mine)
