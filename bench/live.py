@@ -25,7 +25,7 @@ from bench.client import play
 from bench.service import Service, running
 from bench.table import circumstances, percentiles, table
 from bench.words import comparable
-from daemon.config import Settings
+from daemon.settings.schema import Settings
 from distillation.arguments import count
 from distillation.corpus import evenly
 from distillation.errors import DistillError

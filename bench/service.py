@@ -58,7 +58,7 @@ def running(
         began = time.monotonic()
         # The environment is over the file, and whoever has set a port there means another service.
         environment = {**os.environ, "WHISPERD_SERVER__PORT": str(port)}
-        command = [sys.executable, "-m", "daemon.cli", "run", "-c", str(config)]
+        command = [sys.executable, "-m", "daemon.commands.cli", "run", "-c", str(config)]
         process = subprocess.Popen(command, stderr=log, env=environment)
         try:
             if not _ready(process, port, began + PATIENCE):

@@ -11,7 +11,7 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -42,7 +42,7 @@ from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
 from streaming.whisper.engine import Engine
 from streaming.whisper.weights import count_parameters
 
-THRESHOLDS = (0.0, 0.5, 0.6, 0.65, 0.7, 0.72, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
 SNRS = (40, 20, 10, 5, 0, -5)
 CHECKED = Escalation(ALWAYS)
@@ -228,7 +228,7 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teacher
         "size": _size(pair),
         "sets": {name: rows([one for one in heard if one.set == name]) for name in material.sets},
         "silenced": _silenced(heard, material, terms.escalation.below),
-        "cascade": _cascade(meant, material),
+        "cascade": _cascade(meant, material, {*THRESHOLDS, terms.escalation.below}),
         "live": found["live"],
         "long_form": found["long form"],
         "noise_curve": _named(found, "noise curve "),
@@ -377,7 +377,7 @@ def _row(heard: Sequence[Heard], threshold: float, material: Material) -> dict[s
 # --- the cascade -----------------------------------------------------------------------------------------------------
 
 
-def _cascade(heard: Sequence[Heard], material: Material) -> dict[str, Any]:
+def _cascade(heard: Sequence[Heard], material: Material, thresholds: Iterable[float]) -> dict[str, Any]:
     """Word errors when the teacher decides the least sure share of the texts, and by thresholds."""
     said = [one.text for one in heard]
     student, teacher = (
@@ -387,7 +387,7 @@ def _cascade(heard: Sequence[Heard], material: Material) -> dict[str, Any]:
     errors = [(wrongs(one.text, one.student)[0], wrongs(one.text, one.teacher)[0]) for one in heard]
     sure, wrong = [one.confidence for one in heard], [mine > 0 for mine, _ in errors]
     wers = {str(share): _wer_at(share, sure, errors, student.words) for share in SHARES}
-    by_threshold = {str(each): _row(heard, each, material) for each in THRESHOLDS}
+    by_threshold = {str(each): _row(heard, each, material) for each in sorted(thresholds)}
     return {
         "clips": len(heard), "student": student.wer, "teacher": teacher.wer,
         "wer": wers, "auroc_wrong": auroc(sure, wrong),

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from daemon.config import PREFIX, Settings
-from daemon.metrics import Metrics
-from daemon.reload import reloadable
+from daemon.common.metrics import Metrics
+from daemon.settings.load import PREFIX
+from daemon.settings.reload import reloadable
+from daemon.settings.schema import Settings
 
 DOCS = Path(__file__).parent
 SHIPPED = DOCS.parent / "config" / "whisperd.yaml"
@@ -24,7 +25,7 @@ PAIR = DOCS.parent / "streaming" / "pretrained" / "tiny-en"
 
 HEAD = f"""# Configuration
 
-<!-- Written by docs/generate.py: change config/whisperd.yaml or daemon/config.py, and run it again. -->
+<!-- Written by docs/generate.py: change config/whisperd.yaml or daemon/settings/schema.py, and run it again. -->
 
 One YAML file: `./whisperd.yaml`, or else `/etc/whisperd/whisperd.yaml`, or the one that `whisperd run -c FILE` names.
 [`config/whisperd.yaml`](../config/whisperd.yaml) has every key with its default; delete what you do not change. An
@@ -41,7 +42,7 @@ the log names it.
 
 METRICS = """# Metrics
 
-<!-- Written by docs/generate.py: change daemon/metrics.py, and run it again. -->
+<!-- Written by docs/generate.py: change daemon/common/metrics.py, and run it again. -->
 
 `GET /metrics`, on the one port, in Prometheus' text format. Where there are tokens it takes one. Nothing is labelled by
 source or by client: clients choose those names. [config/grafana.json](../config/grafana.json) draws them, and

@@ -2,9 +2,8 @@
 
 `daemon` imports `streaming`; `streaming` never imports `daemon`, asyncio, threading or sockets, and reads no
 configuration. Inside `streaming`, the stream half never imports torch and `streaming/whisper/` never hears of streams:
-they share only `job.py`. Inside `daemon`, only `app.py` (wiring) and `stream.py` (one client's pump) may know any
-neighbour. Every other file knows `streaming.events` and its own edge; what it knows beyond that is named in
-`ALSO_KNOWS`, as for the two that do a part of the wiring, `pipeline.py` (engines, streams) and `ports.py` (listening).
+they share only `job.py`. Inside `daemon` there are rooms, and `ROOMS` says who knows whom: endpoints, MQTT and
+microphones never know each other, and nobody knows the service that joins them.
 
 `violations` judges one file from its source. It is itself tested on sources that break each rule.
 """
@@ -16,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,128 +33,24 @@ MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "torchaudio", "accele
 LATE_IN_THE_DAEMON = {"torch", "transformers", "sounddevice", "zeroconf"}
 """Slow to import, or absent on some machines: the daemon imports them inside the functions that need them."""
 
-ENTRY_POINTS = {"daemon.cli", "daemon.__main__"}
-KNOW_SEVERAL = {"daemon.app", "daemon.stream"}
-VOCABULARIES = {
-    "daemon.metrics", "daemon.faults", "daemon.config", "daemon.sources", "daemon.edges", "daemon.access",
-    "daemon.release", "daemon.logs", "daemon.dialects.words",
-}  # fmt: skip
-"""Known to every edge, and knowing none: the counters, a client's faults, the settings' types, the sources' states,
-what listening edges have in common, who may do what, which release this is, what a log line speaks of, and how a client
-is shown what it sent."""
-
-ALSO_KNOWS = {
-    "daemon.config": {  # the defaults are those of the library's own settings
-        "streaming.session",
-        "streaming.segment",
-        "streaming.vad",
-        "streaming.confidence",
-        "streaming.job",
-    },
-    "daemon.scheduler": {"streaming.job"},  # what it carries
-    "daemon.health": {"streaming.job", "daemon.scheduler"},  # the canary is a job, the progress is the scheduler's
-    "daemon.files": {"streaming.recording"},  # what decodes them
-    "daemon.microphone": {"daemon.sound"},  # the program that it starts, and its errors
-    "daemon.mqtt": {"daemon.broker", "daemon.discovery", "daemon.spool"},  # its own parts, which know nothing of it
-    # The streams' half of the wiring: engines, scheduler and hub, joined for the service and for commands without one.
-    "daemon.pipeline": {
-        "daemon.cores",
-        "daemon.gpu",
-        "daemon.hub",
-        "daemon.scheduler",
-        "daemon.stream",
-        "streaming.job",
-        "streaming.text",
-        "streaming.vad",
-        "streaming.whisper.checkpoint",
-        "streaming.whisper.engine",
-    },
-    "daemon.gateway": {"daemon.hub", "daemon.pipeline", "daemon.stream"},  # what all ports have behind them
-    # The edges' half of the wiring: which of them serve, and what is behind each.
-    "daemon.ports": {
-        "daemon.announce",
-        "daemon.descriptors",
-        "daemon.dialects.codec",
-        "daemon.dialects.deepgram",
-        "daemon.dialects.native",
-        "daemon.dialects.openai_realtime",
-        "daemon.dialects.vosk",
-        "daemon.dialects.whisperlive",
-        "daemon.gateway",
-        "daemon.server",
-        "daemon.uploads",
-        "daemon.web",
-        "daemon.wyoming",
-    },
-    "daemon.manager": {"daemon.health", "daemon.notify"},  # what feeds the watchdog, and by what it is told
-    # Those who take new settings over, and those who are told.
-    "daemon.reloader": {
-        "daemon.credentials",
-        "daemon.manager",
-        "daemon.pipeline",
-        "daemon.ports",
-        "daemon.reload",
-    },
-    # It connects as the service does, and asks whether zeroconf's library is there.
-    "daemon.check": {"daemon.announce", "daemon.broker"},
-    # One listener: it picks who answers; and streams wait there for their clients.
-    "daemon.server": {
-        "daemon.conversation",
-        "daemon.dialects.codec",
-        "daemon.dialects.native",
-        "daemon.door",
-        "daemon.entrance",
-        "daemon.peer",
-        "daemon.resume",
-        "daemon.web",
-    },
-    # Any dialect, by its shape, over one socket; and what it leaves behind when that drops.
-    "daemon.conversation": {"daemon.dialects.codec", "daemon.peer", "daemon.resume"},
-    "daemon.dialects.native": {"daemon.dialects.codec"},  # the shape that each dialect has
-    "daemon.peer": {"daemon.dialects.codec"},  # the close codes that all share
-    "daemon.entrance": {"daemon.dialects.codec"},  # a request, as all ports have it
-    "daemon.uploads": {  # the other half of that port: one dialect's files, read as `transcribe` reads them
-        "daemon.dialects.codec",
-        "daemon.dialects.openai_files",
-        "daemon.dialects.openai_realtime",
-        "daemon.dialects.transcript",
-        "daemon.door",
-        "daemon.entrance",
-        "daemon.files",
-        "daemon.web",
-    },
-    "daemon.dialects.openai_files": {"daemon.dialects.openai_session"},
-    "daemon.dialects.openai_realtime": {
-        "daemon.dialects.codec",
-        "daemon.dialects.openai_session",
-        "daemon.dialects.transcript",
-    },
-    "daemon.dialects.wyoming": {"daemon.dialects.transcript"},  # texts that can only grow
-    "daemon.dialects.deepgram": {"daemon.dialects.codec"},
-    "daemon.dialects.vosk": {"daemon.dialects.codec"},
-    "daemon.dialects.whisperlive": {"daemon.dialects.codec"},
-    "daemon.wyoming": {"daemon.dialects.wyoming"},  # the listener of one protocol
-    # Commands about checkpoints: where they lie, and what is in them.
-    "daemon.pull": {"streaming.whisper.locate"},
-    # Everything that an import is made of: its reading, its writing, and the name that it gets.
-    "daemon.imports": {
-        "daemon.pull",
-        "streaming.files",
-        "streaming.whisper.checkpoint",
-        "streaming.whisper.formats.foreign",
-        "streaming.whisper.formats.read",
-        "streaming.whisper.layout",
-        "streaming.whisper.weights",
-        "streaming.whisper.locate",
-    },
-    "daemon.models": {
-        "streaming.whisper.locate",
-        "streaming.whisper.checkpoint",
-        "streaming.whisper.weights",
-        "daemon.pull",
-    },
+ROOMS = {
+    "common": set[str](),
+    "settings": {"common"},
+    "dialects": {"common"},
+    "core": {"common", "settings"},
+    "mqtt": {"common", "settings"},
+    "microphone": {"common", "settings"},
+    "endpoints": {"common", "settings", "dialects", "core"},
+    "service": {"common", "settings", "dialects", "core", "mqtt", "microphone", "endpoints"},
+    "commands": {"common", "settings", "core", "mqtt", "microphone", "endpoints", "service"},
 }
-"""Exceptions, each with its reason: importer -> what else it may import."""
+"""The rooms of `daemon`, and whom each may know beside itself."""
+
+KNOW_THE_LIBRARY = {"core", "commands"}
+"""They run what `streaming` is: streams, engines, checkpoints. All others know its events alone."""
+
+DEFAULTS = {f"streaming.{module}" for module in ("session", "segment", "vad", "confidence", "job")}
+"""Where the settings' defaults are from: the library's own."""
 
 
 @dataclass(frozen=True)
@@ -284,17 +180,20 @@ def _forbidden_to_daemon(module: str, imported: Import) -> str | None:
     if name.partition(".")[0] in LATE_IN_THE_DAEMON and not imported.late:
         return "slow, or not everywhere: import it inside the function that needs it"
     if _in(name, "distillation"):
-        allowed = module == "daemon.cli" and imported.late and "distill" in imported.function
+        allowed = module == "daemon.commands.cli" and imported.late and "distill" in imported.function
         return None if allowed else "the service does not know the training; only `whisperd distill` asks for it"
-    if module in ENTRY_POINTS | KNOW_SEVERAL or _in(name, module):
-        return None
-    if name in ALSO_KNOWS.get(module, ()):
-        return None
-    if _in(name, "streaming") and not _in(name, "streaming.events"):
-        return "an edge knows streaming.events alone; app.py and stream.py know the rest"
-    if _in(name, "daemon") and name != "daemon" and name not in VOCABULARIES:
-        return "an edge knows no neighbour; app.py and stream.py join them"
+    room = _room(module)
+    if _in(name, "daemon") and name != "daemon":
+        other = _room(name)
+        return None if other in ROOMS[room] | {room} else f"{room} does not know {other}"
+    if _in(name, "streaming") and not _in(name, "streaming.events") and room not in KNOW_THE_LIBRARY:
+        allowed = room == "settings" and name in DEFAULTS
+        return None if allowed else f"{room} knows streaming.events alone"
     return None
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1]
 
 
 # --- the tree --------------------------------------------------------------------------------------------------------
@@ -310,13 +209,37 @@ def test_every_file_keeps_to_the_rule(path: Path) -> None:
     assert violations(source, module_name(path), package=path.name == "__init__.py") == []
 
 
-def test_every_exception_is_needed() -> None:
-    known = {
-        module_name(path): {each.module for each in imports_of((ROOT / path).read_text(), module_name(path))}
-        for path in sources()
+def daemon_imports() -> dict[str, set[str]]:
+    """Of each module of `daemon`, the others that it imports, wherever that stands."""
+    paths = [path for path in sources() if path.parts[0] == "daemon"]
+    modules = {module_name(path) for path in paths}
+    return {
+        module_name(path): {
+            each.module for each in imports_of((ROOT / path).read_text(encoding="utf-8"), module_name(path))
+        }
+        & modules
+        for path in paths
     }
-    for module, also in ALSO_KNOWS.items():
-        assert also <= known.get(module, set()), f"{module} no longer imports some of these: strike them"
+
+
+def test_every_permission_is_needed() -> None:
+    known: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for module, others in daemon_imports().items():
+        if module.count(".") > 1:
+            known[_room(module)] |= {_room(other) for other in others}
+    assert {room: others - {room} for room, others in known.items()} == ROOMS
+
+
+def test_nothing_goes_round_in_a_circle() -> None:
+    """Between rooms, and between the modules of one."""
+    list(TopologicalSorter(ROOMS).static_order())
+    list(TopologicalSorter(daemon_imports()).static_order())
+
+
+def test_every_module_has_a_room() -> None:
+    assert {module for module in daemon_imports() if module.count(".") < 2} == {"daemon"} | {
+        f"daemon.{room}" for room in ROOMS
+    }
 
 
 def test_the_tree_is_there() -> None:
@@ -332,7 +255,7 @@ def loads(statement: str, libraries: set[str]) -> set[str]:
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
-    assert loads("import daemon.cli", LATE_IN_THE_DAEMON | MODEL_LIBRARIES) == set()
+    assert loads("import daemon.commands.cli", LATE_IN_THE_DAEMON | MODEL_LIBRARIES) == set()
 
 
 def test_the_stream_half_loads_neither_models_nor_loops() -> None:
@@ -348,7 +271,7 @@ def test_a_library_that_is_loaded_is_seen() -> None:
 # --- the checker, on sources that break the rule ---------------------------------------------------------------------
 
 BREACHES = [
-    ("streaming.session", "import daemon.app"),
+    ("streaming.session", "import daemon.service.app"),
     ("streaming.session", "from daemon import app"),
     ("streaming.session", "from distillation.corpus import clips"),
     ("streaming.session", "import asyncio"),
@@ -371,31 +294,31 @@ BREACHES = [
     ("streaming.whisper.engine", "from streaming import session"),
     ("streaming.whisper.engine", "from .. import text"),
     ("streaming.whisper.engine", "from ..text import Text"),
-    ("daemon.engine_room", "import torch"),
-    ("daemon.app", "import transformers"),
-    ("daemon.microphone", "try:\n    import sounddevice\nexcept OSError:\n    pass"),
-    ("daemon.app", "from distillation import corpus"),
-    ("daemon.cli", "import distillation.cli"),
-    ("daemon.cli", "def run():\n    import distillation.cli"),
-    ("daemon.mqtt", "from daemon.hub import Hub"),
-    ("daemon.mqtt", "from . import hub"),
-    ("daemon.mqtt", "def late():\n    from .hub import Hub"),
-    ("daemon.server", "from streaming.session import Session"),
-    ("daemon.server", "from streaming import session"),
-    ("daemon.hub", "import streaming"),
-    ("daemon.dialects.native", "from daemon.server import Server"),
-    ("daemon.wyoming", "from daemon.server import Server"),
-    ("daemon.announce", "import zeroconf"),
-    ("daemon.dialects.native", "from ..hub import Hub"),
-    ("daemon.faults", "from daemon.hub import Hub"),
-    ("daemon.scheduler", "from streaming.session import Session"),
-    ("daemon.scheduler", "from daemon.web import Web"),
-    ("daemon.pipeline", "from daemon.server import Server"),
-    ("daemon.ports", "from daemon.hub import Hub"),
-    ("daemon.ports", "from daemon.stream import Stream"),
-    ("daemon.gateway", "from daemon.ports import Ports"),
-    ("daemon.manager", "from daemon.app import Service"),
-    ("distillation.corpus", "from daemon.config import Settings"),
+    ("daemon.core.pipeline", "import torch"),
+    ("daemon.service.app", "import transformers"),
+    ("daemon.microphone.capture", "try:\n    import sounddevice\nexcept OSError:\n    pass"),
+    ("daemon.service.app", "from distillation import corpus"),
+    ("daemon.commands.cli", "import distillation.cli"),
+    ("daemon.commands.cli", "def run():\n    import distillation.cli"),
+    ("daemon.mqtt.publisher", "from daemon.core.hub import Hub"),
+    ("daemon.mqtt.publisher", "from ..core import hub"),
+    ("daemon.mqtt.publisher", "def late():\n    from ..core.hub import Hub"),
+    ("daemon.mqtt.publisher", "from daemon.microphone.source import Microphone"),
+    ("daemon.mqtt.publisher", "from daemon.endpoints.websocket import Server"),
+    ("daemon.microphone.source", "from daemon.endpoints import pages"),
+    ("daemon.endpoints.websocket", "from daemon.mqtt.spool import Spool"),
+    ("daemon.endpoints.websocket", "from streaming.session import Session"),
+    ("daemon.endpoints.websocket", "from streaming import session"),
+    ("daemon.mqtt.spool", "import streaming"),
+    ("daemon.dialects.native", "from daemon.endpoints.websocket import Server"),
+    ("daemon.dialects.native", "from ..core.hub import Hub"),
+    ("daemon.endpoints.zeroconf", "import zeroconf"),
+    ("daemon.common.errors", "from daemon.core.hub import Hub"),
+    ("daemon.core.scheduler", "from daemon.endpoints.pages import Pages"),
+    ("daemon.core.pipeline", "from daemon.dialects import native"),
+    ("daemon.service.service_manager", "from daemon.commands.cli import main"),
+    ("daemon.settings.schema", "from streaming.audio import AudioDecoder"),
+    ("distillation.corpus", "from daemon.settings.schema import Settings"),
 ]
 
 KEEPING = [
@@ -403,15 +326,15 @@ KEEPING = [
     ("streaming.whisper.engine", "import torch\nfrom streaming.job import Job\nfrom streaming.whisper.mel import mel"),
     ("streaming.whisper.engine", "from .mel import mel\nfrom ..job import Job\nfrom .. import job"),
     ("streaming.whisper.engine", "import os\npath = os.path.join('a', 'b')"),
-    ("daemon.app", "from daemon import hub, mqtt\nfrom streaming.session import Session\nimport asyncio"),
-    ("daemon.app", "def load():\n    from streaming.whisper.engine import Engine\n    import torch"),
-    ("daemon.stream", "from daemon.hub import Hub\nfrom streaming.audio import AudioDecoder"),
-    ("daemon.mqtt", "import aiomqtt\nfrom streaming.events import Final\nfrom daemon import metrics"),
-    ("daemon.mqtt", "from streaming import events"),
-    ("daemon.scheduler", "from streaming.job import Job"),
-    ("daemon.microphone", "def open_stream():\n    import sounddevice"),
-    ("daemon.cli", "def distill(arguments):\n    from distillation.cli import main"),
-    ("daemon.config", "import os\nimport yaml\nprint(os.environ)"),
+    ("daemon.service.app", "from daemon.mqtt import publisher\nfrom streaming.events import Start\nimport asyncio"),
+    ("daemon.core.pipeline", "def load():\n    from streaming.whisper.engine import Engine\n    import torch"),
+    ("daemon.core.stream", "from daemon.core.hub import Hub\nfrom streaming.audio import AudioDecoder"),
+    ("daemon.mqtt.publisher", "import aiomqtt\nfrom streaming.events import Final\nfrom . import spool"),
+    ("daemon.mqtt.publisher", "from streaming import events"),
+    ("daemon.core.scheduler", "from streaming.job import Job"),
+    ("daemon.microphone.capture", "def open_stream():\n    import sounddevice"),
+    ("daemon.commands.cli", "def distill(arguments):\n    from distillation.cli import main"),
+    ("daemon.settings.schema", "import os\nimport yaml\nfrom streaming.vad import VadSettings\nprint(os.environ)"),
     ("distillation.corpus", "import torch\nfrom streaming.whisper import mel"),
 ]
 

@@ -45,7 +45,7 @@ class Daemon:
         self._config = folder / "whisperd.yaml"
         self._settings = dict(settings)
         self._write()
-        program = ["-m", "bench.day.scripted"] if scripted else ["-m", "daemon.cli", "run", "-c"]
+        program = ["-m", "bench.day.scripted"] if scripted else ["-m", "daemon.commands.cli", "run", "-c"]
         self._command = [sys.executable, *program, str(self._config)]
         self._popen: subprocess.Popen[bytes] | None = None
         self._before: Counter[str] = Counter()  # of lives that are over

@@ -9,11 +9,13 @@ import asyncio
 import sys
 from pathlib import Path
 
-from daemon.app import Service
-from daemon.config import Settings, load, surroundings
-from daemon.logs import to_stderr
-from daemon.pipeline import Engine
-from daemon.signals import reload_on_signal, stop_on_signals
+from daemon.common.logs import to_stderr
+from daemon.core.pipeline import Engine
+from daemon.service.app import Service
+from daemon.service.signals import reload_on_signal, stop_on_signals
+from daemon.settings.load import load
+from daemon.settings.schema import Settings
+from daemon.settings.surroundings import surroundings
 from streaming.fake import ScriptedEngine
 from streaming.whisper.checkpoint import open_checkpoint
 

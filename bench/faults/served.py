@@ -103,7 +103,7 @@ def _load_scripted(trouble: str, folder: Path) -> Callable[[Any], Any]:
 
 def _load_poisoned(settings: Any) -> Any:
     """The real engine. For a job that is cursed a weight is not a number; for the others it is as it was."""
-    from daemon import pipeline
+    from daemon.core import pipeline
 
     engine = cast(Any, pipeline.load_engine(settings))
     run, warm, weight = engine.run, engine.warm, engine._student.decoder.layer_norm.weight
@@ -124,7 +124,8 @@ def _load_poisoned(settings: Any) -> Any:
 
 
 def main(arguments: Sequence[str]) -> int:
-    from daemon import app, cli
+    from daemon.commands import cli
+    from daemon.service import app
 
     parser = argparse.ArgumentParser()
     parser.add_argument("config")

@@ -1,4 +1,4 @@
-"""What every websocket dialect is: a codec over the one conversation (`daemon/conversation.py`), without I/O.
+"""What every websocket dialect is: a codec over the one conversation, without I/O.
 
 Owns the shape of a codec and of a dialect, and the few readings of a request that several dialects share. Knows no
 dialect. A dialect is one file: it says which words of its protocol are which messages of ours, and which events of ours
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl
 
-from daemon.dialects.words import quoted
-from daemon.faults import Fault
+from daemon.common.errors import Fault
+from daemon.common.fields import quoted
 from streaming.events import Event, Inbound, Resume
 
 Frame = str | bytes

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from daemon.common.errors import Fault
+from daemon.common.fields import LONGEST_TEXT, bare, bare_text, is_text, language_code, quoted, read_json
 from daemon.dialects.codec import (
     Codec,
     Dialect,
@@ -37,8 +39,6 @@ from daemon.dialects.codec import (
     query_pairs,
     shown_tokens,
 )
-from daemon.dialects.words import LONGEST_TEXT, bare, bare_text, is_text, language_code, quoted, read_json
-from daemon.faults import Fault
 from streaming.events import (
     Audio,
     Encoding,

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
+from daemon.common.errors import Fault
+from daemon.common.fields import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, bearer_tokens, named_source, query_once
 from daemon.dialects.codec import close_code as close_code
-from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, read_json, shown
-from daemon.faults import Fault
 from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json
 
 _Message = Start | Resume | Flush | Stop

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.common.errors import Fault
+from daemon.common.fields import language_code, quoted
 from daemon.dialects.openai_session import Refused
-from daemon.dialects.words import language_code, quoted
-from daemon.faults import Fault
 from streaming.events import Final, Word
 
 PATH = "/v1/audio/transcriptions"

@@ -25,11 +25,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from daemon.common.errors import Fault
+from daemon.common.fields import quoted, read_json
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply, query_pairs, shown_tokens
 from daemon.dialects.openai_session import Refused, SessionConfig, updated, updated_beta
 from daemon.dialects.transcript import Transcript
-from daemon.dialects.words import quoted, read_json
-from daemon.faults import Fault
 from streaming.events import (
     Audio,
     Discard,

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from daemon.common.errors import Fault
+from daemon.common.fields import bare, bare_text, read_json, shown
 from daemon.dialects.codec import (
     Codec,
     Dialect,
@@ -28,8 +30,6 @@ from daemon.dialects.codec import (
     close_reason,
     named_source,
 )
-from daemon.dialects.words import bare, bare_text, read_json, shown
-from daemon.faults import Fault
 from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, SpeechStarted, Start, Stop, Stopped
 
 SOURCE = "vosk"

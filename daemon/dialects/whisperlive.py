@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.common.errors import Fault
+from daemon.common.fields import is_text, language_code, read_json
 from daemon.dialects.codec import (
     CLOSE_SHUTTING_DOWN,
     Codec,
@@ -24,8 +26,6 @@ from daemon.dialects.codec import (
     bearer_tokens,
     named_source,
 )
-from daemon.dialects.words import is_text, language_code, read_json
-from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Notice, Partial, Ready, Start, Stop, Word
 
 SOURCE = "whisperlive"

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.common.errors import Fault
+from daemon.common.fields import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.dialects.transcript import Transcript
-from daemon.dialects.words import LONGEST_TEXT, is_text, language_code, read_json, shown
-from daemon.faults import Fault
 from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
 
 VERSION = "1.10.2"

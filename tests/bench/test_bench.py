@@ -27,7 +27,7 @@ from bench.service import ServiceError
 from bench.shapes import SHAPES, dimensions
 from bench.table import percentiles, table
 from bench.words import words
-from daemon.cli import main as whisperd
+from daemon.commands.cli import main as whisperd
 from streaming.whisper.model import Decoder, Encoder
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from harness import Broker, broker
 
-from daemon import mqtt
-from daemon.app import Service
+from daemon.mqtt import publisher
+from daemon.service.app import Service
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of everything in the file that imports it: a broker that was away is found again at once."""
-    monkeypatch.setattr(mqtt, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(publisher, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(publisher, "_LONGEST_PAUSE", 0.1)
 
 
 @pytest.fixture

@@ -31,9 +31,10 @@ from bench.broker import free_port as free_port
 from bench.certificate import certificate as certificate
 from bench.client import DEMO, said_in
 from bench.words import comparable
-from daemon.app import Service
-from daemon.config import Settings, Surroundings
-from daemon.pipeline import LoadEngine
+from daemon.core.pipeline import LoadEngine
+from daemon.service.app import Service
+from daemon.settings.schema import Settings
+from daemon.settings.surroundings import Surroundings
 from streaming.fake import ScriptedEngine
 from streaming.job import Waveform
 
@@ -224,7 +225,7 @@ def process(tmp_path: Path, sections: dict[str, Any], **environment: str) -> Ite
     config.write_text(json.dumps({**sections, "server": {"port": 0, **sections.get("server", {})}}))  # JSON is YAML
     with open(log_file, "w") as log:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "daemon.cli", "run", "-c", str(config)],
+            [sys.executable, "-m", "daemon.commands.cli", "run", "-c", str(config)],
             stderr=log,
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "STATE_DIRECTORY": str(tmp_path / "state"), **environment},

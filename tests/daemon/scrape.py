@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
-from test_server import fetch
+from test_websocket import fetch
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import pytest
 from harness import broker, client, process, speech
 from scrape import Scrape, read, scrape
 
-from daemon import gpu
-from daemon.metrics import GpuMemory, Metrics
+from daemon.common.metrics import GpuMemory, Metrics
+from daemon.core import gpu_memory
 
 ROOT = Path(__file__).parent.parent.parent
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "config" / "grafana.json").read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ def with_what_seldom_is(seen: Scrape) -> Scrape:
 def test_every_query_is_answered_by_a_real_scrape(live: Scrape) -> None:
     seen = with_what_seldom_is(live)
     assert {title: trouble for title, expr in queries() if (trouble := missing(expr, seen))} == {}
-    if not gpu.memory():
+    if not gpu_memory.memory():
         assert "whisperd_gpu_memory_bytes" not in live.names
 
 

@@ -41,7 +41,7 @@ async def test_a_sentence_on_every_edge(tmp_path: Path) -> None:
 
 def test_files_through_the_same_path() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "daemon.cli", "transcribe", str(DEMO)],
+        [sys.executable, "-m", "daemon.commands.cli", "transcribe", str(DEMO)],
         cwd=ROOT,
         env={**os.environ, "WHISPERD_ESCALATE__WHEN": "always"},
         capture_output=True,

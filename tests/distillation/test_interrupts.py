@@ -19,7 +19,7 @@ from distillation.train import trained
 
 def begin(*arguments: str) -> subprocess.Popen[str]:
     """In a process group of its own, so that a signal reaches its workers too, as from a terminal."""
-    command = [sys.executable, "-m", "daemon.cli", "distill", *arguments]
+    command = [sys.executable, "-m", "daemon.commands.cli", "distill", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

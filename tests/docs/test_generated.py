@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from daemon.config import Settings
+from daemon.settings.schema import Settings
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 

@@ -12,7 +12,11 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from daemon.config import ConfigurationError, Section, Settings, Surroundings, load, with_tokens
+from daemon.common.errors import ConfigurationError
+from daemon.settings.load import load
+from daemon.settings.schema import Section, Settings
+from daemon.settings.secrets import with_tokens
+from daemon.settings.surroundings import Surroundings
 
 from .rounds import Target
 

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from hypothesis import strategies as st
 
+from daemon.common.errors import Fault
 from daemon.dialects import deepgram, openai_files, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply
-from daemon.faults import Fault
 from streaming.audio import AudioFormat, FormatError
 from streaming.events import (
     Audio,

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from hypothesis import strategies as st
 
+from daemon.common.errors import Fault
 from daemon.dialects import native
-from daemon.faults import Fault
 from streaming.events import Flush, Flushed, Start, Stop
 
 from .rounds import Target

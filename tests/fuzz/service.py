@@ -16,8 +16,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from daemon.app import Service
-from daemon.config import Settings, Surroundings
+from daemon.service.app import Service
+from daemon.settings.schema import Settings
+from daemon.settings.surroundings import Surroundings
 from streaming import pretrained
 from streaming.fake import ScriptedEngine
 

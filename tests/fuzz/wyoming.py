@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from daemon.common.errors import Fault
 from daemon.dialects import wyoming as dialect
-from daemon.faults import Fault
 
 from .native import TEXTS, VALUES
 from .rounds import Target

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import Settings
+from daemon.settings.schema import Settings
 
 UNIT = Path(__file__).parent.parent.parent / "systemd" / "whisperd.service"
 SOCKET = UNIT.with_suffix(".socket")
@@ -61,7 +61,7 @@ def test_the_socket_is_the_port_of_the_defaults() -> None:
 
 
 def test_what_may_change_is_explained() -> None:
-    from daemon.reload import _KEYS, _SECTIONS
+    from daemon.settings.reload import _KEYS, _SECTIONS
 
     table = EXPLAINED.partition("## Settings that change")[2].partition("## The socket")[0]
     for key in (_KEYS | _SECTIONS) - {
@@ -109,6 +109,6 @@ def test_stopping_leaves_time_for_the_drain() -> None:
 
 
 def test_bad_configuration_is_not_tried_again() -> None:
-    from daemon.cli import BAD_USAGE
+    from daemon.commands.cli import BAD_USAGE
 
     assert str(BAD_USAGE) in keys()["RestartPreventExitStatus"].split()

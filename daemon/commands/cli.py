@@ -1,0 +1,551 @@
+"""`whisperd`: the command line.
+
+Owns the arguments, the exit codes (0; 1 for a failure in the work; 2 for bad usage or configuration; 130 for Ctrl-C,
+where that is not how a command is told to end), where logs go (standard error), and that no engine is at work when the
+interpreter ends. Every command imports what it needs when it runs, so that `--help` and a mistyped key do not wait for
+torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daemon.commands.output import OutputError, give_up_output, standard_output
+from daemon.common.version import our_version
+
+if TYPE_CHECKING:
+    from daemon.commands.install import Layout
+    from daemon.commands.terminal import Lines
+    from daemon.core.audio_files import AudioFile
+    from daemon.core.pipeline import Pipeline
+    from daemon.settings.schema import Settings
+
+OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["distill"]:
+        return distill(arguments[1:])
+    if arguments[:1] == ["bench"]:
+        return bench(arguments[1:])
+    options = _parser().parse_args(arguments)
+    with standard_output():
+        return _exit_code(partial(_obey, options))
+
+
+def _exit_code(work: Callable[[], int]) -> int:
+    """Of `work`, which may be interrupted, or have nowhere left to print to."""
+    try:
+        code = work()
+        sys.stdout.flush()  # here, so that a reader who left is noticed here
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OutputError as error:
+        give_up_output()
+        if not error.unread:
+            print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _obey(options: argparse.Namespace) -> int:
+    if options.command in _WITHOUT_SETTINGS:
+        return _WITHOUT_SETTINGS[options.command](options)
+    from daemon.common.errors import ConfigurationError
+    from daemon.settings.load import load
+
+    try:
+        settings = load(options.config)
+        return _COMMANDS[options.command](settings, options)
+    except ConfigurationError as error:
+        for line in str(error).splitlines():
+            print(f"whisperd: {line}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="whisperd",
+        description="Live speech in over a websocket or a microphone, text out over websockets and MQTT.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {our_version() or 'not installed'}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument(
+        "-c", "--config", type=Path, metavar="FILE",
+        help="settings; without it ./whisperd.yaml or /etc/whisperd/whisperd.yaml where there is one",
+    )  # fmt: skip
+
+    commands.add_parser("run", parents=[config], help="the service")
+
+    files = commands.add_parser(
+        "transcribe", parents=[config], help="sound files, as fast as the machine allows",
+        description="Sound files through the same path as live speech. Text goes to standard output, a line for each "
+        "utterance.",
+    )  # fmt: skip
+    files.add_argument("files", nargs="+", metavar="FILE", help="-: standard input")
+    files.add_argument("--json", action="store_true", help="one event a line; only finals, unless --partials")
+    files.add_argument("--partials", action="store_true", help="what was thought meanwhile, too")
+    files.add_argument("--words", action="store_true", help="times and confidence of each word (with --json)")
+    files.add_argument("--realtime", action="store_true", help="at the pace of a microphone")
+
+    microphone = commands.add_parser("listen", parents=[config], help="the microphone, live in this terminal")
+    microphone.add_argument("--device", help="a device's number or part of its name; see `whisperd devices`")
+
+    _add_models(commands.add_parser("models", parents=[config], help="checkpoints: which are here, fetch one"))
+    commands.add_parser("devices", help="the devices that can record")
+    check = commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
+    check.add_argument("--json", action="store_true", help="the answers as a list of objects")
+    for name, text in (
+        ("install-service", "units and settings for systemd on this machine, and what to do next"),
+        ("uninstall-service", "remove the units again; settings stay"),
+    ):
+        service = commands.add_parser(name, help=text)
+        service.add_argument(
+            "--user", action="store_true", help="for your own manager (systemctl --user), without root"
+        )
+        service.add_argument("--dry-run", action="store_true", help="only show what would be done")
+        service.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="below DIR: for packagers")
+
+    commands.add_parser(
+        "bench", help="how fast is this machine? (`whisperd bench` lists what can be measured)", add_help=False
+    )
+    commands.add_parser("distill", help="make a student of your own (`whisperd distill --help`)", add_help=False)
+    return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    listing = verbs.add_parser("list", help="what is here, and what is recommended for this machine (the default)")
+    listing.add_argument("directories", nargs="*", metavar="DIRECTORY", help="where else checkpoints lie")
+    fetch = verbs.add_parser("pull", help="fetch one from the model hub; one broken off goes on where it was")
+    fetch.add_argument("name", metavar="NAME", help="its name there, such as distil-whisper/distil-large-v3")
+    show = verbs.add_parser("show", help="what is in one")
+    show.add_argument("name", metavar="NAME", help="a shipped name, a directory, an imported one, or a hub name")
+    bring = verbs.add_parser(
+        "import", help="make weights of another program a model here",
+        description="Weights of faster-whisper (CTranslate2's folder), OpenAI (.pt) or whisper.cpp (ggml) become a "
+        "model of this machine, whose name works like any other.",
+    )  # fmt: skip
+    bring.add_argument("source", type=Path, metavar="SOURCE", help="the folder with model.bin, or the file")
+    bring.add_argument("--name", help="the model's name; without it, what SOURCE is called")
+    bring.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="its tokenizer.json, where there is none beside the weights"
+    )
+    bring.add_argument("--force", action="store_true", help="take the place of an earlier import of the same name")
+    export = verbs.add_parser(
+        "export", help="write one in the plain Hugging Face layout", description="transformers loads what is written."
+    )
+    export.add_argument("name", metavar="NAME", help="as `show` takes it; NAME/teacher is a shipped pair's teacher")
+    export.add_argument("--dtype", choices=("float16", "float32", "bfloat16"), default="float16", help="of the weights")
+    export.add_argument("directory", type=Path, metavar="DIR", help="which is made")
+    export.add_argument("--force", action="store_true", help="though there is something in DIR")
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    from daemon.common.errors import ConfigurationError, ServiceError
+    from daemon.common.logs import to_stderr
+    from daemon.service.app import Service
+    from daemon.service.signals import reload_on_signal, stop_on_signals
+    from daemon.settings.load import load
+    from daemon.settings.surroundings import surroundings
+
+    around = surroundings()
+    to_stderr(settings.log.level, around.journal, settings.log.format)
+    log = logging.getLogger("whisperd")
+    service: Service | None = None
+
+    async def serve() -> None:
+        nonlocal service
+        service = Service(settings, around)
+        stop_on_signals(service.stop)
+        reload_on_signal(partial(service.reload, lambda: load(options.config)))
+        await service.run()
+
+    code = OK
+    try:
+        asyncio.run(serve())
+    except ServiceError as error:
+        log.error("%s", error)
+        code = FAILED
+    except ConfigurationError as error:
+        if settings.log.format == "text":
+            raise
+        log.critical("%s", error)  # a reader of JSON reads all of it
+        code = BAD_USAGE
+    return code if service is None else _leave(service.pipeline, code)
+
+
+def _with_engines(settings: Settings, work: Callable[[Pipeline], Coroutine[Any, Any, int]]) -> int:
+    """The exit code of a command that needs engines for a while."""
+    from daemon.common.logs import to_stderr
+    from daemon.core.pipeline import Pipeline
+
+    to_stderr("warning")
+    pipeline = Pipeline(settings)
+    return _leave(pipeline, _exit_code(lambda: _run_interruptibly(work(pipeline))))
+
+
+def _run_interruptibly(work: Coroutine[Any, Any, int]) -> int:
+    """What `work` gives. The kernel may hand Ctrl-C to any thread, a busy engine's too: only a handler of the loop's
+    own wakes the loop then.
+
+    Raises:
+        KeyboardInterrupt: it came; `work` was cancelled.
+    """
+    watched = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    )
+
+    async def interruptible() -> int:
+        task = asyncio.current_task()
+        if watched and task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _leave(pipeline: Pipeline, code: int) -> int:
+    """`code`, to be returned. Where an engine is still busy, the process ends here: torch would abort it later."""
+    pipeline.close()
+    try:
+        ended = pipeline.ended()
+    except KeyboardInterrupt:  # whoever asks a second time does not wait
+        ended = False
+    if not ended:
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def transcribe(settings: Settings, options: argparse.Namespace) -> int:
+    return _with_engines(settings, partial(_transcribe, options=options))
+
+
+async def _transcribe(pipeline: Pipeline, options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from daemon.commands.terminal import Lines
+    from daemon.common.errors import Fault, ServiceError
+    from daemon.core.audio_files import AudioFile, FileError, printable
+    from daemon.core.pipeline import running
+
+    lines = Lines(lambda line: tqdm.write(line, file=sys.stdout), json=options.json, partials=options.partials)
+    failed = False
+    try:
+        async with running(pipeline):
+            for path in options.files:
+                try:
+                    with contextlib.closing(AudioFile(path)) as file:
+                        await _transcribe_file(pipeline, file, lines, options)
+                        if missing := file.missing:
+                            raise FileError(f"{file.name}: is damaged: {missing}")
+                except FileError as error:
+                    print(f"whisperd: {error}", file=sys.stderr)
+                    failed = True
+                except Fault as fault:
+                    print(f"whisperd: {printable(path)}: {fault}", file=sys.stderr)
+                    failed = True
+    except ServiceError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        failed = True
+    return FAILED if failed or lines.failed else OK
+
+
+async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from daemon.commands.terminal import show_all
+
+    stream = pipeline.open_stream(file.start(partials=options.partials, words=options.words))
+    printer = asyncio.create_task(show_all(stream.outbox, lines.show))
+    began, heard = time.monotonic(), 0.0
+    try:
+        seconds_in_all = None if file.announced is None else round(file.announced, 1)
+        shown = sys.stderr.isatty()
+        with tqdm(total=seconds_in_all, unit="s", desc=file.name, leave=False, disable=not shown) as bar:
+            async for audio, seconds in file.blocks():
+                if printer.done():
+                    printer.result()  # it failed: what is still heard would be printed nowhere
+                heard += seconds
+                if options.realtime:
+                    await asyncio.sleep(began + heard - time.monotonic())
+                await stream.receive(audio)
+                bar.update(seconds)
+            await stream.finish()
+    finally:
+        stream.close()
+        await printer
+
+
+def listen(settings: Settings, options: argparse.Namespace) -> int:
+    return _with_engines(settings, partial(_listen, options=options))
+
+
+async def _listen(pipeline: Pipeline, options: argparse.Namespace) -> int:
+    from daemon.commands.terminal import Live, show_all
+    from daemon.common.errors import ServiceError
+    from daemon.core.pipeline import running
+    from daemon.microphone.capture import MicrophoneError, find_device
+    from daemon.microphone.source import Microphone
+    from daemon.service.signals import stop_on_signals
+
+    chosen = pipeline.settings.microphone
+    if options.device is not None:
+        device = int(options.device) if options.device.isdigit() else options.device
+        chosen = chosen.model_copy(update={"device": device})
+    try:
+        find_device(chosen.device)  # before the models are loaded, which takes seconds
+        async with running(pipeline) as model:
+            microphone = Microphone(chosen, pipeline.metrics)
+            stop_on_signals(microphone.stop)
+            print(f"listening with {model.student}; Ctrl-C ends it", file=sys.stderr)
+            printer = asyncio.create_task(show_all(pipeline.hub.subscribe(), Live(sys.stdout).show))
+            printer.add_done_callback(lambda _: microphone.stop())  # who cannot print has nobody to listen for
+            try:
+                await microphone.listen(pipeline.open_stream)
+            finally:
+                pipeline.hub.close()
+                await printer
+    except (MicrophoneError, ServiceError) as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def devices(_: argparse.Namespace) -> int:
+    from daemon.microphone.capture import MicrophoneError, input_devices
+
+    try:
+        found = input_devices()
+    except MicrophoneError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    if not found:
+        print(
+            "whisperd: no device can record: plug one in, and see that its driver or sound server runs", file=sys.stderr
+        )
+        return FAILED
+    print("\n".join(found))
+    return OK
+
+
+def check(settings: Settings, options: argparse.Namespace) -> int:
+    from daemon.commands import check as checks
+    from daemon.core.pipeline import describe_models
+    from daemon.microphone.capture import find_device, input_devices
+    from daemon.settings.load import find, unheeded
+    from daemon.settings.secrets import mqtt_password, secret_files, with_tokens
+    from daemon.settings.surroundings import surroundings
+
+    logging.disable(logging.CRITICAL)  # each answer is in the table
+    around, path = surroundings(), options.config or find()
+    server, mqtt = settings.server, settings.mqtt
+    plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
+    probes = [
+        checks.Probe("Python", checks.python),
+        checks.Probe("configuration", lambda: checks.configuration(path, unheeded(mqtt, around))),
+        checks.Probe("secrets", lambda: checks.secrets(secret_files(settings), path, plain)),
+        checks.Probe("state", lambda: checks.state(around.state)),
+        checks.Probe("address", lambda: checks.address(with_tokens(settings, around).server)),
+        checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
+        *(
+            checks.Probe(name, partial(checks.dialect, name, port, settings.server))
+            for name, port in settings.dialects.ports.items()
+        ),
+        checks.Probe("TLS", lambda: checks.tls(server)),
+        checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
+        *(
+            checks.Probe(" ".join(dict.fromkeys(("microphone", each.source))), partial(find_device, each.device))
+            for each in settings.all_microphones
+        ),
+        checks.Probe("device", lambda: checks.devices(settings.models)),
+        checks.Probe("models", lambda: describe_models(settings)),
+    ]
+    if not settings.all_microphones:
+        probes.insert(-2, checks.Probe("microphone", partial(checks.no_microphone, input_devices)))
+    answers = []
+    for answer in checks.ask(probes):
+        answers.append(answer)
+        if not options.json:
+            print(checks.row(answer, probes), flush=True)
+    if options.json:
+        print(checks.as_json(answers))
+    return OK if all(answer.fine for answer in answers) else FAILED
+
+
+def install_service(options: argparse.Namespace) -> int:
+    from daemon.commands import install
+
+    layout = _layout(options)
+    try:
+        wanted = install.files(layout, install.program(), install.groups())
+        # A packager's tree is for another machine.
+        trouble = install.unseen() if options.root == Path("/") and not options.user else None
+        if trouble is not None and not options.dry_run:
+            raise install.InstallError(trouble)
+        install.write(wanted, options.root, dry=options.dry_run, say=print)
+        print(install.next_steps(layout, install.program()))
+        trouble = trouble or _unguarded(layout, options.root)
+        if trouble is not None:
+            raise install.InstallError(trouble)
+    except install.InstallError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _unguarded(layout: Layout, root: Path) -> str | None:
+    """Why the service will not start with the settings that are there: the same judgement as its own."""
+    from daemon.common.errors import ConfigurationError
+    from daemon.common.permissions import exposed
+    from daemon.settings.load import load
+    from daemon.settings.secrets import with_tokens
+    from daemon.settings.surroundings import Surroundings
+
+    settings = root / layout.settings_file.relative_to("/")
+    # The credential is handed over at the start; what is in it is root's secret.
+    stores = (root / "etc" / name / "server_tokens" for name in ("credstore", "credstore.encrypted"))
+    if not settings.is_file() or (not layout.user and any(map(os.path.exists, stores))):
+        return None
+    try:
+        server = with_tokens(load(settings, {}), Surroundings()).server
+    except ConfigurationError as error:
+        return str(error)
+    return exposed([server.host], server.tokens, open_to_all=server.open)
+
+
+def uninstall_service(options: argparse.Namespace) -> int:
+    from daemon.commands import install
+
+    try:
+        install.remove(_layout(options), options.root, dry=options.dry_run, say=print)
+    except install.InstallError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _layout(options: argparse.Namespace) -> Layout:
+    from daemon.commands.install import Layout
+    from daemon.settings.surroundings import user_folder
+
+    return Layout.of(user_folder() if options.user else None)
+
+
+def models(settings: Settings, options: argparse.Namespace) -> int:
+    match options.verb:
+        case "pull":
+            return _pull(options.name)
+        case "show":
+            return _show(settings, options.name)
+        case "import" | "export":
+            return _convert(options)
+    from daemon.commands import models as checkpoints
+
+    directories = [*_configured(settings), *getattr(options, "directories", [])]
+    print(checkpoints.listing(checkpoints.here(directories), checkpoints.this_machine()))
+    return OK
+
+
+def _configured(settings: Settings) -> list[str]:
+    """The directories among the models that the settings name."""
+    names = dict.fromkeys(name for name in (settings.models.student, settings.models.teacher) if name)
+    return [name for name in names if Path(name).expanduser().is_dir()]
+
+
+def _pull(name: str) -> int:
+    from tqdm import tqdm
+
+    from daemon.commands import pull
+    from streaming.whisper.locate import is_hub_name, is_imported, is_shipped
+
+    if is_shipped(name) or is_imported(name) or (name and Path(name).expanduser().is_dir()):
+        print(f"{name} is on this machine: there is nothing to fetch")
+        return OK
+    if not is_hub_name(name):
+        print(f"whisperd: {name!r} is no name of the model hub: those look like openai/whisper-small", file=sys.stderr)
+        return BAD_USAGE
+    try:
+        listing = pull.look_up(name)
+        with tqdm(
+            total=listing.size, unit="B", unit_scale=True, desc=name, leave=False, disable=not sys.stderr.isatty()
+        ) as bar:
+            directory = pull.pull(listing, bar.update)
+    except pull.PullError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    print(f"{name}: {len(listing.files)} files, {pull.megabytes(listing.size)}, each checked, in {directory}")
+    return OK
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from daemon.commands import import_models
+
+    try:
+        if options.verb == "import":
+            print(import_models.bring(options.source, options.name, options.tokenizer, force=options.force))
+        else:
+            print(import_models.take_out(options.name, options.dtype, options.directory, force=options.force))
+    except import_models.ImportFailed as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _show(settings: Settings, name: str) -> int:
+    from daemon.commands import models as checkpoints
+    from streaming.whisper.locate import CheckpointError
+
+    found = checkpoints.here(_configured(settings))
+    others = [each.name.partition(" (")[0] for each in found if not each.state]
+    try:
+        print(checkpoints.description(name, list(dict.fromkeys(others))))
+    except CheckpointError as error:
+        print(f"whisperd: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def distill(arguments: Sequence[str]) -> int:
+    from distillation.cli import main as distill_main
+
+    return distill_main(arguments)
+
+
+def bench(arguments: Sequence[str]) -> int:
+    from bench.cli import main as bench_main
+
+    return bench_main(arguments)
+
+
+_WITHOUT_SETTINGS = {
+    "devices": devices,
+    "install-service": install_service,
+    "uninstall-service": uninstall_service,
+}
+_COMMANDS = {"run": run, "transcribe": transcribe, "listen": listen, "check": check, "models": models}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Who may do what: tokens, the sources that each may speak as and read, and which addresses are open to others.
+
+Owns the comparison of tokens, the patterns of source names, and the sentence that refuses to open a port without a
+guard. Knows nothing of sockets, requests or files: an edge shows what it was given, the settings say what there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from daemon.common.errors import Fault
+from daemon.common.fields import quoted
+from daemon.common.sources import check_name
+
+EVERYTHING = ("*",)
+
+
+class Token(Protocol):
+    """As the settings have it."""
+
+    @property
+    def token(self) -> str: ...
+
+    @property
+    def send(self) -> tuple[str, ...]: ...
+
+    @property
+    def read(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Patterns of the sources that may be spoken as, and read; in them `*` stands for any characters."""
+
+    send: tuple[str, ...] = EVERYTHING
+    read: tuple[str, ...] = EVERYTHING
+
+    def may_read(self, source: str) -> bool:
+        return _matches(self.read, source)
+
+    def check_send(self, source: str) -> str:
+        """The source's name as it is known here. It is judged before anything is done with it.
+
+        Raises:
+            Fault: `bad_source`, `forbidden`.
+        """
+        source = check_name(source)
+        if not _matches(self.send, source):
+            raise _forbidden(f"stream as {source!a}", self.send)
+        return source
+
+    def check_read(self, source: str | None) -> str | None:
+        """The same. source: None for all that may be read at all.
+
+        Raises:
+            Fault: `bad_source`, `forbidden`.
+        """
+        if source is not None:
+            source = check_name(source)
+        if not (_matches(self.read, source) if source is not None else self.read):
+            raise _forbidden(f"read {'anything' if source is None else f'{source!a}'}", self.read)
+        return source
+
+
+def rights_of(given: Iterable[str], tokens: Sequence[Token]) -> Rights | None:
+    """What whoever showed `given` may do; None if no token is among them. Without tokens everybody may everything.
+
+    Of a token that is listed twice, all that either entry allows.
+    """
+    if not tokens:
+        return Rights()
+    shown = [_digest(text) for text in given]
+    # All are compared, each for the same time: how long this takes tells nothing about any of them, nor its length.
+    found = [each for each in tokens for mine in shown if hmac.compare_digest(mine, _digest(each.token))]
+    if not found:
+        return None
+    return Rights(tuple(p for each in found for p in each.send), tuple(p for each in found for p in each.read))
+
+
+def _digest(text: str) -> bytes:
+    # Bytes of a request that are no UTF-8 come as surrogates.
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _matches(patterns: Iterable[str], source: str) -> bool:
+    return any(_fits(each, source) for each in patterns)
+
+
+def _fits(pattern: str, source: str) -> bool:
+    """Each part between two `*` is where it comes first: whatever fits fits so, and no part is looked for twice."""
+    first, *others = pattern.split("*")
+    if not others:
+        return source == pattern
+    *middle, last = others
+    at, end = len(first), len(source) - len(last)
+    if at > end or not source.startswith(first) or not source.endswith(last):
+        return False
+    for part in middle:
+        found = source.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
+
+
+def _forbidden(what: str, patterns: Sequence[str]) -> Fault:
+    allowed = ", ".join(f"{quoted(each)}" for each in patterns[:8]) or "none"
+    return Fault("forbidden", f"this token may not {what}: its sources are {allowed}", fatal=True)
+
+
+# --- which addresses others can reach --------------------------------------------------------------------------------
+
+
+def is_local(host: str) -> bool:
+    """Whether only programs of this machine reach `host`. Names are not looked up: a name server may say anything."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+        # A socket for both families has IPv4 addresses inside those of IPv6.
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def exposed(hosts: Iterable[str], tokens: Sequence[Token], *, open_to_all: bool) -> str | None:
+    """Why a service on `hosts` with these tokens must not start; None where it may."""
+    wide = [host for host in hosts if not is_local(host)]
+    if not wide or tokens or open_to_all:
+        return None
+    return (
+        f"server.host: {wide[0] or 'every address'} can be reached from other machines, and there is no token, so "
+        "anybody there could listen to what is said: set server.tokens or server.tokens_file (or, under systemd, the "
+        "credential server_tokens); or server.open: true, if that is meant or something else guards the port"
+    )
+
+
+def wyoming_remark(host: str) -> str | None:
+    """What to know of a Wyoming port at `host`; None where there is nothing. Its protocol has no place for a token."""
+    if is_local(host):
+        return None
+    return "no passwords: anybody who reaches the port may speak to it; allow only Home Assistant in your firewall"

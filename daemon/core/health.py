@@ -1,0 +1,98 @@
+"""Is the service alive, ready, getting on?
+
+Owns the canary, a small decode that runs when nothing else has for a while, and the judgement of the engine's
+progress, which feeds `/readyz` and the watchdog. Knows the scheduler's clock readings and nothing of what is decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import numpy as np
+
+from daemon.common.metrics import Metrics
+from daemon.core.scheduler import Kind, Scheduler
+from streaming.job import SAMPLE_RATE, Job, Result
+
+_log = logging.getLogger(__name__)
+
+
+class Health:
+    """interval: seconds without a decode after which the canary sings. stall: seconds that a batch may take.
+
+    A client of the scheduler, like any stream, with jobs of partials' urgency.
+
+    Attributes:
+        first: set when the first canary came back. trouble: what is wrong with the latest one; None when it sang.
+    """
+
+    def __init__(self, scheduler: Scheduler, interval: float, stall: float, metrics: Metrics) -> None:
+        self.warm = False
+        self.first = asyncio.Event()
+        self.trouble: str | None = None
+        self.stopping = False
+        self._scheduler = scheduler
+        self._interval = interval
+        self._stall = stall
+        self._metrics = metrics
+        self._due = False
+        self._since = time.monotonic()
+        # A faint hiss: the shape of a job, and nothing to find in it.
+        noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+        self._audio = (0.001 * noise).astype(np.float32)
+
+    def unready(self) -> str | None:
+        """Why no stream should be sent here; None when ready."""
+        if self.stopping:
+            return "shutting down"
+        if not self.warm:
+            return "warming up"
+        if not self.getting_on:
+            return f"nothing was decoded for {self._silence():.0f} s"
+        return None
+
+    @property
+    def getting_on(self) -> bool:
+        """Whether the engine decodes: no batch takes too long, and the canary has not been silent for too long."""
+        since = self._scheduler.busy_since
+        hangs = since is not None and time.monotonic() - since > self._stall
+        return not hangs and self._silence() <= self._interval + self._stall
+
+    async def run(self) -> None:
+        """Sing at once, and then whenever it has been silent for the interval; until cancelled."""
+        self._since = time.monotonic()
+        self._scheduler.add(self)
+        self._sing()
+        while True:
+            await asyncio.sleep(max(self._interval - self._silence(), self._interval / 10))
+            if self._silence() >= self._interval and self._scheduler.busy_since is None:
+                self._sing()
+
+    def _sing(self) -> None:
+        self._due = True
+        self._scheduler.schedule(self)
+
+    def _silence(self) -> float:
+        """Seconds since something was decoded, or since this began to listen."""
+        return time.monotonic() - (self._scheduler.decoded_at or self._since)
+
+    # --- a client of the scheduler ---------------------------------------------------------------------------------
+
+    def pending(self) -> Kind | None:
+        return "partial" if self._due else None
+
+    def next_job(self) -> Job | None:
+        self._due = False
+        return Job(audio=self._audio)
+
+    def receive_result(self, result: Result) -> None:
+        self.first.set()
+        self.trouble = result.error
+        if result.error is not None:
+            self._metrics.canary_failures.inc()
+            _log.error("the canary's decode failed: %s", result.error)
+
+    def broke(self, error: Exception) -> None:
+        _log.error("the canary is dead: %s", error)

@@ -1,0 +1,247 @@
+"""Audio in, events out, in this process: the engines, the scheduler, the hub, and the streams that they serve.
+
+Owns the loading and the warming up of the engines, one a device, and what streams to come are made of: all that the
+service, `whisperd transcribe` and `whisperd listen` have in common. Knows no socket, no broker and no microphone:
+whoever hears something opens a stream here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from daemon.common.errors import ConfigurationError, ServiceError
+from daemon.common.metrics import Metrics
+from daemon.common.sources import Sources
+from daemon.common.version import our_version
+from daemon.core import gpu_memory
+from daemon.core.free_cores import FreeCores
+from daemon.core.hub import Hub
+from daemon.core.scheduler import EngineThread, Scheduler, Worker
+from daemon.core.stream import Model, Neighbours, Stream
+from daemon.settings.schema import Settings
+from streaming.events import Start
+from streaming.job import Captured, Job, Result
+from streaming.text import Text
+from streaming.vad import Detector
+
+
+class Engine(Protocol):
+    """What is asked of `streaming.whisper.engine.Engine`."""
+
+    @property
+    def student(self) -> str: ...
+
+    @property
+    def teacher(self) -> str | None: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def tokenizer_file(self) -> Path: ...
+
+    @property
+    def eot(self) -> int: ...
+
+    @property
+    def contexts(self) -> tuple[float, ...]: ...
+
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+
+    def warm(self) -> Captured: ...
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]: ...
+
+
+LoadEngine = Callable[[Settings], Engine]
+
+
+def describe_models(settings: Settings) -> str:
+    """The models' names and what they can hear, from their files; the weights stay where they are.
+
+    Raises:
+        ServiceError: one of them cannot be had, or they do not go together.
+    """
+    from streaming.whisper.checkpoint import CheckpointError, open_checkpoint, require_same_vocabulary
+
+    try:
+        student = open_checkpoint(settings.models.student, "student")
+        teacher = open_checkpoint(settings.teacher, "teacher") if settings.teacher else None
+        if teacher is not None:
+            require_same_vocabulary(student, teacher)
+    except CheckpointError as error:
+        raise ServiceError(str(error)) from None
+    return f"student {student.name}, teacher {teacher.name if teacher else 'none'}, up to {student.contexts[-1]:g} s"
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Raises:
+    ServiceError: a model cannot be had, or does not fit the settings.
+    """
+    cores = FreeCores()  # what others do is measured while torch is imported
+    # Here, so that whatever needs no engine does not wait seconds for torch.
+    from streaming.whisper.checkpoint import CheckpointError
+    from streaming.whisper.engine import Engine as WhisperEngine
+
+    models = settings.models
+    try:
+        return WhisperEngine.load(
+            models.student, settings.teacher, models.device, dtype=models.dtype,
+            threads=models.threads or cores.threads, graphs=models.graphs, mode=models.mode,
+            batch=settings.scheduler.batch,
+        )  # fmt: skip
+    except (CheckpointError, ValueError) as error:
+        raise ServiceError(str(error)) from None
+
+
+class _Host:
+    """An engine in the thread that owns it."""
+
+    def __init__(self, settings: Settings, load: LoadEngine) -> None:
+        self.thread = EngineThread()
+        self._settings = settings
+        self._load = load
+        self._engine: Engine | None = None
+
+    async def load(self) -> Engine:
+        """Raises:
+        ServiceError: see `load_engine`.
+        """
+        self._engine = await self.thread.call(self._load, self._settings)
+        return self._engine
+
+    async def warm(self) -> Captured:
+        assert self._engine is not None, "load it first"
+        return await self.thread.call(self._engine.warm)
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        """In the thread."""
+        assert self._engine is not None, "nothing is scheduled before the engine is warm"
+        return self._engine.run(jobs)
+
+    def teacher_apart(self) -> bool:
+        """On a GPU a teacher's check of many texts costs about what one costs."""
+        return self._engine is not None and self._engine.teacher is not None and self._engine.device == "cpu"
+
+
+class Pipeline:
+    """Engines, one a device, and all that streams share: what the service, `transcribe` and `listen` have in common."""
+
+    def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.metrics.gpus.read = gpu_memory.memory
+        self.sources = Sources()
+        self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
+        self._hosts = [_Host(each, load) for each in settings.for_each_device()]
+        workers = [Worker(host.thread, host.run, host.teacher_apart) for host in self._hosts]
+        self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
+        self._engine: Engine | None = None  # one of them: all hold the same models
+        self._shared: Neighbours | None = None
+        self._warm = asyncio.Event()
+
+    async def warm_up(self) -> Model:
+        """Raises:
+        ServiceError: see `load_engine`.
+        """
+        engines = await asyncio.gather(*(host.load() for host in self._hosts))
+        engine = self._engine = engines[0]
+        try:
+            _check_longest(self.settings, engine)
+        except ConfigurationError as error:
+            raise ServiceError(str(error)) from None
+        self._count(await asyncio.gather(*(host.warm() for host in self._hosts)))
+        # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
+        Detector(self.settings.vad_settings())
+        devices = ", ".join(each.device for each in engines)
+        model = Model(
+            engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
+        )
+        self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
+        self._shared = Neighbours(
+            model=model,
+            session=self.settings.session_settings(),
+            vad=self.settings.vad_settings(),
+            backlog=self.settings.scheduler.backlog,
+            scheduler=self.scheduler,
+            hub=self.hub,
+            sources=self.sources,
+            metrics=self.metrics,
+        )
+        self._warm.set()
+        return model
+
+    def _count(self, captured: Sequence[Captured]) -> None:
+        self.metrics.graphs.set(sum(each.graphs for each in captured))
+        self.metrics.graphs_missing.set(sum(each.missing for each in captured))
+        self.metrics.graphs_seconds.set(sum(each.seconds for each in captured))
+        self.metrics.graphs_bytes.set(sum(each.held for each in captured))
+
+    def reload(self, settings: Settings) -> None:
+        """For streams to come.
+
+        Raises:
+            ConfigurationError: they do not go with the models; nothing has changed then.
+        """
+        assert self._shared is not None, "warm up first"
+        assert self._engine is not None, "warm up first"
+        _check_longest(settings, self._engine)
+        Detector(settings.vad_settings())  # as at the start
+        self.settings = settings
+        self._shared = replace(
+            self._shared,
+            session=settings.session_settings(),
+            vad=settings.vad_settings(),
+            backlog=settings.scheduler.backlog,
+        )
+
+    async def wait_model(self) -> Model:
+        """What was loaded, once it is warm."""
+        await self._warm.wait()
+        assert self._shared is not None, "it is warm"
+        return self._shared.model
+
+    def open_stream(self, start: Start) -> Stream:
+        """Raises:
+        Fault: see `Stream`.
+        """
+        assert self._shared is not None, "warm up first"
+        return Stream(start, self._shared)
+
+    def close(self) -> None:
+        for host in self._hosts:
+            host.thread.close()
+
+    def ended(self) -> bool:
+        """Whether the engines' threads have ended. One that is busy with torch must not meet the interpreter's end."""
+        return all(host.thread.ended(1.0) for host in self._hosts)
+
+
+def _check_longest(settings: Settings, engine: Engine) -> None:
+    longest, wanted = engine.contexts[-1], settings.session_settings().segment.longest
+    if wanted > longest:
+        raise ConfigurationError(
+            f"segment.longest is {wanted:g} s, but the models hear at most {longest:g} s: shorten it"
+        )
+
+
+@asynccontextmanager
+async def running(pipeline: Pipeline) -> AsyncIterator[Model]:
+    """The pipeline, warm and scheduling, for as long as it is needed."""
+    try:
+        model = await pipeline.warm_up()
+        task = asyncio.create_task(pipeline.scheduler.run())
+        try:
+            yield model
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    finally:
+        pipeline.close()

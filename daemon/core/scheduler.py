@@ -1,0 +1,347 @@
+"""Who is transcribed next.
+
+Owns the engines' threads and the order of jobs: finals first, then partials, each stream in turn, as many at once as a
+batch may hold. Where there are several engines, whichever is free takes the next batch; a stream is with one of them at
+a time, so that its results come in order. A stream waits at most once, and its job is made when an engine is ready to
+take it, so that a partial covers the newest audio and lag cannot pile up: what has no time is simply never made. An
+exception fails its job alone; a batch that does not fit into memory is run in halves.
+
+On a processor a teacher's pass takes as long as many of its student's. There the student hears a batch first, and what
+it is unsure of goes to the teacher one text at a time, in turns with the other batches: nobody's partial waits for more
+than one pass of the teacher. Knows nothing of streams but their jobs, and nothing of an engine but `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
+
+from daemon.common.metrics import Metrics
+from streaming.job import ALWAYS, NEVER, Job, Result, isolated, out_of_memory
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+Kind = Literal["final", "partial"]
+_KINDS: tuple[Kind, ...] = ("final", "partial")
+
+
+class Client(Protocol):
+    """Whoever has jobs. Called in the event loop, never from a thread."""
+
+    def pending(self) -> Kind | None: ...
+
+    def next_job(self) -> Job | None: ...
+
+    def receive_result(self, result: Result) -> None: ...
+
+    def broke(self, error: Exception) -> None:
+        """One of the others raised: an error of ours. Nothing more will be asked of this client."""
+
+
+class EngineThread:
+    """The one thread that may touch the engine: an engine is never locked, it is owned.
+
+    A daemon thread: an engine that hangs must not keep the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """`function(*arguments)`, in the thread; its result or exception, here."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[_T] = loop.create_future()
+
+        def settle(value: _T | None, error: BaseException | None) -> None:
+            if outcome.cancelled():
+                return
+            if error is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(value)  # type: ignore[arg-type] # _T may itself be None
+
+        def work() -> None:
+            value, error = None, None
+            try:
+                value = function(*arguments)
+            except Exception as raised:
+                error = raised
+            try:
+                loop.call_soon_threadsafe(settle, value, error)
+            except RuntimeError:
+                _log.debug("the loop ended before the engine did")
+
+        self._calls.put(work)
+        return await outcome
+
+    def close(self) -> None:
+        """End after what was called already."""
+        self._calls.put(None)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it has, at the latest `seconds` from now."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Worker:
+    """An engine: its thread, and what runs there (`Engine.run`)."""
+
+    thread: EngineThread
+    run: Callable[[Sequence[Job]], list[Result]]
+    teacher_apart: Callable[[], bool] = lambda: False
+    """Whether it has a teacher whose passes are too long to come with its student's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unsure:
+    """A job that the teacher is to decide, or that waits behind one of the same stream. heard: what the student made of
+    it. settled: whether that is the result.
+    """
+
+    client: Client
+    job: Job
+    heard: Result
+    settled: bool
+
+    def again(self) -> Job:
+        """The student's text is its own draft now, which it checks in one pass."""
+        return replace(self.job, draft=self.heard.tokens, ask_teacher_below=ALWAYS)
+
+    def decided(self, result: Result) -> Result:
+        """As if it had been one run: the first tells how the stream's draft fared."""
+        if result.error is not None:
+            return result
+        return replace(result, accepted=self.heard.accepted, passes=self.heard.passes + result.passes)
+
+
+class Scheduler:
+    """Runs the jobs of all clients, a batch at a time on each engine.
+
+    batch: jobs at once.
+
+    Attributes:
+        decoded_at: when a batch last succeeded (`time.monotonic`); None before the first.
+    """
+
+    def __init__(self, workers: Sequence[Worker], batch: int, metrics: Metrics) -> None:
+        self.decoded_at: float | None = None
+        self._workers = workers
+        self._batch = batch
+        self._metrics = metrics
+        self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
+        self._away: set[Client] = set()  # those in a batch that runs, or unsure
+        self._unsure: deque[_Unsure] = deque()
+        self._clients: dict[Client, contextvars.Context] = {}
+        # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
+        self._waiting: dict[Kind, dict[Client, float]] = {kind: {} for kind in _KINDS}
+        self._work = asyncio.Event()
+        self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
+        self._worked = 0.0  # seconds, of batches that are over
+        metrics.engines.set(len(workers))
+        metrics.engine_busy_seconds.set_function(lambda: self.busy_seconds)
+        for kind in _KINDS:
+            metrics.jobs_oldest.labels(kind).set_function(partial(self._waited, kind))
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the oldest of the batches that run now began; None while all engines are idle."""
+        return min(self._busy.values(), default=None)
+
+    @property
+    def final_wait(self) -> float:
+        """Seconds for which the stream that waits longest for its turn with a final has waited; 0 where none does.
+
+        It is what a stream that comes now would have to wait as well. One that has much to catch up with waits no
+        longer than others for each of its turns, and so keeps nobody out.
+        """
+        return self._waited("final")
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long all engines together have worked. Batches that run count too: one that hangs is no idle engine."""
+        now = time.monotonic()
+        return self._worked + sum(now - since for since in self._busy.values())
+
+    def _waited(self, kind: Kind) -> float:
+        """Seconds, of the stream that waits longest for its turn with a job of this kind."""
+        since = next(iter(self._waiting[kind].values()), None)
+        return 0.0 if since is None else time.monotonic() - since
+
+    # --- the three verbs -------------------------------------------------------------------------------------------
+
+    def add(self, client: Client) -> None:
+        """What it is asked for from now on it does as whoever adds it: its lines in the log name the same stream."""
+        self._clients[client] = contextvars.copy_context()
+
+    def schedule(self, client: Client) -> None:
+        """`client` may have a job now. It keeps its place if it waits already."""
+        if client not in self._clients:
+            return
+        pending = self._guarded(client, client.pending)
+        for kind in _KINDS:
+            if kind == pending:
+                self._waiting[kind].setdefault(client, time.monotonic())
+                self._work.set()
+            else:
+                self._waiting[kind].pop(client, None)
+        self._count_waiting()
+
+    async def deliver(self, batch: Sequence[tuple[Client, Job]], results: Sequence[Result]) -> None:
+        for (client, job), result in zip(batch, results, strict=True):
+            self._count(job, result)
+            if client in self._clients:
+                self._guarded(client, client.receive_result, result)
+                self.schedule(client)
+            await asyncio.sleep(0)  # whoever reads what came of it must not find the next twenty on top
+        unsure = {each.client for each in self._unsure}
+        self._away.difference_update(client for client, _ in batch if client not in unsure)
+        self._work.set()  # what these wait for may be taken now
+
+    def remove(self, client: Client) -> None:
+        """Nothing more is asked of `client`, nor told to it."""
+        self._clients.pop(client, None)
+        for kind in _KINDS:
+            self._waiting[kind].pop(client, None)
+        self._count_waiting()
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await asyncio.gather(*(self._serve(worker) for worker in self._workers))
+
+    async def _serve(self, worker: Worker) -> None:
+        asked = False  # whether the teacher has just had its turn
+        while True:
+            await self._work.wait()
+            batch = self._take() if asked or not self._unsure else []
+            if batch:
+                asked = False
+                await self._hear(worker, batch)
+            elif self._unsure:
+                unsure = self._unsure.popleft()
+                asked = not unsure.settled
+                await self._ask(worker, unsure)
+            else:
+                self._work.clear()
+
+    async def _hear(self, worker: Worker, batch: list[tuple[Client, Job]]) -> None:
+        apart = worker.teacher_apart()
+        jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch]
+        results = await self._execute(worker, jobs)
+        decided: list[tuple[tuple[Client, Job], Result]] = []
+        waiting: set[Client] = set()
+        for (client, job), result in zip(batch, results, strict=True):
+            sure = not apart or result.error is not None or result.student_confidence >= job.ask_teacher_below
+            if sure and client not in waiting:
+                decided.append(((client, job), result))
+            else:
+                waiting.add(client)
+                self._unsure.append(_Unsure(client, job, result, settled=sure))
+        await self.deliver([pair for pair, _ in decided], [result for _, result in decided])
+
+    async def _ask(self, worker: Worker, unsure: _Unsure) -> None:
+        if unsure.settled or unsure.client not in self._clients:  # it may have left meanwhile
+            result = unsure.heard
+        else:
+            (heard,) = await self._execute(worker, [unsure.again()])
+            result = unsure.decided(heard)
+        await self.deliver([(unsure.client, unsure.job)], [result])
+
+    def _take(self) -> list[tuple[Client, Job]]:
+        """The next batch: all of one kind, so that no final waits for a partial's decoding."""
+        for kind in _KINDS:
+            batch: list[tuple[Client, Job]] = []
+            while (client := self._next(kind)) is not None and len(batch) < self._batch:
+                del self._waiting[kind][client]
+                job = self._guarded(client, client.next_job)
+                if job is None:
+                    continue
+                batch.append((client, job))
+                self._metrics.jobs.labels(kind).inc()
+                self.schedule(client)  # behind the others, if it has more
+            if batch:
+                self._away.update(client for client, _ in batch)
+                return batch
+        return []
+
+    def _next(self, kind: Kind) -> Client | None:
+        """Whoever waits longest and is not with an engine already."""
+        return next((client for client in self._waiting[kind] if client not in self._away), None)
+
+    async def _execute(self, worker: Worker, jobs: list[Job]) -> list[Result]:
+        """A result for each job, whatever the engine does."""
+        started = self._busy[worker] = time.monotonic()
+        try:
+            results = await worker.thread.call(isolated, worker.run, jobs, self._failed)
+        finally:
+            del self._busy[worker]
+            self._worked += time.monotonic() - started
+        self._metrics.batch_seconds.observe(time.monotonic() - started)
+        self._metrics.batch_size.observe(len(jobs))
+        if any(result.error is None for result in results):
+            self.decoded_at = time.monotonic()
+        return results
+
+    def _failed(self, jobs: Sequence[Job], error: Exception) -> None:
+        """In an engine's thread."""
+        if len(jobs) == 1 or not out_of_memory(error):
+            _log.error("a batch of %d jobs failed", len(jobs), exc_info=error)
+            return
+        self._metrics.batches_halved.inc()
+        if len(jobs) < self._too_many:  # said once; and again only where even less does not fit
+            self._too_many = len(jobs)
+            _log.warning(
+                "a batch of %d jobs does not fit into memory and is run in halves, as all such will be: "
+                "a lower scheduler.batch saves the first try (%s)",
+                len(jobs),
+                str(error).partition("\n")[0],
+            )
+
+    def _guarded(self, client: Client, call: Callable[..., _T], *arguments: Any) -> _T | None:
+        """`call`, so that a client that raises harms nobody but itself."""
+        # A copy, for it may ask for its next turn meanwhile, and a context cannot be entered twice.
+        context = self._clients[client].copy()
+        try:
+            return context.run(call, *arguments)
+        except Exception as error:
+            context.run(_log.exception, "a stream broke")
+            self.remove(client)
+            client.broke(error)
+            return None
+
+    def _count(self, job: Job, result: Result) -> None:
+        if result.error is not None:
+            self._metrics.job_failures.inc()
+            return
+        self._metrics.tokens.inc(len(result.tokens))
+        self._metrics.draft_tokens.labels("student").inc(len(job.draft))
+        self._metrics.draft_tokens_accepted.labels("student").inc(result.accepted)
+        if result.teacher_passes:  # its draft is what the student heard
+            self._metrics.draft_tokens.labels("teacher").inc(len(result.student_tokens))
+            self._metrics.draft_tokens_accepted.labels("teacher").inc(result.teacher_accepted)
+        self._metrics.passes.labels("student").inc(result.passes)
+        self._metrics.passes.labels("teacher").inc(result.teacher_passes)
+
+    def _count_waiting(self) -> None:
+        for kind in _KINDS:
+            self._metrics.jobs_waiting.labels(kind).set(len(self._waiting[kind]))

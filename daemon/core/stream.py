@@ -1,0 +1,337 @@
+"""One client's pump: source -> session -> scheduler -> hub.
+
+Owns the life of one stream: its decoder, its session, its place with the scheduler, and the moment at which its last
+final is out. Here meet the neighbours that must not know each other. Knows nothing of sockets or topics: whoever
+brings the audio calls `receive` with the vocabulary's own messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from daemon.common.errors import Fault
+from daemon.common.fields import quoted, shown
+from daemon.common.logs import speak_of
+from daemon.common.metrics import Metrics
+from daemon.common.sources import DEFAULT_SOURCE, Sources
+from daemon.core.hub import Hub
+from daemon.core.scheduler import Kind, Scheduler
+from streaming.audio import AudioDecoder, AudioFormat, FormatError
+from streaming.events import (
+    Audio,
+    Discard,
+    Endpointing,
+    Error,
+    Event,
+    Flush,
+    Flushed,
+    Inbound,
+    Notice,
+    Ready,
+    Start,
+    Stop,
+    Stopped,
+)
+from streaming.job import SAMPLE_RATE, Job, Result, Waveform
+from streaming.opus import OpusDecoder
+from streaming.session import Session, SessionSettings
+from streaming.text import Text
+from streaming.vad import Detector, VadSettings
+
+_log = logging.getLogger(__name__)
+
+_SLICE_SECONDS = 0.25
+"""Audio that is looked at between two turns of the event loop: eight frames, a few milliseconds of voice detection.
+A client that sends a file at fifty times its pace must not delay those who speak."""
+
+_SLICE_SAMPLES = 2 * round(_SLICE_SECONDS * SAMPLE_RATE)
+"""The most of it, where the bytes held more than was thought."""
+
+_MUTED = "\0muted"
+"""The id of the flush that ends an utterance when its source is switched off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a stream must know of the engine."""
+
+    student: str
+    teacher: str | None
+    device: str
+    languages: tuple[str, ...]
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What all streams share. backlog: seconds of audio that may wait for finals before reading pauses."""
+
+    model: Model
+    session: SessionSettings
+    vad: VadSettings
+    backlog: float
+    scheduler: Scheduler
+    hub: Hub
+    sources: Sources
+    metrics: Metrics
+
+
+class Stream:
+    """From a `Start` to `Stopped`. A client of the scheduler.
+
+    Everything that it says goes to the hub; what concerns its own client alone (ready, flushed, stopped, errors) goes
+    only into `outbox`, which follows this stream among all.
+
+    Attributes:
+        flushes: those that came so far.
+
+    Raises:
+        Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_endpointing`; fatal.
+    """
+
+    def __init__(self, start: Start, shared: Neighbours) -> None:
+        self.id = uuid.uuid4().hex
+        self.source = start.source if start.source is not None else DEFAULT_SOURCE
+        speak_of(source=self.source, session=self.id)
+        self._shared = shared
+        self._decoder = _decoder(start)
+        self._session = Session(
+            self.source,
+            _session_settings(shared.session, start.endpointing),
+            Detector(shared.vad),
+            shared.model.text,
+            language=_language(start, shared.model),
+            partials=start.partials,
+            words=start.words,
+        )
+        self.flushes = 0
+        self._slice = self._decoder.bytes_of(_SLICE_SECONDS)
+        self._ended = False  # nothing more is taken in
+        self._closed = False
+        self._finished = asyncio.Event()  # the last final is out
+        self._progress = asyncio.Event()  # a result came: there may be room again
+        self._speaking = False
+        self.outbox = shared.hub.follow(self.id)
+        shared.scheduler.add(self)
+        shared.sources.opened(self.source, self._mute)
+        shared.metrics.streams.inc()
+        shared.metrics.streams_open.inc()
+        _log.debug("begun: %s at %d Hz", start.encoding, start.sample_rate)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was said so far has its final."""
+        return self._session.settled
+
+    @property
+    def samples(self) -> int:
+        """Heard so far, of every channel, in the client's rate."""
+        return self._decoder.heard
+
+    @property
+    def greeting(self) -> Ready:
+        """What the client talks to."""
+        model = self._shared.model
+        return Ready(self.id, self.source, model.student, model.teacher, model.device)
+
+    def ready(self) -> None:
+        """Tell the client what it talks to."""
+        self.outbox.put(self.greeting)
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    async def receive(self, message: Inbound) -> None:
+        """One message. Returns when there is room for the next: whoever calls this reads no faster than we hear."""
+        match message:
+            case Audio(data):
+                await self._hear(data, time.monotonic())
+            case Flush(id):
+                self.flushes += 1
+                self._say(self._session.flush(id, time.monotonic()))
+            case Discard(id):
+                self._say(self._session.discard(id, time.monotonic()))
+            case Stop():
+                self._end()
+            case Start():
+                raise Fault("late_start", "the stream has begun: open another connection to change parameters")
+
+    def cut(self) -> None:
+        """The connection broke off. Half a sample is not kept: its client goes on at `samples`."""
+        self._decoder.forget_leftover()
+
+    async def finish(self) -> None:
+        """No more audio; returns when the last final is out. The same for a stop, a lost client and a shutdown."""
+        self._end()
+        await self._finished.wait()
+
+    def close(self) -> None:
+        """Leave, finished or not; however often it is said."""
+        if self._closed:
+            return
+        self._closed = True
+        self._shared.scheduler.remove(self)
+        self.outbox.close()
+        self._set_speaking(False)
+        self._shared.sources.closed(self.source, self._mute)
+        self._shared.metrics.streams_open.dec()
+        _log.debug("ended: %.1f s heard, of which %.1f s speech", *self._heard())
+
+    def _heard(self) -> tuple[float, float]:
+        """Seconds of audio, and of speech."""
+        return self._session.audio_seconds, self._session.voiced_seconds
+
+    async def _hear(self, data: bytes, now: float) -> None:
+        for at in range(0, len(data), self._slice):
+            await self._room()
+            if self._ended:
+                return
+            samples = self._decode(data[at : at + self._slice])
+            self._notice()
+            # A few bytes of opus may hold a long silence.
+            for begin in range(0, max(1, samples.size), _SLICE_SAMPLES):
+                self._take(samples[begin : begin + _SLICE_SAMPLES], now - self._decoder.delay)
+                await asyncio.sleep(0)
+
+    def _decode(self, data: bytes) -> Waveform:
+        try:
+            return self._decoder.feed(data)
+        except FormatError as error:
+            self._decoder.forget_leftover()  # it is this that cannot be read, and not cut off as well
+            raise _fault(error) from None
+
+    def _notice(self) -> None:
+        for finding in self._decoder.findings():
+            _log.info("%s: %s", finding.code, finding.message)
+            self.outbox.put(Notice(finding.code, finding.message, self.source))
+
+    def _take(self, samples: Waveform, arrived: float) -> None:
+        seconds = len(samples) / SAMPLE_RATE
+        self._shared.metrics.audio_seconds.inc(seconds)
+        if not self._shared.sources.is_on(self.source):
+            # Heard as silence rather than cut out: the stream's clock goes on.
+            samples = np.zeros_like(samples)
+            self._shared.metrics.muted_seconds.inc(seconds)
+        self._say(self._receive(samples, arrived))
+
+    def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
+        before = self._session.voiced_seconds
+        events = self._session.receive(samples, arrived)
+        self._shared.metrics.voiced_seconds.inc(self._session.voiced_seconds - before)
+        return events
+
+    def _mute(self) -> None:
+        """The source was switched off: what was said until now becomes final, though no more audio may come."""
+        if not self._ended:
+            self._say(self._session.flush(_MUTED, time.monotonic()))
+
+    async def _room(self) -> None:
+        """Pause while too much audio waits for its finals."""
+        if self._session.backlog_seconds <= self._shared.backlog:
+            return
+        began = time.monotonic()
+        self._shared.metrics.backpressure.inc()
+        while self._session.backlog_seconds > self._shared.backlog and not self._ended:
+            self._progress.clear()
+            await self._progress.wait()
+        self._shared.metrics.backpressure_seconds.inc(time.monotonic() - began)
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        now = time.monotonic()
+        self._say(self._receive(self._decoder.finish(), now))
+        self._notice()
+        if self._decoder.leftover:
+            fault = _odd_bytes(self._decoder)
+            self._shared.metrics.client_errors.labels(fault.code).inc()
+            self.outbox.put(fault)
+        self._say(self._session.stop(now))
+
+    # --- what goes out ---------------------------------------------------------------------------------------------
+
+    def _say(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case Flushed(id) if id == _MUTED:
+                    pass  # nobody asked
+                case Flushed() | Stopped():
+                    self.outbox.put(event, self.id)
+                case Error():
+                    _log.error("%s", event.message)
+                    self._shared.hub.publish(event, self.id)
+                case _:
+                    self._shared.hub.publish(event, self.id)
+        self._set_speaking(self._session.speaking)
+        self._shared.scheduler.schedule(self)
+        if self._session.finished:
+            self._finished.set()
+        self._progress.set()
+
+    def _set_speaking(self, speaking: bool) -> None:
+        if speaking != self._speaking:
+            self._speaking = speaking
+            self._shared.sources.speech(self.source, speaking)
+
+    # --- a client of the scheduler ---------------------------------------------------------------------------------
+
+    def pending(self) -> Kind | None:
+        return self._session.pending()
+
+    def next_job(self) -> Job | None:
+        return self._session.next_job()
+
+    def receive_result(self, result: Result) -> None:
+        self._say(self._session.receive_result(result, time.monotonic()))
+
+    def broke(self, error: Exception) -> None:
+        self._shared.metrics.errors.labels("internal").inc()
+        self.outbox.put(Error("internal", "this stream failed inside the service; the log says how", fatal=True))
+        self._ended = True
+        self._finished.set()
+        self._progress.set()
+
+
+def _decoder(start: Start) -> AudioDecoder | OpusDecoder:
+    try:
+        if start.encoding == "opus":
+            return OpusDecoder()
+        return AudioDecoder(AudioFormat(start.encoding, start.sample_rate, start.channels))
+    except FormatError as error:
+        raise _fault(error) from None
+
+
+def _fault(error: FormatError) -> Fault:
+    got = "".join(f", got {shown(each)}" for each in error.got)
+    return Fault(error.code, f"{error}{got}", fatal=True)
+
+
+def _session_settings(settings: SessionSettings, wanted: Endpointing) -> SessionSettings:
+    """`settings`, with what this stream wants otherwise."""
+    changes = {key: value for key, value in asdict(wanted).items() if value is not None}
+    if not changes:
+        return settings
+    segment = settings.segment
+    # What closes an utterance may not need more than what opens one.
+    release = min(segment.release, changes.get("threshold", segment.threshold))
+    try:
+        return replace(settings, segment=replace(segment, release=release, **changes))
+    except ValueError as error:
+        raise Fault("bad_endpointing", str(error), fatal=True) from None
+
+
+def _language(start: Start, model: Model) -> str | None:
+    if start.language is not None and start.language not in model.languages:
+        known = ", ".join(model.languages)
+        raise Fault("bad_language", f"language must be one of {known}, got {quoted(start.language)}", fatal=True)
+    return start.language
+
+
+def _odd_bytes(decoder: AudioDecoder | OpusDecoder) -> Error:
+    return Error("odd_bytes", f"the audio ended with {decoder.remains}; all before it was heard", fatal=False)

@@ -1,0 +1,245 @@
+"""One websocket client, as those see it who talk to it.
+
+Owns how it is told things (in order, within the time that a peer may take to take in a message, or it is disconnected),
+what of its messages is taken in, how many frames that are no messages, how its faults are counted and logged, and a
+close that does not wait for ever. Knows no dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConcurrencyError, ConnectionClosed
+from websockets.frames import DATA_OPCODES, Frame, Opcode
+from websockets.protocol import Event as LibraryEvent
+from websockets.protocol import State
+
+from daemon.common.errors import Fault
+from daemon.common.metrics import Metrics
+from daemon.dialects.codec import CLOSE_TRY_LATER
+from daemon.endpoints.limits import Outbox
+from streaming.events import Event
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds that a peer has to answer a close."""
+
+_LEFT = frozenset({1000, 1001})
+"""Close codes of a client that leaves on purpose."""
+
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+
+MOST_PIECES = 1024
+"""Of one message. The library has a limit too, but stops to read there, and so never sees the peer's close."""
+_BEGINNINGS = (Opcode.TEXT, Opcode.BINARY)
+"""Of messages."""
+_LEAST_PAUSE = 0.02
+"""Seconds. A shorter pause costs more than the frames for which it is made."""
+_MOST_UNREAD = 1024 * 1024
+"""Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
+
+
+class Connection(ServerConnection):
+    """The library's, not answered without bound, not kept for a message that never ends, and not read faster than a
+    peer may send.
+
+    rate: frames a second that nobody waits for, and that therefore nobody else paces: pings, pongs, continuations, and
+    whatever comes once no message is taken in any more. More are read later, like messages (see `Pace`).
+
+    Attributes:
+        in_pieces: a message came in too many of them; nothing is taken in since.
+    """
+
+    def __init__(self, metrics: Metrics, rate: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.in_pieces = False
+        self._pieces = 0
+        self._metrics = metrics
+        self._interval = 1 / rate
+        self._due = 0.0  # when the next such frame would come if all came evenly
+        self._resting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # The library reads on as soon as its queue has room, which it always has while only such frames come.
+        self.recv_messages.resume = self._read_on
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._rest()
+        # Events wait until their peer takes them in; the library's own answers to pings do not.
+        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
+            self._metrics.client_errors.labels("not_reading").inc()
+            _log.info("%s sends without reading: disconnected", name_of(self))
+            self.transport.abort()
+
+    def process_event(self, event: LibraryEvent) -> None:
+        if not isinstance(event, Frame):
+            super().process_event(event)
+            return
+        if self._is_unpaced(event):
+            self._due = max(self._due, self.loop.time() - 1.0) + self._interval
+        if event.opcode in DATA_OPCODES:
+            if self.in_pieces:
+                return
+            self._pieces = self._pieces + 1 if event.opcode is Opcode.CONT else 1
+            if self._pieces > MOST_PIECES:
+                self.in_pieces = True
+                event = Frame(Opcode.CONT, b"")  # an end, for whoever waits for one
+        super().process_event(event)
+
+    def _is_unpaced(self, frame: Frame) -> bool:
+        """Whether it is of no message that somebody takes in at a pace of his own."""
+        return frame.opcode not in _BEGINNINGS or self.in_pieces or self.protocol.state is not State.OPEN
+
+    def _rest(self) -> None:
+        """Until so many frames may have come."""
+        ahead = self._due - self.loop.time()
+        if ahead > _LEAST_PAUSE and self._resting is None:
+            self._metrics.slowed_seconds.inc(ahead)
+            self._resting = self.loop.call_later(ahead, self._rested)
+            self.transport.pause_reading()
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._resting is None and not self.recv_messages.paused:
+            self.transport.resume_reading()
+
+
+class Peer:
+    """patience: seconds that it may take to take in one message.
+
+    Attributes:
+        reason: what its close shall say beside the code.
+    """
+
+    def __init__(self, ws: Connection, patience: float, metrics: Metrics) -> None:
+        self.ws = ws
+        self.reason = ""
+        self._patience = patience
+        self._metrics = metrics
+        self._telling = asyncio.Lock()  # what belongs together comes together
+        self._dropped = False
+        self._blamed = False
+        _notice_dead_peers(ws)
+
+    @property
+    def left(self) -> bool:
+        """Whether it closed the connection on purpose, and not because something failed."""
+        close = self.ws.protocol.close_rcvd
+        return close is not None and close.code in _LEFT
+
+    async def tell(self, frames: Iterable[str | bytes]) -> None:
+        """All of `frames`. One that does not take them in is disconnected; the next call then raises.
+
+        Raises:
+            ConnectionClosed: it has gone.
+        """
+        async with self._telling:
+            try:
+                for frame in frames:
+                    async with asyncio.timeout(self._patience):
+                        await self.ws.send(frame)
+            except TimeoutError:
+                await self._drop()
+
+    async def write(self, outbox: Outbox, encode: Callable[[Event], Iterable[str | bytes]]) -> bool:
+        """All of `outbox`, until it or the peer ends; whether it was all. One too far behind is disconnected."""
+        try:
+            async for event in outbox:
+                await self.tell(encode(event))
+        except ConnectionClosed:
+            return False
+        if outbox.overflowed:
+            await self._drop()
+        return not outbox.overflowed
+
+    def note(self, fault: Fault) -> None:
+        """Count it; one line for each client: whoever sends rubbish does so by the thousand."""
+        self._metrics.client_errors.labels(fault.code).inc()
+        level = logging.DEBUG if self._blamed else logging.INFO
+        _log.log(level, "%s: %s: %s", name_of(self.ws), fault.code, fault.message)
+        self._blamed = True
+
+    async def hear(self) -> str | bytes:
+        """What it says next.
+
+        Raises:
+            ConnectionClosed: it has gone.
+            Fault: `message_too_big`.
+        """
+        message = await self.ws.recv()
+        if self.ws.in_pieces:
+            raise Fault(
+                "message_too_big", f"a message may come in {MOST_PIECES} fragments: send it in fewer", fatal=True
+            )
+        return message
+
+    async def first(self) -> str | bytes | None:
+        """What it says first; None if it says nothing for as long as it may take to take in a message."""
+        with contextlib.suppress(TimeoutError, ConnectionClosed, Fault):
+            async with asyncio.timeout(self._patience):
+                return await self.hear()
+        return None
+
+    async def close(self, code: int, patience: float | None = None, reason: str | None = None) -> bool:
+        """Close, and do not wait for ever for a peer that does not answer. Whether it did: it read all before that.
+
+        patience: seconds; None for `CLOSE_TIMEOUT`.
+        """
+        # Its answer comes behind all that it is still sending, which somebody must take in.
+        discarding = asyncio.create_task(self._discard())
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT if patience is None else patience):
+                await self.ws.close(code, self.reason if reason is None else reason)
+        except TimeoutError:
+            self.ws.transport.abort()
+        finally:
+            discarding.cancel()
+        return self.ws.protocol.close_rcvd is not None
+
+    async def _drop(self) -> None:
+        if self._dropped:
+            return
+        self._dropped = True
+        self._metrics.subscribers_dropped.inc()
+        _log.info("%s reads too slowly: disconnected", name_of(self.ws))
+        await self.close(CLOSE_TRY_LATER, self._patience, "too slow: reconnect with ?since=SEQ")
+
+    async def _discard(self) -> None:
+        # Or somebody else takes it in already.
+        with contextlib.suppress(ConnectionClosed, ConcurrencyError):
+            while True:
+                await self.ws.recv()
+
+
+def name_of(ws: ServerConnection) -> str:
+    """For the log."""
+    address = ws.remote_address
+    return f"{address[0]}:{address[1]}" if address else "a client that left"
+
+
+def _notice_dead_peers(ws: ServerConnection) -> None:
+    sock: socket.socket = ws.transport.get_extra_info("socket")
+    # A peer that left meanwhile has no socket to set anything on.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):  # Linux has them all
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

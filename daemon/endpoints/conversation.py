@@ -1,0 +1,247 @@
+"""One websocket connection of a client that streams, from its first frame to its close, whatever dialect it speaks.
+
+Owns the order of things: the codec's messages are taken in one by one, a start opens a stream, what the stream says is
+encoded and told, and whatever ends it (the client, its fault, the service), all that was heard becomes final first.
+What a client should know of its audio, and its dialect has no word for, is a warning of the log.
+Where the connection alone ends, the stream is left behind for the next (`resume.py`). Knows the shape of a codec and
+none of the dialects; of what lies behind only that streams can be begun, and found again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from websockets.exceptions import ConnectionClosed
+
+from daemon.common.errors import Fault
+from daemon.common.logs import speak_of
+from daemon.common.permissions import Rights
+from daemon.common.sources import DEFAULT_SOURCE
+from daemon.dialects.codec import CLOSE_DONE, CLOSE_SHUTTING_DOWN, Codec, Dialect, Frame, Message, Reply
+from daemon.endpoints.client import Peer
+from daemon.endpoints.limits import Pace, Readers
+from daemon.endpoints.resume import Line, Lines
+from streaming.events import Event, Notice, Resume, Start, Stop
+
+_log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """The port that the client came by.
+
+    Attributes:
+        readers: those who listen until the service stops. max_message: bytes of a frame. lines: streams to be resumed.
+    """
+
+    @property
+    def readers(self) -> Readers: ...
+
+    @property
+    def max_message(self) -> int: ...
+
+    @property
+    def lines(self) -> Lines: ...
+
+    async def begin(self, start: Start) -> Line:
+        """Waits until the engine is warm. Raises: Fault."""
+
+    def pace(self) -> Pace:
+        """Of one client."""
+
+
+class Conversation:
+    """arrived: called when it has a stream, and so a seat."""
+
+    def __init__(
+        self, host: Host, peer: Peer, dialect: Dialect, codec: Codec, rights: Rights, arrived: Callable[[], None]
+    ) -> None:
+        self._host = host
+        self._peer = peer
+        self._dialect = dialect
+        self._codec = codec
+        self._rights = rights
+        self._arrived = arrived
+        self._pace = host.pace()
+        self._line: Line | None = None
+        self._holding = contextlib.AsyncExitStack()  # of the line
+        self._heard = False  # the stream was told something
+        self._writer: asyncio.Task[bool] | None = None
+
+    async def run(self) -> int | None:
+        """Until the stream has ended and its client was told, or the connection dropped; the code to close with, None
+        where it is closed already.
+
+        Raises:
+            Fault: `taken_over`.
+        """
+        async with self._holding:
+            try:
+                return await self._end(await self._listen())
+            finally:
+                if self._writer is not None:
+                    self._writer.cancel()
+                    await asyncio.gather(self._writer, return_exceptions=True)
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> int | None:
+        """The code to close with; None: the connection is closed."""
+        try:
+            async with self._host.readers.reading():
+                await self._converse()
+        except TimeoutError:
+            return CLOSE_SHUTTING_DOWN
+        except ConnectionClosed:
+            return None
+        except Fault as fault:
+            fault.fatal = True
+            with contextlib.suppress(ConnectionClosed):
+                await self._blame(fault)
+            self._peer.reason = self._dialect.close_reason(fault)
+            return self._dialect.close_code(fault.code)
+        except Exception as error:
+            if self._line is None:
+                raise
+            _log.exception("a stream broke")
+            self._line.stream.broke(error)
+            return self._dialect.close_code("internal")
+        return CLOSE_DONE
+
+    async def _converse(self) -> None:
+        await self._take_in(self._codec.greet)
+        frame = await self._first()
+        while await self._take_in(self._codec.assume if frame is None else partial(self._codec.decode, frame)):
+            frame = await self._next()
+
+    async def _first(self) -> Frame | None:
+        """None when there was none within the grace."""
+        try:
+            async with asyncio.timeout(self._codec.grace):
+                return await self._next()
+        except TimeoutError:
+            return None
+
+    async def _next(self) -> Frame:
+        await self._pace.wait()
+        frame = await self._peer.hear()
+        if isinstance(frame, str):
+            self._pace.charge(len(frame))
+        limit = max(self._host.max_message, self._dialect.largest)
+        if len(frame) > limit:
+            raise Fault("message_too_big", f"a message may have {limit} bytes, got {len(frame)}: send smaller frames")
+        return frame
+
+    async def _take_in(self, give: Callable[[], Iterable[Message]]) -> bool:
+        """False once the client has said all."""
+        try:
+            for message in give():
+                if isinstance(message, Stop):
+                    return False
+                await self._take(message)
+        except Fault as fault:
+            if fault.fatal:
+                raise
+            await self._blame(fault)
+        # It may have said all on another connection.
+        return self._line is None or self._line.code is None
+
+    async def _take(self, message: Message) -> None:
+        match message:
+            case Reply(frame):
+                await self._peer.tell([frame])
+            case Start():
+                await self._open(message)
+            case Resume():
+                await self._resume(message)
+            case _:
+                assert self._line is not None, "a codec begins with a start"
+                self._heard = True
+                await self._line.stream.receive(message)
+
+    async def _blame(self, fault: Fault) -> None:
+        self._peer.note(fault)
+        if self._line is not None and self._line.seconds:
+            # In the order of the stream's own events, for its client counts what it gets.
+            self._line.put(fault.event())
+        else:
+            await self._peer.tell(self._codec.blame(fault))
+
+    # --- its stream ------------------------------------------------------------------------------------------------
+
+    async def _open(self, start: Start) -> None:
+        if self._line is not None and self._heard:
+            await self._line.finish()
+        await self._leave()
+        source = self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
+        await self._hold(await self._host.begin(replace(start, source=source)), None)
+
+    async def _resume(self, wanted: Resume) -> None:
+        await self._leave()
+        line = self._host.lines.find(wanted.token)
+        self._rights.check_send(line.stream.source)
+        speak_of(source=line.stream.source, session=line.stream.greeting.session)
+        await self._hold(line, wanted.events)
+
+    async def _hold(self, line: Line, events: int | None) -> None:
+        """events: of one that is resumed, how many its client has got."""
+        await self._holding.enter_async_context(self._host.lines.holding(line))
+        if events is not None:
+            self._host.lines.resume(line, events)
+        self._arrived()
+        self._line = line
+        self._heard = False
+        if (greeting := line.take_greeting()) is not None:
+            # Before any answer to what the client says next, which does not go through the line.
+            with contextlib.suppress(ConnectionClosed):  # what it said before it went is still to be heard
+                await self._peer.tell(self._codec.encode(greeting))
+        self._writer = asyncio.create_task(self._peer.write(line, self._encode))
+
+    def _encode(self, event: Event) -> Iterator[Frame]:
+        told = False
+        for frame in self._codec.encode(event):
+            told = True
+            yield frame
+        if isinstance(event, Notice) and not told:
+            # Else its user would wait for text, and the operator look for a fault here.
+            _log.warning("%s: %s (not told to a client of %s)", event.source, event.message, self._dialect.name)
+
+    async def _leave(self) -> None:
+        """Have no stream any more; what it has said is still told."""
+        # Forgotten first: a writer that fails must not have the stream ended twice.
+        line, writer, self._line, self._writer = self._line, self._writer, None, None
+        if line is not None:
+            line.over = True
+            line.discard()
+        try:
+            if writer is not None:
+                await writer
+        finally:
+            await self._holding.aclose()
+
+    async def _end(self, code: int | None) -> int | None:
+        """After `code`, see `_listen`: the same as `run` gives."""
+        line = self._line
+        if line is None:
+            await self._part(code)
+            return code
+        if code is not None:
+            line.code = line.code or code
+            await line.finish()
+            told = self._writer is not None and await self._writer
+            await self._part(line.code)
+            # Whoever has not answered the close may not have read what came before it, and may come back for it.
+            line.over = await self._peer.close(line.code) and told
+        line.left = line.overflowed or self._peer.left
+        return None
+
+    async def _part(self, code: int | None) -> None:
+        """Say goodbye, in a dialect that has a word for it."""
+        if code is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await self._peer.tell(self._codec.part(code))

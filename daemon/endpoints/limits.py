@@ -1,0 +1,355 @@
+"""What the listening edges have in common.
+
+Owns the shape of what lies behind an edge (`Stream`, `Outbox`), how many clients may sit at one at once, how many
+connections there may be, of one address and in all, how many messages each is read in a second, and the last moment
+that they are given when the service stops. Knows no protocol, no socket, and nothing that has these shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
+from typing import Protocol
+
+from daemon.common.errors import Fault
+from daemon.common.permissions import is_local
+from streaming.events import Event, Inbound, Ready
+
+OPEN_TIMEOUT = 10.0
+"""Seconds in which a connection must have said what it wants, whatever has to come before that."""
+
+_LONGEST_WAIT = 60.0
+"""Seconds that one may be there and not be served: between two requests, or after a refusal or a close. Whoever serves
+it is done with it sooner."""
+
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+"""The answer to a connection that is one too many, before it has said what it wants."""
+
+_LAST_WORDS = 0.3
+"""Seconds for which audio that is on its way is still read when the service stops."""
+
+_SHORT = 1024
+"""Characters of a message that is no longer than others."""
+
+_LEAST_PAUSE = 0.02
+"""Seconds. A shorter pause for each message costs more than the message."""
+
+_TURN = 0.01
+"""Seconds after which whoever has more in hand lets the others have their turn."""
+
+
+class Outbox(Protocol):
+    @property
+    def overflowed(self) -> bool: ...
+
+    def put(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+
+class Stream(Protocol):
+    source: str
+    flushes: int
+
+    @property
+    def outbox(self) -> Outbox: ...
+
+    @property
+    def settled(self) -> bool: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def greeting(self) -> Ready: ...
+
+    def ready(self) -> None: ...
+
+    async def receive(self, message: Inbound) -> None: ...
+
+    def cut(self) -> None: ...
+
+    async def finish(self) -> None: ...
+
+    def broke(self, error: Exception) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Seats:
+    """So many at once, and no more.
+
+    Attributes:
+        number: how many; it may change, and nobody who sits has to leave.
+    """
+
+    def __init__(self, number: int, what: str) -> None:
+        self._free = asyncio.Event()
+        self.number = number
+        self._what = what
+        self._taken = 0
+
+    def take(self) -> None:
+        """Raises:
+        Fault: `full`.
+        """
+        if self._taken >= self.number:
+            raise Fault("full", f"all {self.number} {self._what} are taken: try again later", fatal=True)
+        self._taken += 1
+
+    def give_back(self) -> None:
+        self._taken -= 1
+        if not self._taken:
+            self._free.set()
+
+    async def wait_free(self) -> None:
+        """Until none is taken."""
+        while self._taken:
+            self._free.clear()
+            await self._free.wait()
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+
+class Guests:
+    """Every connection of a port, from the moment that it is accepted until it has ended: nothing that one may cost
+    comes before it is counted, and nothing after.
+
+    A guest is served, or it waits: it has not said what it wants, was refused, or is on its way out. Of those that are
+    served, so many may come from one address (how many there may be in all is for `Seats`). Those that wait are few,
+    from one address and in all: where one comes too many, the one goes that has waited longest, of whoever has most of
+    them, and rather one that has said nothing than one that is about to say what it wants. So whoever holds connections
+    open takes the room of his own. This machine's addresses are not limited each: a
+    proxy here stands for many.
+
+    turned_away: told why whenever one goes that would have stayed.
+
+    Attributes:
+        of_address: how many may be served, and may wait, from one address. waiting: how many may wait in all. These may
+            change, and nobody who is here has to leave. in_all: how many there may be whatever they do; None: any.
+    """
+
+    def __init__(self, of_address: int, waiting: int, turned_away: Callable[[str], object]) -> None:
+        self.of_address = of_address
+        self.waiting = waiting
+        self.in_all: int | None = None
+        self._turned_away = turned_away
+        self._waiting: dict[str | None, dict[Guest, None]] = {}  # in the order in which they began to wait
+        self._served: Counter[str] = Counter()
+        self._here: set[Guest] = set()
+
+    def enter(self, address: str | None, leave: Callable[[bool], object]) -> Guest | None:
+        """One more; None where there is no room, whoever goes.
+
+        address: None where there is none, as of a path. leave: called when it has to go, with whether others are why.
+        """
+        if is_limited(address):
+            while len(mine := self._waiting.get(address, {})) >= self.of_address:
+                self._turn_away(_first(mine), "address")
+        while self.number_waiting >= self.waiting:
+            self._turn_away(self._longest(), "handshakes")
+        if self.in_all is not None and len(self._here) >= self.in_all:
+            if not self._waiting:
+                self._turned_away("descriptors")
+                return None
+            self._turn_away(self._longest(), "descriptors")
+        guest = Guest(self, address, leave)
+        self._here.add(guest)
+        self.wait(guest)
+        return guest
+
+    @property
+    def number_waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def end(self) -> None:
+        """Whoever has not said what it wants goes."""
+        for guest in [each for mine in self._waiting.values() for each in mine if not each.asked]:
+            guest.turn_away(crowded=False)
+
+    # --- for guests ------------------------------------------------------------------------------------------------
+
+    def wait(self, guest: Guest) -> None:
+        self._waiting.setdefault(guest.address, {})[guest] = None
+
+    def stop_waiting(self, guest: Guest) -> None:
+        mine = self._waiting.get(guest.address, {})
+        mine.pop(guest, None)
+        if not mine:
+            self._waiting.pop(guest.address, None)  # addresses are many
+
+    def serve(self, address: str) -> None:
+        """Raises:
+        Fault: `too_many_connections`.
+        """
+        if self._served[address] >= self.of_address:
+            raise Fault(
+                "too_many_connections",
+                f"{self.of_address} connections from one address is all there may be: close one, or try again later",
+            )
+        self._served[address] += 1
+
+    def served(self, address: str) -> None:
+        self._served[address] -= 1
+        if not self._served[address]:
+            del self._served[address]
+
+    def forget(self, guest: Guest) -> None:
+        self._here.discard(guest)
+        self.stop_waiting(guest)
+
+    def _longest(self) -> Guest:
+        most: dict[Guest, None] = max(self._waiting.values(), key=len)
+        return _first(most)
+
+    def _turn_away(self, guest: Guest, why: str) -> None:
+        self._turned_away(why)
+        guest.turn_away(crowded=True)
+
+
+def _first(waiting: Iterable[Guest]) -> Guest:
+    """Who goes first: those that are done, those that have said nothing, those that say what they want, those that
+    are being answered; and of each, who has waited longest."""
+    return min(waiting, key=lambda each: (not each.idle, each.idle != each.asked))
+
+
+class Guest:
+    """One connection, as `Guests` count it.
+
+    Attributes:
+        address: None where there is none. asked: whether it has said what it wants. idle: it says nothing, yet or any
+            more.
+    """
+
+    def __init__(self, guests: Guests, address: str | None, leave: Callable[[bool], object]) -> None:
+        self.address = address
+        self.asked = False
+        self.idle = True
+        self._guests = guests
+        self._leave = leave
+        self._gone = False
+        self._patience = self._for(OPEN_TIMEOUT)
+
+    def ask(self) -> None:
+        """It has said what it wants, and need not hurry so any more."""
+        self.asked = True
+        self._wait()
+
+    @contextlib.contextmanager
+    def visiting(self) -> Iterator[None]:
+        """It is served within.
+
+        Raises:
+            Fault: `too_many_connections`.
+        """
+        address = self.address if is_limited(self.address) else None
+        if address is not None:
+            self._guests.serve(address)
+        self.asked = True
+        self._patience.cancel()
+        self._guests.stop_waiting(self)
+        try:
+            yield
+        finally:
+            if address is not None:
+                self._guests.served(address)
+            self.idle = True
+            if not self._gone:
+                self._guests.wait(self)
+                self._wait()
+
+    def turn_away(self, *, crowded: bool) -> None:
+        leave = self._leave
+        self.left()
+        leave(crowded)
+
+    def left(self) -> None:
+        """It has ended; however often it is said."""
+        self._gone = True
+        self._patience.cancel()
+        self._guests.forget(self)
+        self._leave = _nothing  # or what it has, which may be large, would wait for the collector of cycles
+
+    def _wait(self) -> None:
+        self._patience.cancel()
+        if not self._gone:
+            self._patience = self._for(_LONGEST_WAIT)
+
+    def _for(self, seconds: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, partial(self.turn_away, crowded=False))
+
+
+def _nothing(_: bool) -> None: ...
+
+
+def is_limited(address: str | None) -> bool:
+    """Whether there may be so many connections from there, and no more."""
+    return address is not None and not is_local(address)
+
+
+class Pace:
+    """So many messages of one client in a second. More are read later, as fast as this allows: the network's own
+    back-pressure slows the client down, and nothing that it says is lost.
+
+    slowed: told the seconds of each pause.
+    """
+
+    def __init__(self, rate: int, slowed: Callable[[float], object]) -> None:
+        self._interval = 1 / rate
+        self._slowed = slowed
+        self._due = 0.0  # when the next message would come if all came evenly
+        self._turn = 0.0  # when others had theirs
+
+    async def wait(self) -> None:
+        """Before each message. Whoever was silent for a second has as many in hand as a second has: those are read
+        without a pause, but not without the others' turn, for what is buffered is read without waiting for anything.
+        """
+        now = asyncio.get_running_loop().time()
+        self._due = max(self._due, now - 1.0) + self._interval
+        ahead = self._due - now
+        if ahead > _LEAST_PAUSE:
+            self._slowed(ahead)
+            await asyncio.sleep(ahead)
+        elif now - self._turn > _TURN:
+            await asyncio.sleep(0)
+        else:
+            return
+        self._turn = asyncio.get_running_loop().time()
+
+    def charge(self, text: int) -> None:
+        """For a message with so many characters that are parsed: a long one takes as much of everybody's time as many
+        short ones."""
+        self._due += text // _SHORT * self._interval
+
+
+class Readers:
+    """Those who listen to a client until the service stops."""
+
+    def __init__(self) -> None:
+        self._stop_at: float | None = None  # the loop's time from which on nobody is read
+        self._reading: set[asyncio.Timeout] = set()
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Within, the service's end raises TimeoutError a moment after it was announced."""
+        async with asyncio.timeout_at(self._stop_at) as reader:
+            self._reading.add(reader)
+            try:
+                yield
+            finally:
+                self._reading.discard(reader)
+
+    def stop(self) -> None:
+        """The service stops: what is on its way is heard, and then nothing more."""
+        self._stop_at = asyncio.get_running_loop().time() + _LAST_WORDS
+        for reader in self._reading:
+            reader.reschedule(self._stop_at)

@@ -1,0 +1,214 @@
+"""The listening ports, all of them: which there are, on whose sockets, and that none is open to anybody by mistake.
+
+Owns which edges serve (websockets and pages, a dialect's own port, uploads, Wyoming), the sockets that the service
+manager hands over, and the order in which the ports open and close. Knows nothing of what lies behind them: the gateway
+and the pages are handed on as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from daemon.common.errors import ConfigurationError, ServiceError
+from daemon.common.metrics import Metrics
+from daemon.common.permissions import exposed, wyoming_remark
+from daemon.core.admission import Gateway
+from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
+from daemon.dialects.codec import Dialect
+from daemon.endpoints import zeroconf
+from daemon.endpoints.file_descriptors import Accepting, room_for
+from daemon.endpoints.limits import Guests
+from daemon.endpoints.pages import Pages
+from daemon.endpoints.websocket import Server
+from daemon.endpoints.wyoming import Wyoming
+from daemon.settings.schema import DialectSettings, ServerSettings, Settings
+
+if TYPE_CHECKING:
+    from daemon.endpoints.uploads import Uploads
+
+_log = logging.getLogger(__name__)
+
+
+class Ports:
+    """settings: those of the start, with all tokens. inherited: descriptors of sockets that the service manager listens
+    on for us.
+
+    Attributes:
+        server, uploads, wyoming: the edges; the last two are None where the settings do not ask for them.
+
+    Raises:
+        ConfigurationError: Wyoming cannot be served as the settings say.
+    """
+
+    def __init__(
+        self, settings: Settings, inherited: Sequence[int], gateway: Gateway, pages: Pages, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._inherited = inherited
+        self._sockets: list[socket.socket] = []  # those that the service manager hands over
+        self._metrics = metrics
+        self.server = Server(
+            settings.server, settings.subscribers.send_timeout, gateway, pages, metrics, _dialects(settings.dialects)
+        )
+        self.uploads = self._make_uploads()
+        self.wyoming = self._make_wyoming(gateway)
+
+    async def listen(self) -> None:
+        """Raises:
+        ConfigurationError: anybody could come in, and nobody said that this is meant.
+        ServiceError: a port cannot be had.
+        """
+        Accepting(self._metrics).watch()
+        self._make_room(self._settings.server)
+        if self.uploads is not None:
+            await self.uploads.open()
+            self.server.hand_over = self.uploads.protocol
+        try:
+            self._sockets = [_inherit(each) for each in self._inherited]
+            self.check_guarded(self._settings.server)
+            await self.server.listen(self._sockets)
+        except ConfigurationError:
+            for each in self._sockets:
+                each.close()
+            raise
+        except OSError as error:
+            address = f"{self._settings.server.host}:{self._settings.server.port}"
+            if self._inherited:
+                address = "the socket that the service manager handed over"
+            raise ServiceError(f"cannot listen on {address}: {error.strerror or error}") from None
+        if self._sockets:
+            _log.info("the service manager listens for us: server.host and server.port do not count")
+        _log.info("listening on %s", self.server.url)
+        for dialect in _dialects_apart(self._settings.dialects):
+            await self._listen_for(dialect)
+        if self.wyoming is not None:
+            await self._listen_wyoming(self.wyoming)
+
+    async def _listen_for(self, dialect: Dialect) -> None:
+        port = self._settings.dialects.ports[dialect.name]
+        try:
+            await self.server.listen_for(dialect, port)
+        except OSError as error:
+            address = f"{self._settings.server.host}:{port}"
+            raise ServiceError(
+                f"dialects.{dialect.name}: cannot listen on {address}: {error.strerror or error}"
+            ) from None
+        _log.info("%s: listening on %s", dialect.name, self.server.urls[dialect.name])
+
+    async def _listen_wyoming(self, wyoming: Wyoming) -> None:
+        try:
+            await wyoming.listen()
+        except OSError as error:
+            address = f"{wyoming.settings.host}:{wyoming.settings.port}"
+            raise ServiceError(f"wyoming: cannot listen on {address}: {error.strerror or error}") from None
+        _log.info("wyoming: listening on tcp://%s:%d", *wyoming.address)
+        if remark := wyoming_remark(wyoming.settings.host):
+            _log.warning("wyoming: %s", remark)
+
+    def _make_room(self, settings: ServerSettings) -> None:
+        # Those that have a seat, those that are about to take one, and for each of a file's the file.
+        most = settings.max_handshakes + 3 * settings.max_streams + settings.max_subscribers
+        # As many again may be told that there is no place.
+        most_of_wyoming = 2 * self.wyoming.settings.max_clients if self.wyoming is not None else 0
+        room = room_for(most + most_of_wyoming)
+        self.server.guests.in_all = max(1, room - most_of_wyoming)
+        if self.wyoming is not None:
+            self.wyoming.guests.in_all = most_of_wyoming
+
+    def check_guarded(self, settings: ServerSettings) -> None:
+        """Raises:
+        ConfigurationError: with these settings anybody could come in, and nobody said that this is meant.
+        """
+        check_guarded(settings, self._sockets)
+
+    def reload(self, settings: ServerSettings) -> None:
+        """For connections to come.
+
+        Raises:
+            OSError: the certificate cannot be used; nothing has changed then.
+        """
+        self.server.reload(settings)
+        self._make_room(settings)
+        if self.wyoming is not None:
+            self.wyoming.guests.of_address = settings.max_per_address
+
+    def stop_accepting(self) -> None:
+        """No new clients; those who are here hear what is on its way."""
+        self.server.stop_accepting()
+        if self.wyoming is not None:
+            self.wyoming.stop_accepting()
+
+    async def wait_streams(self) -> None:
+        """Until the last final of every client's stream is on its way to it."""
+        await self.server.wait_streams()
+        if self.uploads is not None:
+            await self.uploads.close()
+        if self.wyoming is not None:
+            await self.wyoming.wait_closed()
+
+    async def wait_closed(self) -> None:
+        """Until every connection has ended: subscribers', too."""
+        await self.server.wait_closed()
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _make_uploads(self) -> Uploads | None:
+        if not self._settings.dialects.openai:
+            return None
+        # Here: it takes a while to import, and not every command serves.
+        from daemon.endpoints.uploads import Uploads
+
+        send_timeout = self._settings.subscribers.send_timeout
+        return Uploads(self.server, self._settings.dialects.max_upload, send_timeout, self._metrics)
+
+    def _make_wyoming(self, gateway: Gateway) -> Wyoming | None:
+        settings = self._settings.wyoming
+        if not settings.host:
+            return None
+        if settings.zeroconf and (mend := zeroconf.missing()):
+            raise ConfigurationError(f"wyoming.zeroconf: {mend}")
+        refused = self._metrics.connections_refused
+        guests = Guests(
+            self._settings.server.max_per_address, settings.max_clients, lambda why: refused.labels(why).inc()
+        )
+        return Wyoming(
+            settings, self._settings.subscribers.send_timeout, gateway, self._metrics, guests, self.server.pace
+        )
+
+
+def check_guarded(server: ServerSettings, inherited: Sequence[socket.socket] = ()) -> None:
+    """inherited: sockets that listen already, instead of at the address of the settings.
+
+    Raises:
+        ConfigurationError: anybody could come in, and nobody said that this is meant.
+    """
+    # A path of the file system is guarded by its permissions.
+    names = [each.getsockname()[0] for each in inherited if each.family != socket.AF_UNIX]
+    hosts = names if inherited else [server.host]
+    if trouble := exposed(hosts, server.tokens, open_to_all=server.open):
+        raise ConfigurationError(trouble)
+
+
+def _dialects(settings: DialectSettings) -> list[Dialect]:
+    """Those that are spoken on the port that all share."""
+    optional = ((settings.openai, openai_realtime.DIALECT), (settings.deepgram, deepgram.DIALECT))
+    return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
+
+
+def _dialects_apart(settings: DialectSettings) -> list[Dialect]:
+    """Those that have a port of their own."""
+    known = (vosk.dialect(settings.vosk_sample_rate), whisperlive.DIALECT)
+    return [dialect for dialect in known if dialect.name in settings.ports]
+
+
+def _inherit(descriptor: int) -> socket.socket:
+    """Raises:
+    OSError: it is no socket that listens.
+    """
+    inherited = socket.socket(fileno=descriptor)
+    if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OSError(f"descriptor {descriptor} does not listen: Accept=no is needed in the socket unit")
+    return inherited

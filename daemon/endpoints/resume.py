@@ -1,0 +1,270 @@
+"""Streams that outlive their connections.
+
+Owns who has such a stream just now, the secret under which it is found again, how long it waits when nobody has it, and
+which of its events its client has not got. Knows nothing of sockets, of protocols or of audio: whoever has a stream
+brings it what comes in and carries out what it says.
+
+    begin -> held -> (the connection drops) waiting -> held by the next -> ...
+                                            waiting -> its time is up: the stream ends, as if it had been stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from daemon.common.errors import Fault
+from daemon.common.metrics import Metrics
+from daemon.endpoints.limits import Readers, Stream
+from streaming.events import Error, Event, Partial, Ready
+
+_log = logging.getLogger(__name__)
+
+_MOST_KEPT = 1024
+"""Events that were sent and that a client may have missed all the same: more than a network holds."""
+
+
+class Line:
+    """One stream, and what its client was sent of it. An outbox: whoever has the line writes what comes out of it.
+
+    seconds: how long it waits for its client; 0 for not at all.
+    leave: called once, when it is over.
+
+    Attributes:
+        code: what its client's connection shall be closed with, once the stream has ended.
+        left: its client went on purpose; nobody waits for it.
+        over: it cannot be resumed any more.
+    """
+
+    def __init__(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> None:
+        self.stream = stream
+        self.seconds = seconds
+        self.token = secrets.token_urlsafe(32)
+        self.code: int | None = None
+        self.left = False
+        self.over = False
+        self.turn: asyncio.Timeout | None = None  # of whoever has it
+        self.free = asyncio.Event()
+        self.claims = 0  # those who have it or want it
+        self.waiting: asyncio.Task[None] | None = None
+        self._leave = leave
+        self._greeting: Ready | None = None
+        self._sent = 0
+        self._confirmed = 0  # what its client said that it has got
+        self._kept: deque[tuple[int, Event]] = deque()  # sent, with its number; partials are not worth it
+        self._forgotten = 0  # the number of the newest that is not kept any more
+        self._again: deque[Event] = deque()
+
+    # --- what its client is told -----------------------------------------------------------------------------------
+
+    @property
+    def overflowed(self) -> bool:
+        return self.stream.outbox.overflowed
+
+    def put(self, event: Event) -> None:
+        self.stream.outbox.put(event)
+
+    def close(self) -> None:
+        """Nothing more will be said; what was is still given."""
+        self.stream.outbox.close()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """What its client has not got, in order. Whoever reads may be cancelled, and another begin anew."""
+        if (greeting := self.take_greeting()) is not None:
+            yield greeting
+        while self._again:
+            yield self._send(self._again.popleft())
+        async for event in self.stream.outbox:
+            yield self._send(event)
+
+    def _send(self, event: Event) -> Event:
+        self._sent += 1
+        if self.seconds and not isinstance(event, Partial):
+            self._kept.append((self._sent, event))
+            if len(self._kept) > _MOST_KEPT:
+                self._forgotten, _ = self._kept.popleft()
+        return event
+
+    # --- its connections -------------------------------------------------------------------------------------------
+
+    def greet(self) -> None:
+        """`Ready` is the next thing that its client is told."""
+        self._greeting = self.stream.greeting
+        if self.seconds:
+            self._greeting = replace(
+                self._greeting,
+                token=self.token,
+                resume=self.seconds,
+                samples=self.stream.samples,
+                flushes=self.stream.flushes,
+            )
+
+    def take_greeting(self) -> Ready | None:
+        """None where it was told already."""
+        greeting, self._greeting = self._greeting, None
+        return greeting
+
+    def resume(self, events: int) -> None:
+        """Another connection, whose client has got so many events.
+
+        Raises:
+            Fault: `bad_field`; it cannot have.
+        """
+        if not self._confirmed <= events <= self._sent:
+            raise Fault(
+                "bad_field",
+                f"events is how many were received of this stream, {self._confirmed}..{self._sent}: got {events}",
+                fatal=True,
+            )
+        self.stream.cut()
+        self.left = False
+        self._again = deque([event for number, event in self._kept if number > events]) + self._again
+        if self._forgotten > events:
+            message = f"{self._forgotten - events} events are not kept any more (partials counted); those after follow"
+            self._again.appendleft(Error("replay_incomplete", message, fatal=False))
+        self._kept.clear()
+        self._sent = self._confirmed = self._forgotten = events
+        self.greet()
+
+    async def finish(self) -> None:
+        """Until the last final is on its way; however often it is asked for."""
+        await self.stream.finish()
+        self.discard()
+
+    def discard(self) -> None:
+        """Its place among the streams is free, whether or not it has finished."""
+        self.stream.close()
+
+    def leave(self) -> None:
+        self.discard()
+        self._leave()
+
+
+class Lines:
+    """All streams that have a client, and those that wait for one."""
+
+    def __init__(self, readers: Readers, metrics: Metrics) -> None:
+        self._readers = readers
+        self._metrics = metrics
+        self._lines: dict[Line, bytes] = {}
+
+    def begin(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> Line:
+        """Of a new stream. See `Line`."""
+        line = Line(stream, seconds, leave)
+        self._lines[line] = _digest(line.token)
+        line.greet()
+        return line
+
+    def find(self, token: str) -> Line:
+        """Raises:
+        Fault: `cannot_resume`.
+        """
+        shown = _digest(token)
+        # All are compared, each for the same time: how long this takes tells nothing about any of them.
+        found = [line for line, digest in self._lines.items() if hmac.compare_digest(shown, digest) and line.seconds]
+        if not found or found[0].over:
+            raise _gone()
+        return found[0]
+
+    def resume(self, line: Line, events: int) -> None:
+        """By whoever holds it now. See `Line.resume`.
+
+        Raises:
+            Fault: `bad_field`.
+        """
+        line.resume(events)
+        self._metrics.streams_resumed.inc()
+
+    @asynccontextmanager
+    async def holding(self, line: Line) -> AsyncIterator[None]:
+        """Within, the stream is the caller's alone. Who has it now loses it, and so does the caller when somebody comes
+        later. Afterwards it waits for the next, if it is not over.
+
+        Raises:
+            Fault: `cannot_resume`, it ended meanwhile; `taken_over`, by somebody who came later.
+        """
+        line.claims += 1
+        turn = asyncio.timeout(None)
+        try:
+            await self._claim(line)
+            async with turn:
+                line.turn = turn
+                if line.waiting is not None:
+                    line.waiting.cancel()
+                    line.waiting = None
+                yield
+        except TimeoutError:
+            if turn.expired():
+                raise _taken_over() from None
+            raise
+        finally:
+            if line.turn is turn:
+                line.turn = None
+                line.free.set()
+            line.claims -= 1
+            self._settle(line)
+
+    async def _claim(self, line: Line) -> None:
+        while line.turn is not None:
+            if not line.turn.expired():
+                line.turn.reschedule(asyncio.get_running_loop().time())
+            line.free.clear()
+            await line.free.wait()
+        if line.over:
+            raise _gone()
+
+    def _settle(self, line: Line) -> None:
+        """What becomes of it when nobody has it or wants it."""
+        if line.claims or line not in self._lines:
+            return
+        if line.over:
+            del self._lines[line]
+            line.leave()
+        else:
+            line.waiting = asyncio.create_task(self._wait(line))
+
+    async def _wait(self, line: Line) -> None:
+        """For its client, who ends this by taking it; or until its time is up, or the service stops."""
+        line.stream.cut()
+        self._metrics.streams_waiting.inc()
+        try:
+            async with self._readers.reading():
+                await asyncio.sleep(0 if line.left else line.seconds)
+            if line.seconds and not line.left:
+                self._metrics.streams_expired.inc()
+                _log.info("%s: its client did not come back within %g s", line.stream.source, line.seconds)
+        except TimeoutError:
+            pass  # the service stops
+        finally:
+            self._metrics.streams_waiting.dec()
+        line.over = True
+        line.claims += 1
+        try:
+            await line.finish()
+        finally:
+            line.claims -= 1
+            self._settle(line)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _gone() -> Fault:
+    return Fault(
+        "cannot_resume",
+        "no stream waits under this token: it is not one of ours, its time was up, or its stream has ended; begin "
+        'another with {"type":"start"}',
+        fatal=True,
+    )
+
+
+def _taken_over() -> Fault:
+    return Fault("taken_over", "another connection showed this stream's token, and goes on with it", fatal=True)

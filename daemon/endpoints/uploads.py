@@ -1,0 +1,486 @@
+"""Files that are sent to be transcribed: `POST /v1/audio/transcriptions` on the port that all share.
+
+Owns the requests with bodies: reading a form within its limit, the stream that its audio becomes, and the answer, whole
+or as it comes. Who may come in, how many, and when the service stops is decided by the port (`Host`). Knows the words
+of one dialect, and of what lies behind only that streams can be opened.
+
+The websockets library that listens reads no bodies, so aiohttp does, on the same port: the listener hands it each
+connection that begins with a POST. One port, because clients have one address for both (`base_url`); aiohttp, because
+multipart forms, `Expect: 100-continue` and chunked bodies are a library's work.
+
+A file takes a seat among the streams and its utterances wait in the same queue, one at a time like everybody's: it is
+transcribed as fast as the machine allows, and no live final waits longer than for one more row in a batch. A client
+that leaves ends its stream; when the service stops, what was heard of a file becomes final for the others, and its
+client is told to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from http import HTTPStatus
+from typing import IO, Protocol, TypeVar, cast
+
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    ClientError,
+    MultipartReader,
+    StreamReader,
+    web,
+)
+from aiohttp.http_exceptions import HttpProcessingError
+
+from daemon.common.errors import Fault
+from daemon.common.fields import quoted
+from daemon.common.metrics import Metrics
+from daemon.common.permissions import Rights
+from daemon.core.audio_files import AudioFile, FileError
+from daemon.dialects import openai_files as dialect
+from daemon.dialects.codec import Handshake
+from daemon.dialects.openai_realtime import SOURCE, tokens
+from daemon.dialects.transcript import Transcript
+from daemon.endpoints.auth import Entrance, handshake_of, is_preflight
+from daemon.endpoints.connection import door_of, guest_of
+from daemon.endpoints.limits import Outbox, Readers, Seats, Stream
+from daemon.endpoints.pages import Page
+from streaming.events import Error, Final, Notice, Start
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_CHUNK = 65536
+_IN_MEMORY = 1024 * 1024
+"""Bytes of a file that need no disk."""
+
+_LONGEST = 24 * 3600
+"""Seconds of one file. A few megabytes can hold years of silence, and each has its seat until the end."""
+
+_FIELD = 16 * 1024
+_MOST_FIELDS = 64
+_MOST_LINES = 64 * _MOST_FIELDS
+"""Of a form, beside what is in its fields: boundaries, headers, and what nobody asked for before the first of them."""
+_IDLE = 30.0
+"""Seconds within which more of a body must come, and for which a connection without a request is kept."""
+_SLOWEST = 4096
+"""Bytes a second that a body must bring in the long run: it has a seat while it comes."""
+_LONGEST_TURN = 0.01
+"""Seconds for which a body that is there already is read before others have their turn."""
+_IN_HAND = 16 * 1024
+"""Bytes of a body that the library may have ready before it is asked for any, and sixteen times fewer chunks, however
+small: it gives all of them at once, and joins those of a line one by one."""
+_LINGER = 2.0
+"""Seconds for which the rest of a body is passed over, so that its client can read why."""
+
+
+class Host(Protocol):
+    """The port that requests come by."""
+
+    @property
+    def entrance(self) -> Entrance: ...
+
+    @property
+    def seats(self) -> Seats: ...
+
+    @property
+    def readers(self) -> Readers: ...
+
+    @property
+    def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
+        """Raises: Fault."""
+
+    def answer(self, method: str, handshake: Handshake) -> Page:
+        """To a request that brings nothing, on a connection which began otherwise."""
+
+
+class Uploads:
+    """max_upload: bytes of a request. send_timeout: seconds that a client may take to take in a piece of an answer."""
+
+    def __init__(self, host: Host, max_upload: int, send_timeout: float, metrics: Metrics) -> None:
+        self._host = host
+        self._max_upload = max_upload
+        self._send_timeout = send_timeout
+        self._metrics = metrics
+        app = web.Application(client_max_size=max_upload)
+        app.router.add_post(dialect.PATH + "{slashes:/*}", self._transcribe)
+        app.router.add_route("*", "/{path:.*}", self._other)
+        app.on_response_prepare.append(self._share)
+        # A client that leaves takes its stream with it. What it asks for is in no log.
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, keepalive_timeout=_IDLE, shutdown_timeout=1.0,
+            lingering_time=_LINGER, logger=self._make_logger(), read_bufsize=_IN_HAND,
+            # Nothing is unpacked: a few bytes could become any number of them, and be counted too late.
+            auto_decompress=False,
+        )  # fmt: skip
+
+    def _make_logger(self) -> logging.Logger:
+        """For the library. What is not HTTP is a client's fault like any other: it is counted, and nobody fills the log
+        with it, nor reads there what it sent."""
+
+        def is_ours(record: logging.LogRecord) -> bool:
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, HttpProcessingError):
+                self._metrics.client_errors.labels("bad_request").inc()
+                return False
+            return True
+
+        logger = logging.Logger(f"{__name__}.aiohttp")  # of this port alone
+        logger.parent = _log
+        logger.addFilter(is_ours)
+        return logger
+
+    async def open(self) -> None:
+        # What a part's header is wrong about is its client's, and not worth a line of the log each time.
+        warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
+        warnings.filterwarnings("ignore", category=BadContentDispositionParam)
+        await self._runner.setup()
+
+    def protocol(self) -> asyncio.Protocol:
+        """For one connection."""
+        server = self._runner.server
+        assert server is not None, "open it first"
+        return server()
+
+    @property
+    def connections(self) -> list[web.RequestHandler]:
+        return self._runner.server.connections if self._runner.server is not None else []
+
+    async def close(self) -> None:
+        """Every connection ends; no answer is waited for that has not begun."""
+        await self._runner.cleanup()
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        guest_of(request.transport).ask()
+        handshake = _handshake(request)
+        if handshake.path == dialect.PATH and not is_preflight(request.method, handshake):
+            refusal = self._refusal(request, Fault("method_not_allowed", "files are sent here with POST"))
+            refusal.headers["Allow"] = "POST"
+            return refusal
+        page = self._host.answer(request.method, handshake)
+        if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            fault = Fault("method_not_allowed", f"only GET and HEAD; files go to {dialect.PATH}")
+            refusal = self._refusal(request, fault)
+            refusal.headers.update(page.headers)
+            return refusal
+        headers = (
+            page.headers
+            if page.status == HTTPStatus.NO_CONTENT
+            else {"Content-Type": page.content_type, **page.headers}
+        )
+        return web.Response(status=page.status, body=page.body or None, headers=headers)
+
+    async def _share(self, request: web.Request, response: web.StreamResponse) -> None:
+        """With pages of others that may read it: whatever is answered, refusals too."""
+        response.headers.update(self._host.entrance.sharing(_handshake(request)))
+
+    async def _transcribe(self, request: web.Request) -> web.StreamResponse:
+        try:
+            with guest_of(request.transport).visiting():
+                handshake = _handshake(request)
+                rights = self._host.entrance.authorise(handshake, tokens(handshake))
+                with self._host.seats:
+                    return await self._answer(request, rights)
+        except Fault as fault:
+            return self._refusal(request, fault)
+        except (HttpProcessingError, ClientError, ValueError) as error:
+            return self._refusal(request, Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}"))
+        except OSError:
+            raise  # the client has gone
+        except Exception:
+            _log.exception("a file's handler failed")
+            return self._refusal(request, Fault("internal", "this failed inside the service; its log says how"))
+
+    async def _answer(self, request: web.Request, rights: Rights) -> web.StreamResponse:
+        source = rights.check_send(request.query.get("source", SOURCE))
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as upload:
+            try:
+                async with self._host.readers.reading():
+                    fields = await self._read_form(request, upload)
+            except TimeoutError:
+                raise Fault("shutting_down", "the service stops: send the file again later") from None
+            asked = dialect.wanted(fields)
+            try:
+                file = await AudioFile.opened("the file", upload)
+            except FileError as error:
+                raise Fault("bad_audio", str(error)) from None
+            with contextlib.closing(file):
+                start = replace(file.start(partials=False, words=asked.word_times), source=source)
+                heard = _Heard(await self._host.open_stream(replace(start, language=asked.language)), file)
+                async with heard.hearing(self._host.readers) as finals:
+                    if asked.stream:
+                        return await self._stream(request, asked, heard, finals)
+                    said = [final async for final in finals]
+                heard.check()
+                self._warn(request, heard)
+                body = dialect.answer(said, file.seconds, asked, heard.warnings)
+            headers = {"Content-Type": dialect.FORMATS[asked.response_format], **dialect.headers(heard.warnings)}
+            return web.Response(text=body, headers=headers)
+
+    def _warn(self, request: web.Request, heard: _Heard) -> None:
+        for warning in heard.warnings:
+            _log.info("%s: %s", request.remote or "a client that left", warning)
+
+    async def _stream(
+        self, request: web.Request, asked: dialect.Wanted, heard: _Heard, finals: AsyncIterator[Final]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        await response.prepare(request)
+        said: list[Final] = []
+        transcript = Transcript()
+        try:
+            async for final in finals:
+                await self._send(response, dialect.delta(transcript.final(final.text)))
+                said.append(final)
+            heard.check()
+        except Fault as fault:
+            self._note(request, fault)
+            await self._send(response, dialect.stream_error(fault))
+        else:
+            self._warn(request, heard)
+            await self._send(response, dialect.done(said, heard.file.seconds, asked, heard.warnings))
+        await response.write_eof()
+        return response
+
+    async def _send(self, response: web.StreamResponse, text: str) -> None:
+        """Raises:
+        ConnectionError: the client has gone, or does not take it in.
+        """
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await response.write(text.encode())
+        except TimeoutError:
+            self._metrics.subscribers_dropped.inc()
+            raise ConnectionResetError("it reads too slowly") from None
+
+    # --- forms -----------------------------------------------------------------------------------------------------
+
+    async def _read_form(self, request: web.Request, upload: IO[bytes]) -> list[tuple[str, str]]:
+        """The fields; the file goes into `upload`.
+
+        Raises:
+            Fault: `message_too_big`, `bad_form`, `missing_file`.
+        """
+        if not request.content_type.startswith("multipart/"):
+            raise Fault("bad_form", "send a form: multipart/form-data with the field file")
+        if (encoding := request.headers.get("Content-Encoding", "identity")).strip().lower() != "identity":
+            raise Fault("bad_form", f"send the form as it is, without Content-Encoding: {quoted(encoding)}")
+        if (request.content_length or 0) > self._max_upload:  # before any of it is read
+            raise _too_big(self._max_upload)
+        try:
+            body = _Body(request.content, self._max_upload)
+            with door_of(request.transport).watched(body.came):
+                return await self._read_parts(body, request.headers, upload)
+        except (AssertionError, RuntimeError, LookupError) as error:
+            # The library's words for what it did not foresee; the body is the client's all the same.
+            raise Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}") from None
+
+    async def _read_parts(self, body: _Body, headers: Mapping[str, str], upload: IO[bytes]) -> list[tuple[str, str]]:
+        fields: list[tuple[str, str]] = []
+        found = False
+        parts = MultipartReader(headers, cast(StreamReader, body))
+        while (part := await body.patiently(parts.next())) is not None:
+            if isinstance(part, MultipartReader):
+                raise Fault("bad_form", "a form within a form: send fields and one file")
+            if part.name == "file":
+                if found:
+                    raise Fault("bad_form", "one file at a time")
+                found = True
+                async for chunk in _chunks(body, part, self._max_upload):
+                    upload.write(chunk)
+            else:
+                value = b"".join([chunk async for chunk in _chunks(body, part, _FIELD)])
+                fields.append((part.name or "", value.decode("utf-8", "replace")))
+            if len(fields) > _MOST_FIELDS:
+                raise Fault("bad_form", f"a form may have {_MOST_FIELDS} fields")
+        if not found:
+            raise Fault("missing_file", "the form has no field file: send the audio in it")
+        upload.seek(0)
+        return fields
+
+    # --- refusals --------------------------------------------------------------------------------------------------
+
+    def _refusal(self, request: web.Request, fault: Fault) -> web.Response:
+        self._note(request, fault)
+        status, body = dialect.error(fault)
+        headers = {"Content-Type": dialect.FORMATS["json"], "Cache-Control": "no-store"}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if status in (429, 503):
+            headers["Retry-After"] = "10"
+        response = web.Response(status=status, text=body, headers=headers)
+        response.force_close()  # what is still to come of the body is not read
+        return response
+
+    def _note(self, request: web.Request, fault: Fault) -> None:
+        self._metrics.client_errors.labels(fault.code).inc()
+        _log.info("%s: %s: %s", request.remote or "a client that left", fault.code, fault.message)
+
+
+class _Heard:
+    """The stream that a file becomes.
+
+    Attributes:
+        warnings: at its end: what its client should know of the file, though there is an answer.
+    """
+
+    def __init__(self, stream: Stream, file: AudioFile) -> None:
+        self.file = file
+        self.warnings: list[str] = []
+        self._stream = stream
+        self._fault: Fault | None = None
+
+    @contextlib.asynccontextmanager
+    async def hearing(self, readers: Readers) -> AsyncIterator[AsyncIterator[Final]]:
+        """Its finals, as they come, while it is heard."""
+        hearing = asyncio.create_task(self._hear(readers))
+        try:
+            yield self._finals(self._stream.outbox)
+            await hearing
+        finally:
+            hearing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await hearing
+            self._stream.close()
+
+    def check(self) -> None:
+        """Raises:
+        Fault: not all of it was heard, or not all that was heard has its text.
+        """
+        if self._fault is not None:
+            raise self._fault
+
+    async def _hear(self, readers: Readers) -> None:
+        try:
+            async with readers.reading():
+                async for audio, _ in self.file.blocks():
+                    await self._stream.receive(audio)
+                    if self.file.seconds > _LONGEST:
+                        self.warnings.append(f"{self.file.name}: only its first {_LONGEST / 3600:g} h were heard")
+                        break
+                else:
+                    self._judge(self.file.missing)
+        except TimeoutError:
+            self._fault = Fault("shutting_down", "the service stops: send the file again later")
+        except Exception as error:
+            _log.exception("a stream broke")
+            self._stream.broke(error)
+        await self._stream.finish()
+        self._stream.close()
+
+    def _judge(self, missing: str | None) -> None:
+        if missing is None:
+            return
+        if self.file.seconds:
+            self.warnings.append(f"{self.file.name} is damaged: {missing}")
+        else:
+            self._fault = Fault("bad_audio", f"{self.file.name} is damaged: {missing}")
+
+    async def _finals(self, outbox: Outbox) -> AsyncIterator[Final]:
+        async for event in outbox:
+            match event:
+                case Final():
+                    yield event
+                case Notice(message=message):
+                    self.warnings.append(f"{self.file.name}: {message}")
+                case Error(code=code, message=message):
+                    self._fault = self._fault or Fault(code, message)
+        if outbox.overflowed:
+            self._fault = Fault("internal", "the answer was not taken in fast enough")
+
+
+class _Body:
+    """A request's body, as the library's reader of forms asks for it, and no further than a client may drive that: all
+    its bytes count, whatever they are, those of the chunks that it may come in too; it must not come too slowly; and
+    one that is all there is not read in one go.
+    """
+
+    def __init__(self, content: StreamReader, most: int) -> None:
+        self._content = content
+        self._most = most
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._paused = self._clock()
+        self._lines = 0
+        self._raw = content.total_bytes  # of what came before, only the contents are known
+        self._waiting: asyncio.Timeout | None = None
+
+    def came(self, size: int) -> None:
+        """So much of the connection. Whoever waits for contents is told when there were too many bytes: there may never
+        be any."""
+        if self._content.is_eof():
+            return  # it belongs to the next request
+        self._raw += size
+        if self._raw > self._most and self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(self._clock())
+
+    async def patiently(self, work: Awaitable[_T]) -> _T:
+        """`work`, which reads it.
+
+        Raises:
+            Fault: `timeout`: no more comes. Or see `read`.
+        """
+        try:
+            async with asyncio.timeout(_IDLE) as self._waiting:
+                return await work
+        except TimeoutError:
+            self._check_size()
+            raise Fault("timeout", f"half a form came, and no more of it in {_IDLE:g} s") from None
+        finally:
+            self._waiting = None
+
+    async def read(self, size: int = -1) -> bytes:
+        """Raises:
+        Fault: `message_too_big`, `timeout`.
+        """
+        return await self._counted(await self._content.read(size))
+
+    async def readline(self, **options: int | None) -> bytes:
+        self._lines += 1
+        if self._lines > _MOST_LINES:
+            raise Fault("bad_form", f"a form may have {_MOST_LINES} lines beside what is in its fields")
+        return await self._counted(await self._content.readline(**options))
+
+    def at_eof(self) -> bool:
+        return self._content.at_eof()
+
+    def unread_data(self, data: bytes) -> None:
+        self._content.unread_data(data)
+
+    async def _counted(self, data: bytes) -> bytes:
+        self._check_size()
+        now = self._clock()
+        if now - self._began > _IDLE + self._content.total_bytes / _SLOWEST:
+            raise Fault("timeout", f"the form comes too slowly: it must bring {_SLOWEST} bytes a second")
+        if now - self._paused > _LONGEST_TURN:
+            await asyncio.sleep(0)
+            self._paused = self._clock()
+        return data
+
+    def _check_size(self) -> None:
+        if max(self._content.total_bytes, self._raw) > self._most:
+            raise _too_big(self._most)
+
+
+def _too_big(most: int) -> Fault:
+    return Fault("message_too_big", f"a request may have {most} bytes (dialects.max_upload)")
+
+
+async def _chunks(body: _Body, part: BodyPartReader, most: int) -> AsyncIterator[bytes]:
+    size = 0
+    while chunk := await body.patiently(part.read_chunk(_CHUNK)):
+        size += len(chunk)
+        if size > most:
+            raise Fault("bad_form", f"a field may have {most} bytes")
+        yield chunk
+
+
+def _handshake(request: web.Request) -> Handshake:
+    return handshake_of(request.raw_path, request.headers.items())

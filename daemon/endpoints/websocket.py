@@ -1,0 +1,476 @@
+"""The listening ports: websockets and a few plain pages.
+
+Owns the sockets, who may come in and how many, and the limits on what they send. Picks the dialect by the path, or by
+the port where it has one of its own, and hands the client to a `Conversation`; of what lies behind it knows only that
+streams can be opened and events subscribed to (`Gateway`). Every fault of a client becomes an error in the words of its
+dialect and, when fatal, a close; none becomes a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from websockets.asyncio.server import Server as WebsocketServer
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from daemon.common.errors import Fault
+from daemon.common.fields import quoted
+from daemon.common.metrics import Metrics
+from daemon.common.permissions import Rights
+from daemon.dialects import native
+from daemon.dialects.codec import (
+    CLOSE_SHUTTING_DOWN,
+    Codec,
+    Dialect,
+    Frame,
+    Handshake,
+    Rejection,
+    check_known,
+    close_code,
+    query_once,
+)
+from daemon.endpoints.auth import Entrance, handshake_of, is_preflight, path_of
+from daemon.endpoints.client import CLOSE_TIMEOUT, Connection, Peer
+from daemon.endpoints.connection import Door, guest_of
+from daemon.endpoints.conversation import Conversation
+from daemon.endpoints.limits import Guests, Outbox, Pace, Readers, Seats, Stream
+from daemon.endpoints.pages import GUARDED, NOTHING, Page, Pages, refusal
+from daemon.endpoints.resume import Line, Lines
+from daemon.settings.schema import ServerSettings
+from streaming.events import Start
+
+_log = logging.getLogger(__name__)
+
+EVENTS = "/v1/events"
+_AT_ONCE = 8
+"""Connections that are accepted before those that are here have their turn: or of a crowd that comes at once, the last
+would push out the first before it could say a word."""
+_QUEUE = 1024
+"""Connections that wait in the kernel meanwhile, as far as it lets them (net.core.somaxconn)."""
+_MOST_FRAMES = 4
+"""Messages of a client that wait to be read, at most; beyond that the network holds them back."""
+_A_LITTLE = 262144
+"""Bytes: a frame that is too big by no more than this is read, and answered, all the same."""
+_BRING_BODIES = {b"P", b"D", b"O"}
+"""How POST, PUT, PATCH, DELETE and OPTIONS begin. The library here has no answer to one that comes with a body."""
+_PING_INTERVAL = 20.0
+# A pong waits behind the audio that we have not read yet, and we read no faster than we hear: so a long patience
+# here, and the kernel's keepalive (see `Peer`) for peers that are really gone.
+_PING_TIMEOUT = 120.0
+
+Find = Callable[[str], Dialect | None]
+"""The dialect that is spoken under a path."""
+
+
+class Gateway(Protocol):
+    """What lies behind the port."""
+
+    async def open_stream(self, start: Start) -> Stream:
+        """Waits until the engine is warm. Raises: Fault."""
+
+    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool]) -> Outbox: ...
+
+
+class Server:
+    """send_timeout: seconds that a peer may take to take in one message.
+    dialects: those of the port that all share.
+
+    Attributes:
+        listening: set once it does; url is then where. urls: of the dialects with ports of their own, by their names.
+        hand_over: what serves a connection on the shared port that begins with a POST, for the library here reads no
+            bodies; None: nothing does. guests: all connections, of all ports.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        send_timeout: float,
+        gateway: Gateway,
+        pages: Pages,
+        metrics: Metrics,
+        dialects: Iterable[Dialect] = (native.DIALECT,),
+    ) -> None:
+        self.listening = asyncio.Event()
+        self.url = ""
+        self.urls: dict[str, str] = {}
+        self.max_message = settings.max_message
+        self.entrance = Entrance(settings)
+        self.hand_over: Callable[[], asyncio.Protocol] | None = None
+        self._settings = settings
+        self._send_timeout = send_timeout
+        self._gateway = gateway
+        self._pages = pages
+        self._metrics = metrics
+        self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
+        self._listeners: list[WebsocketServer] = []
+        self._tls: ssl.SSLContext | None = None
+        self.seats = Seats(settings.max_streams, "streams")
+        # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
+        self._lobby = Seats(settings.max_streams, "streams")
+        self._subscribers = Seats(settings.max_subscribers, "subscribers")
+        self.guests = Guests(
+            settings.max_per_address, settings.max_handshakes, lambda why: metrics.connections_refused.labels(why).inc()
+        )
+        self.readers = Readers()
+        self.lines = Lines(self.readers, metrics)
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def listen(self, inherited: Sequence[socket.socket] = ()) -> None:
+        """On `inherited`, sockets that listen already, or else where the settings say.
+
+        Raises:
+            OSError: the address is taken or not ours, or the certificate cannot be read.
+        """
+        settings = self._settings
+        self._tls = _tls(settings.certificate, settings.key)
+        places: list[dict[str, Any]] = [{"sock": each} for each in inherited]
+        for place in places or [{"host": settings.host, "port": settings.port}]:
+            await self._serve_at(place, self._by_path.get, self.hand_over)
+        self.url = self._url(0)
+        self.listening.set()
+
+    async def listen_for(self, dialect: Dialect, port: int) -> None:
+        """On a port of its own too, once the server listens.
+
+        Raises:
+            OSError: the port is taken or not ours.
+        """
+        await self._serve_at({"host": self._settings.host, "port": port}, partial(_always, dialect))
+        self.urls[dialect.name] = self._url(-1)
+
+    async def _serve_at(
+        self, place: dict[str, Any], find: Find, hand_over: Callable[[], asyncio.Protocol] | None = None
+    ) -> None:
+        settings = self._settings
+        # The library wants a class here, and calls it: what it makes is what a connection is first given to.
+        options: dict[str, Any] = {"create_connection": partial(self._door, find, hand_over), **place}
+        largest = max(settings.max_message, *(each.largest for each in self._by_path.values())) + _A_LITTLE
+        listener = await serve(
+            partial(self._handle, find),
+            **options,
+            process_request=partial(self._respond, find),
+            compression=None,
+            backlog=_AT_ONCE,
+            max_queue=_MOST_FRAMES,
+            max_size=largest,  # what is a little too big is read, and answered
+            ping_interval=_PING_INTERVAL,
+            ping_timeout=_PING_TIMEOUT,
+            close_timeout=CLOSE_TIMEOUT,
+            server_header=None,
+            logger=_quiet_logger(),
+        )
+        for each in listener.sockets:
+            with socket.socket(fileno=os.dup(each.fileno())) as same:
+                same.listen(_QUEUE)
+        self._listeners.append(listener)
+
+    def _door(
+        self, find: Find, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
+    ) -> Door:
+        """arguments, options: of the library's connection, which is made for those that speak its protocol."""
+
+        def choose(data: bytes) -> asyncio.Protocol:
+            if data[:1] in _BRING_BODIES and hand_over is not None:
+                return hand_over()
+            made = Connection(self._metrics, self._settings.max_rate, *arguments, **options)
+            # Here, because the library would ask with what it first gave the connection to.
+            made.protocol.select_subprotocol = partial(_select_subprotocol, find, made)  # type: ignore[method-assign]
+            return made
+
+        return Door(self.guests, self._tls, choose)
+
+    def _url(self, listener: int) -> str:
+        return _url(next(iter(self._listeners[listener].sockets)), tls=self._tls is not None)
+
+    def reload(self, settings: ServerSettings) -> None:
+        """For connections to come: tokens, origins, numbers, and the certificate, read again even under its old name.
+
+        Raises:
+            OSError: the certificate cannot be used; nothing has changed then.
+        """
+        if self._tls is not None and settings.certificate is not None:
+            _tls(settings.certificate, settings.key)
+            self._tls.load_cert_chain(settings.certificate, settings.key)
+        self._settings = self.entrance.settings = settings
+        self.seats.number = self._lobby.number = settings.max_streams
+        self._subscribers.number = settings.max_subscribers
+        self.guests.of_address, self.guests.waiting = settings.max_per_address, settings.max_handshakes
+
+    def stop_accepting(self) -> None:
+        """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
+        for listener in self._listeners:
+            listener.close(close_connections=False)
+        self.guests.end()
+        self.readers.stop()
+
+    async def wait_streams(self) -> None:
+        """Until the last final of every stream is on its way to its client."""
+        await self._lobby.wait_free()
+        await self.seats.wait_free()
+
+    async def wait_closed(self) -> None:
+        """Until every connection has ended."""
+        for listener in self._listeners:
+            await listener.wait_closed()
+
+    # --- plain HTTP ------------------------------------------------------------------------------------------------
+
+    def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
+        """None lets the websocket handshake go on."""
+        guest_of(ws.transport).ask()
+        handshake = _handshake(request)
+        if request.method == "GET" and ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
+            dialect = find(handshake.path)
+            if dialect is None:
+                return None if handshake.path == EVENTS else _response(NOTHING)
+            return self._reject(dialect, ws, handshake)
+        return _response(self.answer(request.method, handshake), body=request.method != "HEAD")
+
+    def answer(self, method: str, handshake: Handshake) -> Page:
+        """To a request that brings nothing."""
+        page = self._answer(method, handshake)
+        return replace(page, headers={"Cache-Control": "no-store", **page.headers, **self.entrance.sharing(handshake)})
+
+    def _answer(self, method: str, handshake: Handshake) -> Page:
+        try:
+            if is_preflight(method, handshake):
+                return Page(HTTPStatus.NO_CONTENT, b"", headers=self.entrance.preflight(handshake))
+            if method not in ("GET", "HEAD"):
+                return Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
+            rights = self._let_in(handshake) if handshake.path in GUARDED else Rights()
+        except Fault as fault:
+            self._metrics.client_errors.labels(fault.code).inc()
+            status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
+            return refusal(status, native.encode(fault.event(fatal=True)))
+        known = ",".join(handshake.headers.get("if-none-match", ()))
+        return self._pages.get(handshake.path, known, rights.may_read)
+
+    def _let_in(self, handshake: Handshake) -> Rights:
+        """Raises:
+        Fault: the page is not for whoever asks.
+        """
+        # A page asks its own origin without naming it.
+        self.entrance.check_name(handshake)
+        return self.entrance.authorise(handshake, native.tokens(handshake))
+
+    def _reject(self, dialect: Dialect, ws: ServerConnection, handshake: Handshake) -> Response | None:
+        """The refusal that a dialect makes before the handshake, if it makes any."""
+        if dialect.reject is None:
+            return None
+        try:
+            self._admit(dialect, handshake)
+        except Fault as fault:
+            self._peer(ws).note(fault)
+            return _rejection(dialect.reject(fault))
+        return None
+
+    # --- websockets ------------------------------------------------------------------------------------------------
+
+    async def _handle(self, find: Find, ws: ServerConnection) -> None:
+        assert ws.request is not None, "the handshake is over"
+        dialect = find(path_of(ws.request.path)) or _EVENTS
+        try:
+            guest = guest_of(ws.transport)
+        except ConnectionError:
+            return
+        peer = self._peer(ws)
+        code: int | None
+        patience: float | None = None
+        try:
+            with guest.visiting():
+                code = await self._serve(dialect, peer, ws.request)
+        except Fault as fault:
+            # Nothing of ours serves this client yet, or any more.
+            code, patience = dialect.close_code(fault.code), self._send_timeout
+            peer.note(fault)
+            peer.reason = dialect.close_reason(fault)
+            fault.fatal = True
+            with contextlib.suppress(ConnectionClosed):
+                await peer.tell(await _refusal(dialect, peer, fault))
+        except ConnectionClosed:
+            return
+        except Exception:
+            _log.exception("a connection's handler failed")
+            self._metrics.errors.labels("internal").inc()
+            code = dialect.close_code("internal")
+        if code is not None:
+            await peer.close(code, patience)
+
+    async def _serve(self, dialect: Dialect, peer: Peer, request: Request) -> int | None:
+        """Until it is over; the code to close with, or None where it is closed already."""
+        if dialect is _EVENTS:
+            return await self._serve_events(peer, request)
+        codec, rights = self._admit(dialect, _handshake(request))
+        with contextlib.ExitStack() as waiting:
+            waiting.enter_context(self._lobby)
+            return await Conversation(self, peer, dialect, codec, rights, waiting.close).run()
+
+    async def _serve_events(self, peer: Peer, request: Request) -> int | None:
+        handshake = _handshake(request)
+        rights = self.entrance.authorise(handshake, native.tokens(handshake))
+        query = query_once(handshake.query)
+        check_known(query, "source", "since")
+        source = rights.check_read(query.get("source"))
+        since = _since(query)
+        with self._subscribers:
+            outbox = self._gateway.subscribe(source, since, rights.may_read)
+            writer = asyncio.create_task(peer.write(outbox, lambda event: [native.encode(event)]))
+            reader = asyncio.create_task(_hear_nothing(peer))
+            try:
+                await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if not reader.done():
+                    return CLOSE_SHUTTING_DOWN
+                fault = reader.result()
+                if fault is None:
+                    return None
+                peer.note(fault)
+                outbox.put(fault.event(fatal=True))
+                return close_code(fault.code)
+            finally:
+                reader.cancel()
+                outbox.close()
+                await writer
+
+    def _admit(self, dialect: Dialect, handshake: Handshake) -> tuple[Codec, Rights]:
+        """Raises:
+        Fault: it may not come in, or its address will not do.
+        """
+        rights = self.entrance.authorise(handshake, dialect.tokens(handshake))
+        return dialect.make(handshake), rights
+
+    def _peer(self, ws: ServerConnection) -> Peer:
+        assert isinstance(ws, Connection), "the listener makes no others"
+        return Peer(ws, self._send_timeout, self._metrics)
+
+    # --- what conversations ask for --------------------------------------------------------------------------------
+
+    async def begin(self, start: Start) -> Line:
+        """Raises:
+        Fault: `full`; or see `Gateway`.
+        """
+        self.seats.take()
+        try:
+            stream = await self._gateway.open_stream(start)
+        except BaseException:
+            self.seats.give_back()
+            raise
+        # A container is read from its beginning: such a stream cannot be taken up at a sample.
+        resume = 0.0 if start.encoding == "opus" else min(start.resume, self._settings.resume)
+        return self.lines.begin(stream, resume, self.seats.give_back)
+
+    async def open_stream(self, start: Start) -> Stream:
+        """For one that has a seat of `seats` already. Raises: Fault."""
+        return await self._gateway.open_stream(start)
+
+    def pace(self) -> Pace:
+        """Of one client."""
+        return Pace(self._settings.max_rate, self._metrics.slowed_seconds.inc)
+
+
+_EVENTS = Dialect(
+    "events", native.Native, native.tokens, native.refuse
+)  # those who only listen; it is never asked for a codec
+
+
+async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:
+    """What `dialect` tells one that does not come in."""
+    if dialect.refuse_by_name is not None and (frame := await peer.first()) is not None:
+        return dialect.refuse_by_name(fault, frame)
+    return dialect.refuse(fault)
+
+
+async def _hear_nothing(peer: Peer) -> Fault | None:
+    """Until the client sends something, which is its fault, or goes."""
+    try:
+        await peer.hear()
+    except ConnectionClosed:
+        return None
+    except Fault:
+        pass  # too much of it, too
+    return Fault("subscribe_only", f"{EVENTS} only sends: stream audio to {native.STREAM}")
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def _since(query: dict[str, str]) -> int | None:
+    text = query.get("since")
+    if text is None:
+        return None
+    if "source" not in query:
+        raise Fault("bad_parameter", "since needs a source: each source counts for itself")
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise Fault("bad_parameter", f"since must be the seq of an event, got {quoted(text)}")
+    return int(text)
+
+
+def _handshake(request: Request) -> Handshake:
+    handshake = handshake_of(request.path, request.headers.raw_items())
+    offered = ",".join(handshake.headers.get("sec-websocket-protocol", ())).split(",")
+    return replace(handshake, subprotocols=tuple(each.strip() for each in offered if each.strip()))
+
+
+def _always(dialect: Dialect, _: str) -> Dialect:
+    """Whatever the path: the port is its own."""
+    return dialect
+
+
+def _select_subprotocol(find: Find, ws: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    assert ws.request is not None, "it is being answered"
+    dialect = find(path_of(ws.request.path))
+    return next((each for each in offered if dialect is not None and each in dialect.subprotocols), None)
+
+
+def _response(page: Page, *, body: bool = True) -> Response:
+    """body: whether it is sent, or only spoken of."""
+    headers = {"Connection": "close"} | page.headers
+    if page.status not in (HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT):
+        headers |= {"Content-Type": page.content_type, "Content-Length": str(len(page.body))}
+    return Response(page.status.value, page.status.phrase, Headers(headers), page.body if body else b"")
+
+
+def _rejection(rejection: Rejection) -> Response:
+    headers = {"Connection": "close", "Content-Length": str(len(rejection.body)), **rejection.headers}
+    return Response(rejection.status, HTTPStatus(rejection.status).phrase, Headers(headers), rejection.body)
+
+
+def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise OSError(
+            f"the certificate {certificate} and key {key} cannot be used: {error.strerror or error}"
+        ) from None
+    return context
+
+
+def _url(sock: socket.socket, *, tls: bool) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _quiet_logger() -> logging.Logger:
+    """The library's, without a traceback for a client that does not speak HTTP, and without the tokens in requests."""
+    logger = logging.getLogger("daemon.endpoints.websocket.websockets")
+    logger.setLevel(logging.CRITICAL)
+    return logger

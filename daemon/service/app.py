@@ -1,0 +1,257 @@
+"""The composition root: what is made, in which order it starts, and how it ends.
+
+Owns the wiring, the order of life and the drain. Everything else is made here and handed its neighbours; nothing
+reaches back. Two parts do wiring of their own: the pipeline joins engines and streams, the listeners the ports.
+
+    start: listen (health pages answer, streams wait) -> load and warm the engine -> a first decode -> ready
+           -> microphone, MQTT
+    SIGHUP: the settings are read again; what may change does, all else is named and waits for a restart
+    end:   stop accepting -> streams end, finals out -> subscribers and broker told -> connections closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from daemon.common.errors import ServiceError
+from daemon.core.admission import Gateway
+from daemon.core.health import Health
+from daemon.core.pipeline import LoadEngine, Pipeline, load_engine
+from daemon.dialects import openai_files
+from daemon.endpoints import zeroconf
+from daemon.endpoints.listeners import Ports, check_guarded
+from daemon.endpoints.pages import Pages
+from daemon.microphone.capture import MicrophoneError
+from daemon.microphone.source import Microphone
+from daemon.mqtt.publisher import Mqtt
+from daemon.service import status
+from daemon.service.reloader import Reloader
+from daemon.service.sd_notify import Notifier
+from daemon.service.service_manager import ServiceManager
+from daemon.settings.schema import Settings
+from daemon.settings.secrets import Credentials
+from daemon.settings.surroundings import Surroundings, mqtt_spool
+from streaming.events import Final
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """`whisperd run`.
+
+    Raises:
+        ConfigurationError: a file that the settings name cannot be read, or a port would be open to anybody.
+    """
+
+    def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
+        self._credentials = Credentials(around)
+        settings = self._credentials.with_tokens(settings)
+        self._around = around
+        if not around.sockets:
+            check_guarded(settings.server)
+        self._credentials.read_password(settings.mqtt)
+        self._credentials.hide(settings)
+        self.pipeline = Pipeline(settings, load)
+        self.pipeline.hub.on_final = self._note_final
+        metrics = self.pipeline.metrics
+        self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
+        metrics.ready.set_function(lambda: self.health.unready() is None)
+        gateway = Gateway(self.pipeline)
+        self._manager = ServiceManager(Notifier(around.notify_socket), self.health, self._status)
+        self._watchdog = around.watchdog
+        self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
+        self._mqtt = self._make_mqtt()
+        self.ports = Ports(settings, around.sockets, gateway, self._make_pages(gateway), metrics)
+        self.server, self.wyoming = self.ports.server, self.ports.wyoming
+        self._reloader = Reloader(self.pipeline, self.ports, self._credentials, self._manager)
+        self._stop = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._models = ""
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self.pipeline.settings
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until `stop`, and until all that was heard is out.
+
+        Raises:
+            ServiceError: it could not start, a part of it ended by an error, or finals were given up.
+        """
+        try:
+            await self.ports.listen()
+            self._credentials.warn(self.settings)
+            self._begin("scheduler", self.pipeline.scheduler.run())
+            await self._until_stopped(self._load())
+            if self._ready.is_set():
+                await self._until_stopped(self._stop.wait())
+        finally:
+            self._manager.stopping()
+            await self._drain()
+            self.pipeline.close()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def reload(self, read: Callable[[], Settings]) -> None:
+        """Ask `read` for the settings and take over what may change; as soon as the service is ready."""
+        self._reloader.ask(read)
+
+    async def wait_ready(self) -> None:
+        await self._ready.wait()
+
+    async def _load(self) -> None:
+        patience = asyncio.create_task(self._manager.ask_for_patience(f"loading {self.settings.models.student}"))
+        try:
+            if self._mqtt is not None:
+                await self._mqtt.open()  # before anything is heard: a source may have been switched off
+            model = await self.pipeline.warm_up()
+            if self._mqtt is not None:
+                self._begin("mqtt", self._mqtt.run())  # at once: from now on there are streams, and their finals
+            self._begin("canary", self.health.run())
+            await self._wait_first_decode()
+        finally:
+            patience.cancel()
+        self._models = f"student {model.student}, teacher {model.teacher or 'none'}, on {model.device}"
+        self.health.warm = True
+        for microphone in self._microphones:
+            self._begin(f"microphone {microphone.source}", microphone.run(self.pipeline.open_stream))
+        if self.wyoming is not None and self.settings.wyoming.zeroconf:
+            self._begin("zeroconf", zeroconf.announce("_wyoming._tcp", *self.wyoming.address))
+        if self._watchdog is not None:
+            self._begin("watchdog", self._manager.feed_watchdog(self._watchdog / 2))
+        self._begin("reload", self._reloader.run())
+        _log.info("ready: %s", self._models)
+        self._manager.ready()
+        self._begin("status", self._manager.tell_status())
+        self._ready.set()
+
+    async def _wait_first_decode(self) -> None:
+        """Raises:
+        ServiceError: nothing came of it: whoever would speak here would get nothing either.
+        """
+        stall = self.settings.health.stall
+        try:
+            async with asyncio.timeout(stall):
+                await self.health.first.wait()
+        except TimeoutError:
+            raise ServiceError(
+                f"the first decode takes longer than {stall:g} s (health.stall): the engine hangs"
+            ) from None
+        if self.health.trouble is not None:
+            raise ServiceError(f"the first decode failed: {self.health.trouble}")
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, Any]) -> None:
+        """`work`, or the stop, or the first part of the service that fails."""
+        tasks = {asyncio.create_task(work), asyncio.create_task(self._stop.wait())}
+        try:
+            while True:
+                done, _ = await asyncio.wait(tasks | set(self._tasks.values()), return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                if done & tasks:
+                    return
+                raise ServiceError(f"a part of the service ended: {', '.join(self._names(done))}")
+        except MicrophoneError as error:
+            raise ServiceError(f"microphone: {error}") from None
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _drain(self) -> None:
+        """Finals out, clients told, broker told; within the time that was set for it.
+
+        Raises:
+            ServiceError: the time was not enough.
+        """
+        self.health.stopping = True
+        self.ports.stop_accepting()
+        try:
+            async with asyncio.timeout(self.settings.shutdown.drain):
+                await self._end_microphones()
+                await self.ports.wait_streams()
+                self.pipeline.hub.close()
+                if "mqtt" in self._tasks:
+                    await self._tasks["mqtt"]
+                await self.ports.wait_closed()
+        except TimeoutError:
+            raise ServiceError(f"gave up after {self.settings.shutdown.drain:g} s with words unfinished") from None
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _end_microphones(self) -> None:
+        ending = []
+        for microphone in self._microphones:
+            task = self._tasks.get(f"microphone {microphone.source}")
+            if task is None:
+                continue
+            microphone.stop()
+            if microphone.trouble is not None:
+                task.cancel()  # it is opening its device, which may take long, and has nothing to finish
+            ending.append(task)
+        if ending:
+            await asyncio.wait(ending)
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks[name] = asyncio.create_task(work, name=name)
+
+    def _names(self, done: set[asyncio.Task[Any]]) -> list[str]:
+        return sorted(task.get_name() for task in done)
+
+    def _make_pages(self, gateway: Gateway) -> Pages:
+        settings, metrics = self.settings, self.pipeline.metrics
+        models = partial(openai_files.models, [settings.models.student], int(time.time()))
+        return Pages(
+            self.health.unready,
+            metrics.text,
+            metrics.content_type,
+            gateway.sources,
+            models if settings.dialects.openai else None,
+        )
+
+    def _make_mqtt(self) -> Mqtt | None:
+        settings = self.settings.mqtt
+        if not settings.host:
+            return None
+        pipeline, microphone = self.pipeline, self.settings.microphone
+        return Mqtt(
+            settings,
+            self._credentials.mqtt_password,
+            pipeline.hub.keep_first(),
+            pipeline.sources,
+            pipeline.metrics,
+            mqtt_spool(settings, self._around),
+            [microphone.source] if microphone.enabled else [],
+            pipeline.hub.kept,
+        )
+
+    def _status(self) -> str:
+        sources, last = self.pipeline.sources, self.pipeline.hub.last_final_at
+        away = (f"microphone {each.source}: {each.trouble}" for each in self._microphones if each.trouble)
+        return status.line(
+            status.Facts(
+                models=self._models,
+                unready=self.health.unready(),
+                streams=sources.open_streams,
+                speaking=sum(state == "speech" for state in sources.states().values()),
+                last_final=None if last is None else time.monotonic() - last,
+                notes=(*away, *self._reloader.notes),
+            )
+        )
+
+    def _note_final(self, final: Final) -> None:
+        if self.settings.log.transcripts:
+            _log.info("%s: %s", final.source, final.text)

@@ -1,0 +1,166 @@
+"""What the service has to know and nobody else may read: the tokens, and the broker's password.
+
+Owns how their files are read, what of them is in force, that no log line shows it, and the warning about files that
+everybody may read. Knows nothing of who asks for a token or shows one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from daemon.common.errors import ConfigurationError
+from daemon.common.logs import hide
+from daemon.settings.explain import sentence_of
+from daemon.settings.schema import MqttSettings, Settings, Token, token_of
+from daemon.settings.surroundings import Surroundings
+
+_log = logging.getLogger(__name__)
+
+
+class Credentials:
+    """Attributes:
+    mqtt_password: once it is read; None where there is none.
+    """
+
+    def __init__(self, around: Surroundings) -> None:
+        self.mqtt_password: str | None = None
+        self._around = around
+
+    def with_tokens(self, settings: Settings) -> Settings:
+        """Raises:
+        ConfigurationError: see `with_tokens`.
+        """
+        return with_tokens(settings, self._around)
+
+    def read_password(self, mqtt: MqttSettings) -> None:
+        """Raises:
+        ConfigurationError: see `mqtt_password`.
+        """
+        self.mqtt_password = mqtt_password(mqtt, self._around) if mqtt.host else None
+
+    def hide(self, settings: Settings) -> None:
+        """From every log line to come. settings: those in force, with all tokens."""
+        hide([each.token for each in settings.server.tokens] + [self.mqtt_password or ""])
+
+    def warn(self, settings: Settings) -> None:
+        for key, path in secret_files(settings).items():
+            if trouble := secret_trouble(key, path):
+                _log.warning("%s", trouble)
+
+
+def with_tokens(settings: Settings, around: Surroundings) -> Settings:
+    """`settings` with all tokens in `server.tokens`: those of the file and of the credential `server_tokens` too.
+
+    Raises:
+        ConfigurationError: the file cannot be read, everybody may read it, or a line of it will not do.
+    """
+    server, tokens = settings.server, list(settings.server.tokens)
+    if server.tokens_file is not None:
+        if trouble := secret_trouble("server.tokens_file", Path(server.tokens_file)):
+            raise ConfigurationError(trouble)
+        tokens += _tokens_in("server.tokens_file", Path(server.tokens_file))
+    credential = credential_file("server_tokens", around)
+    if credential is not None:
+        tokens += _tokens_in("the credential server_tokens", credential)
+    return settings.model_copy(update={"server": server.model_copy(update={"tokens": tuple(tokens)})})
+
+
+_LARGEST_SECRET = 1 << 20
+
+
+def _secret_text(key: str, path: Path) -> str:
+    """What a file with secrets holds, wherever it was written: Windows puts a byte order mark in front.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is no text.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_SECRET + 1)
+        if len(content) > _LARGEST_SECRET:
+            raise ConfigurationError(f"{key}: {path}: is larger than {_LARGEST_SECRET} bytes: is it the right file?")
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8: save it again as UTF-8"
+        raise ConfigurationError(f"{key}: {path}: {reason}") from None
+    if "\0" in text:
+        raise ConfigurationError(f"{key}: {path}: is no text: save it again as UTF-8")
+    return text
+
+
+def _tokens_in(key: str, path: Path) -> Iterator[Token]:
+    """One a line, as in `server.tokens`: a word, or {token: T, send: [...], read: [...]}."""
+    for number, line in enumerate(_secret_text(key, path).splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            yield Token.model_validate(token_of(yaml.safe_load(text) if text.startswith("{") else text))
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"{key}: {path}, line {number}: {_line_trouble(error)}") from None
+
+
+def _line_trouble(error: Exception) -> str:
+    """What is wrong with a line of such a file, without anything of it: it holds a secret."""
+    for each in error.errors() if isinstance(error, ValidationError) else ():
+        if each["loc"][:1] in (("send",), ("read",)) and each["type"] == "value_error":  # of `check_pattern`
+            return sentence_of(each)
+    return "must be one word, or {token: T, send: [...], read: [...]}"
+
+
+def secret_trouble(key: str, path: Path) -> str | None:
+    """Why the file with a secret that `key` names will not do; None if only those may read it who should."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        return f"{key}: {path}: {getattr(error, 'strerror', None) or error}: create it, or mend the path"
+    if mode & stat.S_IROTH:
+        return f"{key}: everybody may read {path}: chmod o= {path}"
+    return None if os.access(path, os.R_OK) else f"{key}: this user may not read {path}: chown it"
+
+
+def secret_files(settings: Settings) -> dict[str, Path]:
+    """The files with secrets that the settings name, by their keys."""
+    server, mqtt = settings.server, settings.mqtt
+    named = {
+        "server.tokens_file": server.tokens_file,
+        "server.key": server.key,
+        "mqtt.key": mqtt.key,
+        "mqtt.password_file": mqtt.password_file,
+    }
+    return {key: Path(path) for key, path in named.items() if path is not None}
+
+
+def mqtt_password(mqtt: MqttSettings, around: Surroundings) -> str | None:
+    """The broker's password: as given, from the file named, or the credential `mqtt_password`.
+
+    Raises:
+        ConfigurationError: the file named cannot be read, or holds none.
+    """
+    if mqtt.password is not None:
+        return mqtt.password
+    if mqtt.password_file is not None:
+        return _password_in("mqtt.password_file", Path(mqtt.password_file))
+    credential = credential_file("mqtt_password", around)
+    return _password_in("the credential mqtt_password", credential) if credential is not None else None
+
+
+def credential_file(name: str, around: Surroundings) -> Path | None:
+    """The file of one that the service manager hands over, if it does."""
+    file = around.credentials / name if around.credentials else None
+    return file if file is not None and file.is_file() else None
+
+
+def _password_in(key: str, path: Path) -> str:
+    password = _secret_text(key, path).strip()
+    if not password:
+        raise ConfigurationError(f"{key}: {path}: is empty: write the password into it")
+    return password
