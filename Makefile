@@ -19,9 +19,10 @@ demo: $(VENV)/.run ## a recording becomes live text through the real daemon
 run: $(VENV)/.run ## the service, with config/whisperd.yaml
 	$(BIN)/whisperd run -c config/whisperd.yaml
 
+# Two tests at a time have a core each: with more threads, those of one would spin while the other's have the cores.
 test: system-packages $(VENV)/.test ## ruff, mypy, and every test
 	$(MAKE) check
-	$(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.test ## ruff, mypy --strict, the layering rule
 	$(BIN)/ruff check .
