@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.whisper.quantized import LARGEST, SHORTLIST, QuantizedVocabulary, expand, quantize
+from streaming.whisper.quantized import LARGEST, SHORTLIST, QuantizedVocabulary, expand, largest, quantize
 
 
 def weights(seed: int, *shape: int, spread: float = 1.0) -> Tensor:
@@ -73,3 +73,14 @@ def test_a_row_has_the_same_logits_in_any_company() -> None:
     for row in range(6):
         torch.testing.assert_close(vocabulary(states[row : row + 1])[0], together[row], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(vocabulary(states[row : row + 1, 1:2])[0, 0], together[row, 1], rtol=1e-5, atol=1e-5)
+
+
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 40), st.sampled_from([40, 4096, 4097, 9000, 51864]))
+@settings(max_examples=60)
+def test_the_largest_are_the_largest(seed: int, rows: int, count: int, tokens: int) -> None:
+    scores = weights(seed, rows, 2, tokens)
+    found = largest(scores, count)
+    assert found.shape == (rows, 2, count)
+    assert all(len(set(row.tolist())) == count for row in found.flatten(0, 1))
+    expected = scores.topk(count).values
+    assert torch.equal(scores.gather(-1, found).sort(-1, descending=True).values, expected)
