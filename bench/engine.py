@@ -28,7 +28,7 @@ from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
 from streaming.whisper.engine import Engine
 from streaming.whisper.hearing import Model, one_encoder
-from streaming.whisper.model import Cache
+from streaming.whisper.model import KVCache
 
 DTYPES = ("auto", "mixed", "float32", "bfloat16", "float16")
 CACHED = 16
@@ -56,7 +56,7 @@ def parts(model: Model, rows: int, seconds: float, widths: Sequence[int], *, enc
     memory = model.decoder.remember(states)
     costs = remembering(sizes, rows, positions, says.itemsize)
     yield f"{model.role}: memory of the audio", partial(model.decoder.remember, states), costs, says
-    cache = Cache(memory)
+    cache = KVCache(memory)
     cache.reserve(CACHED + max(widths) + 1)
     scores = partial(model.rules.text, stamped=None)
     ones = torch.ones(rows, dtype=torch.long, device=device)

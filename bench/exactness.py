@@ -26,7 +26,7 @@ from streaming.offline import utterances
 from streaming.whisper.decode import Window, verify
 from streaming.whisper.engine import Engine
 from streaming.whisper.hearing import rows_of
-from streaming.whisper.model import Cache
+from streaming.whisper.model import KVCache
 
 Tokens = tuple[int, ...]
 
@@ -69,7 +69,7 @@ def margin(engine: Engine, job: Job, one: Tokens, other: Tokens) -> float:
     (row,) = rows_of(model, [job], ["en"], [()])
     tokens = torch.tensor([[*row.prompt, *one[:shared]]], device=engine.device)
     length, start = torch.tensor([tokens.shape[1]], device=engine.device), torch.zeros(1, dtype=torch.long)
-    cache = Cache(model.decoder.remember(model.listen([job], model.context(job))))
+    cache = KVCache(model.decoder.remember(model.listen([job], model.context(job))))
     cache.reserve(tokens.shape[1])
     begin = torch.tensor([len(row.prompt)], device=engine.device)
     window = Window(tokens, start.to(engine.device), length, begin, length, tokens.shape[1])

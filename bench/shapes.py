@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from streaming.whisper.checkpoint import Checkpoint, Dimensions, Grammar
 from streaming.whisper.engine import Engine, assemble
+from streaming.whisper.graph_runner import GraphRunner
 from streaming.whisper.model import Decoder, Encoder
-from streaming.whisper.seated import Seated
 
 _ENGLISH, _MULTILINGUAL, _WITH_CANTONESE = 51864, 51865, 51866
 
@@ -76,10 +76,10 @@ def random_pair(
         checks |= drafts
     first = assemble(student, "student", encoder | drafts, place)
     second = assemble(teacher, "teacher", encoder | checks, place, first)
-    way = None
+    runner = None
     if seats is not None:
-        way = Seated(first, second, place, largest=seats, deterministic=False, capture=True)
-    return Engine(first, second, place, str(dtype).removeprefix("torch."), way)
+        runner = GraphRunner(first, second, place, largest=seats, deterministic=False, capture=True)
+    return Engine(first, second, place, str(dtype).removeprefix("torch."), runner)
 
 
 def _silence(weights: Mapping[str, Tensor], layers: int) -> None:

@@ -25,10 +25,10 @@ from distillation.arguments import device
 from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.engine import Engine
+from streaming.whisper.graph_runner import GraphDecoder, GraphRunner
 from streaming.whisper.graphs import Function
 from streaming.whisper.graphs import Shape as Sides
 from streaming.whisper.hearing import rows_of
-from streaming.whisper.seated import Seated, Voice
 
 CACHED = 16
 """Tokens that a measured step finds in the cache."""
@@ -97,10 +97,10 @@ def _held(reached: bool) -> str:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _work(way: Seated, name: str, sides: Sides) -> Callable[[], object]:
+def _work(runner: GraphRunner, name: str, sides: Sides) -> Callable[[], object]:
     """Replay one of the functions in a shape, of slots of their own, each with some text in its cache."""
-    function: Function = next(each for each in way.functions if each.name == name)
-    for voice in way.voices.values():
+    function: Function = next(each for each in runner.functions if each.name == name)
+    for voice in runner.voices.values():
         voice.sit(range(sides.batch), sides.batch)
         lengths = [CACHED + 1, CACHED, 1, CACHED + 1]
         for column, value in zip(("length", "cached", "done", "limit"), lengths, strict=True):
@@ -108,21 +108,21 @@ def _work(way: Seated, name: str, sides: Sides) -> Callable[[], object]:
     return function.graph(sides)[1].replay
 
 
-def parts(engine: Engine, way: Seated, plan: Plan, sheet: Sheet) -> None:
+def parts(engine: Engine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
     student, teacher = (model.checkpoint.dimensions for model in engine.models)
     width, place, heard = sheet.dtype.itemsize, engine.device, plan.heard
-    reach = way.voices["student"].buckets.reaches[0]
+    reach = runner.voices["student"].buckets.reaches[0]
     one, many, most = plan.batches
     for rows, target in ((one, 6.0), (many, 155.0)):
         hearing, keeping = encoding(student, rows, heard, width), remembering(student, rows, heard, width)
         cost = Cost(hearing.operations + keeping.operations, hearing.moved + keeping.moved)
-        work = _work(way, "student: listen", Sides(rows, heard, 1, 1))
+        work = _work(runner, "student: listen", Sides(rows, heard, 1, 1))
         sheet.part(f"encoder, {plan.contexts[-1]:g} s, batch {rows}", work, place, cost, target)
     for rows, target in ((one, 0.120), (many, 0.300), (most, 0.450)):
-        work = _work(way, "student: check", Sides(rows, heard, 1, reach))
+        work = _work(runner, "student: check", Sides(rows, heard, 1, reach))
         cost = checking(student, rows, 1, heard, CACHED, width)
         sheet.part(f"student, a step, batch {rows}", work, place, cost, target)
-    work = _work(way, "teacher: check", Sides(many, heard, 17, reach))
+    work = _work(runner, "teacher: check", Sides(many, heard, 17, reach))
     cost = checking(teacher, many, 17, heard, CACHED, width)
     sheet.part(f"teacher, a check of 17 positions, batch {many}", work, place, cost, 4.0)
 
@@ -130,16 +130,18 @@ def parts(engine: Engine, way: Seated, plan: Plan, sheet: Sheet) -> None:
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 
-def _say(voice: Voice, jobs: Sequence[Job], heard: int, drafts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def _say(
+    voice: GraphDecoder, jobs: Sequence[Job], heard: int, drafts: Sequence[Sequence[int]]
+) -> list[tuple[int, ...]]:
     rows = rows_of(voice.model, jobs, ["en"] * len(jobs), drafts)
     with torch.inference_mode():
         voice.say(range(len(jobs)), rows, heard)
     return [tuple(row.text) for row in rows]
 
 
-def speculation(engine: Engine, way: Seated, plan: Plan, sheet: Sheet) -> None:
+def speculation(engine: Engine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
     """The teacher's own loop, against the student's drafting and the teacher's check of it, without encoder."""
-    voices, heard = way.voices, plan.heard
+    voices, heard = runner.voices, plan.heard
     for rows in plan.batches[:2]:
         jobs = [Job(_noise(plan.contexts[-1], row), max_tokens=TEXT) for row in range(rows)]
         engine.run([_asking(job) for job in jobs])  # the audio is in the slots, of both
@@ -168,11 +170,11 @@ def _spoilt(tokens: Sequence[int], every: int) -> tuple[int, ...]:
     return tuple(token ^ 1 if place % every == every - 1 else token for place, token in enumerate(tokens))
 
 
-def graphs_or_none(engine: Engine, way: Seated, plan: Plan, sheet: Sheet) -> None:
+def graphs_or_none(engine: Engine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
     """One student's text, replayed and called."""
     job = [Job(_noise(plan.contexts[-1], 0), max_tokens=TEXT)]
     engine.run(job)
-    voice = way.voices["student"]
+    voice = runner.voices["student"]
     work = partial(_say, voice, job, plan.heard, [()])
     replayed = statistics.median(timed(work, engine.device))
     captured, voice.check.captured = voice.check.captured, {}
@@ -230,22 +232,22 @@ def measure(plan: Plan, place: str, dtype: torch.dtype) -> tuple[Engine, Sheet]:
     engine = random_pair("large-v3", place, dtype, plan.contexts, shape=plan.shape, seats=plan.batches[-1], agree=True)
     captured = engine.warm()
     ready = time.perf_counter() - began
-    way = engine.way
-    assert isinstance(way, Seated), "it was asked for"
+    runner = engine.runner
+    assert isinstance(runner, GraphRunner), "it was asked for"
     engine.run([_asking(Job(_noise(seconds, 0), max_tokens=TEXT)) for seconds in plan.contexts] * plan.batches[-1])
-    held, made = _reserved(place), sum(len(function.captured) for function in way.functions)
-    parts(engine, way, plan, sheet)
-    speculation(engine, way, plan, sheet)
-    graphs_or_none(engine, way, plan, sheet)
+    held, made = _reserved(place), sum(len(function.captured) for function in runner.functions)
+    parts(engine, runner, plan, sheet)
+    speculation(engine, runner, plan, sheet)
+    graphs_or_none(engine, runner, plan, sheet)
     live(engine, plan, sheet)
-    later = sum(len(function.captured) for function in way.functions)
+    later = sum(len(function.captured) for function in runner.functions)
     sheet.fact("graphs captured after ready", str(later - made), "0", later == made)
     grown = _reserved(place) - held
     sheet.fact("growth of the allocator after ready", f"{grown / 2**20:.0f} MB", "0", grown <= 0)
     sheet.fact("seconds to ready, weights apart from disk", f"{ready:.1f}", "<= 60", ready <= 60)
     sheet.fact("graphs", f"{captured.graphs}, {captured.seconds:.1f} s, {captured.held / 2**20:.0f} MB, "
                f"{captured.missing} without memory", "", None)  # fmt: skip
-    paged = [name for name, voice in way.voices.items() if voice.slots.in_pages]
+    paged = [name for name, voice in runner.voices.items() if voice.slots.in_pages]
     sheet.fact("attention where the slots lie", ", ".join(paged) or "no: slots are copied for each layer", "", None)
     return engine, sheet
 

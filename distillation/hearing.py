@@ -20,7 +20,7 @@ from distillation.errors import DistillError
 from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated, teacher_threshold
 from streaming.whisper.decode import decode, detect_languages
 from streaming.whisper.hearing import Model, languages_of, rows_of
-from streaming.whisper.model import Cache
+from streaming.whisper.model import KVCache
 
 if TYPE_CHECKING:
     from streaming.whisper.engine import Engine
@@ -116,7 +116,7 @@ def tell(model: Model, waves: Sequence[Waveform], language: str | None = None) -
     decode(model.decoder, memory, model.rules, rows)
     longest = max(len(row.tokens) for row in rows)
     tokens = torch.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in rows], device=memory.device)
-    cache = Cache(memory)
+    cache = KVCache(memory)
     cache.reserve(longest)
     logits = model.decoder(tokens, torch.arange(longest, device=memory.device).expand(len(rows), longest), cache)
     told = []

@@ -25,7 +25,7 @@ from distillation.errors import DistillError
 from distillation.files import folder_written_whole, unfinished_folder
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND, Checkpoint, CheckpointError, open_checkpoint
 from streaming.whisper.locate import SHIPPED
-from streaming.whisper.rules import Rules
+from streaming.whisper.rules import LogitRules
 from streaming.whisper.weights import own_names, read_weights, weights_digest, write_weights
 
 CONTEXTS = (2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
@@ -67,7 +67,7 @@ def layout_of(checkpoint: Checkpoint, language: str | None) -> Layout:
     """
     grammar = checkpoint.grammar
     try:
-        prompt = Rules(grammar, checkpoint.dimensions.vocabulary, torch.device("cpu")).prompt(
+        prompt = LogitRules(grammar, checkpoint.dimensions.vocabulary, torch.device("cpu")).prompt(
             language, "transcribe", timestamps=False
         )
     except ValueError as error:

@@ -17,7 +17,7 @@ from streaming.whisper.decode import decode
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Memory, build_decoder, build_encoder
 from streaming.whisper.rows import Draft, Row
-from streaming.whisper.rules import Rules
+from streaming.whisper.rules import LogitRules
 from streaming.whisper.weights import read_weights
 
 RECORDINGS = 6
@@ -30,7 +30,7 @@ class Speaker:
 
     decoder: Decoder
     memory: Memory
-    rules: Rules
+    rules: LogitRules
     said: dict[tuple[int, bool], Row] = field(default_factory=dict)
 
     def row(self, draft: list[int], limit: int, timestamps: bool) -> Row:
@@ -57,7 +57,7 @@ def speaker(directory: Path) -> Speaker:
     features = LogMel(sizes.mels, cpu)([murmur(1.5, seed) for seed in range(RECORDINGS)], 2.0)
     with torch.inference_mode():
         memory = decoder.remember(build_encoder(sizes, weights)(features))
-    return Speaker(decoder, memory, Rules(checkpoint.grammar, sizes.vocabulary, cpu))
+    return Speaker(decoder, memory, LogitRules(checkpoint.grammar, sizes.vocabulary, cpu))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from daemon.common.version import our_version
 
 if TYPE_CHECKING:
     from daemon.commands.install import Layout
-    from daemon.commands.terminal import Lines
+    from daemon.commands.terminal import TerminalLines
     from daemon.core.audio_files import AudioFile
     from daemon.core.pipeline import Pipeline
     from daemon.settings.schema import Settings
@@ -245,12 +245,12 @@ def transcribe(settings: Settings, options: argparse.Namespace) -> int:
 async def _transcribe(pipeline: Pipeline, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from daemon.commands.terminal import Lines
+    from daemon.commands.terminal import TerminalLines
     from daemon.common.errors import Fault, ServiceError
     from daemon.core.audio_files import AudioFile, FileError, printable
     from daemon.core.pipeline import running
 
-    lines = Lines(lambda line: tqdm.write(line, file=sys.stdout), json=options.json, partials=options.partials)
+    lines = TerminalLines(lambda line: tqdm.write(line, file=sys.stdout), json=options.json, partials=options.partials)
     failed = False
     try:
         async with running(pipeline):
@@ -272,7 +272,9 @@ async def _transcribe(pipeline: Pipeline, options: argparse.Namespace) -> int:
     return FAILED if failed or lines.failed else OK
 
 
-async def _transcribe_file(pipeline: Pipeline, file: AudioFile, lines: Lines, options: argparse.Namespace) -> None:
+async def _transcribe_file(
+    pipeline: Pipeline, file: AudioFile, lines: TerminalLines, options: argparse.Namespace
+) -> None:
     from tqdm import tqdm
 
     from daemon.commands.terminal import show_all

@@ -16,7 +16,7 @@ from streaming.events import Error, Event, Final, Notice, Partial, SpeechStarted
 Show = Callable[[Event], None]
 
 
-class Lines:
+class TerminalLines:
     """One event a line: as JSON, or its text. Errors go to standard error.
 
     write: prints one line; the progress bar's own way of printing, where there is one.

@@ -3,8 +3,8 @@
 Owns the root logger's handler and its level, what a task speaks of (its stream's session and source, which each of its
 lines then names), the secrets that no line may hold, and how long lines may be and how many. Knows nothing of who logs.
 
-Who logs says nothing of streams: `speak_of` is called once, where a stream begins, and holds for the task that began
-it, for tasks that this one begins, and for what the scheduler does on the stream's behalf.
+Who logs says nothing of streams: `bind_log_context` is called once, where a stream begins, and holds for the task that
+began it, for tasks that this one begins, and for what the scheduler does on the stream's behalf.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _HIDDEN = "***"
 _subject: ContextVar[Mapping[str, str]] = ContextVar("subject", default=MappingProxyType({}))
 
 
-def speak_of(*, source: str | None = None, session: str | None = None) -> None:
+def bind_log_context(*, source: str | None = None, session: str | None = None) -> None:
     """From now on each line of this task names these, and so do the lines of tasks that it begins."""
     names = {"source": source, "session": session}
     _subject.set({**_subject.get(), **{name: value for name, value in names.items() if value is not None}})
 
 
 @contextlib.contextmanager
-def speaking_of(*, source: str | None = None) -> Iterator[None]:
+def log_context(*, source: str | None = None) -> Iterator[None]:
     """The same within a block; behind it the task speaks of what it spoke of before."""
     token = _subject.set(_subject.get())
     try:
-        speak_of(source=source)
+        bind_log_context(source=source)
         yield
     finally:
         _subject.reset(token)

@@ -17,7 +17,7 @@ import numpy as np
 
 from daemon.common.errors import Fault
 from daemon.common.fields import quoted, shown
-from daemon.common.logs import speak_of
+from daemon.common.logs import bind_log_context
 from daemon.common.metrics import Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.core.hub import Hub
@@ -98,7 +98,7 @@ class Stream:
     def __init__(self, start: Start, shared: Neighbours) -> None:
         self.id = uuid.uuid4().hex
         self.source = start.source if start.source is not None else DEFAULT_SOURCE
-        speak_of(source=self.source, session=self.id)
+        bind_log_context(source=self.source, session=self.id)
         self._shared = shared
         self._decoder = _decoder(start)
         self._session = Session(

@@ -27,7 +27,7 @@ _PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".inter
 """What the public name service gives to nobody."""
 
 
-class Entrance:
+class RequestGuard:
     """settings: those in force; they may change, and nobody who is here has to leave."""
 
     def __init__(self, settings: ServerSettings) -> None:

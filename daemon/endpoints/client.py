@@ -52,7 +52,7 @@ class Connection(ServerConnection):
     peer may send.
 
     rate: frames a second that nobody waits for, and that therefore nobody else paces: pings, pongs, continuations, and
-    whatever comes once no message is taken in any more. More are read later, like messages (see `Pace`).
+    whatever comes once no message is taken in any more. More are read later, like messages (see `RateLimiter`).
 
     Attributes:
         in_pieces: a message came in too many of them; nothing is taken in since.

@@ -1,8 +1,8 @@
 """A connection's way in, before anything is known of it but its address.
 
-Owns that it is counted from the moment that it is accepted until it has ended (`Guests`), the handshake of TLS, that
-nothing is made for it before its first byte, by which it is decided who serves it from there, and that what it sends is
-handed on in pieces, with turns for the others between them. Knows no protocol above TLS.
+Owns that it is counted from the moment that it is accepted until it has ended (`ConnectionLimiter`), the handshake of
+TLS, that nothing is made for it before its first byte, by which it is decided who serves it from there, and that what
+it sends is handed on in pieces, with turns for the others between them. Knows no protocol above TLS.
 
 The handshake is made here, and not by the listener: asyncio tells of a connection only once that is over, which may be
 never, and counts nothing before.
@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from daemon.endpoints.limits import OPEN_TIMEOUT, TOO_MANY, Guest, Guests
+from daemon.endpoints.limits import OPEN_TIMEOUT, TOO_MANY, ConnectionLimiter, LimitedConnection
 
 _SHUTDOWN_TIMEOUT = 5.0
 """Seconds for a peer to answer the end of TLS."""
@@ -34,15 +34,15 @@ Choose = Callable[[bytes], asyncio.Protocol]
 """Who serves a connection that begins with this."""
 
 
-class Door(asyncio.Protocol):
+class IncomingConnection(asyncio.Protocol):
     """tls: None for a port without. choose: asked once.
 
     Attributes:
         guest: as it is counted; None: there was no room.
     """
 
-    def __init__(self, guests: Guests, tls: ssl.SSLContext | None, choose: Choose) -> None:
-        self.guest: Guest | None = None
+    def __init__(self, guests: ConnectionLimiter, tls: ssl.SSLContext | None, choose: Choose) -> None:
+        self.guest: LimitedConnection | None = None
         self._guests = guests
         self._tls = tls
         self._choose = choose
@@ -215,7 +215,7 @@ class _Tap:
     """A connection's transport, as whoever serves the connection has it: what it holds up and gives up is also what was
     read, and is not handed on yet."""
 
-    def __init__(self, door: Door, transport: asyncio.Transport) -> None:
+    def __init__(self, door: IncomingConnection, transport: asyncio.Transport) -> None:
         self._door = door
         self._transport = transport
 
@@ -247,21 +247,21 @@ def address_of(transport: asyncio.BaseTransport) -> str | None:
     return str(address[0]) if isinstance(address, tuple) and address else None
 
 
-def door_of(transport: asyncio.BaseTransport | None) -> Door:
+def incoming_of(transport: asyncio.BaseTransport | None) -> IncomingConnection:
     """Raises:
     ConnectionError: it has left.
     """
     door = transport.get_protocol() if transport is not None else None
-    if not isinstance(door, Door):
+    if not isinstance(door, IncomingConnection):
         raise ConnectionResetError("it has left")
     return door
 
 
-def guest_of(transport: asyncio.BaseTransport | None) -> Guest:
+def limited_of(transport: asyncio.BaseTransport | None) -> LimitedConnection:
     """Raises:
     ConnectionError: it has left.
     """
-    guest = door_of(transport).guest
+    guest = incoming_of(transport).guest
     if guest is None:
         raise ConnectionResetError("it has left")
     return guest

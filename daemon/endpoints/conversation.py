@@ -20,13 +20,13 @@ from typing import Protocol
 from websockets.exceptions import ConnectionClosed
 
 from daemon.common.errors import Fault
-from daemon.common.logs import speak_of
+from daemon.common.logs import bind_log_context
 from daemon.common.permissions import Rights
 from daemon.common.sources import DEFAULT_SOURCE
 from daemon.dialects.codec import CLOSE_DONE, CLOSE_SHUTTING_DOWN, Codec, Dialect, Frame, Message, Reply
 from daemon.endpoints.client import Peer
-from daemon.endpoints.limits import Pace, Readers
-from daemon.endpoints.resume import Line, Lines
+from daemon.endpoints.limits import RateLimiter, Readers
+from daemon.endpoints.resume import ResumableStream, ResumableStreams
 from streaming.events import Event, Notice, Resume, Start, Stop
 
 _log = logging.getLogger(__name__)
@@ -46,12 +46,12 @@ class Host(Protocol):
     def max_message(self) -> int: ...
 
     @property
-    def lines(self) -> Lines: ...
+    def lines(self) -> ResumableStreams: ...
 
-    async def begin(self, start: Start) -> Line:
+    async def begin(self, start: Start) -> ResumableStream:
         """Waits until the engine is warm. Raises: Fault."""
 
-    def pace(self) -> Pace:
+    def pace(self) -> RateLimiter:
         """Of one client."""
 
 
@@ -68,7 +68,7 @@ class Conversation:
         self._rights = rights
         self._arrived = arrived
         self._pace = host.pace()
-        self._line: Line | None = None
+        self._line: ResumableStream | None = None
         self._holding = contextlib.AsyncExitStack()  # of the line
         self._heard = False  # the stream was told something
         self._writer: asyncio.Task[bool] | None = None
@@ -185,10 +185,10 @@ class Conversation:
         await self._leave()
         line = self._host.lines.find(wanted.token)
         self._rights.check_send(line.stream.source)
-        speak_of(source=line.stream.source, session=line.stream.greeting.session)
+        bind_log_context(source=line.stream.source, session=line.stream.greeting.session)
         await self._hold(line, wanted.events)
 
-    async def _hold(self, line: Line, events: int | None) -> None:
+    async def _hold(self, line: ResumableStream, events: int | None) -> None:
         """events: of one that is resumed, how many its client has got."""
         await self._holding.enter_async_context(self._host.lines.holding(line))
         if events is not None:

@@ -81,7 +81,7 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-class Seats:
+class CapacityLimiter:
     """So many at once, and no more.
 
     Attributes:
@@ -120,16 +120,16 @@ class Seats:
         self.give_back()
 
 
-class Guests:
+class ConnectionLimiter:
     """Every connection of a port, from the moment that it is accepted until it has ended: nothing that one may cost
     comes before it is counted, and nothing after.
 
-    A guest is served, or it waits: it has not said what it wants, was refused, or is on its way out. Of those that are
-    served, so many may come from one address (how many there may be in all is for `Seats`). Those that wait are few,
-    from one address and in all: where one comes too many, the one goes that has waited longest, of whoever has most of
-    them, and rather one that has said nothing than one that is about to say what it wants. So whoever holds connections
-    open takes the room of his own. This machine's addresses are not limited each: a
-    proxy here stands for many.
+    A connection is served, or it waits: it has not said what it wants, was refused, or is on its way out. Of those that
+    are served, so many may come from one address (how many there may be in all is for `CapacityLimiter`). Those that
+    wait are few, from one address and in all: where one comes too many, the one goes that has waited longest, of
+    whoever has most of them, and rather one that has said nothing than one that is about to say what it wants. So
+    whoever holds connections open takes the room of his own. This machine's addresses are not limited each: a proxy
+    here stands for many.
 
     turned_away: told why whenever one goes that would have stayed.
 
@@ -143,11 +143,11 @@ class Guests:
         self.waiting = waiting
         self.in_all: int | None = None
         self._turned_away = turned_away
-        self._waiting: dict[str | None, dict[Guest, None]] = {}  # in the order in which they began to wait
+        self._waiting: dict[str | None, dict[LimitedConnection, None]] = {}  # in the order in which they began to wait
         self._served: Counter[str] = Counter()
-        self._here: set[Guest] = set()
+        self._here: set[LimitedConnection] = set()
 
-    def enter(self, address: str | None, leave: Callable[[bool], object]) -> Guest | None:
+    def enter(self, address: str | None, leave: Callable[[bool], object]) -> LimitedConnection | None:
         """One more; None where there is no room, whoever goes.
 
         address: None where there is none, as of a path. leave: called when it has to go, with whether others are why.
@@ -162,7 +162,7 @@ class Guests:
                 self._turned_away("descriptors")
                 return None
             self._turn_away(self._longest(), "descriptors")
-        guest = Guest(self, address, leave)
+        guest = LimitedConnection(self, address, leave)
         self._here.add(guest)
         self.wait(guest)
         return guest
@@ -178,10 +178,10 @@ class Guests:
 
     # --- for guests ------------------------------------------------------------------------------------------------
 
-    def wait(self, guest: Guest) -> None:
+    def wait(self, guest: LimitedConnection) -> None:
         self._waiting.setdefault(guest.address, {})[guest] = None
 
-    def stop_waiting(self, guest: Guest) -> None:
+    def stop_waiting(self, guest: LimitedConnection) -> None:
         mine = self._waiting.get(guest.address, {})
         mine.pop(guest, None)
         if not mine:
@@ -203,34 +203,34 @@ class Guests:
         if not self._served[address]:
             del self._served[address]
 
-    def forget(self, guest: Guest) -> None:
+    def forget(self, guest: LimitedConnection) -> None:
         self._here.discard(guest)
         self.stop_waiting(guest)
 
-    def _longest(self) -> Guest:
-        most: dict[Guest, None] = max(self._waiting.values(), key=len)
+    def _longest(self) -> LimitedConnection:
+        most: dict[LimitedConnection, None] = max(self._waiting.values(), key=len)
         return _first(most)
 
-    def _turn_away(self, guest: Guest, why: str) -> None:
+    def _turn_away(self, guest: LimitedConnection, why: str) -> None:
         self._turned_away(why)
         guest.turn_away(crowded=True)
 
 
-def _first(waiting: Iterable[Guest]) -> Guest:
+def _first(waiting: Iterable[LimitedConnection]) -> LimitedConnection:
     """Who goes first: those that are done, those that have said nothing, those that say what they want, those that
     are being answered; and of each, who has waited longest."""
     return min(waiting, key=lambda each: (not each.idle, each.idle != each.asked))
 
 
-class Guest:
-    """One connection, as `Guests` count it.
+class LimitedConnection:
+    """One connection, as `ConnectionLimiter` count it.
 
     Attributes:
         address: None where there is none. asked: whether it has said what it wants. idle: it says nothing, yet or any
             more.
     """
 
-    def __init__(self, guests: Guests, address: str | None, leave: Callable[[bool], object]) -> None:
+    def __init__(self, guests: ConnectionLimiter, address: str | None, leave: Callable[[bool], object]) -> None:
         self.address = address
         self.asked = False
         self.idle = True
@@ -296,7 +296,7 @@ def is_limited(address: str | None) -> bool:
     return address is not None and not is_local(address)
 
 
-class Pace:
+class RateLimiter:
     """So many messages of one client in a second. More are read later, as fast as this allows: the network's own
     back-pressure slows the client down, and nothing that it says is lost.
 

@@ -20,7 +20,7 @@ from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
 from daemon.endpoints import zeroconf
 from daemon.endpoints.file_descriptors import Accepting, room_for
-from daemon.endpoints.limits import Guests
+from daemon.endpoints.limits import ConnectionLimiter
 from daemon.endpoints.pages import Pages
 from daemon.endpoints.websocket import Server
 from daemon.endpoints.wyoming import Wyoming
@@ -171,7 +171,7 @@ class Ports:
         if settings.zeroconf and (mend := zeroconf.missing()):
             raise ConfigurationError(f"wyoming.zeroconf: {mend}")
         refused = self._metrics.connections_refused
-        guests = Guests(
+        guests = ConnectionLimiter(
             self._settings.server.max_per_address, settings.max_clients, lambda why: refused.labels(why).inc()
         )
         return Wyoming(

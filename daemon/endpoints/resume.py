@@ -31,7 +31,7 @@ _MOST_KEPT = 1024
 """Events that were sent and that a client may have missed all the same: more than a network holds."""
 
 
-class Line:
+class ResumableStream:
     """One stream, and what its client was sent of it. An outbox: whoever has the line writes what comes out of it.
 
     seconds: how long it waits for its client; 0 for not at all.
@@ -147,22 +147,22 @@ class Line:
         self._leave()
 
 
-class Lines:
+class ResumableStreams:
     """All streams that have a client, and those that wait for one."""
 
     def __init__(self, readers: Readers, metrics: Metrics) -> None:
         self._readers = readers
         self._metrics = metrics
-        self._lines: dict[Line, bytes] = {}
+        self._lines: dict[ResumableStream, bytes] = {}
 
-    def begin(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> Line:
-        """Of a new stream. See `Line`."""
-        line = Line(stream, seconds, leave)
+    def begin(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> ResumableStream:
+        """Of a new stream. See `ResumableStream`."""
+        line = ResumableStream(stream, seconds, leave)
         self._lines[line] = _digest(line.token)
         line.greet()
         return line
 
-    def find(self, token: str) -> Line:
+    def find(self, token: str) -> ResumableStream:
         """Raises:
         Fault: `cannot_resume`.
         """
@@ -173,8 +173,8 @@ class Lines:
             raise _gone()
         return found[0]
 
-    def resume(self, line: Line, events: int) -> None:
-        """By whoever holds it now. See `Line.resume`.
+    def resume(self, line: ResumableStream, events: int) -> None:
+        """By whoever holds it now. See `ResumableStream.resume`.
 
         Raises:
             Fault: `bad_field`.
@@ -183,7 +183,7 @@ class Lines:
         self._metrics.streams_resumed.inc()
 
     @asynccontextmanager
-    async def holding(self, line: Line) -> AsyncIterator[None]:
+    async def holding(self, line: ResumableStream) -> AsyncIterator[None]:
         """Within, the stream is the caller's alone. Who has it now loses it, and so does the caller when somebody comes
         later. Afterwards it waits for the next, if it is not over.
 
@@ -211,7 +211,7 @@ class Lines:
             line.claims -= 1
             self._settle(line)
 
-    async def _claim(self, line: Line) -> None:
+    async def _claim(self, line: ResumableStream) -> None:
         while line.turn is not None:
             if not line.turn.expired():
                 line.turn.reschedule(asyncio.get_running_loop().time())
@@ -220,7 +220,7 @@ class Lines:
         if line.over:
             raise _gone()
 
-    def _settle(self, line: Line) -> None:
+    def _settle(self, line: ResumableStream) -> None:
         """What becomes of it when nobody has it or wants it."""
         if line.claims or line not in self._lines:
             return
@@ -230,7 +230,7 @@ class Lines:
         else:
             line.waiting = asyncio.create_task(self._wait(line))
 
-    async def _wait(self, line: Line) -> None:
+    async def _wait(self, line: ResumableStream) -> None:
         """For its client, who ends this by taking it; or until its time is up, or the service stops."""
         line.stream.cut()
         self._metrics.streams_waiting.inc()

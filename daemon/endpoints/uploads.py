@@ -46,9 +46,9 @@ from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.transcript import Transcript
-from daemon.endpoints.auth import Entrance, handshake_of, is_preflight
-from daemon.endpoints.connection import door_of, guest_of
-from daemon.endpoints.limits import Outbox, Readers, Seats, Stream
+from daemon.endpoints.auth import RequestGuard, handshake_of, is_preflight
+from daemon.endpoints.connection import incoming_of, limited_of
+from daemon.endpoints.limits import CapacityLimiter, Outbox, Readers, Stream
 from daemon.endpoints.pages import Page
 from streaming.events import Error, Final, Notice, Start
 
@@ -84,10 +84,10 @@ class Host(Protocol):
     """The port that requests come by."""
 
     @property
-    def entrance(self) -> Entrance: ...
+    def entrance(self) -> RequestGuard: ...
 
     @property
-    def seats(self) -> Seats: ...
+    def seats(self) -> CapacityLimiter: ...
 
     @property
     def readers(self) -> Readers: ...
@@ -159,7 +159,7 @@ class Uploads:
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        guest_of(request.transport).ask()
+        limited_of(request.transport).ask()
         handshake = _handshake(request)
         if handshake.path == dialect.PATH and not is_preflight(request.method, handshake):
             refusal = self._refusal(request, Fault("method_not_allowed", "files are sent here with POST"))
@@ -184,7 +184,7 @@ class Uploads:
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
         try:
-            with guest_of(request.transport).visiting():
+            with limited_of(request.transport).visiting():
                 handshake = _handshake(request)
                 rights = self._host.entrance.authorise(handshake, tokens(handshake))
                 with self._host.seats:
@@ -277,7 +277,7 @@ class Uploads:
             raise _too_big(self._max_upload)
         try:
             body = _Body(request.content, self._max_upload)
-            with door_of(request.transport).watched(body.came):
+            with incoming_of(request.transport).watched(body.came):
                 return await self._read_parts(body, request.headers, upload)
         except (AssertionError, RuntimeError, LookupError) as error:
             # The library's words for what it did not foresee; the body is the client's all the same.

@@ -43,13 +43,13 @@ from daemon.dialects.codec import (
     close_code,
     query_once,
 )
-from daemon.endpoints.auth import Entrance, handshake_of, is_preflight, path_of
+from daemon.endpoints.auth import RequestGuard, handshake_of, is_preflight, path_of
 from daemon.endpoints.client import CLOSE_TIMEOUT, Connection, Peer
-from daemon.endpoints.connection import Door, guest_of
+from daemon.endpoints.connection import IncomingConnection, limited_of
 from daemon.endpoints.conversation import Conversation
-from daemon.endpoints.limits import Guests, Outbox, Pace, Readers, Seats, Stream
+from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, Outbox, RateLimiter, Readers, Stream
 from daemon.endpoints.pages import GUARDED, NOTHING, Page, Pages, refusal
-from daemon.endpoints.resume import Line, Lines
+from daemon.endpoints.resume import ResumableStream, ResumableStreams
 from daemon.settings.schema import ServerSettings
 from streaming.events import Start
 
@@ -108,7 +108,7 @@ class Server:
         self.url = ""
         self.urls: dict[str, str] = {}
         self.max_message = settings.max_message
-        self.entrance = Entrance(settings)
+        self.entrance = RequestGuard(settings)
         self.hand_over: Callable[[], asyncio.Protocol] | None = None
         self._settings = settings
         self._send_timeout = send_timeout
@@ -118,15 +118,15 @@ class Server:
         self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
-        self.seats = Seats(settings.max_streams, "streams")
+        self.seats = CapacityLimiter(settings.max_streams, "streams")
         # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
-        self._lobby = Seats(settings.max_streams, "streams")
-        self._subscribers = Seats(settings.max_subscribers, "subscribers")
-        self.guests = Guests(
+        self._lobby = CapacityLimiter(settings.max_streams, "streams")
+        self._subscribers = CapacityLimiter(settings.max_subscribers, "subscribers")
+        self.guests = ConnectionLimiter(
             settings.max_per_address, settings.max_handshakes, lambda why: metrics.connections_refused.labels(why).inc()
         )
         self.readers = Readers()
-        self.lines = Lines(self.readers, metrics)
+        self.lines = ResumableStreams(self.readers, metrics)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Server:
 
     def _door(
         self, find: Find, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
-    ) -> Door:
+    ) -> IncomingConnection:
         """arguments, options: of the library's connection, which is made for those that speak its protocol."""
 
         def choose(data: bytes) -> asyncio.Protocol:
@@ -192,7 +192,7 @@ class Server:
             made.protocol.select_subprotocol = partial(_select_subprotocol, find, made)  # type: ignore[method-assign]
             return made
 
-        return Door(self.guests, self._tls, choose)
+        return IncomingConnection(self.guests, self._tls, choose)
 
     def _url(self, listener: int) -> str:
         return _url(next(iter(self._listeners[listener].sockets)), tls=self._tls is not None)
@@ -232,7 +232,7 @@ class Server:
 
     def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
         """None lets the websocket handshake go on."""
-        guest_of(ws.transport).ask()
+        limited_of(ws.transport).ask()
         handshake = _handshake(request)
         if request.method == "GET" and ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
             dialect = find(handshake.path)
@@ -285,7 +285,7 @@ class Server:
         assert ws.request is not None, "the handshake is over"
         dialect = find(path_of(ws.request.path)) or _EVENTS
         try:
-            guest = guest_of(ws.transport)
+            guest = limited_of(ws.transport)
         except ConnectionError:
             return
         peer = self._peer(ws)
@@ -359,7 +359,7 @@ class Server:
 
     # --- what conversations ask for --------------------------------------------------------------------------------
 
-    async def begin(self, start: Start) -> Line:
+    async def begin(self, start: Start) -> ResumableStream:
         """Raises:
         Fault: `full`; or see `Gateway`.
         """
@@ -377,9 +377,9 @@ class Server:
         """For one that has a seat of `seats` already. Raises: Fault."""
         return await self._gateway.open_stream(start)
 
-    def pace(self) -> Pace:
+    def pace(self) -> RateLimiter:
         """Of one client."""
-        return Pace(self._settings.max_rate, self._metrics.slowed_seconds.inc)
+        return RateLimiter(self._settings.max_rate, self._metrics.slowed_seconds.inc)
 
 
 _EVENTS = Dialect(

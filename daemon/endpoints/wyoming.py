@@ -30,7 +30,7 @@ from daemon.common.errors import Fault
 from daemon.common.metrics import Metrics
 from daemon.common.version import our_version
 from daemon.dialects import wyoming as dialect
-from daemon.endpoints.limits import Guest, Guests, Pace, Readers, Seats, Stream
+from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, LimitedConnection, RateLimiter, Readers, Stream
 from daemon.settings.schema import WyomingSettings
 from streaming.events import Audio, Final, Notice, Start, Stop
 
@@ -75,8 +75,8 @@ class Wyoming:
         send_timeout: float,
         gateway: Gateway,
         metrics: Metrics,
-        guests: Guests,
-        pace: Callable[[], Pace],
+        guests: ConnectionLimiter,
+        pace: Callable[[], RateLimiter],
     ) -> None:
         self.guests = guests
         self.pace = pace
@@ -86,7 +86,7 @@ class Wyoming:
         self.gateway = gateway
         self.readers = Readers()
         self._metrics = metrics
-        self._seats = Seats(settings.max_clients, "places for Wyoming clients")
+        self._seats = CapacityLimiter(settings.max_clients, "places for Wyoming clients")
         self._listener: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -130,7 +130,7 @@ class Wyoming:
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
-    async def _serve(self, connection: _Connection, guest: Guest) -> None:
+    async def _serve(self, connection: _Connection, guest: LimitedConnection) -> None:
         self._metrics.wyoming_clients.inc()
         try:
             with self._seats, guest.visiting():

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
-from daemon.common.logs import speak_of, speaking_of
+from daemon.common.logs import bind_log_context, log_context
 from daemon.common.metrics import Metrics
 from daemon.microphone import capture
 from daemon.microphone.capture import BLOCK_SECONDS, MicrophoneError
@@ -75,7 +75,7 @@ class Microphone:
         Raises:
             MicrophoneError: there is no sound library: no pause would mend that.
         """
-        speak_of(source=self.source)
+        bind_log_context(source=self.source)
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
             began = time.monotonic()
@@ -99,7 +99,7 @@ class Microphone:
         Raises:
             MicrophoneError: the device cannot be opened, or went away. What was heard has become final.
         """
-        with speaking_of(source=self.source):
+        with log_context(source=self.source):
             async with self._opened() as device:
                 await self._pump(device, open_stream)
 

@@ -35,7 +35,7 @@ import aiomqtt
 
 from daemon.common.errors import Fault
 from daemon.common.fields import quoted
-from daemon.common.logs import speaking_of
+from daemon.common.logs import log_context
 from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources, State, check_name
 from daemon.mqtt.client import (
@@ -455,7 +455,7 @@ class Mqtt:
         except Fault as fault:
             self._ignore(f"a command for {quoted(source)}", fault.message)
             return
-        with speaking_of(source=source):
+        with log_context(source=source):
             _log.info("mqtt: %s is switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
         self._retain_switch(source)  # whoever turned it waits for that, even if nothing changed

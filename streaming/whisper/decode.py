@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streaming.whisper.model import Cache, Decoder, Memory, Store
+from streaming.whisper.model import Decoder, KVCache, KVStore, Memory
 from streaming.whisper.rows import Draft, Row
-from streaming.whisper.rules import Rules
+from streaming.whisper.rules import LogitRules
 
 Scores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(logits, tokens, places, begins) -> scores, as `Rules.text`."""
+"""(logits, tokens, places, begins) -> scores, as `LogitRules.text`."""
 
 
 class Window(NamedTuple):
@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
     logits: Tensor
 
 
-def verify(decoder: Decoder, store: Store, scores: Scores, window: Window) -> Verdict:
+def verify(decoder: Decoder, store: KVStore, scores: Scores, window: Window) -> Verdict:
     """One decoder pass. Fixed shapes, and nothing in it waits for the device."""
     places = window.starts[:, None] + torch.arange(window.width, device=window.tokens.device)
     last = window.tokens.shape[1] - 1
@@ -65,7 +65,7 @@ def verify(decoder: Decoder, store: Store, scores: Scores, window: Window) -> Ve
     return Verdict(chosen, -others.log(), agrees.long().cumprod(1).sum(1), logits)
 
 
-def advance(decoder: Decoder, cache: Cache, rules: Rules, rows: Sequence[Row]) -> Verdict:
+def advance(decoder: Decoder, cache: KVCache, rules: LogitRules, rows: Sequence[Row]) -> Verdict:
     """Check every row's draft in one pass; rows that are done only keep their seat."""
     offers = [row.offer() for row in rows]
     starts = [len(row.tokens) - 1 if row.done else row.cached for row in rows]
@@ -93,10 +93,10 @@ def advance(decoder: Decoder, cache: Cache, rules: Rules, rows: Sequence[Row]) -
 
 
 def decode(
-    decoder: Decoder, memory: Memory, rules: Rules, rows: Sequence[Row], proposer: Proposer | None = None
+    decoder: Decoder, memory: Memory, rules: LogitRules, rows: Sequence[Row], proposer: DraftModel | None = None
 ) -> None:
     """Bring every row to its end. `rows` are those of `memory`, in order."""
-    cache = Cache(memory)
+    cache = KVCache(memory)
     verdict = advance(decoder, cache, rules, rows)
     if rules.grammar.no_speech is not None:  # as it is after start of transcript, before any rule
         silence = verdict.logits[:, 0].softmax(-1)[:, rules.grammar.no_speech]
@@ -112,12 +112,12 @@ def decode(
         advance(decoder, cache, rules, [rows[seat] for seat in seats])
 
 
-class Proposer:
+class DraftModel:
     """A cheaper decoder that writes the next `count` tokens of rows whose draft has nothing to offer."""
 
-    def __init__(self, decoder: Decoder, memory: Memory, rules: Rules, count: int) -> None:
+    def __init__(self, decoder: Decoder, memory: Memory, rules: LogitRules, count: int) -> None:
         self._decoder, self._rules, self._count = decoder, rules, count
-        self._cache = Cache(memory)
+        self._cache = KVCache(memory)
         self._cached: list[list[int]] = [[] for _ in range(memory.rows)]  # each row's tokens that are in the cache
 
     def propose(self, rows: Sequence[Row]) -> None:
@@ -143,11 +143,11 @@ class Proposer:
         return guess
 
 
-def detect_languages(decoder: Decoder, memory: Memory, rules: Rules) -> list[str]:
+def detect_languages(decoder: Decoder, memory: Memory, rules: LogitRules) -> list[str]:
     """The likeliest language of every row, by the token after start of transcript."""
     count, device = memory.rows, memory.device
     ones = torch.ones(count, dtype=torch.long, device=device)
-    cache = Cache(memory)
+    cache = KVCache(memory)
     cache.reserve(1)
     verdict = verify(
         decoder,

@@ -25,14 +25,15 @@ from streaming.whisper.checkpoint import (
     open_checkpoint,
     require_same_vocabulary,
 )
-from streaming.whisper.hearing import LARGEST_BATCH, Fresh, Hearing, Model, Way, one_encoder
+from streaming.whisper.eager_runner import EagerRunner
+from streaming.whisper.graph_runner import GraphRunner
+from streaming.whisper.hearing import LARGEST_BATCH, Hearing, Model, Runner, one_encoder
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, build_decoder, build_encoder, encoder_weights
 from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, quantized_gain
 from streaming.whisper.quantized import QuantizedVocabulary
 from streaming.whisper.rows import Row
-from streaming.whisper.rules import Rules
-from streaming.whisper.seated import Seated
+from streaming.whisper.rules import LogitRules
 from streaming.whisper.times import attention, default_heads, token_times
 from streaming.whisper.weights import read_weights
 
@@ -55,7 +56,7 @@ class Engine:
         teacher: Model | None,
         device: torch.device,
         dtype: str,
-        way: Way | None = None,
+        runner: Runner | None = None,
         take_threads: Callable[[], None] | None = None,
     ) -> None:
         """way: how batches are heard; where None, in tensors made anew. take_threads: called before each batch."""
@@ -72,13 +73,13 @@ class Engine:
         self.multilingual = bool(student.checkpoint.grammar.languages)
         self.languages = tuple(student.checkpoint.grammar.languages) or ("en",)
         self._one_encoder = teacher is not None and one_encoder(student, teacher)
-        self._way = way or Fresh(student, teacher)
+        self._runner = runner or EagerRunner(student, teacher)
         self._take_threads = take_threads
 
     @property
-    def way(self) -> Way:
+    def runner(self) -> Runner:
         """How batches are heard: for measuring it."""
-        return self._way
+        return self._runner
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -134,9 +135,9 @@ class Engine:
                 if model is not None:
                     model.encoder.to(torch.bfloat16)
         fixed = mode == "deterministic" or graphs == "on" or (graphs == "auto" and place.type == "cuda")
-        way = _seated(hears, checks, place, min(batch, LARGEST_BATCH), mode, graphs) if fixed else None
+        runner = _graph_runner(hears, checks, place, min(batch, LARGEST_BATCH), mode, graphs) if fixed else None
         numbers = "mixed" if mixed else str(kind).removeprefix("torch.")
-        engine = Engine(hears, checks, place, numbers, way, take_threads if callable(threads) else None)
+        engine = Engine(hears, checks, place, numbers, runner, take_threads if callable(threads) else None)
         log.info(
             "student %s, teacher %s, on %s in %s precision, %s encoder, %s",
             engine.student,
@@ -155,7 +156,7 @@ class Engine:
 
         Raises RuntimeError when a canary fails: such an engine must not be called ready.
         """
-        captured = self._way.prepare()
+        captured = self._runner.prepare()
         if captured.graphs:
             log.info(
                 "captured %d graphs in %.1f s, which hold %.0f MB; %d did not fit into memory",
@@ -190,8 +191,8 @@ class Engine:
             else:
                 groups.setdefault(self._student.context(job), []).append(index)
         for group in groups.values():
-            for start in range(0, len(group), self._way.largest):
-                batch = group[start : start + self._way.largest]
+            for start in range(0, len(group), self._runner.largest):
+                batch = group[start : start + self._runner.largest]
                 results.update(zip(batch, self._batch([jobs[index] for index in batch]), strict=True))
         return [results[index] for index in range(len(jobs))]
 
@@ -222,7 +223,7 @@ class Engine:
 
     def _batch(self, jobs: Sequence[Job]) -> list[Result]:
         """Jobs of one context: the student hears all of them, the teacher those that the student is unsure of."""
-        heard = self._way.student(jobs)
+        heard = self._runner.student(jobs)
         results = [_student_result(job, *said) for job, said in zip(jobs, heard.said, strict=True)]
         unsure = [
             index
@@ -233,7 +234,7 @@ class Engine:
         _add_times(heard, jobs, results, dict(zip(decided, decided, strict=True)))
         if self._teacher is not None:
             for indices in self._teacher_batches(self._teacher, jobs, unsure):
-                checked = self._way.teacher(heard, jobs, indices)
+                checked = self._runner.teacher(heard, jobs, indices)
                 for index, said in zip(indices, checked.said, strict=True):
                     results[index] = _teacher_result(results[index], *said)
                 _add_times(checked, jobs, results, dict(enumerate(indices)))
@@ -343,7 +344,7 @@ def assemble(
             decoder.embed_tokens = sibling.decoder.embed_tokens  # half of a small model, once in memory
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
-    rules = Rules(checkpoint.grammar, sizes.vocabulary, device)
+    rules = LogitRules(checkpoint.grammar, sizes.vocabulary, device)
     return Model(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
 
 
@@ -368,9 +369,11 @@ def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _seated(student: Model, teacher: Model | None, device: torch.device, batch: int, mode: str, graphs: str) -> Seated:
+def _graph_runner(
+    student: Model, teacher: Model | None, device: torch.device, batch: int, mode: str, graphs: str
+) -> GraphRunner:
     try:
-        return Seated(
+        return GraphRunner(
             student, teacher, device, largest=batch, deterministic=mode == "deterministic", capture=graphs != "off"
         )
     except torch.OutOfMemoryError as error:

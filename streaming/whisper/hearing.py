@@ -1,7 +1,7 @@
-"""One batch of jobs through one model: what it is made of, and the plain way to do it, in tensors that are made anew.
+"""One batch of jobs through one model: what it is made of, how jobs become rows, and what a runner of batches is.
 
-Owns a loaded checkpoint's parts, how jobs become rows, and `Fresh`: fit for any shape, and on a processor the faster
-way. `seated.py` has the other. Knows nothing of who decides, confidence or results.
+There are two, which say the same: `eager_runner.py` and `graph_runner.py`. Knows nothing of who decides, of confidence
+or of results.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from streaming.job import SAMPLE_RATE, Captured, Job
 from streaming.whisper.checkpoint import Checkpoint
-from streaming.whisper.decode import Proposer, decode, detect_languages
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, Memory
 from streaming.whisper.rows import Draft, Row
-from streaming.whisper.rules import Rules
+from streaming.whisper.rules import LogitRules
 
 LARGEST_BATCH = 32
 """Jobs in one pass; more are taken in turns, so that memory stays bounded."""
@@ -41,7 +39,7 @@ class Model:
     mel: LogMel
     encoder: Encoder
     decoder: Decoder
-    rules: Rules
+    rules: LogitRules
 
     def context(self, job: Job) -> float:
         """The smallest context that holds the job's audio."""
@@ -76,7 +74,7 @@ class Hearing:
         return zip(self.rows, self.languages, strict=True)
 
 
-class Way(Protocol):
+class Runner(Protocol):
     """How batches of jobs of one context are heard. largest: jobs in a batch."""
 
     @property
@@ -133,51 +131,3 @@ def count_detections(model: Model, jobs: Sequence[Job], rows: Sequence[Row]) -> 
     """A language that had to be found took a pass."""
     for job, row in zip(jobs, rows, strict=True):
         row.passes += bool(model.rules.grammar.languages) and job.language is None
-
-
-class Fresh:
-    """Every tensor is made for the batch at hand, in its own sizes."""
-
-    largest = LARGEST_BATCH
-
-    def __init__(self, student: Model, teacher: Model | None) -> None:
-        self._student, self._teacher = student, teacher
-        self._states: Tensor | None = None
-        self._memory: Memory | None = None
-
-    def prepare(self) -> Captured:
-        return Captured()
-
-    def student(self, jobs: Sequence[Job]) -> Hearing:
-        self._states = self._student.listen(jobs, self._student.context(jobs[0]))
-        return self._hear(self._student, jobs, self._states, [job.draft for job in jobs], None)
-
-    def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
-        teacher, student = self._teacher, self._student
-        assert teacher is not None, "there is none"
-        assert self._states is not None, "the student listens first"
-        asked = [jobs[index] for index in indices]
-        shared = one_encoder(student, teacher)
-        states = self._states[list(indices)] if shared else teacher.listen(asked, teacher.context(asked[0]))
-        drafts = [heard.rows[index].text for index in indices]
-        proposer = None
-        if proposes(student, teacher):
-            proposer = Proposer(student.decoder, heard.memory(indices), student.rules, LOOKAHEAD)
-        return self._hear(teacher, asked, states, drafts, proposer)
-
-    @staticmethod
-    def _hear(
-        model: Model, jobs: Sequence[Job], states: Tensor, drafts: Sequence[Sequence[int]], proposer: Proposer | None
-    ) -> Hearing:
-        memory = model.decoder.remember(states)
-        languages = languages_of(model, jobs, lambda: detect_languages(model.decoder, memory, model.rules))
-        rows = rows_of(model, jobs, languages, drafts)
-        decode(model.decoder, memory, model.rules, rows, proposer)
-        count_detections(model, jobs, rows)
-        return Hearing(
-            model,
-            rows,
-            languages,
-            lambda chosen: memory.select(torch.tensor(list(chosen), device=memory.device)),
-            memory.row,
-        )

@@ -128,7 +128,7 @@ class Memory:
         return Memory(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
 
 
-class Glance(Protocol):
+class AttentionView(Protocol):
     """A pass over a window of each row: what its queries, [rows, heads, width, head_dim], find in the caches.
 
     Both return what was attended to, in the queries' shape.
@@ -141,15 +141,15 @@ class Glance(Protocol):
     def audio(self, layer: int, queries: Tensor) -> Tensor: ...
 
 
-class Store(Protocol):
+class KVStore(Protocol):
     """Where a decoder's keys and values are kept."""
 
-    def at(self, positions: Tensor) -> Glance:
+    def at(self, positions: Tensor) -> AttentionView:
         """For a pass over a window at `positions`, [rows, width]."""
         ...
 
 
-class Cache:
+class KVCache:
     """Self-attention keys and values of every row, beside the row's memory of its audio.
 
     keys, values: [layers, rows, heads, capacity, head_dim]. A row's first positions are its own; what lies behind
@@ -176,18 +176,18 @@ class Cache:
             self.keys = F.pad(self.keys, (0, 0, 0, grown))
             self.values = F.pad(self.values, (0, 0, 0, grown))
 
-    def at(self, positions: Tensor) -> Glance:
+    def at(self, positions: Tensor) -> AttentionView:
         return _CacheGlance(self, positions)
 
-    def select(self, rows: Tensor) -> Cache:
+    def select(self, rows: Tensor) -> KVCache:
         """A copy of some rows; `rows`: [count] indices."""
-        chosen = Cache(self.memory.select(rows))
+        chosen = KVCache(self.memory.select(rows))
         chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
         return chosen
 
 
 class _CacheGlance:
-    def __init__(self, cache: Cache, positions: Tensor) -> None:
+    def __init__(self, cache: KVCache, positions: Tensor) -> None:
         self._cache = cache
         self._rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
         self._places = positions.clamp(max=cache.capacity - 1)
@@ -221,7 +221,7 @@ class DecoderLayer(nn.Module):
         self.fc1 = nn.Linear(width, ffn)
         self.fc2 = nn.Linear(ffn, width)
 
-    def forward(self, states: Tensor, glance: Glance, layer: int, watch: Watch | None) -> Tensor:
+    def forward(self, states: Tensor, glance: AttentionView, layer: int, watch: Watch | None) -> Tensor:
         normed = self.self_attn_layer_norm(states)
         attended = glance.text(layer, self.self_attn.queries(normed), *self.self_attn.keys_values(normed))
         states = states + self.self_attn.merge(attended)
@@ -256,10 +256,10 @@ class Decoder(nn.Module):
         pairs = [layer.encoder_attn.keys_values(states) for layer in self.layers]  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
         return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
-    def forward(self, tokens: Tensor, positions: Tensor, store: Store, watch: Watch | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, store: KVStore, watch: Watch | None = None) -> Tensor:
         """One pass: [rows, width] tokens at [rows, width] positions -> logits [rows, width, vocabulary].
 
-        Writes the tokens into the store, which must have room for every true position (`Cache.reserve`).
+        Writes the tokens into the store, which must have room for every true position (`KVCache.reserve`).
         """
         places = self.embed_positions(positions.clamp(max=self.positions - 1))
         states = self.embed_tokens(tokens) * self.scale + places

@@ -74,4 +74,5 @@ def largest(scores: Tensor, count: int) -> Tensor:
     rest = torch.arange(whole, rows.shape[1], device=rows.device).expand(len(rows), -1)
     candidates = torch.cat([(best[..., None] * _BLOCK + places).flatten(1), rest], 1)
     chosen = rows.gather(1, candidates).topk(count, sorted=False).indices
-    return candidates.gather(1, chosen).unflatten(0, scores.shape[:-1])
+    found: Tensor = candidates.gather(1, chosen)
+    return found.view(*scores.shape[:-1], count)

@@ -15,7 +15,7 @@ from torch import Tensor
 from streaming.whisper.checkpoint import Grammar
 
 
-class Rules:
+class LogitRules:
     """A checkpoint's grammar as tensors on the device."""
 
     def __init__(self, grammar: Grammar, vocabulary: int, device: torch.device) -> None:

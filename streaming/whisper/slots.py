@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from torch import Tensor
 
-from streaming.whisper.model import Decoder, Glance, Memory, seen
+from streaming.whisper.model import AttentionView, Decoder, Memory, seen
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Slots:
         self.in_pages = False
 
     @property
-    def trash(self) -> int:
+    def padding_slot(self) -> int:
         return self.count
 
     @property
@@ -88,8 +88,8 @@ class Slots:
         self.text[0].normal_()
         try:
             tried: list[Tensor] = []
-            for way in (_Copying, _Paging):
-                glance = way(Seats(self, rows, heard, capacity), positions)
+            for look in (_Copying, _Paging):
+                glance = look(SlotAllocator(self, rows, heard, capacity), positions)
                 tried += [glance.text(0, queries, keys, values), glance.audio(0, queries)]
             *expected, text, audio = (each.float() for each in tried)
             worst = max(float((a - b).abs().max()) for a, b in zip(expected, (text, audio), strict=True))
@@ -103,8 +103,8 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
-class Seats:
-    """Some slots as the rows of a pass: a `Store`.
+class SlotAllocator:
+    """Some slots as the rows of a pass: a `KVStore`.
 
     rows: [rows] slots, at a fixed address. heard: encoder positions. reach: positions of text that any row may see.
     """
@@ -114,14 +114,14 @@ class Seats:
     heard: int
     reach: int
 
-    def at(self, positions: Tensor) -> Glance:
+    def at(self, positions: Tensor) -> AttentionView:
         return (_Paging if self.slots.in_pages else _Copying)(self, positions)
 
 
 class _Copying:
     """The slots' rows are gathered for each layer: on any device, in any precision."""
 
-    def __init__(self, seats: Seats, positions: Tensor) -> None:
+    def __init__(self, seats: SlotAllocator, positions: Tensor) -> None:
         self._seats, self._positions = seats, positions
         self._mask = seen(positions, seats.reach)
 
@@ -144,7 +144,7 @@ class _Paging:
     """The kernel reads the slots where they lie, each row to its own length. One split: a row's sum of products must
     not depend on how long its neighbours are."""
 
-    def __init__(self, seats: Seats, positions: Tensor) -> None:
+    def __init__(self, seats: SlotAllocator, positions: Tensor) -> None:
         from torch.nn.attention.varlen import varlen_attn  # PyTorch 2.13 has pages; an older one raises
 
         self._attend = varlen_attn
@@ -177,7 +177,7 @@ class _Paging:
         return attended
 
 
-def _write(seats: Seats, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+def _write(seats: SlotAllocator, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
     own_keys, own_values = seats.slots.text[layer]
     places = (seats.rows[:, None], positions)
     own_keys.index_put_(places, keys.transpose(1, 2))

@@ -17,8 +17,8 @@ from torch import Tensor
 from streaming.whisper.decode import Window, verify
 from streaming.whisper.model import Decoder
 from streaming.whisper.rows import REACH, Row
-from streaming.whisper.rules import Rules
-from streaming.whisper.slots import Seats
+from streaming.whisper.rules import LogitRules
+from streaming.whisper.slots import SlotAllocator
 
 
 class Numbers(NamedTuple):
@@ -125,7 +125,7 @@ def sent(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) 
 # --- a step, on the device -------------------------------------------------------------------------------------------
 
 
-def step(decoder: Decoder, rules: Rules, texts: Texts, seats: Seats, width: int, *, stamped: bool) -> None:
+def step(decoder: Decoder, rules: LogitRules, texts: Texts, seats: SlotAllocator, width: int, *, stamped: bool) -> None:
     """One pass for the rows of `seats`, and all that comes of it. stamped: whether any of them has timestamps.
 
     Fixed shapes, and nothing in it waits for the device or looks into a tensor from the host.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
-from streaming.whisper.model import Cache, Decoder, Memory
+from streaming.whisper.model import Decoder, KVCache, Memory
 
 Times = tuple[tuple[float, float], ...]
 Heads = Sequence[tuple[int, int]]
@@ -54,7 +54,7 @@ def attention(decoder: Decoder, memory: Memory, sequences: Sequence[Sequence[int
             keys = memory.keys[layer][:, wanted].float()
             seen[layer] = (queries[:, wanted].float() * scale) @ keys.transpose(-1, -2)
 
-    cache = Cache(memory)
+    cache = KVCache(memory)
     cache.reserve(longest)
     decoder(tokens, places, cache, watch)
     return torch.cat([seen[layer] for layer in sorted(seen)], dim=1)

@@ -365,9 +365,9 @@ def test_a_block_speaks_of_what_it_says_and_no_longer() -> None:
 
     def speaks() -> None:
         assert names() == []
-        with logs.speaking_of(source="kitchen"):
+        with logs.log_context(source="kitchen"):
             assert names() == ["kitchen"]
-            logs.speak_of(session="1")
+            logs.bind_log_context(session="1")
             assert names() == ["kitchen", "1"]
         assert names() == []
 

@@ -15,8 +15,8 @@ import pytest
 from harness import PATIENCE, certificate, others_turns
 
 from daemon.endpoints import connection
-from daemon.endpoints.connection import Door
-from daemon.endpoints.limits import Guests
+from daemon.endpoints.connection import IncomingConnection
+from daemon.endpoints.limits import ConnectionLimiter
 
 SENT = bytes(range(256)) * 400
 
@@ -78,9 +78,9 @@ async def opened(
         served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         served.load_cert_chain(*tls)
         trusting = ssl.create_default_context(cafile=tls[0])
-    guests = Guests(9, 9, lambda _: None)
+    guests = ConnectionLimiter(9, 9, lambda _: None)
     listening = await asyncio.get_running_loop().create_server(
-        lambda: Door(guests, served, lambda _: inner), "127.0.0.1", 0
+        lambda: IncomingConnection(guests, served, lambda _: inner), "127.0.0.1", 0
     )
     reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname(), ssl=trusting)
     try:

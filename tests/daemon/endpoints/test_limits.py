@@ -23,7 +23,7 @@ from daemon.endpoints import client as peer
 from daemon.endpoints import connection, websocket
 from daemon.endpoints import limits as edges
 from daemon.endpoints.file_descriptors import room_for
-from daemon.endpoints.limits import Guest, Guests, Pace
+from daemon.endpoints.limits import ConnectionLimiter, LimitedConnection, RateLimiter
 from daemon.service.app import Service
 
 
@@ -195,7 +195,7 @@ async def test_many_small_messages_are_read_slowly_and_none_is_lost(tokenizer_fi
 
 async def test_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     paused: list[float] = []
-    pace = Pace(100, paused.append)
+    pace = RateLimiter(100, paused.append)
     for _ in range(100):  # a second's worth is in hand
         await pace.wait()
     began = sum(paused)
@@ -208,7 +208,7 @@ async def test_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_others_have_their_turn_while_what_is_in_hand_is_read() -> None:
     """What is buffered is read without waiting for anything: thousands of messages would be one turn of the loop."""
-    pace = Pace(5000, lambda _: None)
+    pace = RateLimiter(5000, lambda _: None)
     async with others_turns() as turns:
         for _ in range(100):
             await pace.wait()
@@ -218,7 +218,7 @@ async def test_others_have_their_turn_while_what_is_in_hand_is_read() -> None:
 
 async def test_a_long_text_takes_as_much_time_as_many_short_ones() -> None:
     paused: list[float] = []
-    pace = Pace(1000, paused.append)
+    pace = RateLimiter(1000, paused.append)
     pace.charge(1023)
     await pace.wait()
     assert not paused
@@ -378,9 +378,9 @@ async def test_wyoming_has_the_same_limits(tokenizer_file: Path, monkeypatch: py
 async def test_guests() -> None:
     why: list[str] = []
     gone: list[str] = []
-    guests = Guests(2, 5, why.append)
+    guests = ConnectionLimiter(2, 5, why.append)
 
-    def enter(name: str, address: str | None) -> Guest:
+    def enter(name: str, address: str | None) -> LimitedConnection:
         guest = guests.enter(address, lambda _: gone.append(name))
         assert guest is not None
         return guest

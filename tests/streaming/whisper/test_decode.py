@@ -10,8 +10,8 @@ from checkpoints import Pair
 from hypothesis import given, settings
 from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix, speaker
 
-from streaming.whisper.decode import Proposer, Window, decode, detect_languages, verify
-from streaming.whisper.model import Cache
+from streaming.whisper.decode import DraftModel, Window, decode, detect_languages, verify
+from streaming.whisper.model import KVCache
 from streaming.whisper.quantized import QuantizedVocabulary
 
 
@@ -21,7 +21,7 @@ def assert_unchanged(speaker: Speaker, batch: list[Plan], proposer: Speaker | No
     recordings = torch.tensor([plan.recording for plan in batch])
     helper = None
     if proposer is not None:
-        helper = Proposer(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
+        helper = DraftModel(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
     decode(speaker.decoder, speaker.memory.select(recordings), speaker.rules, rows, helper)
     for plan, row in zip(batch, rows, strict=True):
         alone = speaker.alone(plan.recording, plan.timestamps)
@@ -127,7 +127,7 @@ def test_a_good_proposer_saves_passes(teacher: Speaker) -> None:
     """The model itself as its proposer is always right: four tokens a pass instead of one."""
     everyone = torch.arange(RECORDINGS)
     rows = [teacher.row([], LONGEST, False) for _ in everyone]
-    proposer = Proposer(teacher.decoder, teacher.memory, teacher.rules, 3)
+    proposer = DraftModel(teacher.decoder, teacher.memory, teacher.rules, 3)
     decode(teacher.decoder, teacher.memory, teacher.rules, rows, proposer)
     for number, row in enumerate(rows):
         alone = teacher.alone(number, False)
@@ -141,7 +141,7 @@ def test_verify_by_hand(teacher: Speaker) -> None:
     truth = teacher.alone(0, False)
     begin = len(truth.prompt)
     wrong = (truth.tokens[begin + 2] + 1) % 600
-    cache = Cache(teacher.memory.select(torch.tensor([0])))
+    cache = KVCache(teacher.memory.select(torch.tensor([0])))
     cache.reserve(len(truth.tokens))
 
     def look(tokens: list[int], start: int) -> tuple[int, list[int], list[float]]:

@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from streaming.whisper.checkpoint import Grammar
-from streaming.whisper.rules import Rules
+from streaming.whisper.rules import LogitRules
 
 # A vocabulary in miniature: 8 words, end and start, two languages, two tasks, no timestamps, then 12 timestamps.
 WORDS, EOT, SOT, NO_TIMESTAMPS, SIZE = 8, 8, 9, 14, 27
@@ -32,7 +32,7 @@ GRAMMAR = Grammar(
     max_initial_timestamp=4,
     max_length=448,
 )
-RULES = Rules(GRAMMAR, SIZE, torch.device("cpu"))
+RULES = LogitRules(GRAMMAR, SIZE, torch.device("cpu"))
 PROMPTS = {True: (SOT, 10, 12), False: (SOT, 10, 12, NO_TIMESTAMPS)}
 
 
@@ -92,7 +92,7 @@ def test_a_window_needs_only_the_tokens_before_it() -> None:
 def test_prompts() -> None:
     assert RULES.prompt("de", "translate", timestamps=False) == (SOT, 11, 13, NO_TIMESTAMPS)
     assert RULES.prompt("en", "transcribe", timestamps=True) == (SOT, 10, 12)
-    english = Rules(english_only(), SIZE, torch.device("cpu"))
+    english = LogitRules(english_only(), SIZE, torch.device("cpu"))
     assert english.prompt(None, "transcribe", timestamps=False) == (SOT, NO_TIMESTAMPS)
     assert english.prompt("en", "transcribe", timestamps=True) == (SOT,)
 
@@ -106,12 +106,12 @@ def test_what_a_checkpoint_cannot_do_is_refused() -> None:
         RULES.prompt("fr", "transcribe", timestamps=False)
     with pytest.raises(ValueError, match="task 'sing' is not one of transcribe, translate"):
         RULES.prompt("en", "sing", timestamps=False)
-    english = Rules(english_only(), SIZE, torch.device("cpu"))
+    english = LogitRules(english_only(), SIZE, torch.device("cpu"))
     with pytest.raises(ValueError, match="English-only"):
         english.prompt("de", "transcribe", timestamps=False)
     with pytest.raises(ValueError, match="English-only"):
         english.prompt(None, "translate", timestamps=False)
-    bare = Rules(english_only(None), SIZE, torch.device("cpu"))
+    bare = LogitRules(english_only(None), SIZE, torch.device("cpu"))
     assert bare.prompt(None, "transcribe", timestamps=False) == (SOT,)
     with pytest.raises(ValueError, match="no timestamps"):
         bare.prompt(None, "transcribe", timestamps=True)
@@ -128,5 +128,5 @@ def test_the_limit_is_the_smallest_of_three() -> None:
     assert RULES.limit(prompt, 448, None) == 444
     assert RULES.limit(prompt, 448, 500) == 444
     assert RULES.limit(prompt, 448, 7) == 7
-    short = Rules(Grammar(SOT, EOT, {}, {}, None, None, (), (), None, 20), SIZE, torch.device("cpu"))
+    short = LogitRules(Grammar(SOT, EOT, {}, {}, None, None, (), (), None, 20), SIZE, torch.device("cpu"))
     assert short.limit(prompt, 448, 30) == 20

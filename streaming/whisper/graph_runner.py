@@ -1,6 +1,6 @@
 """Batches of jobs at fixed addresses: every job takes a seat, a slot of each model, and passes are replayed on seats.
 
-Owns a model's static buffers, the loop that asks for passes and reads what came of them, and `Seated`, which hears
+Owns a model's static buffers, the loop that asks for passes and reads what came of them, and `GraphRunner`, which hears
 whole batches so. No pass has a shape of its own, so each can be a graph; the host decides shapes alone, from counts
 that it reads a step late. Knows nothing of who decides, confidence or results.
 """
@@ -32,7 +32,7 @@ from streaming.whisper.hearing import (
     rows_of,
 )
 from streaming.whisper.rows import Row
-from streaming.whisper.slots import OVERHANG, Seats, Slots
+from streaming.whisper.slots import OVERHANG, SlotAllocator, Slots
 from streaming.whisper.texts import Count, Texts, follow, hand_over, sent, step
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Ahead(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class PendingCounts:
     """Numbers on their way from the device."""
 
     numbers: Tensor
@@ -70,7 +70,7 @@ class Letter:
         return [Count(*row) for row in self.numbers.tolist()]
 
 
-class Voice:
+class GraphDecoder:
     """One model's slots and texts, and its functions on them."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Voice:
         self.heard = tuple(round(seconds * POSITIONS_PER_SECOND) for seconds in contexts)
         self.slots = Slots(model.decoder, buckets.batches[-1], self.heard[-1])
         self.texts = Texts(self.slots.count, model.decoder.positions, buckets.widths[-1], device)
-        self.rows = torch.full((self.slots.count,), self.slots.trash, device=device)
+        self.rows = torch.full((self.slots.count,), self.slots.padding_slot, device=device)
         self._found = torch.zeros(self.slots.count + 1, dtype=torch.long, device=device)
         self._ahead = ahead
         self._seats = self.rows[:0]  # the slots of the batch at hand
@@ -96,12 +96,12 @@ class Voice:
             shapes(buckets.batches, self.heard, (1,), buckets.reaches[:1]) if model.rules.grammar.languages else (),
         )
 
-    def seats(self, shape: Shape) -> Seats:
-        return Seats(self.slots, self.rows[: shape.batch], shape.heard, shape.reach)
+    def seats(self, shape: Shape) -> SlotAllocator:
+        return SlotAllocator(self.slots, self.rows[: shape.batch], shape.heard, shape.reach)
 
     def sit(self, slots: Sequence[int], batch: int) -> None:
         """Let the next passes be about these slots; the trash fills the batch."""
-        filled = [*slots, *[self.slots.trash] * (batch - len(slots))]
+        filled = [*slots, *[self.slots.padding_slot] * (batch - len(slots))]
         self.rows[:batch].copy_(sent(filled, self.device))
 
     def _take(self, slots: Sequence[int]) -> None:
@@ -142,12 +142,12 @@ class Voice:
         names = {token: name for name, token in self.model.rules.grammar.languages.items()}
         return [names[token] for token in self._found.index_select(0, self.rows[: len(slots)]).tolist()]
 
-    def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, helper: Helper | None = None) -> None:
+    def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, helper: GraphDraft | None = None) -> None:
         """Bring every row to its end; each is in its slot's place, with its audio there already."""
         self._take(slots)
         counts = dict(zip(slots, self.texts.open(self._seats, rows), strict=True))
         stamped = any(row.timestamps for row in rows)
-        posted: deque[tuple[list[int], Letter]] = deque()
+        posted: deque[tuple[list[int], PendingCounts]] = deque()
         waiting, first = list(slots), True
         while waiting or posted:
             if waiting:
@@ -168,7 +168,7 @@ class Voice:
         heard: int,
         unread: int,
         stamped: bool,
-        helper: Helper | None,
+        helper: GraphDraft | None,
     ) -> bool:
         """Ask for a pass over the rows that were not done when they were last read; whether it checks drafts.
 
@@ -191,23 +191,23 @@ class Voice:
             graph.replay()
         return width > 1
 
-    def _post(self, count: int) -> Letter:
+    def _post(self, count: int) -> PendingCounts:
         """What has become of the first `count` rows of the pass."""
         numbers = self.texts.numbers.index_select(0, self.rows[:count])
         if self.device.type != "cuda":
-            return Letter(numbers, None)
+            return PendingCounts(numbers, None)
         pinned = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
         pinned.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event(blocking=True)
         # Where the copy was asked for: the thread's current device may be another.
         arrived.record(torch.cuda.current_stream(self.device))
-        return Letter(pinned, arrived)
+        return PendingCounts(pinned, arrived)
 
 
-class Helper:
+class GraphDraft:
     """A cheaper voice that writes the next tokens for rows of another that have no draft left."""
 
-    def __init__(self, own: Voice, other: Voice, count: int) -> None:
+    def __init__(self, own: GraphDecoder, other: GraphDecoder, count: int) -> None:
         self.count = count
         self._own, self._other = own, other
         self._first = True
@@ -248,10 +248,10 @@ class Helper:
         hand_over(own.texts, self._other.texts, rows, own.model.rules.grammar.eot)
 
 
-class Ear:
+class GraphEncoder:
     """One model's encoder, and the states of every slot: [slots + 1, positions, d_model]."""
 
-    def __init__(self, voice: Voice) -> None:
+    def __init__(self, voice: GraphDecoder) -> None:
         model, sizes = voice.model, voice.model.checkpoint.dimensions
         self._voice = voice
         weight = model.decoder.embed_tokens.weight
@@ -275,7 +275,7 @@ class Ear:
         graph.replay()
         return heard
 
-    def remember(self, voice: Voice, shape: Shape) -> None:
+    def remember(self, voice: GraphDecoder, shape: Shape) -> None:
         """What another voice has to know of the audio that this ear has heard, in the same slots."""
         rows = voice.rows[: shape.batch]
         states = self._states[:, : shape.heard].index_select(0, rows)
@@ -293,7 +293,7 @@ class Ear:
         return self._features[: sides[0] * sides[1] * sides[2]].view(sides)
 
 
-class Seated:
+class GraphRunner:
     """Student and perhaps teacher, each at fixed addresses; a job has the same slot in both."""
 
     def __init__(
@@ -313,24 +313,24 @@ class Seated:
         self.largest = largest
         ahead = ahead or Ahead(1 if device.type == "cuda" else 0)
         self._student = self._voice(student, ahead)
-        self._ear = Ear(self._student)
-        self._teacher: Voice | None = None
-        self._helper: Helper | None = None
-        self._own_ear: Ear | None = None
+        self._ear = GraphEncoder(self._student)
+        self._teacher: GraphDecoder | None = None
+        self._helper: GraphDraft | None = None
+        self._own_ear: GraphEncoder | None = None
         if teacher is not None:
             self._teacher = self._voice(teacher, ahead)
             if not one_encoder(student, teacher):
-                self._own_ear = Ear(self._teacher)
+                self._own_ear = GraphEncoder(self._teacher)
             if proposes(student, teacher):
-                self._helper = Helper(self._student, self._teacher, LOOKAHEAD)
+                self._helper = GraphDraft(self._student, self._teacher, LOOKAHEAD)
 
-    def _voice(self, model: Model, ahead: Ahead) -> Voice:
+    def _voice(self, model: Model, ahead: Ahead) -> GraphDecoder:
         capacity = model.decoder.positions + OVERHANG
         if self._deterministic:
             buckets = Buckets((self.largest,), (LOOKAHEAD + 1,), (capacity,))
         else:
             buckets = Buckets(up_to(self.largest), WIDTHS, (*(each for each in REACHES if each < capacity), capacity))
-        return Voice(model, buckets, model.checkpoint.contexts, self._device, ahead)
+        return GraphDecoder(model, buckets, model.checkpoint.contexts, self._device, ahead)
 
     @cached_property
     def _recall(self) -> Function | None:
@@ -342,7 +342,7 @@ class Seated:
         return Function("teacher: remember", lambda shape: ear.remember(teacher, shape), wanted)
 
     @property
-    def voices(self) -> dict[str, Voice]:
+    def voices(self) -> dict[str, GraphDecoder]:
         """By their role: for measuring them."""
         return {voice.model.role: voice for voice in (self._student, self._teacher) if voice is not None}
 
@@ -358,8 +358,8 @@ class Seated:
     @torch.inference_mode()
     def prepare(self) -> Captured:
         for voice in self.voices.values() if self._device.type == "cuda" else ():
-            way = "where they lie" if voice.slots.look_in_pages() else "in a copy, layer by layer"
-            log.info("the %s's slots are looked at %s", voice.model.role, way)
+            how = "where they lie" if voice.slots.look_in_pages() else "in a copy, layer by layer"
+            log.info("the %s's slots are looked at %s", voice.model.role, how)
         return Recorder(self._device).capture(self.functions) if self._capture else Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:
@@ -391,12 +391,12 @@ class Seated:
 
     @staticmethod
     def _hear(
-        voice: Voice,
+        voice: GraphDecoder,
         jobs: Sequence[Job],
         slots: Sequence[int],
         heard: int,
         drafts: Sequence[Sequence[int]],
-        helper: Helper | None,
+        helper: GraphDraft | None,
     ) -> Hearing:
         languages = languages_of(voice.model, jobs, lambda: voice.languages(slots, heard))
         rows = rows_of(voice.model, jobs, languages, drafts)

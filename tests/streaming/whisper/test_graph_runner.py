@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from waveforms import murmur
 
 from streaming.job import ALWAYS, NEVER, Job, Result
-from streaming.whisper.decode import Proposer, decode, detect_languages
+from streaming.whisper.decode import DraftModel, decode, detect_languages
 from streaming.whisper.engine import Engine
+from streaming.whisper.graph_runner import WIDTHS, Ahead, GraphDecoder, GraphDraft, GraphRunner
 from streaming.whisper.graphs import Buckets
 from streaming.whisper.hearing import Model
 from streaming.whisper.model import Memory
 from streaming.whisper.rows import Row
-from streaming.whisper.seated import WIDTHS, Ahead, Helper, Seated, Voice
 from streaming.whisper.slots import OVERHANG, PAGE, Slots
 
 CPU = torch.device("cpu")
@@ -40,8 +40,8 @@ class Stage:
     """A speaker's model at fixed addresses, and what it last remembered in which slot."""
 
     speaker: Speaker
-    voice: Voice
-    helper: Helper | None = None
+    voice: GraphDecoder
+    helper: GraphDraft | None = None
 
     def place(self, recordings: list[int], slots: list[int]) -> None:
         memory = self.speaker.memory.select(torch.tensor(recordings))
@@ -53,7 +53,7 @@ class Stage:
 def stage(speaker: Speaker, buckets: Buckets, ahead: Ahead) -> Stage:
     checkpoint: Any = None
     model = Model("student", checkpoint, checkpoint, checkpoint, speaker.decoder, speaker.rules)
-    return Stage(speaker, Voice(model, buckets, (2.0,), CPU, ahead))
+    return Stage(speaker, GraphDecoder(model, buckets, (2.0,), CPU, ahead))
 
 
 WAYS = {
@@ -70,7 +70,7 @@ def stages(request: pytest.FixtureRequest, teacher: Speaker, student: Speaker) -
     """The teacher with no helper; and with the student as its helper."""
     buckets, ahead = WAYS[request.param]
     alone, helped, helps = (stage(each, buckets, ahead) for each in (teacher, teacher, student))
-    helped.helper = Helper(helps.voice, helped.voice, 3)
+    helped.helper = GraphDraft(helps.voice, helped.voice, 3)
     return alone, helped
 
 
@@ -80,7 +80,7 @@ def dynamic(speaker: Speaker, batch: list[Plan], proposer: Speaker | None = None
     recordings = torch.tensor([plan.recording for plan in batch])
     helper = None
     if proposer is not None:
-        helper = Proposer(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
+        helper = DraftModel(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
     decode(speaker.decoder, speaker.memory.select(recordings), speaker.rules, rows, helper)
     return rows
 
@@ -158,7 +158,7 @@ def test_the_same_with_languages(linguist: Speaker, batch: list[Plan]) -> None:
 def test_a_good_helper_saves_passes(teacher: Speaker) -> None:
     """The model itself is always right: four tokens a pass instead of one, the first pass and catching up apart."""
     helped, helps = stage(teacher, FAST, Ahead(0)), stage(teacher, FAST, Ahead(0))
-    helped.helper = Helper(helps.voice, helped.voice, 3)
+    helped.helper = GraphDraft(helps.voice, helped.voice, 3)
     plans = [Plan(number, False, LONGEST, "nothing", ()) for number in range(RECORDINGS)]
     for number, row in enumerate(static(helped, plans, list(range(RECORDINGS)), teacher)):
         alone = teacher.alone(number, False)
@@ -302,7 +302,7 @@ class NothingWaits(TorchDispatchMode):
 @torch.inference_mode()
 def test_no_function_waits_for_the_device(teacher: Speaker, student: Speaker, linguist: Speaker) -> None:
     helped, helps = stage(teacher, FAST, Ahead(1)), stage(student, FAST, Ahead(1))
-    helper = Helper(helps.voice, helped.voice, 3)
+    helper = GraphDraft(helps.voice, helped.voice, 3)
     shape = FAST.fit(2, HEARD, 5, 60)
     with NothingWaits():
         helped.voice.check.call(shape)
@@ -332,8 +332,8 @@ def test_a_gpu_is_not_waited_for(english: Pair) -> None:
     engine = Engine.load(str(english.student), str(english.teacher), "cuda", graphs="on")
     engine.warm()
     engine.run([Job(murmur(1.0), ask_teacher_below=ALWAYS)] * 3)
-    assert isinstance(engine.way, Seated)
-    for function in engine.way.functions:
+    assert isinstance(engine.runner, GraphRunner)
+    for function in engine.runner.functions:
         shape = function.shapes[0]
         torch.cuda.set_sync_debug_mode("error")
         try:

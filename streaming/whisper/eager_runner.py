@@ -1,0 +1,75 @@
+"""Batches in tensors that are made anew for each: fit for any shape, and the faster way on a processor.
+
+`graph_runner.py` says the same from fixed addresses. Owns nothing between batches but what the last one heard. Knows
+nothing of who decides, of confidence or of results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from streaming.job import Captured, Job
+from streaming.whisper.decode import DraftModel, decode, detect_languages
+from streaming.whisper.hearing import (
+    LARGEST_BATCH,
+    LOOKAHEAD,
+    Hearing,
+    Model,
+    count_detections,
+    languages_of,
+    one_encoder,
+    proposes,
+    rows_of,
+)
+from streaming.whisper.model import Memory
+
+
+class EagerRunner:
+    """Every tensor is made for the batch at hand, in its own sizes."""
+
+    largest = LARGEST_BATCH
+
+    def __init__(self, student: Model, teacher: Model | None) -> None:
+        self._student, self._teacher = student, teacher
+        self._states: Tensor | None = None
+        self._memory: Memory | None = None
+
+    def prepare(self) -> Captured:
+        return Captured()
+
+    def student(self, jobs: Sequence[Job]) -> Hearing:
+        self._states = self._student.listen(jobs, self._student.context(jobs[0]))
+        return self._hear(self._student, jobs, self._states, [job.draft for job in jobs], None)
+
+    def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
+        teacher, student = self._teacher, self._student
+        assert teacher is not None, "there is none"
+        assert self._states is not None, "the student listens first"
+        asked = [jobs[index] for index in indices]
+        shared = one_encoder(student, teacher)
+        states = self._states[list(indices)] if shared else teacher.listen(asked, teacher.context(asked[0]))
+        drafts = [heard.rows[index].text for index in indices]
+        proposer = None
+        if proposes(student, teacher):
+            proposer = DraftModel(student.decoder, heard.memory(indices), student.rules, LOOKAHEAD)
+        return self._hear(teacher, asked, states, drafts, proposer)
+
+    @staticmethod
+    def _hear(
+        model: Model, jobs: Sequence[Job], states: Tensor, drafts: Sequence[Sequence[int]], proposer: DraftModel | None
+    ) -> Hearing:
+        memory = model.decoder.remember(states)
+        languages = languages_of(model, jobs, lambda: detect_languages(model.decoder, memory, model.rules))
+        rows = rows_of(model, jobs, languages, drafts)
+        decode(model.decoder, memory, model.rules, rows, proposer)
+        count_detections(model, jobs, rows)
+        return Hearing(
+            model,
+            rows,
+            languages,
+            lambda chosen: memory.select(torch.tensor(list(chosen), device=memory.device)),
+            memory.row,
+        )
