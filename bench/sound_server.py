@@ -112,9 +112,11 @@ class SoundServer:
         self.start()
 
     def start(self) -> None:
-        """Raises:
-        MissingError: it is not installed.
-        RuntimeError: it does not start; its log is in the message.
+        """Start PulseAudio, wait until it answers, and plug in the source.
+
+        Raises:
+            MissingError: it is not installed.
+            RuntimeError: it does not start; its log is in the message.
         """
         program = pulseaudio()
         (self.folder / "pulse").mkdir(mode=0o700)

@@ -83,8 +83,10 @@ class WebsocketClient:
         self._ws: ClientConnection | None = None
 
     async def say(self, sentence: bytes) -> int:
-        """Raises:
-        BrokenError, WebSocketException, OSError: it was cut off.
+        """Say the sentence and return how many finals came of it.
+
+        Raises:
+            BrokenError, WebSocketException, OSError: it was cut off.
         """
         try:
             if self._ws is not None and self._ws.close_code is not None:
@@ -144,8 +146,10 @@ class Satellite:
         self._book = book
 
     async def say(self, sentence: bytes) -> int:
-        """Raises:
-        BrokenError, OSError: it was cut off.
+        """Say the sentence on a connection of its own and return the length of its transcript, in characters.
+
+        Raises:
+            BrokenError, OSError: it was cut off.
         """
         client: AsyncTcpClient = await _connected(self._connect)
         self.me.connections += 1
@@ -229,8 +233,10 @@ class AtTheMicrophone:
         self._book = book
 
     async def say(self, sentence: bytes) -> int:
-        """Raises:
-        BrokenError: it was unplugged, or the daemon ended.
+        """Say the sentence once the microphone listens, and return how many finals came of it.
+
+        Raises:
+            BrokenError: it was unplugged, or the daemon ended.
         """
         while not await self._heard_now():  # noqa: ASYNC110 - a gauge has no event to wait for
             await asyncio.sleep(_RETRY)

@@ -47,9 +47,11 @@ class House:
 
 
 def play(day: Day, speed: float, *, scripted: bool = False) -> tuple[Book, Ending]:
-    """Raises:
-    MissingError: a program is not installed.
-    RuntimeError: a part does not start.
+    """Play the day and return what was noted, and how it ended.
+
+    Raises:
+        MissingError: a program is not installed.
+        RuntimeError: a part does not start.
     """
     return asyncio.run(_play(day, speed, scripted))
 

@@ -17,8 +17,10 @@ _KEEPALIVE = 5
 
 
 class Recorder:
-    """Attributes:
-    connections: made so far. subscribed: it hears; not set while the broker is away.
+    """An MQTT subscriber that hands on every final.
+
+    Attributes:
+        connections: made so far. subscribed: it hears; not set while the broker is away.
     """
 
     def __init__(self, port: int, topic: str, take: Callable[[dict[str, Any]], None]) -> None:

@@ -61,9 +61,11 @@ class House:
 
 
 async def soak(plan: Plan, sounds: Sounds, dice: random.Random, warm_up: float, most: float) -> tuple[Book, End]:
-    """Raises:
-    MissingError: a program is not installed.
-    RuntimeError: a part does not start.
+    """Run the soak and return what was noted, and how it ended.
+
+    Raises:
+        MissingError: a program is not installed.
+        RuntimeError: a part does not start.
     """
     with TemporaryDirectory(prefix="soak") as folder:
         async with _house(Path(folder), plan, sounds, dice) as house:

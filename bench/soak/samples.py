@@ -33,8 +33,10 @@ class Sampler:
             await asyncio.sleep(every)
 
     async def take(self) -> Sample:
-        """Raises:
-        RuntimeError: the service is no more.
+        """Measure the service: its answer time, memory, descriptors, threads, CPU share and gauges.
+
+        Raises:
+            RuntimeError: the service is no more.
         """
         began = time.monotonic()
         status, _ = await asyncio.to_thread(self._daemon.get, "/healthz")

@@ -18,8 +18,10 @@ _SIGNS = '.,!?;:…"“”„«»()[]¡¿。，、？！；：'  # noqa: RUF001 
 
 
 def read_json(text: str | bytes) -> Any:
-    """Raises:
-    ValueError: it is none; says why.
+    """Parse a JSON text.
+
+    Raises:
+        ValueError: it is not JSON that can be read; says why.
     """
     try:
         return json.loads(text)

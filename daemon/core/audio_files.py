@@ -128,7 +128,11 @@ def _reason(error: Exception) -> str:
 
 
 def _file(path: str) -> IO[bytes]:
-    """Raises: FileError."""
+    """Open a sound file for reading; `-` is standard input.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+    """
     try:
         if path == "-":
             with open(sys.stdin.fileno(), "rb", closefd=False) as pipe:

@@ -81,8 +81,10 @@ def describe_models(settings: Settings) -> str:
 
 
 def load_engine(settings: Settings) -> Engine:
-    """Raises:
-    ServiceError: a model cannot be had, or does not fit the settings.
+    """Load the engine that the settings ask for.
+
+    Raises:
+        ServiceError: a model cannot be had, or does not fit the settings.
     """
     cores = FreeCores()  # what others do is measured while torch is imported
     # Here, so that whatever needs no engine does not wait seconds for torch.
@@ -110,8 +112,10 @@ class _Host:
         self._engine: Engine | None = None
 
     async def load(self) -> Engine:
-        """Raises:
-        ServiceError: see `load_engine`.
+        """Load the engine in its own thread.
+
+        Raises:
+            ServiceError: see `load_engine`.
         """
         self._engine = await self.thread.call(self._load, self._settings)
         return self._engine
@@ -147,8 +151,10 @@ class Pipeline:
         self._warm = asyncio.Event()
 
     async def warm_up(self) -> Model:
-        """Raises:
-        ServiceError: see `load_engine`.
+        """Load and warm the engine of every device; streams can be opened afterwards.
+
+        Raises:
+            ServiceError: see `load_engine`.
         """
         engines = await asyncio.gather(*(host.load() for host in self._hosts))
         engine = self._engine = engines[0]
@@ -208,8 +214,10 @@ class Pipeline:
         return self._shared.model
 
     def open_stream(self, start: Start) -> Stream:
-        """Raises:
-        Fault: see `Stream`.
+        """Open a stream on the warm engines.
+
+        Raises:
+            Fault: see `Stream`.
         """
         assert self._shared is not None, "warm up first"
         return Stream(start, self._shared)

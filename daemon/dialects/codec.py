@@ -91,8 +91,10 @@ class Codec(Protocol):
         return ()
 
     def decode(self, frame: Frame) -> Iterable[Message]:
-        """Raises:
-        Fault: it will not do. One that is fatal ends the conversation; after any other it goes on.
+        """Turn a client's frame into messages.
+
+        Raises:
+            Fault: it will not do. One that is fatal ends the conversation; after any other it goes on.
         """
         ...
 
@@ -189,8 +191,10 @@ def query_once(text: str, most: int = 16) -> dict[str, str]:
 
 
 def check_known(query: Mapping[str, str], *known: str) -> None:
-    """Raises:
-    Fault: `unknown_parameter`: there is another one than `known`, or the token.
+    """Check that the query has no parameters but `known` and the token.
+
+    Raises:
+        Fault: `unknown_parameter`: there is another one than `known`, or the token.
     """
     for name in query:
         if name not in (*known, "token"):

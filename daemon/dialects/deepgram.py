@@ -152,8 +152,10 @@ class Parameters:
 
 
 def parse(query: str) -> Parameters:
-    """Raises:
-    Fault: `unknown_parameter`, `bad_parameter`, `unsupported`.
+    """Read the parameters in the query of a client's address.
+
+    Raises:
+        Fault: `unknown_parameter`, `bad_parameter`, `unsupported`.
     """
     return _Query(query).parameters()
 
@@ -218,7 +220,7 @@ class _Query:
         if len(values) > 1:
             raise Fault("bad_parameter", f"{name} may come once")
         if not is_text(values[0]) or not values[0].isprintable():
-            raise Fault("bad_parameter", f"{name} must be a text of at most {LONGEST_TEXT} characters")
+            raise Fault("bad_parameter", f"{name} must be a string of at most {LONGEST_TEXT} characters")
         return values[0] or None
 
     def _switch(self, name: str) -> bool:
@@ -320,8 +322,10 @@ class Deepgram(Codec):
         return [self._parameters.start]
 
     def decode(self, frame: Frame) -> Iterator[Message]:
-        """Raises:
-        Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`; none is fatal.
+        """Turn a client's frame into messages.
+
+        Raises:
+            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`; none is fatal.
         """
         if isinstance(frame, str):
             yield from self._obey(_command(frame))
@@ -550,8 +554,10 @@ class _Silence:
 
 
 def _command(frame: str) -> str:
-    """Raises:
-    Fault: see `Deepgram.decode`.
+    """Check a text frame and return its type.
+
+    Raises:
+        Fault: see `Deepgram.decode`.
     """
     try:
         body = read_json(frame)

@@ -33,8 +33,10 @@ def encode(event: Event) -> str:
 
 
 def tokens(handshake: Handshake) -> list[str]:
-    """Raises:
-    Fault: `bad_parameter`.
+    """Return the tokens that the client shows, in its query or its Authorization header.
+
+    Raises:
+        Fault: `bad_parameter`.
     """
     query_once(handshake.query)
     return bearer_tokens(handshake)
@@ -93,9 +95,11 @@ class Decoder:
         self.begun = False
 
     def decode(self, frame: str | bytes) -> Inbound | Resume:
-        """Raises:
-        Fault: `bad_json`, `text_for_audio`, `unknown_type`, `unknown_field`, `bad_field`, `late_start`,
-            `missing_field`. Fatal before the stream has begun: its parameters would not be what the client meant.
+        """Turn a client's frame into a message.
+
+        Raises:
+            Fault: `bad_json`, `text_for_audio`, `unknown_type`, `unknown_field`, `bad_field`, `late_start`,
+                `missing_field`. Fatal before the stream has begun: its parameters would not be what the client meant.
         """
         if isinstance(frame, bytes):
             self.begun = True

@@ -363,8 +363,10 @@ def error(fault: Fault) -> str:
 
 
 def tokens(handshake: Handshake) -> list[str]:
-    """Raises:
-    Fault: `bad_parameter`.
+    """Return the tokens that the client shows, in its query, headers or subprotocols.
+
+    Raises:
+        Fault: `bad_parameter`.
     """
     shown = shown_tokens(handshake, "bearer")
     shown += [value for name, value in query_pairs(handshake.query, 256) if name == "api-key"]

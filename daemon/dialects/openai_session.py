@@ -245,7 +245,7 @@ def _text(value: object, at: str) -> str | None:
     if value is None:
         return None
     if not is_text(value):
-        raise _bad(at, f"must be a text of at most {LONGEST_TEXT} characters, got {quoted(value)}")
+        raise _bad(at, f"must be a string of at most {LONGEST_TEXT} characters, got {quoted(value)}")
     return value or None
 
 

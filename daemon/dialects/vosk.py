@@ -75,9 +75,11 @@ class Vosk(Codec):
     # --- what comes in ---------------------------------------------------------------------------------------------
 
     def decode(self, frame: Frame) -> Iterator[Message]:
-        """Raises:
-        Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`, `unsupported`, `late_config`; all are fatal,
-            for what the client would wait for does not come.
+        """Turn a client's frame into messages.
+
+        Raises:
+            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`, `unsupported`, `late_config`; all are
+                fatal, for what the client would wait for does not come.
         """
         if isinstance(frame, bytes):
             yield from self._begin()

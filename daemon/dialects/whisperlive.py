@@ -96,8 +96,10 @@ class WhisperLive(Codec):
     # --- what comes in ---------------------------------------------------------------------------------------------
 
     def decode(self, frame: Frame) -> Iterator[Message]:
-        """Raises:
-        Fault: `bad_json`, `bad_field`, `bad_order`, `unsupported`; all are fatal.
+        """Turn a client's frame into messages.
+
+        Raises:
+            Fault: `bad_json`, `bad_field`, `bad_order`, `unsupported`; all are fatal.
         """
         if self._hello is None:
             self._hello = self._introduced(frame)
@@ -118,7 +120,7 @@ class WhisperLive(Codec):
         body = _object(frame)
         self._uid = _text(body, "uid")
         if self._uid is None:
-            raise _fault("bad_field", "uid must be a text: it is in each answer")
+            raise _fault("bad_field", "uid must be a string: it is in each answer")
         if _text(body, "task") not in (None, "transcribe"):
             raise _fault("unsupported", "task must be transcribe: text is not translated")
         for name, reason in _REFUSED.items():
@@ -238,7 +240,7 @@ def _text(body: dict[str, Any], name: str) -> str | None:
     if value is None:
         return None
     if not is_text(value, _LONGEST):
-        raise _fault("bad_field", f"{name} must be a text of at most {_LONGEST} characters")
+        raise _fault("bad_field", f"{name} must be a string of at most {_LONGEST} characters")
     return value or None
 
 

@@ -190,8 +190,10 @@ class _Samples:
 
     @classmethod
     def of(cls, data: dict[str, Any], default: _Samples | None) -> _Samples:
-        """Raises:
-        Fault: `bad_format`.
+        """Read the format from an event's data; what it leaves out is taken from `default`.
+
+        Raises:
+            Fault: `bad_format`.
         """
         values = [data.get(name, getattr(default, name, None)) for name in ("rate", "width", "channels")]
         if None in values:
@@ -249,7 +251,7 @@ def _text(data: dict[str, Any], name: str, most: int = LONGEST_TEXT) -> str | No
     if value is None:
         return None
     if not is_text(value, most):
-        raise _fault("bad_field", f"{name} must be a text of at most {most} characters, got {shown(value)}")
+        raise _fault("bad_field", f"{name} must be a string of at most {most} characters, got {shown(value)}")
     return value or None
 
 

@@ -248,8 +248,10 @@ def address_of(transport: asyncio.BaseTransport) -> str | None:
 
 
 def incoming_of(transport: asyncio.BaseTransport | None) -> IncomingConnection:
-    """Raises:
-    ConnectionError: it has left.
+    """Return the `IncomingConnection` behind a transport.
+
+    Raises:
+        ConnectionError: it has left.
     """
     door = transport.get_protocol() if transport is not None else None
     if not isinstance(door, IncomingConnection):
@@ -258,8 +260,10 @@ def incoming_of(transport: asyncio.BaseTransport | None) -> IncomingConnection:
 
 
 def limited_of(transport: asyncio.BaseTransport | None) -> LimitedConnection:
-    """Raises:
-    ConnectionError: it has left.
+    """Return the `LimitedConnection` behind a transport.
+
+    Raises:
+        ConnectionError: it has left.
     """
     guest = incoming_of(transport).guest
     if guest is None:

@@ -95,8 +95,10 @@ class CapacityLimiter:
         self._taken = 0
 
     def take(self) -> None:
-        """Raises:
-        Fault: `full`.
+        """Take one of the places.
+
+        Raises:
+            Fault: `full`.
         """
         if self._taken >= self.number:
             raise Fault("full", f"all {self.number} {self._what} are taken: try again later", fatal=True)
@@ -188,8 +190,10 @@ class ConnectionLimiter:
             self._waiting.pop(guest.address, None)  # addresses are many
 
     def serve(self, address: str) -> None:
-        """Raises:
-        Fault: `too_many_connections`.
+        """Count one more connection from `address` as served.
+
+        Raises:
+            Fault: `too_many_connections`.
         """
         if self._served[address] >= self.of_address:
             raise Fault(

@@ -57,9 +57,11 @@ class Ports:
         self.wyoming = self._make_wyoming(gateway)
 
     async def listen(self) -> None:
-        """Raises:
-        ConfigurationError: anybody could come in, and nobody said that this is meant.
-        ServiceError: a port cannot be had.
+        """Listen on every port that the settings ask for.
+
+        Raises:
+            ConfigurationError: anybody could come in, and nobody said that this is meant.
+            ServiceError: a port cannot be had.
         """
         Accepting(self._metrics).watch()
         self._make_room(self._settings.server)
@@ -119,8 +121,10 @@ class Ports:
             self.wyoming.guests.in_all = most_of_wyoming
 
     def check_guarded(self, settings: ServerSettings) -> None:
-        """Raises:
-        ConfigurationError: with these settings anybody could come in, and nobody said that this is meant.
+        """Check that `settings` do not let anybody in by mistake.
+
+        Raises:
+            ConfigurationError: with these settings anybody could come in, and nobody said that this is meant.
         """
         check_guarded(settings, self._sockets)
 
@@ -205,8 +209,10 @@ def _dialects_apart(settings: DialectSettings) -> list[Dialect]:
 
 
 def _inherit(descriptor: int) -> socket.socket:
-    """Raises:
-    OSError: it is no socket that listens.
+    """Open the socket that the service manager handed over.
+
+    Raises:
+        OSError: it is no socket that listens.
     """
     inherited = socket.socket(fileno=descriptor)
     if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

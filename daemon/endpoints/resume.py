@@ -163,8 +163,10 @@ class ResumableStreams:
         return line
 
     def find(self, token: str) -> ResumableStream:
-        """Raises:
-        Fault: `cannot_resume`.
+        """Find the stream that `token` resumes.
+
+        Raises:
+            Fault: `cannot_resume`.
         """
         shown = _digest(token)
         # All are compared, each for the same time: how long this takes tells nothing about any of them.

@@ -94,7 +94,11 @@ class Host(Protocol):
 
     @property
     def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
-        """Raises: Fault."""
+        """Opens a stream for a file.
+
+        Raises:
+            Fault: no stream can be opened.
+        """
 
     def answer(self, method: str, handshake: Handshake) -> Page:
         """To a request that brings nothing, on a connection which began otherwise."""
@@ -251,8 +255,10 @@ class Uploads:
         return response
 
     async def _send(self, response: web.StreamResponse, text: str) -> None:
-        """Raises:
-        ConnectionError: the client has gone, or does not take it in.
+        """Write a piece of the answer to the client.
+
+        Raises:
+            ConnectionError: the client has gone, or does not take it in.
         """
         try:
             async with asyncio.timeout(self._send_timeout):
@@ -352,8 +358,10 @@ class _Heard:
             self._stream.close()
 
     def check(self) -> None:
-        """Raises:
-        Fault: not all of it was heard, or not all that was heard has its text.
+        """Check that the whole file was heard and has its text.
+
+        Raises:
+            Fault: not all of it was heard, or not all that was heard has its text.
         """
         if self._fault is not None:
             raise self._fault
@@ -437,8 +445,10 @@ class _Body:
             self._waiting = None
 
     async def read(self, size: int = -1) -> bytes:
-        """Raises:
-        Fault: `message_too_big`, `timeout`.
+        """Read at most `size` bytes of the body, or all of it if `size` is negative.
+
+        Raises:
+            Fault: `message_too_big`, `timeout`.
         """
         return await self._counted(await self._content.read(size))
 

@@ -261,8 +261,10 @@ class Server:
         return self._pages.get(handshake.path, known, rights.may_read)
 
     def _let_in(self, handshake: Handshake) -> Rights:
-        """Raises:
-        Fault: the page is not for whoever asks.
+        """Check that the client may have the page it asks for, and return its rights.
+
+        Raises:
+            Fault: the page is not for whoever asks.
         """
         # A page asks its own origin without naming it.
         self.entrance.check_name(handshake)
@@ -347,8 +349,10 @@ class Server:
                 await writer
 
     def _admit(self, dialect: Dialect, handshake: Handshake) -> tuple[Codec, Rights]:
-        """Raises:
-        Fault: it may not come in, or its address will not do.
+        """Check that the client may come in, and return its codec and its rights.
+
+        Raises:
+            Fault: it may not come in, or its address will not do.
         """
         rights = self.entrance.authorise(handshake, dialect.tokens(handshake))
         return dialect.make(handshake), rights
@@ -360,8 +364,10 @@ class Server:
     # --- what conversations ask for --------------------------------------------------------------------------------
 
     async def begin(self, start: Start) -> ResumableStream:
-        """Raises:
-        Fault: `full`; or see `Gateway`.
+        """Take a seat and open a stream that its client can resume.
+
+        Raises:
+            Fault: `full`; or see `Gateway`.
         """
         self.seats.take()
         try:

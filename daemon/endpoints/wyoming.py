@@ -91,8 +91,10 @@ class Wyoming:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
-        """Raises:
-        OSError: the address is taken or not ours.
+        """Start to listen for Wyoming clients.
+
+        Raises:
+            OSError: the address is taken or not ours.
         """
         self._listener = await asyncio.start_server(
             self._accept, self.settings.host, self.settings.port, limit=_READ, backlog=_BACKLOG

@@ -136,8 +136,10 @@ class Service:
         self._ready.set()
 
     async def _wait_first_decode(self) -> None:
-        """Raises:
-        ServiceError: nothing came of it: whoever would speak here would get nothing either.
+        """Wait until the first decode is done.
+
+        Raises:
+            ServiceError: nothing came of it: whoever would speak here would get nothing either.
         """
         stall = self.settings.health.stall
         try:

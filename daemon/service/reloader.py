@@ -23,8 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class Reloader:
-    """Attributes:
-    notes: what somebody should look after since the latest reload.
+    """Takes over changed settings while the service runs.
+
+    Attributes:
+        notes: what somebody should look after since the latest reload.
     """
 
     def __init__(self, pipeline: Pipeline, ports: Ports, credentials: Credentials, manager: ServiceManager) -> None:
@@ -61,8 +63,10 @@ class Reloader:
             self._manager.ready()
 
     def _reload(self) -> None:
-        """Raises:
-        ConfigurationError, OSError: something in them will not do; nothing has changed then.
+        """Read the settings again and have all parts take them over, or none.
+
+        Raises:
+            ConfigurationError, OSError: something in them will not do; nothing has changed then.
         """
         assert self._read_again is not None, "whoever asks says where from"
         wanted = self._credentials.with_tokens(self._read_again())

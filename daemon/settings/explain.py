@@ -48,7 +48,7 @@ def sentence_of(error: Any) -> str:
             return f"{path}: must be a section with keys of its own{got}"
         case "string_type":
             hint = ": put it in quotes" if isinstance(error["input"], int | float) else ""
-            return f"{path}: must be a text{got}{hint}"
+            return f"{path}: must be a string{got}{hint}"
         case "tuple_type":
             return f"{path}: must be a list{got}"
         case "string_pattern_mismatch":

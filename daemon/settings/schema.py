@@ -151,7 +151,7 @@ def token_of(value: object) -> object:
         return {"token": value, "send": EVERYTHING, "read": EVERYTHING}
     if not isinstance(value, dict | Token):
         raise ValueError(
-            "must be a text (in quotes, if it looks like a number) or {token: T, send: [...], read: [...]}"
+            "must be a string (in quotes, if it looks like a number) or {token: T, send: [...], read: [...]}"
         )
     return value
 

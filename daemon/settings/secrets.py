@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 class Credentials:
-    """Attributes:
-    mqtt_password: once it is read; None where there is none.
+    """The service's tokens, and its password for the MQTT broker.
+
+    Attributes:
+        mqtt_password: once it is read; None where there is none.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -35,14 +37,18 @@ class Credentials:
         self._around = around
 
     def with_tokens(self, settings: Settings) -> Settings:
-        """Raises:
-        ConfigurationError: see `with_tokens`.
+        """Return `settings` with all tokens in `server.tokens`.
+
+        Raises:
+            ConfigurationError: see `with_tokens`.
         """
         return with_tokens(settings, self._around)
 
     def read_password(self, mqtt: MqttSettings) -> None:
-        """Raises:
-        ConfigurationError: see `mqtt_password`.
+        """Read the broker's password, if the settings name a broker.
+
+        Raises:
+            ConfigurationError: see `mqtt_password`.
         """
         self.mqtt_password = mqtt_password(mqtt, self._around) if mqtt.host else None
 

@@ -129,7 +129,7 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("server: {port: 70000}", "server.port: must be less than or equal to 65535, got 70000"),
         ("server: {port: true}", "server.port: must be a valid integer, got True"),
         ("server: 3", "server: must be a section with keys of its own, got 3"),
-        ("mqtt: {password: 12}", "mqtt.password: must be a text, got a number: put it in quotes"),
+        ("mqtt: {password: 12}", "mqtt.password: must be a string, got a number: put it in quotes"),
         (
             "mqtt: {topic: 'a/#'}",
             "mqtt.topic: must be a topic without + and #, and must neither begin nor end with /, got 'a/#'",
@@ -151,7 +151,7 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("server: {tokens: secret}", "server.tokens: must be a list, got a text"),
         (
             "server: {tokens: [12]}",
-            "server.tokens.0: must be a text (in quotes, if it looks like a number) or {token: T",
+            "server.tokens.0: must be a string (in quotes, if it looks like a number) or {token: T",
         ),
         ("server: {tokens: [two words]}", "server.tokens.0.token: must be one word"),
         ("server: {tokens: ['']}", "server.tokens.0.token: must be one word"),
