@@ -22,7 +22,7 @@ from transformers import WhisperForConditionalGeneration
 
 from distillation.cli import main
 from distillation.label import distributions_of
-from distillation.model import encode, greedy, layout_of, load_model, shared_weights
+from distillation.model import encode, greedy, layout_of, load_model, logits, shared_weights
 from distillation.train import trained
 from streaming.job import Job
 from streaming.whisper.checkpoint import CheckpointError, open_checkpoint
@@ -150,14 +150,16 @@ def test_a_whole_student_is_what_transformers_loads(work: Path, tmp_path: Path) 
     ours = load_model(open_checkpoint(str(work / "own"), "student")).eval()
     ours.load_state_dict(trained(work / "trained-own").weights)
     layout, mel = layout_of(checkpoint, None), torch.randn(2, 80, 3000, generator=torch.Generator().manual_seed(1))
-    loaded.generation_config.suppress_tokens = loaded.generation_config.begin_suppress_tokens = []
-    said = loaded.generate(mel, max_new_tokens=6, return_timestamps=False).tolist()
-    begin = layout.prompt[:1]  # with no more does transformers begin an English text
-    theirs = [[token for token in row if token not in (*begin, layout.end)] for row in said]
     with torch.no_grad():
-        mine = greedy(ours, encode(ours, mel), begin, layout.end, limit=6)
-    assert [row[: len(mine[number])] for number, row in enumerate(theirs)] == mine
-    assert all(mine)
+        states = encode(ours, mel)
+        said = greedy(ours, states, layout.prompt, layout.end, limit=6)
+        assert all(said)
+        shortest = min(map(len, said))
+        tokens = torch.tensor([[*layout.prompt, *row[:shortest]] for row in said])
+        # Not their texts: of two tokens that are all but equally likely, rounding chooses.
+        theirs = loaded(input_features=mel, decoder_input_ids=tokens).logits
+        difference = (theirs - logits(ours, tokens, states)).abs().max()
+    assert difference < 0.2 * theirs.std()  # stored in 16 bits; those of other weights differ by several times this
     # Nor does it need its teacher here.
     engine = Engine.load(str(out), None, "cpu", dtype="float32")
     assert engine.run([Job(small_corpus.recorded("stop"), max_tokens=4)])[0].error is None

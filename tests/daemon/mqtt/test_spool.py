@@ -165,7 +165,7 @@ DYING = """
 import asyncio, sys
 from pathlib import Path
 from daemon.common.metrics import Metrics
-from daemon.mqtt.publisher.spool import Entry, Spool
+from daemon.mqtt.spool import Entry, Spool
 
 async def main():
     made = Spool(Path(sys.argv[1]), 10_000, 3600.0, Metrics(), lambda: 0.0)
