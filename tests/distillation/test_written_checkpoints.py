@@ -159,7 +159,7 @@ def test_a_whole_student_is_what_transformers_loads(work: Path, tmp_path: Path) 
         # Not their texts: of two tokens that are all but equally likely, rounding chooses.
         theirs = loaded(input_features=mel, decoder_input_ids=tokens).logits
         difference = (theirs - logits(ours, tokens, states)).abs().max()
-    assert difference < 0.2 * theirs.std()  # stored in 16 bits; those of other weights differ by several times this
+    assert difference < 0.2 * theirs.std()  # they are stored in 16 bits
     # Nor does it need its teacher here.
     engine = Engine.load(str(out), None, "cpu", dtype="float32")
     assert engine.run([Job(small_corpus.recorded("stop"), max_tokens=4)])[0].error is None
