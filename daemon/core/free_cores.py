@@ -25,38 +25,6 @@ _MOST_TAKEN = 0.5
 """Of a core, by others, for a thread to be well off there all the same."""
 
 
-class FreeCores:
-    """busy: seconds for which the cores have been at work so far, for anybody, and how many cores those are. own: for
-    this process. clock: seconds.
-    """
-
-    def __init__(
-        self,
-        busy: Callable[[], tuple[float, int]] | None = None,
-        own: Callable[[], float] = time.process_time,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._busy = busy or busy_seconds
-        self._own = own
-        self._clock = clock
-        self._free = math.inf
-        self._last = self._look()
-
-    def threads(self, most: int) -> int:
-        """As many as had a core to themselves of late, 1 to `most`."""
-        now = self._look()
-        elapsed = now[0] - self._last[0]
-        if elapsed >= _LEAST_SECONDS:
-            others = (now[1] - self._last[1] - (now[2] - self._last[2])) / elapsed
-            self._last = now
-            self._free = now[3] - others
-        return max(1, int(min(most, self._free + _MOST_TAKEN)))
-
-    def _look(self) -> tuple[float, float, float, int]:
-        busy, cores = self._busy()
-        return self._clock(), busy, self._own(), cores
-
-
 def busy_seconds() -> tuple[float, int]:
     """Of the cores that this process may use: seconds of work so far, and their number."""
     mine = os.sched_getaffinity(0)
@@ -72,3 +40,36 @@ def busy_seconds() -> tuple[float, int]:
         if int(name[3:]) in mine
     ]
     return sum(busy) / ticks, len(mine)
+
+
+class FreeCores:
+    """busy: seconds for which the cores have been at work so far, for anybody, and how many cores those are. own: for
+    this process. clock: seconds.
+    """
+
+    def __init__(
+        self,
+        busy: Callable[[], tuple[float, int]] = busy_seconds,
+        own: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._busy = busy
+        self._own = own
+        self._clock = clock
+        self._free = math.inf
+        self._look()
+
+    def threads(self, most: int) -> int:
+        """As many as had a core to themselves of late, 1 to `most`."""
+        elapsed = self._clock() - self._looked
+        if elapsed >= _LEAST_SECONDS:
+            before = self._others
+            cores = self._look()
+            self._free = cores - (self._others - before) / elapsed
+        return max(1, int(min(most, self._free + _MOST_TAKEN)))
+
+    def _look(self) -> int:
+        self._looked = self._clock()
+        busy, cores = self._busy()
+        self._others = busy - self._own()
+        return cores

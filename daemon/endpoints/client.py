@@ -23,7 +23,7 @@ from websockets.protocol import State
 from daemon.common.errors import Fault
 from daemon.common.metrics import Metrics
 from daemon.dialects.codec import CLOSE_TRY_LATER
-from daemon.endpoints.limits import Outbox
+from daemon.endpoints.limits import Outbox, RateLimiter
 from streaming.events import Event
 
 _log = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ MOST_PIECES = 1024
 """Of one message. The library has a limit too, but stops to read there, and so never sees the peer's close."""
 _BEGINNINGS = (Opcode.TEXT, Opcode.BINARY)
 """Of messages."""
-_LEAST_PAUSE = 0.02
-"""Seconds. A shorter pause costs more than the frames for which it is made."""
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 
@@ -51,20 +49,19 @@ class Connection(ServerConnection):
     """The library's, not answered without bound, not kept for a message that never ends, and not read faster than a
     peer may send.
 
-    rate: frames a second that nobody waits for, and that therefore nobody else paces: pings, pongs, continuations, and
-    whatever comes once no message is taken in any more. More are read later, like messages (see `RateLimiter`).
+    pace: of frames that nobody waits for, and that therefore nobody else paces: pings, pongs, continuations, and
+    whatever comes once no message is taken in any more.
 
     Attributes:
         in_pieces: a message came in too many of them; nothing is taken in since.
     """
 
-    def __init__(self, metrics: Metrics, rate: int, *arguments: Any, **options: Any) -> None:
+    def __init__(self, metrics: Metrics, pace: RateLimiter, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.in_pieces = False
         self._pieces = 0
         self._metrics = metrics
-        self._interval = 1 / rate
-        self._due = 0.0  # when the next such frame would come if all came evenly
+        self._pace = pace
         self._resting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -91,7 +88,7 @@ class Connection(ServerConnection):
             super().process_event(event)
             return
         if self._is_unpaced(event):
-            self._due = max(self._due, self.loop.time() - 1.0) + self._interval
+            self._pace.count()
         if event.opcode in DATA_OPCODES:
             if self.in_pieces:
                 return
@@ -107,9 +104,7 @@ class Connection(ServerConnection):
 
     def _rest(self) -> None:
         """Until so many frames may have come."""
-        ahead = self._due - self.loop.time()
-        if ahead > _LEAST_PAUSE and self._resting is None:
-            self._metrics.slowed_seconds.inc(ahead)
+        if self._resting is None and (ahead := self._pace.pause()):
             self._resting = self.loop.call_later(ahead, self._rested)
             self.transport.pause_reading()
 

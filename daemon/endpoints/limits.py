@@ -317,17 +317,27 @@ class RateLimiter:
         """Before each message. Whoever was silent for a second has as many in hand as a second has: those are read
         without a pause, but not without the others' turn, for what is buffered is read without waiting for anything.
         """
+        self.count()
         now = asyncio.get_running_loop().time()
-        self._due = max(self._due, now - 1.0) + self._interval
-        ahead = self._due - now
-        if ahead > _LEAST_PAUSE:
-            self._slowed(ahead)
+        if ahead := self.pause():
             await asyncio.sleep(ahead)
         elif now - self._turn > _TURN:
             await asyncio.sleep(0)
         else:
             return
         self._turn = asyncio.get_running_loop().time()
+
+    def count(self) -> None:
+        """One more came."""
+        self._due = max(self._due, asyncio.get_running_loop().time() - 1.0) + self._interval
+
+    def pause(self) -> float:
+        """Seconds for which nothing more shall be read; 0 where they are too few to matter."""
+        ahead = self._due - asyncio.get_running_loop().time()
+        if ahead <= _LEAST_PAUSE:
+            return 0.0
+        self._slowed(ahead)
+        return ahead
 
     def charge(self, text: int) -> None:
         """For a message with so many characters that are parsed: a long one takes as much of everybody's time as many

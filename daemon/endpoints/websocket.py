@@ -187,7 +187,7 @@ class Server:
         def choose(data: bytes) -> asyncio.Protocol:
             if data[:1] in _BRING_BODIES and hand_over is not None:
                 return hand_over()
-            made = Connection(self._metrics, self._settings.max_rate, *arguments, **options)
+            made = Connection(self._metrics, self.pace(), *arguments, **options)
             # Here, because the library would ask with what it first gave the connection to.
             made.protocol.select_subprotocol = partial(_select_subprotocol, find, made)  # type: ignore[method-assign]
             return made

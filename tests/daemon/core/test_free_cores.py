@@ -89,6 +89,6 @@ def test_only_cores_of_ones_own_are_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_where_there_is_nothing_to_read_all_cores_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "_STATISTICS", tmp_path / "nothing")
     machine = Machine()
-    free = FreeCores(None, lambda: machine.mine, lambda: machine.now)
+    free = FreeCores(own=lambda: machine.mine, clock=lambda: machine.now)
     machine.passes(1.0, mine=0.0, others=2.0)
     assert free.threads(64) == min(64, len(os.sched_getaffinity(0)))
