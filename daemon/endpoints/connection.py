@@ -20,15 +20,13 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from daemon.endpoints.limits import OPEN_TIMEOUT, TOO_MANY, ConnectionLimiter, LimitedConnection
+from daemon.endpoints.limits import OPEN_TIMEOUT, TOO_MANY, TURN, ConnectionLimiter, LimitedConnection
 
 _SHUTDOWN_TIMEOUT = 5.0
 """Seconds for a peer to answer the end of TLS."""
 
 _PIECE = 2048
 """Bytes that are handed on at once. In the smallest frames that is a few hundred of them, and a few milliseconds."""
-_TURN = 0.01
-"""Seconds for which what one peer has sent is handed on before others have their turn."""
 
 Choose = Callable[[bytes], asyncio.Protocol]
 """Who serves a connection that begins with this."""
@@ -130,7 +128,7 @@ class IncomingConnection(asyncio.Protocol):
     def _hand_on(self) -> None:
         """What is here, as far as one turn goes."""
         clock = asyncio.get_running_loop().time
-        until = clock() + _TURN
+        until = clock() + TURN
         while self._rest and not self._held:
             self._hand_piece()
             if clock() >= until:
@@ -141,7 +139,7 @@ class IncomingConnection(asyncio.Protocol):
         """Before the end is told. Sound of a client that left is little work, and is heard; no more than a turn's work
         is done for one that has gone."""
         clock = asyncio.get_running_loop().time
-        until = clock() + _TURN
+        until = clock() + TURN
         while self._rest and clock() < until:
             self._hand_piece()
         self.pass_over()

@@ -37,7 +37,7 @@ _SHORT = 1024
 _LEAST_PAUSE = 0.02
 """Seconds. A shorter pause for each message costs more than the message."""
 
-_TURN = 0.01
+TURN = 0.01
 """Seconds after which whoever has more in hand lets the others have their turn."""
 
 
@@ -321,7 +321,7 @@ class RateLimiter:
         now = asyncio.get_running_loop().time()
         if ahead := self.pause():
             await asyncio.sleep(ahead)
-        elif now - self._turn > _TURN:
+        elif now - self._turn > TURN:
             await asyncio.sleep(0)
         else:
             return

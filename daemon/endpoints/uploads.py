@@ -48,7 +48,7 @@ from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.transcript import Transcript
 from daemon.endpoints.auth import RequestGuard, handshake_of, is_preflight
 from daemon.endpoints.connection import incoming_of, limited_of
-from daemon.endpoints.limits import CapacityLimiter, Outbox, Readers, Stream
+from daemon.endpoints.limits import TURN, CapacityLimiter, Outbox, Readers, Stream
 from daemon.endpoints.pages import Page
 from streaming.events import Error, Final, Notice, Start
 
@@ -71,8 +71,6 @@ _IDLE = 30.0
 """Seconds within which more of a body must come, and for which a connection without a request is kept."""
 _SLOWEST = 4096
 """Bytes a second that a body must bring in the long run: it has a seat while it comes."""
-_LONGEST_TURN = 0.01
-"""Seconds for which a body that is there already is read before others have their turn."""
 _IN_HAND = 16 * 1024
 """Bytes of a body that the library may have ready before it is asked for any, and sixteen times fewer chunks, however
 small: it gives all of them at once, and joins those of a line one by one."""
@@ -469,7 +467,7 @@ class _Body:
         now = self._clock()
         if now - self._began > _IDLE + self._content.total_bytes / _SLOWEST:
             raise Fault("timeout", f"the form comes too slowly: it must bring {_SLOWEST} bytes a second")
-        if now - self._paused > _LONGEST_TURN:
+        if now - self._paused > TURN:
             await asyncio.sleep(0)
             self._paused = self._clock()
         return data

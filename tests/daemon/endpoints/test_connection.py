@@ -148,7 +148,7 @@ async def test_what_came_before_the_end_is_handed_on_before_it(tmp_path: Path) -
 async def test_no_more_than_a_turn_is_spent_on_one_that_has_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "_TURN", 0.0)
+    monkeypatch.setattr(connection, "TURN", 0.0)
     async with opened(hold, certificate(tmp_path)) as (inner, _, writer):
         await leave(inner, writer)
         assert 0 < len(inner.got) < len(SENT)

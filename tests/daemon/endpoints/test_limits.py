@@ -276,7 +276,7 @@ async def test_others_have_their_turn_while_frames_are_read(
             super().process_event(event)
 
     monkeypatch.setattr(websocket, "Connection", Watched)
-    monkeypatch.setattr(connection, "_TURN", 0.0, raising=False)
+    monkeypatch.setattr(connection, "TURN", 0.0, raising=False)
     monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 0.1)
     async with (
         others_turns() as turns,
