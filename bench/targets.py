@@ -1,9 +1,9 @@
 """What the engine is meant to reach on one large GPU, each figure beside its target and the device's own limit.
 
-Random weights of large-v3 with a student of two decoder layers (the size of distil-large-v3), at fixed addresses and,
-on a GPU, as graphs. Prints one table. Where the teacher checks drafts its further layers add nothing, so that the share
-that is right is what the drafts were made to be; it costs what it would cost. `--small` has sizes for a processor: it
-shows that the bench works, and its figures mean nothing.
+Uses random weights of large-v3 with a student of two decoder layers (the size of distil-large-v3), at fixed addresses
+and, on a GPU, as graphs. Prints one table. Where the teacher checks drafts, its further layers add nothing, so the
+share that is right is what the drafts were made to have; the cost is the real one. `--small` has sizes for a processor:
+it shows that the benchmark works, and its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.table import circumstances, table
 from distillation.arguments import device
 from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.graph_runner import GraphDecoder, GraphRunner
 from streaming.whisper.graphs import Function
 from streaming.whisper.graphs import Shape as Sides
@@ -38,7 +38,15 @@ TEXT = 48
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how large. batches: the small, the usual, the large. streams: that speak at once."""
+    """What is measured, and how large.
+
+    Attributes:
+        shape: of the teacher.
+        contexts: windows, in seconds, ascending.
+        batches: the small, the usual, the large.
+        streams: how many speak at once.
+        seconds: how long they speak.
+    """
 
     shape: Shape
     contexts: tuple[float, float, float]
@@ -64,7 +72,15 @@ class Sheet:
     rows: list[list[object]] = field(default_factory=list)
 
     def part(self, name: str, work: Callable[[], object], place: str, cost: Cost, target: float) -> None:
-        """target: milliseconds at most."""
+        """Time a part and add its row.
+
+        Args:
+            name: of the part.
+            work: what is timed.
+            place: the device.
+            cost: the least that it needs.
+            target: milliseconds, at most.
+        """
         taken, best = 1e3 * statistics.median(timed(work, place)), 1e3 * self.device.seconds(cost, self.dtype)
         self.rows.append(
             [
@@ -78,7 +94,14 @@ class Sheet:
         )
 
     def ratio(self, name: str, slow: float, fast: float, target: float | None) -> None:
-        """target: times as fast at least; none where the figure only explains another."""
+        """Add a row that says how many times as fast one thing is as another.
+
+        Args:
+            name: of what is compared.
+            slow: seconds of one.
+            fast: seconds of the other.
+            target: the least ratio; None where the figure only explains another.
+        """
         reached = slow / fast
         held = ["", ""] if target is None else [f">= {target:g}x", _held(reached >= target)]
         self.rows.append([name, f"{1e3 * slow:.2f} / {1e3 * fast:.2f} ms: {reached:.2f}x", "", "", *held])
@@ -100,18 +123,18 @@ def _held(reached: bool) -> str:
 def _work(runner: GraphRunner, name: str, sides: Sides) -> Callable[[], object]:
     """Replay one of the functions in a shape, of slots of their own, each with some text in its cache."""
     function: Function = next(each for each in runner.functions if each.name == name)
-    for voice in runner.voices.values():
-        voice.sit(range(sides.batch), sides.batch)
+    for decoder in runner.decoders.values():
+        decoder.sit(range(sides.batch), sides.batch)
         lengths = [CACHED + 1, CACHED, 1, CACHED + 1]
         for column, value in zip(("length", "cached", "done", "limit"), lengths, strict=True):
-            voice.texts.numbers[: sides.batch, voice.texts.columns.index(column)] = value
+            decoder.texts.numbers[: sides.batch, decoder.texts.columns.index(column)] = value
     return function.graph(sides)[1].replay
 
 
-def parts(engine: Engine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
+def parts(engine: WhisperEngine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
     student, teacher = (model.checkpoint.dimensions for model in engine.models)
     width, place, heard = sheet.dtype.itemsize, engine.device, plan.heard
-    reach = runner.voices["student"].buckets.reaches[0]
+    reach = runner.decoders["student"].buckets.reaches[0]
     one, many, most = plan.batches
     for rows, target in ((one, 6.0), (many, 155.0)):
         hearing, keeping = encoding(student, rows, heard, width), remembering(student, rows, heard, width)
@@ -131,33 +154,33 @@ def parts(engine: Engine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None
 
 
 def _say(
-    voice: GraphDecoder, jobs: Sequence[Job], heard: int, drafts: Sequence[Sequence[int]]
+    decoder: GraphDecoder, jobs: Sequence[Job], heard: int, drafts: Sequence[Sequence[int]]
 ) -> list[tuple[int, ...]]:
-    rows = rows_of(voice.model, jobs, ["en"] * len(jobs), drafts)
+    rows = rows_of(decoder.model, jobs, ["en"] * len(jobs), drafts)
     with torch.inference_mode():
-        voice.say(range(len(jobs)), rows, heard)
+        decoder.say(range(len(jobs)), rows, heard)
     return [tuple(row.text) for row in rows]
 
 
-def speculation(engine: Engine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
-    """The teacher's own loop, against the student's drafting and the teacher's check of it, without encoder."""
-    voices, heard = runner.voices, plan.heard
+def speculation(engine: WhisperEngine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
+    """Measure the teacher's own loop against the student's drafting and the teacher's check of it, without encoder."""
+    decoders, heard = runner.decoders, plan.heard
     for rows in plan.batches[:2]:
         jobs = [Job(_noise(plan.contexts[-1], row), max_tokens=TEXT) for row in range(rows)]
         engine.run([_asking(job) for job in jobs])  # the audio is in the slots, of both
         none: list[tuple[int, ...]] = [()] * rows
-        says, knows = (_say(voices[role], jobs, heard, none) for role in ("student", "teacher"))
-        alone = statistics.median(timed(partial(_say, voices["teacher"], jobs, heard, none), engine.device))
-        drafting = statistics.median(timed(partial(_say, voices["student"], jobs, heard, none), engine.device))
+        says, knows = (_say(decoders[role], jobs, heard, none) for role in ("student", "teacher"))
+        alone = statistics.median(timed(partial(_say, decoders["teacher"], jobs, heard, none), engine.device))
+        drafting = statistics.median(timed(partial(_say, decoders["student"], jobs, heard, none), engine.device))
         agreed = np.mean(
             [a == b for one, other in zip(says, knows, strict=True) for a, b in zip(one, other, strict=False)]
         )
         for name, every, target in (("the student's", 0, 3.0), ("every 8th wrong", 8, None)):
             drafts = says if not every else [_spoilt(text, every) for text in knows]
-            if _say(voices["teacher"], jobs, heard, drafts) != knows:
+            if _say(decoders["teacher"], jobs, heard, drafts) != knows:
                 # In lower precision a check and a step may differ at near ties: said, not hidden (see bench.exactness).
                 name += ", texts not all identical"
-            checking_ = statistics.median(timed(partial(_say, voices["teacher"], jobs, heard, drafts), engine.device))
+            checking_ = statistics.median(timed(partial(_say, decoders["teacher"], jobs, heard, drafts), engine.device))
             title = f"speculation, batch {rows}, draft: {name} ({agreed:.0%} of the student's right)"
             sheet.ratio(title, alone, drafting + checking_, target)
 
@@ -170,24 +193,24 @@ def _spoilt(tokens: Sequence[int], every: int) -> tuple[int, ...]:
     return tuple(token ^ 1 if place % every == every - 1 else token for place, token in enumerate(tokens))
 
 
-def graphs_or_none(engine: Engine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
-    """One student's text, replayed and called."""
+def graphs_or_none(engine: WhisperEngine, runner: GraphRunner, plan: Plan, sheet: Sheet) -> None:
+    """Measure one student's text, with graphs and without."""
     job = [Job(_noise(plan.contexts[-1], 0), max_tokens=TEXT)]
     engine.run(job)
-    voice = runner.voices["student"]
-    work = partial(_say, voice, job, plan.heard, [()])
+    decoder = runner.decoders["student"]
+    work = partial(_say, decoder, job, plan.heard, [()])
     replayed = statistics.median(timed(work, engine.device))
-    captured, voice.check.captured = voice.check.captured, {}
+    captured, decoder.check.captured = decoder.check.captured, {}
     called = statistics.median(timed(work, engine.device))
-    voice.check.captured = captured
+    decoder.check.captured = captured
     sheet.ratio("student's text, batch 1, without and with graphs", called, replayed, 4.0)
 
 
 # --- live ------------------------------------------------------------------------------------------------------------
 
 
-def live(engine: Engine, plan: Plan, sheet: Sheet) -> None:
-    """Streams that each want a partial every half a second, with their last one as the draft: how long it takes."""
+def live(engine: WhisperEngine, plan: Plan, sheet: Sheet) -> None:
+    """Measure the lag of streams that each want a partial every half second, with their last one as the draft."""
     interval, clock = 0.5, time.perf_counter
     waves = [_noise(seconds * 0.9, number) for number, seconds in enumerate(plan.contexts[:2])]
     drafts: list[tuple[int, ...]] = [()] * plan.streams
@@ -225,7 +248,7 @@ def _reserved(device: str) -> int:
 
 
 @torch.inference_mode()
-def measure(plan: Plan, place: str, dtype: torch.dtype) -> tuple[Engine, Sheet]:
+def measure(plan: Plan, place: str, dtype: torch.dtype) -> tuple[WhisperEngine, Sheet]:
     device = probe(place, {dtype})
     sheet = Sheet(device, dtype)
     began = time.perf_counter()
@@ -247,7 +270,7 @@ def measure(plan: Plan, place: str, dtype: torch.dtype) -> tuple[Engine, Sheet]:
     sheet.fact("seconds to ready, weights apart from disk", f"{ready:.1f}", "<= 60", ready <= 60)
     sheet.fact("graphs", f"{captured.graphs}, {captured.seconds:.1f} s, {captured.held / 2**20:.0f} MB, "
                f"{captured.missing} without memory", "", None)  # fmt: skip
-    paged = [name for name, voice in runner.voices.items() if voice.slots.in_pages]
+    paged = [name for name, decoder in runner.decoders.items() if decoder.slots.in_pages]
     sheet.fact("attention where the slots lie", ", ".join(paged) or "no: slots are copied for each layer", "", None)
     return engine, sheet
 

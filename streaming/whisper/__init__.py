@@ -1,1 +1,4 @@
-"""The half that knows torch, and never hears of streams."""
+"""The half of the library that knows PyTorch: jobs in, results out.
+
+Knows nothing of streams.
+"""

@@ -1,14 +1,14 @@
-"""Checkpoints: a directory in the Hugging Face Whisper layout, which `locate.py` finds, as plain values and weights.
+"""Checkpoints: a directory in the Hugging Face Whisper layout, as plain values.
 
-Owns reading its JSON files, and every error that tells a person what is wrong with them; `weights.py` has the weights.
-Knows nothing of how a model computes, of jobs, or of devices.
+Owns reading its JSON files, and every error that tells a person what is wrong with them; `locate.py` finds the
+directory, and `weights.py` has the weights. Knows nothing of how a model computes, of jobs, or of devices.
 
 The layout: `config.json`, `generation_config.json`, `model.safetensors` (or its shards), `tokenizer.json` (or files
-that transformers can convert), and optionally our own `whisperd.json`, whose `contexts` lists the encoder contexts,
-in seconds, that the model was trained for. Without it a checkpoint has its full context only (30 s): a Whisper that
-was not trained on shorter ones loops when they are cut. `shares` in it names a teacher whose weights are a student's
-too: `{"teacher": a checkpoint's name or directory, "digest": of its weights}`; what the student's directory lacks of
-the other files is the teacher's as well.
+that transformers can convert), and optionally our own `whisperd.json`. Its `contexts` lists the encoder contexts, in
+seconds, that the model was trained for. Without it a checkpoint has only its full context (30 s): a Whisper that was
+not trained on shorter ones loops when they are cut. Its `shares` names a teacher whose weights are a student's too:
+`{"teacher": a checkpoint's name or directory, "digest": of its weights}`. What the student's directory lacks of the
+other files is the teacher's as well.
 """
 
 from __future__ import annotations
@@ -68,12 +68,17 @@ class Dimensions:
 class Grammar:
     """The special tokens and the restrictions on what may be said, from `generation_config.json`.
 
-    languages: code ("en") to token; empty for an English-only checkpoint. tasks: name to token, the same.
-    no_timestamps: the token before the first timestamp; None where the vocabulary has no timestamps.
-    no_speech: the token whose probability after start of transcript tells silence; None where there is none.
-    suppress: tokens that are never said; begin_suppress: not as the first of a text.
-    max_initial_timestamp: how many steps of 20 ms the first timestamp may be late; None for any.
-    max_length: as `transformers.generate` counts it: the prompt comes on top, within the decoder's positions.
+    Attributes:
+        sot: start of transcript.
+        eot: end of text.
+        languages: code ("en") to token; empty for an English-only checkpoint.
+        tasks: name to token; empty for an English-only checkpoint.
+        no_timestamps: the token before the first timestamp; None where the vocabulary has no timestamps.
+        no_speech: the token whose probability after start of transcript tells silence; None where there is none.
+        suppress: tokens that are never said.
+        begin_suppress: tokens that are never the first of a text.
+        max_initial_timestamp: how many steps of 20 ms the first timestamp may be late; None for any.
+        max_length: as `transformers.generate` counts it: the prompt comes on top, within the decoder's positions.
     """
 
     sot: int
@@ -92,9 +97,17 @@ class Grammar:
 class Checkpoint:
     """Everything about a checkpoint but its weights (`read_weights`).
 
-    contexts: seconds, ascending. alignment_heads: (layer, head) of the decoder whose cross-attention follows the
-    audio; None where the checkpoint does not name them. lender: the directory of the teacher whose weights are its own
-    too, where there is one; lender_digest: by which it knows them.
+    Attributes:
+        name: as it is shown.
+        directory: where its files lie.
+        dimensions: its sizes.
+        grammar: its special tokens and restrictions.
+        contexts: the windows that it hears, in seconds, ascending.
+        alignment_heads: (layer, head) of the decoder whose cross-attention follows the audio; None where the checkpoint
+            does not name them.
+        tokenizer_file: a `tokenizer.json`.
+        lender: the directory of the teacher whose weights it shares, if there is one.
+        lender_digest: the digest of those weights.
     """
 
     name: str
@@ -109,12 +122,12 @@ class Checkpoint:
 
 
 def shown(value: object) -> str:
-    """`value`, which is from a stranger's file, as an error quotes it: on one line, and short."""
+    """Return a value from a stranger's file as an error quotes it: on one line, and short."""
     return _cut(repr(value), _LONGEST_SHOWN)
 
 
 def said(error: BaseException, most: int = 200) -> str:
-    """What an error says, which may quote such a file as well: on one line, and short."""
+    """Return what an error says, which may quote such a file too: on one line, and short."""
     return _cut(" ".join(str(error).split()) or type(error).__name__, most)
 
 
@@ -123,9 +136,10 @@ def _cut(text: str, most: int) -> str:
 
 
 def open_checkpoint(name: str, role: Role) -> Checkpoint:
-    """The checkpoint called `name`: one that is shipped (each has both roles), a directory, or a hub name.
+    """Open the checkpoint of a name: a shipped one (each has both roles), a directory, or a hub name.
 
-    Raises CheckpointError.
+    Raises:
+        CheckpointError: it is not here, or cannot be used.
     """
     title, directory = locate(name, role)
     try:
@@ -133,7 +147,7 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # Files of strangers: whatever shape a value has, it is the file that is wrong.
         raise CheckpointError(
-            f"{directory}: config.json, generation_config.json or the tokenizer has a value that makes no sense there "
+            f"{directory}: config.json, generation_config.json or the tokenizer has a value that makes no sense "
             f"({type(error).__name__}: {said(error, 120)}); fetch or export it again"
         ) from error
 
@@ -144,7 +158,7 @@ def _opened_checkpoint(title: str, directory: Path) -> Checkpoint:
     about = _read_json(own) if own.exists() else {}
     lender, digest = _lender(about, directory)
     if config.get("model_type", "whisper") != "whisper":
-        raise CheckpointError(f"{directory} holds a {shown(config['model_type'])} model; a Whisper model is needed")
+        raise CheckpointError(f"{directory} has a {shown(config['model_type'])} model; a Whisper model is required")
     rules = _file(directory, lender, "generation_config.json")
     # Old checkpoints have their generation rules in config.json, as transformers still honours.
     generation = _read_json(rules) if rules.exists() else config
@@ -165,7 +179,11 @@ def _opened_checkpoint(title: str, directory: Path) -> Checkpoint:
 
 
 def require_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
-    """A draft is tokens, so both must mean the same by them. Raises CheckpointError with one sentence."""
+    """Require that student and teacher mean the same by their tokens, since a draft is tokens.
+
+    Raises:
+        CheckpointError: they do not.
+    """
     ours, theirs = student.grammar, teacher.grammar
     same = (
         (ours.sot, ours.eot, ours.no_timestamps) == (theirs.sot, theirs.eot, theirs.no_timestamps)
@@ -184,7 +202,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{file.parent} has no {file.name}: it is no checkpoint in the Hugging Face Whisper layout"
+            f"{file.parent} has no {file.name}: it is not a checkpoint in the Hugging Face Whisper layout"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {_trouble(error)}") from error
@@ -202,7 +220,7 @@ def _trouble(error: Exception) -> str:
 def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
     if config.get("activation_function", "gelu") != "gelu":
         raise CheckpointError(
-            f"{directory} uses the activation {shown(config['activation_function'])}; only gelu is known"
+            f"{directory} uses the activation {shown(config['activation_function'])}; only gelu is supported"
         )
     file = directory / "config.json"
 
@@ -210,7 +228,7 @@ def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
         try:
             return int(config.get(key, default))
         except (TypeError, ValueError, OverflowError) as error:
-            found = f": {shown(config[key])} is no number" if key in config else ""
+            found = f": {shown(config[key])} is not a number" if key in config else ""
             raise CheckpointError(f"{file} lacks or misstates {key!r}{found}") from error
 
     dimensions = Dimensions(
@@ -235,7 +253,7 @@ def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
         if not isinstance(size, bool) and not 0 < size <= most:
             raise CheckpointError(f"{file} states {field.name} of {shown(size)}, which no model has")
     if dimensions.d_model % dimensions.encoder_heads or dimensions.d_model % dimensions.decoder_heads:
-        raise CheckpointError(f"{file}: a width of {dimensions.d_model} has no such number of heads")
+        raise CheckpointError(f"{file}: a width of {dimensions.d_model} cannot have that number of heads")
     return dimensions
 
 
@@ -274,7 +292,7 @@ def _check_tokens(grammar: Grammar, vocabulary: int, directory: Path) -> None:
     said += [token for token in (grammar.no_timestamps, grammar.no_speech) if token is not None]
     for token in said:
         if not 0 <= token < vocabulary:
-            raise CheckpointError(f"{directory} names a token {shown(token)}, and its vocabulary has {vocabulary}")
+            raise CheckpointError(f"{directory} names a token {shown(token)}, but its vocabulary has {vocabulary}")
 
 
 def _is_multilingual(generation: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -317,7 +335,7 @@ def _lender(about: Mapping[str, Any], directory: Path) -> tuple[Path | None, str
     try:
         return locate(shares["teacher"], "teacher")[1], shares["digest"]
     except (CheckpointError, OSError) as error:  # the system takes no name as long as that
-        raise CheckpointError(f"{directory} shares the weights of its teacher, and {said(error, 400)}") from error
+        raise CheckpointError(f"{directory} shares the weights of its teacher, but {said(error, 400)}") from error
 
 
 def _file(directory: Path, lender: Path | None, name: str) -> Path:

@@ -1,8 +1,8 @@
-"""The heart: drafts are checked by the model, and what comes out is what the model alone would have said.
+"""The decoding loop: drafts are checked by the model, and what comes out is what the model alone would have said.
 
-`verify` is the only decoder pass there is; an ordinary step is a check of an empty draft. `decode` repeats it until
-every row's text has ended, whatever the drafts were; `propose` lets a cheaper model write the next draft. Knows
-nothing of audio, encoders or jobs. Greedy speculative decoding (Leviathan et al., 2023) with acceptance per row.
+Owns `verify`, the only decoder pass there is: an ordinary step is a check of an empty draft. `decode` repeats it until
+every row's text has ended, whatever the drafts were; `propose` lets a cheaper model write the next draft. Knows nothing
+of audio, encoders or jobs. Greedy speculative decoding (Leviathan et al. 2023) with acceptance per row.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ Scores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Window(NamedTuple):
-    """What one pass looks at. Row b checks its tokens from position `starts[b]`, the first that is not in the cache.
+    """What one pass checks: row b its tokens from position `starts[b]` on, the first that is not in the cache.
 
-    tokens: [rows, length], prompt, text and draft, padded behind. starts, lengths, begins, fixed: [rows]; `lengths`
-    counts the true tokens, `begins` those of the prompt, `fixed` those of prompt and text, which are not to be judged.
-    width: positions in the pass; what a row has beyond them is left for the next.
+    Attributes:
+        tokens: prompt, text and draft, padded behind, `[rows, length]`.
+        starts: the first position of the pass, `[rows]`.
+        lengths: the number of true tokens, `[rows]`.
+        begins: the number of tokens of the prompt, `[rows]`.
+        fixed: the number of tokens of prompt and text, which are not judged, `[rows]`.
+        width: positions in the pass; what a row has beyond them is left for the next.
     """
 
     tokens: Tensor
@@ -41,8 +45,12 @@ class Window(NamedTuple):
 class Verdict(NamedTuple):
     """What the model says after every position of a window.
 
-    chosen, log_probs: [rows, width]. agreed: [rows], how many tokens behind the window's first are right; the
-    token chosen after them is the correction (or simply the next token). logits: [rows, width, vocabulary].
+    Attributes:
+        chosen: the best token, `[rows, width]`.
+        log_probs: of the chosen tokens, `[rows, width]`.
+        agreed: how many tokens behind the window's first are right, `[rows]`; the token chosen after them is the
+            correction (or simply the next token).
+        logits: before any rule, `[rows, width, vocabulary]`.
     """
 
     chosen: Tensor
@@ -52,7 +60,14 @@ class Verdict(NamedTuple):
 
 
 def verify(decoder: Decoder, store: KVStore, scores: Scores, window: Window) -> Verdict:
-    """One decoder pass. Fixed shapes, and nothing in it waits for the device."""
+    """Do one decoder pass, in fixed shapes, without waiting for the device.
+
+    Args:
+        decoder: the model.
+        store: the keys and values of all earlier positions.
+        scores: the rules that forbid tokens.
+        window: what is checked.
+    """
     places = window.starts[:, None] + torch.arange(window.width, device=window.tokens.device)
     last = window.tokens.shape[1] - 1
     logits = decoder(window.tokens.gather(1, places.clamp(max=last)), places, store).float()
@@ -66,7 +81,7 @@ def verify(decoder: Decoder, store: KVStore, scores: Scores, window: Window) -> 
 
 
 def advance(decoder: Decoder, cache: KVCache, rules: LogitRules, rows: Sequence[Row]) -> Verdict:
-    """Check every row's draft in one pass; rows that are done only keep their seat."""
+    """Check every row's draft in one pass; rows that are done only keep their place."""
     offers = [row.offer() for row in rows]
     starts = [len(row.tokens) - 1 if row.done else row.cached for row in rows]
     lengths = [len(row.tokens) + len(offer) for row, offer in zip(rows, offers, strict=True)]
@@ -95,7 +110,15 @@ def advance(decoder: Decoder, cache: KVCache, rules: LogitRules, rows: Sequence[
 def decode(
     decoder: Decoder, memory: Memory, rules: LogitRules, rows: Sequence[Row], proposer: DraftModel | None = None
 ) -> None:
-    """Bring every row to its end. `rows` are those of `memory`, in order."""
+    """Bring every row to its end.
+
+    Args:
+        decoder: the model.
+        memory: of the rows' audio.
+        rules: what may be said.
+        rows: those of `memory`, in order.
+        proposer: a cheaper model that writes drafts where a row has none left.
+    """
     cache = KVCache(memory)
     verdict = advance(decoder, cache, rules, rows)
     if rules.grammar.no_speech is not None:  # as it is after start of transcript, before any rule
@@ -121,7 +144,11 @@ class DraftModel:
         self._cached: list[list[int]] = [[] for _ in range(memory.rows)]  # each row's tokens that are in the cache
 
     def propose(self, rows: Sequence[Row]) -> None:
-        """Give drafts to the rows that wait without one. `rows` are all those of the memory, in order."""
+        """Give drafts to the rows that wait without one.
+
+        Args:
+            rows: all those of the memory, in order.
+        """
         wanting = [not row.done and not row.offer() for row in rows]
         if not any(wanting):
             return
@@ -144,7 +171,7 @@ class DraftModel:
 
 
 def detect_languages(decoder: Decoder, memory: Memory, rules: LogitRules) -> list[str]:
-    """The likeliest language of every row, by the token after start of transcript."""
+    """Return the likeliest language of every row, by the token after start of transcript."""
     count, device = memory.rows, memory.device
     ones = torch.ones(count, dtype=torch.long, device=device)
     cache = KVCache(memory)

@@ -1,7 +1,7 @@
 """Batches in tensors that are made anew for each: fit for any shape, and the faster way on a processor.
 
-`graph_runner.py` says the same from fixed addresses. Owns nothing between batches but what the last one heard. Knows
-nothing of who decides, of confidence or of results.
+`graph_runner.py` gives the same results from fixed addresses. Owns nothing between batches but what the last one heard.
+Knows nothing of who decides, of confidence or of results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streaming.whisper.hearing import (
     LARGEST_BATCH,
     LOOKAHEAD,
     Hearing,
-    Model,
+    LoadedModel,
     count_detections,
     languages_of,
     one_encoder,
@@ -28,11 +28,11 @@ from streaming.whisper.model import Memory
 
 
 class EagerRunner:
-    """Every tensor is made for the batch at hand, in its own sizes."""
+    """A runner that makes every tensor for the batch at hand, in its own sizes."""
 
     largest = LARGEST_BATCH
 
-    def __init__(self, student: Model, teacher: Model | None) -> None:
+    def __init__(self, student: LoadedModel, teacher: LoadedModel | None) -> None:
         self._student, self._teacher = student, teacher
         self._states: Tensor | None = None
         self._memory: Memory | None = None
@@ -59,7 +59,11 @@ class EagerRunner:
 
     @staticmethod
     def _hear(
-        model: Model, jobs: Sequence[Job], states: Tensor, drafts: Sequence[Sequence[int]], proposer: DraftModel | None
+        model: LoadedModel,
+        jobs: Sequence[Job],
+        states: Tensor,
+        drafts: Sequence[Sequence[int]],
+        proposer: DraftModel | None,
     ) -> Hearing:
         memory = model.decoder.remember(states)
         languages = languages_of(model, jobs, lambda: detect_languages(model.decoder, memory, model.rules))

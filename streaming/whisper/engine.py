@@ -27,11 +27,11 @@ from streaming.whisper.checkpoint import (
 )
 from streaming.whisper.eager_runner import EagerRunner
 from streaming.whisper.graph_runner import GraphRunner
-from streaming.whisper.hearing import LARGEST_BATCH, Hearing, Model, Runner, one_encoder
+from streaming.whisper.half_precision import halve
+from streaming.whisper.hearing import LARGEST_BATCH, Hearing, LoadedModel, Runner, one_encoder
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, build_decoder, build_encoder, encoder_weights
-from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, quantized_gain
-from streaming.whisper.quantized import QuantizedVocabulary
+from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, half_gain
 from streaming.whisper.rows import Row
 from streaming.whisper.rules import LogitRules
 from streaming.whisper.times import attention, default_heads, token_times
@@ -47,19 +47,28 @@ _DTYPES = {
 """Of the decoder, and of the encoder too unless it is mixed."""
 
 
-class Engine:
-    """Holds the weights and no state: `run` may be called with any jobs in any order."""
+class WhisperEngine:
+    """Student and perhaps teacher, with weights and no state: `run` may be called with any jobs in any order."""
 
     def __init__(
         self,
-        student: Model,
-        teacher: Model | None,
+        student: LoadedModel,
+        teacher: LoadedModel | None,
         device: torch.device,
         dtype: str,
         runner: Runner | None = None,
         take_threads: Callable[[], None] | None = None,
     ) -> None:
-        """way: how batches are heard; where None, in tensors made anew. take_threads: called before each batch."""
+        """Make an engine of loaded models.
+
+        Args:
+            student: the model that hears all jobs.
+            teacher: the model that decides where the student is not sure.
+            device: where they are.
+            dtype: the numbers in which they compute, for showing.
+            runner: how batches are heard; None for tensors made anew.
+            take_threads: called before each batch.
+        """
         self._student, self._teacher = student, teacher
         checkpoints = [model.checkpoint for model in (student, teacher) if model is not None]
         self.student = student.checkpoint.name
@@ -82,7 +91,7 @@ class Engine:
         return self._runner
 
     @property
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[LoadedModel, ...]:
         """The student, and the teacher where there is one: for measuring their parts."""
         return (self._student,) if self._teacher is None else (self._student, self._teacher)
 
@@ -97,19 +106,27 @@ class Engine:
         graphs: Literal["auto", "on", "off"] = "auto",
         mode: Literal["fast", "deterministic"] = "fast",
         batch: int = LARGEST_BATCH,
-    ) -> Engine:
+    ) -> WhisperEngine:
         """Load a pair, or a student alone.
 
-        student, teacher: a shipped name, a directory, or a hub name. device: "auto", "cpu", "cuda", "cuda:1"...
-        dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto" (bfloat16 on a
-        GPU; on a CPU mixed where that is measured to be faster, else float32, and the vocabulary in 8 bits where that
-        is faster: `quantized.py`). threads: how many the CPU may use; PyTorch's choice where None. Or what is
-        asked before each batch, with PyTorch's choice: how many of them.
-        graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU;
-        auto: there alone, as a processor is faster without. mode: deterministic gives every pass one and the same
-        shape, so that not even rounding depends on drafts or company; it too needs fixed addresses. batch: jobs in a
-        pass at most, of which there must be memory for all at fixed addresses.
-        Raises CheckpointError, and ValueError for a device or dtype that is not there.
+        Args:
+            student: a shipped name, a directory, or a hub name.
+            teacher: likewise; None for a student alone.
+            device: "auto", "cpu", "cuda", "cuda:1"...
+            dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto": bfloat16
+                on a GPU; on a CPU mixed where that is measured to be faster, else float32, with a decoder's weights in
+                half precision where that is faster (`half_precision.py`).
+            threads: how many the CPU may use; None for PyTorch's choice. Or a function that is asked before each batch,
+                given PyTorch's choice.
+            graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU; "auto" for only there, as a
+                CPU is faster without.
+            mode: "deterministic" gives every pass one and the same shape, so that not even rounding depends on drafts
+                or company; it too needs fixed addresses.
+            batch: jobs in a pass at most; fixed addresses take memory for all of them.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be used, or the two do not match.
+            ValueError: the device or dtype is not there, or has too little memory.
         """
         take_threads = partial(_take_threads, threads)
         take_threads()
@@ -126,10 +143,10 @@ class Engine:
             gain = bfloat16_gain(hears.encoder)
             log.info("an encoder layer in bfloat16 is %.2f times as fast as in float32 on this processor", gain)
             mixed = gain >= LEAST_GAIN
-            gain = quantized_gain(hears.decoder.output_weight)
-            log.info("a vocabulary in 8 bits is %.2f times as fast as in float32 on this processor", gain)
+            gain = half_gain(hears.decoder.output_weight)
+            log.info("a decoder's weights in float16 are %.2f times as fast as in float32 on this processor", gain)
             if gain >= LEAST_GAIN:
-                _quantize_vocabularies(hears, checks)
+                _halve(hears, checks)
         if mixed:
             for model in (hears, checks):
                 if model is not None:
@@ -137,7 +154,7 @@ class Engine:
         fixed = mode == "deterministic" or graphs == "on" or (graphs == "auto" and place.type == "cuda")
         runner = _graph_runner(hears, checks, place, min(batch, LARGEST_BATCH), mode, graphs) if fixed else None
         numbers = "mixed" if mixed else str(kind).removeprefix("torch.")
-        engine = Engine(hears, checks, place, numbers, runner, take_threads if callable(threads) else None)
+        engine = WhisperEngine(hears, checks, place, numbers, runner, take_threads if callable(threads) else None)
         log.info(
             "student %s, teacher %s, on %s in %s precision, %s encoder, %s",
             engine.student,
@@ -150,11 +167,13 @@ class Engine:
         return engine
 
     def warm(self) -> Captured:
-        """Capture what can be captured, and run canaries of every context and some batch sizes, so that the first real
-        job is not the slow one. A processor has nothing to make for a shape: there the shortest and the longest context
-        will do, alone.
+        """Capture what can be captured, and decode canaries, so that the first real job is not the slow one.
 
-        Raises RuntimeError when a canary fails: such an engine must not be called ready.
+        There is a canary for every context and some batch sizes. A CPU has nothing to make for a shape, so there the
+        shortest and the longest context, one job each, are enough.
+
+        Raises:
+            RuntimeError: a canary failed; such an engine must not be called ready.
         """
         captured = self._runner.prepare()
         if captured.graphs:
@@ -176,9 +195,9 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """Results in the order of the jobs. What can be seen to be wrong with a job is its result's `error`.
+        """Run jobs, and return their results in order; what is evidently wrong with a job is its result's `error`.
 
-        Whatever torch raises in the midst of a batch comes out: `isolated` finds whose fault it was.
+        Whatever torch raises during a batch is raised: `isolated` finds the job that caused it.
         """
         if self._take_threads is not None:
             self._take_threads()
@@ -205,12 +224,12 @@ class Engine:
             return "audio is empty"
         longest = self.contexts[-1]
         if len(audio) > round(longest * SAMPLE_RATE):
-            return f"audio is {len(audio) / SAMPLE_RATE:.2f} s long, the longest context is {longest:g} s"
+            return f"audio is {len(audio) / SAMPLE_RATE:.2f} s long, but the longest context is {longest:g} s"
         if not np.isfinite(audio).all():
             return "audio has samples that are not finite"
         vocabulary = self._student.checkpoint.dimensions.vocabulary
         if not all(isinstance(token, int) and 0 <= token < vocabulary for token in job.draft):
-            return f"the draft has tokens outside of the vocabulary (0..{vocabulary - 1})"
+            return f"the draft has tokens outside the vocabulary (0..{vocabulary - 1})"
         if job.max_tokens is not None and job.max_tokens < 1:
             return f"max_tokens must be at least 1, got {job.max_tokens}"
         try:
@@ -240,7 +259,9 @@ class Engine:
                 _add_times(checked, jobs, results, dict(enumerate(indices)))
         return results
 
-    def _teacher_batches(self, teacher: Model, jobs: Sequence[Job], indices: Sequence[int]) -> Iterable[list[int]]:
+    def _teacher_batches(
+        self, teacher: LoadedModel, jobs: Sequence[Job], indices: Sequence[int]
+    ) -> Iterable[list[int]]:
         """Those of `indices` that the teacher can take together. With an encoder of its own it has its own contexts."""
         groups: dict[float, list[int]] = {}
         for index in indices:
@@ -282,7 +303,7 @@ def _teacher_result(student: Result, row: Row, language: str | None) -> Result:
 
 
 def _add_times(heard: Hearing, jobs: Sequence[Job], results: list[Result], places: Mapping[int, int]) -> None:
-    """Align those texts whose jobs want it. places: a row of `heard` to its job's and result's index."""
+    """Align those texts whose jobs want it; `places` maps a row of `heard` to the index of its job and result."""
     wanted = {row: index for row, index in places.items() if jobs[index].times and heard.rows[row].text}
     if not wanted:
         return
@@ -316,8 +337,8 @@ def _load(
     role: Literal["student", "teacher"],
     device: torch.device,
     dtype: torch.dtype,
-    sibling: Model | None,
-) -> Model:
+    sibling: LoadedModel | None,
+) -> LoadedModel:
     """A checkpoint on the device, with the sibling's encoder where the weights are the same."""
     return assemble(checkpoint, role, read_weights(checkpoint, dtype), device, sibling)
 
@@ -327,11 +348,19 @@ def assemble(
     role: Literal["student", "teacher"],
     weights: Mapping[str, Tensor],
     device: torch.device,
-    sibling: Model | None = None,
-) -> Model:
-    """A model of weights by the layout's names (`read_weights`).
+    sibling: LoadedModel | None = None,
+) -> LoadedModel:
+    """Make a model of weights by the layout's names (`read_weights`).
 
-    Raises CheckpointError when they do not fit the checkpoint's dimensions.
+    Args:
+        checkpoint: the model's.
+        role: in the pair.
+        weights: without the leading "model." in their names.
+        device: where they go.
+        sibling: the other model of the pair, whose encoder and embeddings are used where they are the same.
+
+    Raises:
+        CheckpointError: the weights do not fit the checkpoint's dimensions.
     """
     sizes = checkpoint.dimensions
     try:
@@ -345,7 +374,7 @@ def assemble(
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
     rules = LogitRules(checkpoint.grammar, sizes.vocabulary, device)
-    return Model(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
+    return LoadedModel(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
 
 
 def _same_embeddings(ours: Decoder, theirs: Decoder) -> bool:
@@ -353,13 +382,12 @@ def _same_embeddings(ours: Decoder, theirs: Decoder) -> bool:
     return mine.shape == other.shape and torch.equal(mine, other)
 
 
-def _quantize_vocabularies(student: Model, teacher: Model | None) -> None:
-    """Those that are one stay one."""
-    student.decoder.vocabulary = QuantizedVocabulary(student.decoder.output_weight)
+def _halve(student: LoadedModel, teacher: LoadedModel | None) -> None:
+    """Vocabularies that are one stay one."""
+    halve(student.decoder)
     if teacher is not None:
         shared = teacher.decoder.output_weight is student.decoder.output_weight
-        weight = teacher.decoder.output_weight
-        teacher.decoder.vocabulary = student.decoder.vocabulary if shared else QuantizedVocabulary(weight)
+        halve(teacher.decoder, student.decoder.vocabulary if shared else None)
 
 
 def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
@@ -370,7 +398,7 @@ def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _graph_runner(
-    student: Model, teacher: Model | None, device: torch.device, batch: int, mode: str, graphs: str
+    student: LoadedModel, teacher: LoadedModel | None, device: torch.device, batch: int, mode: str, graphs: str
 ) -> GraphRunner:
     try:
         return GraphRunner(
@@ -391,7 +419,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"the device {name!r} is not there: PyTorch sees no GPU; use cpu, or auto")
+        raise ValueError(f"the device {name!r} is not available: PyTorch sees no GPU; use cpu or auto")
     return device
 
 

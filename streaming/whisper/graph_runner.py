@@ -1,8 +1,8 @@
-"""Batches of jobs at fixed addresses: every job takes a seat, a slot of each model, and passes are replayed on seats.
+"""Batches of jobs at fixed addresses: every job takes a slot of each model, and passes are replayed on slots.
 
 Owns a model's static buffers, the loop that asks for passes and reads what came of them, and `GraphRunner`, which hears
-whole batches so. No pass has a shape of its own, so each can be a graph; the host decides shapes alone, from counts
-that it reads a step late. Knows nothing of who decides, confidence or results.
+whole batches in this way. No pass has a shape of its own, so each can be a graph; the host decides only shapes, from
+counts that it reads a step late. Knows nothing of who decides, of confidence or of results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streaming.whisper.graphs import Buckets, Function, Recorder, Shape, shapes,
 from streaming.whisper.hearing import (
     LOOKAHEAD,
     Hearing,
-    Model,
+    LoadedModel,
     count_detections,
     languages_of,
     one_encoder,
@@ -48,9 +48,11 @@ CATCH_UP = 17
 
 
 class Ahead(NamedTuple):
-    """How many passes are asked for before the first is read: it hides the host behind the device.
+    """How many passes are asked for before the first is read, which hides the host's work behind the device's.
 
-    steps: where each says a token. checks: where drafts are checked, of which the first may have ended everything.
+    Attributes:
+        steps: where each says a token.
+        checks: where drafts are checked, of which the first may have ended everything.
     """
 
     steps: int
@@ -74,7 +76,7 @@ class GraphDecoder:
     """One model's slots and texts, and its functions on them."""
 
     def __init__(
-        self, model: Model, buckets: Buckets, contexts: Sequence[float], device: torch.device, ahead: Ahead
+        self, model: LoadedModel, buckets: Buckets, contexts: Sequence[float], device: torch.device, ahead: Ahead
     ) -> None:
         self.model = model
         self.buckets = buckets
@@ -100,7 +102,7 @@ class GraphDecoder:
         return SlotAllocator(self.slots, self.rows[: shape.batch], shape.heard, shape.reach)
 
     def sit(self, slots: Sequence[int], batch: int) -> None:
-        """Let the next passes be about these slots; the trash fills the batch."""
+        """Let the next passes be about these slots; the padding slot fills the batch."""
         filled = [*slots, *[self.slots.padding_slot] * (batch - len(slots))]
         self.rows[:batch].copy_(sent(filled, self.device))
 
@@ -142,8 +144,15 @@ class GraphDecoder:
         names = {token: name for name, token in self.model.rules.grammar.languages.items()}
         return [names[token] for token in self._found.index_select(0, self.rows[: len(slots)]).tolist()]
 
-    def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, helper: GraphDraft | None = None) -> None:
-        """Bring every row to its end; each is in its slot's place, with its audio there already."""
+    def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, draft_model: GraphDraft | None = None) -> None:
+        """Bring every row to its end.
+
+        Args:
+            slots: of the rows, with their audio there already.
+            rows: the texts.
+            heard: encoder positions of their context.
+            draft_model: a cheaper model that writes drafts where a row has none left.
+        """
         self._take(slots)
         counts = dict(zip(slots, self.texts.open(self._seats, rows), strict=True))
         stamped = any(row.timestamps for row in rows)
@@ -151,13 +160,13 @@ class GraphDecoder:
         waiting, first = list(slots), True
         while waiting or posted:
             if waiting:
-                checked = self._pass(waiting, counts, heard, len(posted), stamped, None if first else helper)
+                checked = self._pass(waiting, counts, heard, len(posted), stamped, None if first else draft_model)
                 posted.append((waiting, self._post(len(waiting))))
                 first = False
-            ahead = (self._ahead.checks if checked or helper else self._ahead.steps) if waiting else 0
+            ahead = (self._ahead.checks if checked or draft_model else self._ahead.steps) if waiting else 0
             while len(posted) > ahead:
-                asked, letter = posted.popleft()
-                counts.update(zip(asked, letter.read(), strict=True))
+                asked, verdict_copy = posted.popleft()
+                counts.update(zip(asked, verdict_copy.read(), strict=True))
             waiting = [slot for slot in slots if not counts[slot].done]
         self.texts.close(self._seats, rows)
 
@@ -168,20 +177,20 @@ class GraphDecoder:
         heard: int,
         unread: int,
         stamped: bool,
-        helper: GraphDraft | None,
+        draft_model: GraphDraft | None,
     ) -> bool:
         """Ask for a pass over the rows that were not done when they were last read; whether it checks drafts.
 
-        unread: passes that were asked for since then. Each may have said a token more.
+        Each of the `unread` passes that were asked for since then may have said one more token.
         """
         known = [counts[slot] for slot in waiting]
         wanting = [count.offered == 0 for count in known]
         longest = max(count.longest(unread) for count in known)
         width = max(count.length + count.offered - count.cached for count in known)
-        if helper is not None and any(wanting):
-            longest = max(longest, max(min(count.limit, count.length + unread + helper.count) for count in known))
-            helper.propose(waiting, longest, stamped=stamped)
-            width = max(width, helper.count + 1)
+        if draft_model is not None and any(wanting):
+            longest = max(longest, max(min(count.limit, count.length + unread + draft_model.count) for count in known))
+            draft_model.propose(waiting, longest, stamped=stamped)
+            width = max(width, draft_model.count + 1)
         shape, graph = self.check.graph(self.buckets.fit(len(waiting), heard, width, longest))
         self.sit(waiting, shape.batch)
         self.make_room(shape.reach)
@@ -205,7 +214,7 @@ class GraphDecoder:
 
 
 class GraphDraft:
-    """A cheaper voice that writes the next tokens for rows of another that have no draft left."""
+    """A cheaper model that writes the next tokens for rows of another that have no draft left."""
 
     def __init__(self, own: GraphDecoder, other: GraphDecoder, count: int) -> None:
         self.count = count
@@ -220,7 +229,7 @@ class GraphDraft:
         )
 
     def begin(self, heard: int) -> None:
-        """A new batch, whose audio takes so many positions of the cheaper model's memory."""
+        """Begin a new batch, whose audio takes `heard` positions of the cheaper model's memory."""
         self._first, self._heard = True, heard
 
     def propose(self, slots: Sequence[int], longest: int, *, stamped: bool) -> None:
@@ -238,8 +247,11 @@ class GraphDraft:
             graph.replay()
 
     def _draft(self, shape: Shape, *, stamped: bool = False) -> None:
-        """Follow, say `count` tokens, hand over. The first step takes up what the other said meanwhile: of a draft
-        that was right to its end the last token and the one behind it, so it is at least two tokens wide."""
+        """Follow, say `count` tokens, hand over.
+
+        The first step takes up what the other said meanwhile. Of a draft that was right to its end that is the last
+        token and the one behind it, so it is at least two tokens wide.
+        """
         own, rows = self._own, self._own.rows[: shape.batch]
         follow(own.texts, self._other.texts, rows, self.count)
         step_width = own.buckets.widths[0]
@@ -249,47 +261,51 @@ class GraphDraft:
 
 
 class GraphEncoder:
-    """One model's encoder, and the states of every slot: [slots + 1, positions, d_model]."""
+    """One model's encoder, and the states of every slot: `[slots + 1, positions, d_model]`."""
 
-    def __init__(self, voice: GraphDecoder) -> None:
-        model, sizes = voice.model, voice.model.checkpoint.dimensions
-        self._voice = voice
+    def __init__(self, decoder: GraphDecoder) -> None:
+        model, sizes = decoder.model, decoder.model.checkpoint.dimensions
+        self._decoder = decoder
         weight = model.decoder.embed_tokens.weight
-        self._states = weight.new_zeros(voice.slots.count + 1, voice.heard[-1], sizes.d_model)
-        most = voice.slots.count * sizes.mels * 2 * voice.heard[-1]
-        self._features = torch.zeros(most, dtype=model.encoder.conv1.weight.dtype, device=voice.device)
-        self.listen = Function(f"{model.role}: listen", self._listen, shapes(voice.buckets.batches, voice.heard))
+        self._states = weight.new_zeros(decoder.slots.count + 1, decoder.heard[-1], sizes.d_model)
+        most = decoder.slots.count * sizes.mels * 2 * decoder.heard[-1]
+        self._features = torch.zeros(most, dtype=model.encoder.conv1.weight.dtype, device=decoder.device)
+        self.listen = Function(f"{model.role}: listen", self._listen, shapes(decoder.buckets.batches, decoder.heard))
 
     def hear(self, slots: Sequence[int], jobs: Sequence[Job], seconds: float) -> int:
-        """Into each job's slot what its voice has to know of its audio; returns the positions it takes."""
+        """Put into each job's slot what its decoder has to know of its audio.
+
+        Returns:
+            The encoder positions that it takes.
+        """
         heard = round(seconds * POSITIONS_PER_SECOND)
-        shape, graph = self.listen.graph(self._voice.buckets.fit(len(jobs), heard, 1, 1)._replace(width=1, reach=1))
+        shape, graph = self.listen.graph(self._decoder.buckets.fit(len(jobs), heard, 1, 1)._replace(width=1, reach=1))
         features = self._buffer(shape)
         # In one shape the features too: each job's by itself.
-        together = len(jobs) if len(self._voice.buckets.batches) > 1 else 1
+        together = len(jobs) if len(self._decoder.buckets.batches) > 1 else 1
         for start in range(0, len(jobs), together):
             part = jobs[start : start + together]
-            features[start : start + len(part)].copy_(self._voice.model.features(part, seconds))
+            features[start : start + len(part)].copy_(self._decoder.model.features(part, seconds))
         features[len(jobs) :].zero_()  # whatever an earlier batch left there may not be finite
-        self._voice.sit(slots, shape.batch)
+        self._decoder.sit(slots, shape.batch)
         graph.replay()
         return heard
 
-    def remember(self, voice: GraphDecoder, shape: Shape) -> None:
-        """What another voice has to know of the audio that this ear has heard, in the same slots."""
-        rows = voice.rows[: shape.batch]
+    def remember(self, decoder: GraphDecoder, shape: Shape) -> None:
+        """Give another decoder what it has to know of the audio that this encoder has heard, in the same slots."""
+        rows = decoder.rows[: shape.batch]
         states = self._states[:, : shape.heard].index_select(0, rows)
-        voice.slots.remember(voice.model.decoder, states, rows)
+        decoder.slots.remember(decoder.model.decoder, states, rows)
 
     def _listen(self, shape: Shape) -> None:
-        voice = self._voice
-        rows = voice.rows[: shape.batch]
-        states = voice.model.encoder(self._buffer(shape)).to(self._states.dtype)
+        decoder = self._decoder
+        rows = decoder.rows[: shape.batch]
+        states = decoder.model.encoder(self._buffer(shape)).to(self._states.dtype)
         self._states[:, : shape.heard].index_copy_(0, rows, states)
-        voice.slots.remember(voice.model.decoder, states, rows)
+        decoder.slots.remember(decoder.model.decoder, states, rows)
 
     def _buffer(self, shape: Shape) -> Tensor:
-        sides = (shape.batch, self._voice.model.checkpoint.dimensions.mels, 2 * shape.heard)
+        sides = (shape.batch, self._decoder.model.checkpoint.dimensions.mels, 2 * shape.heard)
         return self._features[: sides[0] * sides[1] * sides[2]].view(sides)
 
 
@@ -298,8 +314,8 @@ class GraphRunner:
 
     def __init__(
         self,
-        student: Model,
-        teacher: Model | None,
+        student: LoadedModel,
+        teacher: LoadedModel | None,
         device: torch.device,
         *,
         largest: int,
@@ -307,24 +323,33 @@ class GraphRunner:
         capture: bool,
         ahead: Ahead | None = None,
     ) -> None:
-        """largest: jobs in a batch. deterministic: every pass has one and the same shape. capture: whether graphs
-        are captured, on a device that has them. ahead: see `Ahead`; where None, what suits the device."""
+        """Allocate the buffers of both models.
+
+        Args:
+            student: the model that hears all jobs.
+            teacher: the model that decides where the student is not sure.
+            device: where they are.
+            largest: jobs in a batch.
+            deterministic: whether every pass has one and the same shape.
+            capture: whether graphs are captured, on a device that has them.
+            ahead: how far the host is ahead of the device; None for what suits the device.
+        """
         self._device, self._deterministic, self._capture = device, deterministic, capture
         self.largest = largest
         ahead = ahead or Ahead(1 if device.type == "cuda" else 0)
-        self._student = self._voice(student, ahead)
-        self._ear = GraphEncoder(self._student)
+        self._student = self._decoder(student, ahead)
+        self._encoder = GraphEncoder(self._student)
         self._teacher: GraphDecoder | None = None
         self._helper: GraphDraft | None = None
-        self._own_ear: GraphEncoder | None = None
+        self._own_encoder: GraphEncoder | None = None
         if teacher is not None:
-            self._teacher = self._voice(teacher, ahead)
+            self._teacher = self._decoder(teacher, ahead)
             if not one_encoder(student, teacher):
-                self._own_ear = GraphEncoder(self._teacher)
+                self._own_encoder = GraphEncoder(self._teacher)
             if proposes(student, teacher):
                 self._helper = GraphDraft(self._student, self._teacher, LOOKAHEAD)
 
-    def _voice(self, model: Model, ahead: Ahead) -> GraphDecoder:
+    def _decoder(self, model: LoadedModel, ahead: Ahead) -> GraphDecoder:
         capacity = model.decoder.positions + OVERHANG
         if self._deterministic:
             buckets = Buckets((self.largest,), (LOOKAHEAD + 1,), (capacity,))
@@ -335,43 +360,43 @@ class GraphRunner:
     @cached_property
     def _recall(self) -> Function | None:
         """The teacher's memory of what the one encoder has heard: run only when it is asked."""
-        if self._teacher is None or self._own_ear is not None:
+        if self._teacher is None or self._own_encoder is not None:
             return None
-        teacher, ear = self._teacher, self._ear
+        teacher, encoder = self._teacher, self._encoder
         wanted = shapes(teacher.buckets.batches, teacher.heard)
-        return Function("teacher: remember", lambda shape: ear.remember(teacher, shape), wanted)
+        return Function("teacher: remember", lambda shape: encoder.remember(teacher, shape), wanted)
 
     @property
-    def voices(self) -> dict[str, GraphDecoder]:
-        """By their role: for measuring them."""
-        return {voice.model.role: voice for voice in (self._student, self._teacher) if voice is not None}
+    def decoders(self) -> dict[str, GraphDecoder]:
+        """The decoders by their role: for measuring them."""
+        return {decoder.model.role: decoder for decoder in (self._student, self._teacher) if decoder is not None}
 
     @property
     def functions(self) -> list[Function]:
         """All that may be captured."""
-        found = [function for voice in self.voices.values() for function in (voice.check, voice.language)]
-        found += [ear.listen for ear in (self._ear, self._own_ear) if ear is not None]
+        found = [function for decoder in self.decoders.values() for function in (decoder.check, decoder.language)]
+        found += [encoder.listen for encoder in (self._encoder, self._own_encoder) if encoder is not None]
         if self._helper is not None:
             found.append(self._helper.draft)
         return found if self._recall is None else [*found, self._recall]
 
     @torch.inference_mode()
     def prepare(self) -> Captured:
-        for voice in self.voices.values() if self._device.type == "cuda" else ():
-            how = "where they lie" if voice.slots.look_in_pages() else "in a copy, layer by layer"
-            log.info("the %s's slots are looked at %s", voice.model.role, how)
+        for decoder in self.decoders.values() if self._device.type == "cuda" else ():
+            how = "in place" if decoder.slots.look_in_pages() else "from a copy, layer by layer"
+            log.info("the %s's slots are read %s", decoder.model.role, how)
         return Recorder(self._device).capture(self.functions) if self._capture else Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:
         slots = list(range(len(jobs)))
-        heard = self._ear.hear(slots, jobs, self._student.model.context(jobs[0]))
+        heard = self._encoder.hear(slots, jobs, self._student.model.context(jobs[0]))
         return self._hear(self._student, jobs, slots, heard, [job.draft for job in jobs], None)
 
     def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
         assert self._teacher is not None, "there is none"
         asked = [jobs[index] for index in indices]
-        if self._own_ear is not None:
-            positions = self._own_ear.hear(indices, asked, self._teacher.model.context(asked[0]))
+        if self._own_encoder is not None:
+            positions = self._own_encoder.hear(indices, asked, self._teacher.model.context(asked[0]))
         else:
             positions = self._recalled(indices, self._student.model.context(asked[0]))
         if self._helper is not None:
@@ -391,22 +416,24 @@ class GraphRunner:
 
     @staticmethod
     def _hear(
-        voice: GraphDecoder,
+        decoder: GraphDecoder,
         jobs: Sequence[Job],
         slots: Sequence[int],
         heard: int,
         drafts: Sequence[Sequence[int]],
-        helper: GraphDraft | None,
+        draft_model: GraphDraft | None,
     ) -> Hearing:
-        languages = languages_of(voice.model, jobs, lambda: voice.languages(slots, heard))
-        rows = rows_of(voice.model, jobs, languages, drafts)
-        voice.say(slots, rows, heard, helper)
-        count_detections(voice.model, jobs, rows)
+        languages = languages_of(decoder.model, jobs, lambda: decoder.languages(slots, heard))
+        rows = rows_of(decoder.model, jobs, languages, drafts)
+        decoder.say(slots, rows, heard, draft_model)
+        count_detections(decoder.model, jobs, rows)
         seats = list(slots)
         return Hearing(
-            voice.model,
+            decoder.model,
             rows,
             languages,
-            lambda chosen: voice.slots.memory(torch.tensor([seats[row] for row in chosen], device=voice.device), heard),
-            lambda row: voice.slots.row(seats[row], heard),
+            lambda chosen: decoder.slots.memory(
+                torch.tensor([seats[row] for row in chosen], device=decoder.device), heard
+            ),
+            lambda row: decoder.slots.row(seats[row], heard),
         )

@@ -1,8 +1,8 @@
 """Functions on static buffers, each in the few shapes that it may be asked for, and what replays them.
 
-Owns which shapes there are, which of them serves a demand, and the seam: `Graph.replay`. On a GPU a graph is captured
-before the engine is ready, never later; elsewhere, and where a capture failed, it calls the very
-function that would have been captured. Knows nothing of what the functions do.
+Owns which shapes there are, which of them serves a demand, and the common interface, `Graph.replay`. On a GPU a graph
+is captured before the engine is ready, never later. Elsewhere, and where a capture failed, it calls the very function
+that would have been captured. Knows nothing of what the functions do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class Shape(NamedTuple):
-    """batch: rows. heard: encoder positions. width: positions in a window. reach: positions of text to be seen."""
+    """The sizes of one pass.
+
+    Attributes:
+        batch: rows.
+        heard: encoder positions.
+        width: positions in a window.
+        reach: positions of text to be seen.
+    """
 
     batch: int
     heard: int
@@ -37,12 +44,12 @@ class Shape(NamedTuple):
         return self.batch * self.heard * self.width * self.reach
 
     def serves(self, wanted: Shape) -> bool:
-        """Whether what is wanted fits in. A context is heard exactly: more of it would be another text."""
+        """Return whether what is wanted fits; a context is heard exactly, as a longer one would give another text."""
         return self.heard == wanted.heard and all(ours >= theirs for ours, theirs in zip(self, wanted, strict=True))
 
 
 class Graph(Protocol):
-    """Anything that does its work again on the same buffers. A `torch.cuda.CUDAGraph` is one."""
+    """Anything that repeats its work on the same buffers, such as a `torch.cuda.CUDAGraph`."""
 
     def replay(self) -> None: ...
 
@@ -60,20 +67,20 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The values of each of a shape's sides, ascending: what is asked for is rounded up to one of them."""
+    """The values of each side of a shape, ascending: what is asked for is rounded up to one of them."""
 
     batches: tuple[int, ...]
     widths: tuple[int, ...]
     reaches: tuple[int, ...]
 
     def fit(self, batch: int, heard: int, width: int, reach: int) -> Shape:
-        """The least shape that holds so much; of the width at most the widest, the rest is for the next pass."""
+        """Return the least shape that holds so much; what is wider than the widest is left for the next pass."""
         width = min(width, self.widths[-1])
         return Shape(_up(self.batches, batch), heard, _up(self.widths, width), _up(self.reaches, reach))
 
 
 def up_to(most: int) -> tuple[int, ...]:
-    """Powers of two up to `most`, and `most`."""
+    """Return the powers of two up to `most`, and `most`."""
     return (*(1 << n for n in range(most.bit_length()) if 1 << n < most), most)
 
 
@@ -94,7 +101,7 @@ class Function:
     captured: dict[Shape, Graph] = field(default_factory=dict)
 
     def graph(self, wanted: Shape) -> tuple[Shape, Graph]:
-        """What serves: the shape itself, the next larger that was captured, or at last a call."""
+        """Return what serves a shape: its own graph, that of the next larger shape, or else a call."""
         if wanted in self.captured:
             return wanted, self.captured[wanted]
         larger = [shape for shape in self.captured if shape.serves(wanted)]
@@ -105,13 +112,13 @@ class Function:
 
 
 class Recorder:
-    """Captures functions of one device into one pool, largest first."""
+    """Captures functions of one device into one pool, the largest first."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def capture(self, functions: Iterable[Function]) -> Captured:
-        """Every shape of every function. A device without graphs has none, which is no error."""
+        """Capture every shape of every function; a device without graphs has none, which is no error."""
         if self._device.type != "cuda":
             return Captured()
         graphs = missing = 0
@@ -127,7 +134,7 @@ class Recorder:
             # Out of memory, or a kernel that cannot be captured here, whose launcher may raise anything: called, it
             # works. Where it does not, the canary decode tells, or the job that needs that shape.
             except Exception as error:
-                log.warning("no graph of %s in %s: %s", function.name, shape, str(error).partition("\n")[0])
+                log.warning("no graph of %s for %s: %s", function.name, shape, str(error).partition("\n")[0])
                 missing += 1
         torch.cuda.synchronize(self._device)
         return Captured(graphs, missing, time.perf_counter() - began, max(0, free - self._free()))

@@ -1,7 +1,7 @@
 """One batch of jobs through one model: what it is made of, how jobs become rows, and what a runner of batches is.
 
-There are two, which say the same: `eager_runner.py` and `graph_runner.py`. Knows nothing of who decides, of confidence
-or of results.
+Owns what the two runners share, which give the same results: `eager_runner.py` and `graph_runner.py`. Knows nothing of
+who decides, of confidence or of results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOOKAHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LoadedModel:
     """One checkpoint on the device: its parts, which keep nothing between calls."""
 
     role: Literal["student", "teacher"]
@@ -42,28 +42,32 @@ class Model:
     rules: LogitRules
 
     def context(self, job: Job) -> float:
-        """The smallest context that holds the job's audio."""
+        """Return the smallest context that holds the job's audio, in seconds."""
         return next(s for s in self.checkpoint.contexts if len(job.audio) <= round(s * SAMPLE_RATE))
 
     def features(self, jobs: Sequence[Job], seconds: float) -> Tensor:
-        """What the encoder hears: [jobs, mels, frames]."""
+        """Return what the encoder hears: `[jobs, mels, frames]`."""
         return self.mel([job.audio for job in jobs], seconds).to(self.encoder.conv1.weight.dtype)
 
     def listen(self, jobs: Sequence[Job], seconds: float) -> Tensor:
-        """Encoder states [jobs, positions, d_model]."""
+        """Return encoder states, `[jobs, positions, d_model]`."""
         states: Tensor = self.encoder(self.features(jobs, seconds))
         return states.to(self.decoder.embed_tokens.weight.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Hearing:
-    """What one model made of a batch of jobs: their rows and languages, in order.
+    """What one model made of a batch of jobs.
 
-    memory: of some of the rows' audio, by their numbers; a copy.
-    memory_of: of one row's, by its number; a view, which holds until the next batch.
+    Attributes:
+        model: the model.
+        rows: of the jobs, in order.
+        languages: of the jobs, in order.
+        memory: returns a copy of the audio of some rows, by their numbers.
+        memory_of: returns one row's as a view, which is valid until the next batch.
     """
 
-    model: Model
+    model: LoadedModel
     rows: list[Row]
     languages: list[str | None]
     memory: Callable[[Sequence[int]], Memory]
@@ -75,36 +79,49 @@ class Hearing:
 
 
 class Runner(Protocol):
-    """How batches of jobs of one context are heard. largest: jobs in a batch."""
+    """How batches of jobs of one context are heard.
+
+    Attributes:
+        largest: jobs in a batch.
+    """
 
     @property
     def largest(self) -> int: ...
 
     def prepare(self) -> Captured:
-        """All that would be slow the first time. Called once, before anything is heard."""
+        """Do all that would be slow the first time; called once, before anything is heard."""
         ...
 
     def student(self, jobs: Sequence[Job]) -> Hearing:
-        """All jobs, with their own drafts."""
+        """Run all jobs through the student, with their own drafts."""
         ...
 
     def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
-        """Some of the jobs that the student heard last, with its texts as drafts: rows in the order of `indices`."""
+        """Run some of the jobs that the student heard last through the teacher, with the student's texts as drafts.
+
+        Args:
+            heard: what the student made of them.
+            jobs: all of that batch.
+            indices: those to run.
+
+        Returns:
+            Rows in the order of `indices`.
+        """
         ...
 
 
-def proposes(student: Model, teacher: Model) -> bool:
-    """Whether the student's next tokens are worth having where the teacher departs from its text."""
+def proposes(student: LoadedModel, teacher: LoadedModel) -> bool:
+    """Return whether the student's next tokens are worth having where the teacher departs from its text."""
     layers = (model.checkpoint.dimensions.decoder_layers for model in (teacher, student))
     return next(layers) >= WORTHWHILE * next(layers)
 
 
-def one_encoder(student: Model, teacher: Model) -> bool:
+def one_encoder(student: LoadedModel, teacher: LoadedModel) -> bool:
     return teacher.encoder is student.encoder and teacher.checkpoint.contexts == student.checkpoint.contexts
 
 
-def languages_of(model: Model, jobs: Sequence[Job], detect: Callable[[], list[str]]) -> list[str | None]:
-    """Of each job; `detect` is asked for those of all of them where one does not tell."""
+def languages_of(model: LoadedModel, jobs: Sequence[Job], detect: Callable[[], list[str]]) -> list[str | None]:
+    """Return the language of each job; where one does not tell, `detect` is asked for all of them."""
     if not model.rules.grammar.languages:
         return ["en"] * len(jobs)
     if all(job.language is not None for job in jobs):
@@ -113,9 +130,9 @@ def languages_of(model: Model, jobs: Sequence[Job], detect: Callable[[], list[st
 
 
 def rows_of(
-    model: Model, jobs: Sequence[Job], languages: Sequence[str | None], drafts: Sequence[Sequence[int]]
+    model: LoadedModel, jobs: Sequence[Job], languages: Sequence[str | None], drafts: Sequence[Sequence[int]]
 ) -> list[Row]:
-    """Each job's text before its first pass."""
+    """Return each job's text as it is before its first pass."""
     rules, eot = model.rules, model.rules.grammar.eot
     rows = []
     for job, language, draft in zip(jobs, languages, drafts, strict=True):
@@ -127,7 +144,7 @@ def rows_of(
     return rows
 
 
-def count_detections(model: Model, jobs: Sequence[Job], rows: Sequence[Row]) -> None:
-    """A language that had to be found took a pass."""
+def count_detections(model: LoadedModel, jobs: Sequence[Job], rows: Sequence[Row]) -> None:
+    """Add the pass that it took to detect a language."""
     for job, row in zip(jobs, rows, strict=True):
         row.passes += bool(model.rules.grammar.languages) and job.language is None

@@ -23,10 +23,16 @@ LAST = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Of a checkpoint that is to be written.
+    """What a checkpoint that is to be written holds.
 
-    weights: by the layout's names without the leading "model."; of any type, on the CPU. tokenizer: the text of its
-    `tokenizer.json`. contexts: seconds, as in `Checkpoint`. source: what it was made from, for `whisperd.json`.
+    Attributes:
+        dimensions: its sizes.
+        grammar: its special tokens and restrictions.
+        alignment_heads: as in `Checkpoint`.
+        contexts: as in `Checkpoint`.
+        weights: by the layout's names without the leading "model."; of any type, on the CPU.
+        tokenizer: the text of its `tokenizer.json`.
+        source: what it was made from, for `whisperd.json`.
     """
 
     dimensions: Dimensions
@@ -39,11 +45,17 @@ class Contents:
 
 
 def write(contents: Contents, folder: Path, dtype: torch.dtype) -> None:
-    """All files of the checkpoint, the weights as `dtype`, in `folder`, which is there.
+    """Write all files of a checkpoint into a folder that is there.
+
+    Args:
+        contents: the checkpoint.
+        folder: where its files go.
+        dtype: of the weights.
 
     Raises:
         CheckpointError: weights are too large for `dtype`, or no numbers.
-        OSError, SafetensorError: of a disk.
+        OSError: the disk cannot be written.
+        SafetensorError: the weights cannot be written.
     """
     _write_weights(contents, folder / "model.safetensors", dtype)
     (folder / "tokenizer.json").write_text(contents.tokenizer, encoding="utf-8")
@@ -72,7 +84,7 @@ def _write_weights(contents: Contents, file: Path, dtype: torch.dtype) -> None:
             continue  # the same as the embedding: transformers leaves it out, too
         stored = weight.to(dtype, copy=True).contiguous()  # a copy: parts of one tensor may not be written as several
         if not bool(stored.isfinite().all()):
-            raise CheckpointError(f"the weights {name} are no numbers, or too large for {_name(dtype)}")
+            raise CheckpointError(f"the weights {name} are not numbers, or are too large for {_name(dtype)}")
         weights[name if name == "proj_out.weight" else f"model.{name}"] = stored
     save_file(weights, file, metadata={"format": "pt"})
 

@@ -1,7 +1,7 @@
 """Where a checkpoint lies: a name becomes a directory of this machine.
 
 Owns the four kinds of names (shipped, a directory, imported, a hub name), where imported checkpoints lie, which of a
-hub's files are a checkpoint, and the sentence that says how to get what is not here. Never fetches anything. Knows
+hub's files are a checkpoint, and the message that says how to get what is not here. Never fetches anything. Knows
 nothing of what is in the files, and loads no torch.
 """
 
@@ -54,7 +54,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def is_imported_name(name: str) -> bool:
-    """Whether a checkpoint may be imported under it: no path, and not what an unfinished one is called."""
+    """Return whether a checkpoint may be imported under a name: no path, and not the name of an unfinished one."""
     return _IMPORTED_NAME.fullmatch(name) is not None and not name.endswith(UNFINISHED)
 
 
@@ -67,8 +67,10 @@ def imported() -> list[str]:
 
 
 def imports() -> Path:
-    """The folder of imported checkpoints: beside the hub's cache, where each process that finds the one finds the
-    other."""
+    """Return the folder of imported checkpoints.
+
+    It is beside the hub's cache, so that each process that finds the one finds the other.
+    """
     from huggingface_hub import constants  # it reads its environment when it is imported
 
     return Path(constants.HF_HOME) / "whisperd"
@@ -79,10 +81,14 @@ def shipped() -> list[str]:
 
 
 def locate(name: str, role: Role) -> tuple[str, Path]:
-    """The title and the directory of a checkpoint: one that is shipped (each has both roles), a directory, one that was
-    imported, or one of the hub's that is in its cache.
+    """Return the title and the directory of a checkpoint.
 
-    Raises CheckpointError.
+    Args:
+        name: of one that is shipped, a directory, one that was imported, or one of the hub's that is in its cache.
+        role: which of a shipped pair is meant.
+
+    Raises:
+        CheckpointError: it is not here, or not whole.
     """
     if is_shipped(name):
         directory = SHIPPED / name / role
@@ -100,9 +106,10 @@ def locate(name: str, role: Role) -> tuple[str, Path]:
 
 
 def cached(name: str) -> Path:
-    """The directory of a hub's model in the hub's cache on this machine.
+    """Return the directory of a hub's model in the hub's cache on this machine.
 
-    Raises CheckpointError.
+    Raises:
+        CheckpointError: it is not there, or not whole.
     """
     # Imported here: only a hub name needs it, and it takes long.
     from huggingface_hub import constants, snapshot_download
@@ -118,16 +125,17 @@ def cached(name: str) -> Path:
             f"`whisperd models pull {name}`, or give a directory"
         ) from None
     except HFValidationError as error:
-        raise CheckpointError(f"{name!r} is neither a directory nor a name of the model hub: {error}") from None
+        raise CheckpointError(f"{name!r} is neither a directory nor a name on the model hub: {error}") from None
     if not _whole(directory):
         raise CheckpointError(_in_part(name))
     return directory
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files of the weights: one, or the shards that an index names, whether they are there or not.
+    """Return the files of the weights: one, or the shards that an index names, whether they are there or not.
 
-    Raises CheckpointError: there is neither.
+    Raises:
+        CheckpointError: there is neither.
     """
     whole = directory / "model.safetensors"
     if whole.exists():
@@ -146,7 +154,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def wanted(file: str) -> bool:
-    """Whether a hub's file belongs to a checkpoint."""
+    """Return whether a hub's file belongs to a checkpoint."""
     return any(fnmatch(file, pattern) for pattern in HUB_FILES)
 
 
@@ -158,4 +166,4 @@ def _whole(directory: Path) -> bool:
 
 
 def _in_part(name: str) -> str:
-    return f"{name!r} is on this machine only in part: `whisperd models pull {name}` fetches the rest"
+    return f"{name!r} is only partly on this machine: `whisperd models pull {name}` fetches the rest"

@@ -1,7 +1,7 @@
 """Log-mel features, computed on the model's device.
 
-Owns the one transformation from waveforms to the encoder's input; equal, to rounding, to transformers'
-`WhisperFeatureExtractor`. Knows nothing of models or jobs.
+Owns the one transformation from waveforms to the encoder's input; equal, to rounding, to `WhisperFeatureExtractor` of
+transformers. Knows nothing of models or jobs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ _LOG_STEP = math.log(6.4) / 27.0
 
 
 class LogMel:
-    """Waveforms to log-mel features of `bins` mel bins on `device`."""
+    """Waveforms to log-mel features.
+
+    Args:
+        bins: the number of mel bands.
+        device: where they are computed.
+    """
 
     def __init__(self, bins: int, device: torch.device) -> None:
         self._window = torch.hann_window(FFT, device=device)
@@ -30,16 +35,23 @@ class LogMel:
         self._device = device
 
     def __call__(self, waveforms: Sequence[Waveform], seconds: float) -> Tensor:
-        """Features of each waveform padded with zeros to `seconds`: [rows, bins, 100 * seconds] in float32.
+        """Compute the features of waveforms, each padded with zeros to `seconds`.
 
         Each row is scaled by its own loudest bin, so that a row does not depend on its neighbours.
+
+        Returns:
+            float32, `[rows, bins, 100 * seconds]`.
         """
         power = power_spectrum(waveforms, seconds, self._window)
         return compressed(self._filters @ power)
 
 
 def power_spectrum(waveforms: Sequence[Waveform], seconds: float, window: Tensor) -> Tensor:
-    """Of each waveform padded with zeros to `seconds`: [rows, 1 + FFT / 2, 100 * seconds], on the window's device."""
+    """Compute the power spectrum of waveforms, each padded with zeros to `seconds`, on the window's device.
+
+    Returns:
+        `[rows, 1 + FFT / 2, 100 * seconds]`.
+    """
     samples = round(seconds * SAMPLE_RATE)
     audio = torch.zeros(len(waveforms), samples)
     for row, waveform in zip(audio, waveforms, strict=True):
@@ -51,15 +63,22 @@ def power_spectrum(waveforms: Sequence[Waveform], seconds: float, window: Tensor
 
 
 def compressed(mel: Tensor) -> Tensor:
-    """Whisper's scaling of the bins' power [rows, bins, frames]: decibels down to 80 below a row's loudest bin."""
+    """Scale the power of bins as Whisper does, in decibels down to 80 below a row's loudest bin.
+
+    Args:
+        mel: `[rows, bins, frames]`.
+    """
     log = mel.clamp(min=1e-10).log10()
     return (torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
 
 def mel_filters(bins: int) -> Tensor:
-    """Triangular filters [bins, 1 + FFT / 2] in float64, of equal area, on Slaney's mel scale from 0 to 8 kHz.
+    """Return triangular filters of equal area on Slaney's mel scale from 0 to 8 kHz.
 
-    Source: M. Slaney, Auditory Toolbox (1998), the form that Whisper took from librosa.
+    Source: M. Slaney, Auditory Toolbox (1998), in the form that Whisper took from librosa.
+
+    Returns:
+        float64, `[bins, 1 + FFT / 2]`.
     """
     frequencies = torch.linspace(0.0, SAMPLE_RATE / 2, 1 + FFT // 2, dtype=torch.float64)
     top = _LINEAR_UP_TO * _MEL_PER_HZ + math.log(SAMPLE_RATE / 2 / _LINEAR_UP_TO) / _LOG_STEP

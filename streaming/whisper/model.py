@@ -1,10 +1,10 @@
-"""The Whisper encoder and decoder in plain PyTorch, and the decoder's cache with a length of its own for every row.
+"""The Whisper encoder and decoder in plain PyTorch, and the decoder's cache with its own length for every row.
 
 Owns the arithmetic and the cache's layout. Knows nothing of prompts, drafts, rules or jobs: the decoder is asked for
-the logits of some tokens at some positions, and whoever asks keeps count of which positions are true.
+the logits of some tokens at some positions, and the caller keeps count of which positions are true.
 
-Modules bear the names of the Hugging Face layout, so that its weights load by name. Nothing in a forward pass waits
-for the device or depends on the values in a tensor: shapes are fixed by (rows, width, capacity) alone.
+Modules have the names of the Hugging Face layout, so that its weights load by name. Nothing in a forward pass waits for
+the device or depends on the values in a tensor: only (rows, width, capacity) fix the shapes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def split(self, states: Tensor) -> Tensor:
-        """[rows, length, width] -> [rows, heads, length, head_dim]"""
+        """Reshape `[rows, length, width]` to `[rows, heads, length, head_dim]`."""
         rows, length, width = states.shape
         return states.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
 
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         return self.split(self.k_proj(states)), self.split(self.v_proj(states))
 
     def merge(self, attended: Tensor) -> Tensor:
-        """[rows, heads, length, head_dim] -> [rows, length, width]"""
+        """Project `[rows, heads, length, head_dim]` to `[rows, length, width]`."""
         merged: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return merged
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(sizes.d_model)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """[rows, mels, frames] -> [rows, frames / 2, d_model]; positions count from the context's start."""
+        """Map `[rows, mels, frames]` to `[rows, frames / 2, d_model]`; positions count from the context's start."""
         states = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
         states = states + self.embed_positions.weight[: states.shape[1]]
         for layer in self.layers:
@@ -103,8 +103,12 @@ class Encoder(nn.Module):
 class Memory:
     """What the decoder knows of the audio: cross-attention keys and values, computed once per job.
 
-    keys, values: for each layer [rows, heads, encoder positions, head_dim]. A tensor of all layers would have to be
-    put together by copying the largest thing that a pass has.
+    Each layer has its own tensors: one of all layers would have to be put together by copying the largest thing that a
+    pass has.
+
+    Attributes:
+        keys: for each layer, `[rows, heads, encoder positions, head_dim]`.
+        values: for each layer, likewise.
     """
 
     keys: tuple[Tensor, ...]
@@ -119,23 +123,23 @@ class Memory:
         return self.keys[0].device
 
     def row(self, number: int) -> Memory:
-        """One row, as a view: of a large model it is hundreds of megabytes."""
+        """Return one row as a view: of a large model it is hundreds of megabytes."""
         one = slice(number, number + 1)
         return Memory(tuple(keys[one] for keys in self.keys), tuple(values[one] for values in self.values))
 
     def select(self, rows: Tensor) -> Memory:
-        """A copy of some rows; `rows`: [count] indices."""
+        """Return a copy of some rows, whose indices are `[count]`."""
         return Memory(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
 
 
 class AttentionView(Protocol):
-    """A pass over a window of each row: what its queries, [rows, heads, width, head_dim], find in the caches.
+    """A pass over a window of each row: what its queries, `[rows, heads, width, head_dim]`, find in the caches.
 
-    Both return what was attended to, in the queries' shape.
+    Both methods return what was attended to, in the queries' shape.
     """
 
     def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keep the window's own keys and values, then look at all of the row's text up to each position."""
+        """Keep the window's own keys and values, then attend to all of the row's text up to each position."""
         ...
 
     def audio(self, layer: int, queries: Tensor) -> Tensor: ...
@@ -145,16 +149,21 @@ class KVStore(Protocol):
     """Where a decoder's keys and values are kept."""
 
     def at(self, positions: Tensor) -> AttentionView:
-        """For a pass over a window at `positions`, [rows, width]."""
+        """Return a view for a pass over a window at `positions`, `[rows, width]`."""
         ...
 
 
 class KVCache:
     """Self-attention keys and values of every row, beside the row's memory of its audio.
 
-    keys, values: [layers, rows, heads, capacity, head_dim]. A row's first positions are its own; what lies behind
-    them is stale, is masked because no true query looks past its own position, and is overwritten in time. The last
-    position is never true: writes of padding that fall beyond the capacity land there.
+    A row's first positions are its own. What lies behind them is stale; it is masked, because no true query looks past
+    its own position, and is overwritten in time. The last position is never true: writes of padding that fall beyond
+    the capacity land there.
+
+    Attributes:
+        memory: of the rows' audio.
+        keys: `[layers, rows, heads, capacity, head_dim]`.
+        values: likewise.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -177,16 +186,16 @@ class KVCache:
             self.values = F.pad(self.values, (0, 0, 0, grown))
 
     def at(self, positions: Tensor) -> AttentionView:
-        return _CacheGlance(self, positions)
+        return _CacheView(self, positions)
 
     def select(self, rows: Tensor) -> KVCache:
-        """A copy of some rows; `rows`: [count] indices."""
+        """Return a copy of some rows, whose indices are `[count]`."""
         chosen = KVCache(self.memory.select(rows))
         chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
         return chosen
 
 
-class _CacheGlance:
+class _CacheView:
     def __init__(self, cache: KVCache, positions: Tensor) -> None:
         self._cache = cache
         self._rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
@@ -206,7 +215,15 @@ class _CacheGlance:
 
 
 def seen(positions: Tensor, length: int) -> Tensor:
-    """Which of `length` positions each of `positions`, [rows, width], may look at: bool, [rows, 1, width, length]."""
+    """Return which of `length` positions each of `positions` may look at.
+
+    Args:
+        positions: `[rows, width]`.
+        length: of the cache.
+
+    Returns:
+        bool, `[rows, 1, width, length]`.
+    """
     return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
 
 
@@ -221,14 +238,14 @@ class DecoderLayer(nn.Module):
         self.fc1 = nn.Linear(width, ffn)
         self.fc2 = nn.Linear(ffn, width)
 
-    def forward(self, states: Tensor, glance: AttentionView, layer: int, watch: Watch | None) -> Tensor:
+    def forward(self, states: Tensor, view: AttentionView, layer: int, watch: Watch | None) -> Tensor:
         normed = self.self_attn_layer_norm(states)
-        attended = glance.text(layer, self.self_attn.queries(normed), *self.self_attn.keys_values(normed))
+        attended = view.text(layer, self.self_attn.queries(normed), *self.self_attn.keys_values(normed))
         states = states + self.self_attn.merge(attended)
         queries = self.encoder_attn.queries(self.encoder_attn_layer_norm(states))
         if watch is not None:
             watch(layer, queries)
-        states = states + self.encoder_attn.merge(glance.audio(layer, queries))
+        states = states + self.encoder_attn.merge(view.audio(layer, queries))
         fed: Tensor = self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
         return states + fed
 
@@ -249,30 +266,39 @@ class Decoder(nn.Module):
         self.layer_norm = nn.LayerNorm(sizes.d_model)
         self.proj_out = None if sizes.tied_embedding else nn.Linear(sizes.d_model, sizes.vocabulary, bias=False)
         self.vocabulary: nn.Module | None = None
-        """States to logits in another way than by the embeddings as they are (`quantized.py`)."""
+        """States to logits in another way than by the output weights as they are (`half_precision.py`)."""
 
     def remember(self, states: Tensor) -> Memory:
-        """The memory of encoder states [rows, encoder positions, d_model]."""
+        """Return the memory of encoder states, `[rows, encoder positions, d_model]`."""
         pairs = [layer.encoder_attn.keys_values(states) for layer in self.layers]  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
         return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
     def forward(self, tokens: Tensor, positions: Tensor, store: KVStore, watch: Watch | None = None) -> Tensor:
-        """One pass: [rows, width] tokens at [rows, width] positions -> logits [rows, width, vocabulary].
+        """Do one pass.
 
-        Writes the tokens into the store, which must have room for every true position (`KVCache.reserve`).
+        It writes the tokens into the store, which must have room for every true position (`KVCache.reserve`).
+
+        Args:
+            tokens: `[rows, width]`.
+            positions: of the tokens, `[rows, width]`.
+            store: the keys and values of all earlier positions.
+            watch: called with each layer's cross-attention queries.
+
+        Returns:
+            Logits, `[rows, width, vocabulary]`.
         """
         places = self.embed_positions(positions.clamp(max=self.positions - 1))
         states = self.embed_tokens(tokens) * self.scale + places
-        glance = store.at(positions)
+        view = store.at(positions)
         for number, layer in enumerate(self.layers):
-            states = layer(states, glance, number, watch)
+            states = layer(states, view, number, watch)
         states = self.layer_norm(states)
         logits: Tensor = F.linear(states, self.output_weight) if self.vocabulary is None else self.vocabulary(states)
         return logits
 
     @property
     def output_weight(self) -> Tensor:
-        """[vocabulary, d_model], by which states become logits."""
+        """What makes logits of states, `[vocabulary, d_model]`."""
         return self.embed_tokens.weight if self.proj_out is None else self.proj_out.weight
 
 
@@ -286,12 +312,20 @@ Part = TypeVar("Part", Encoder, Decoder)
 
 
 def build_encoder(sizes: Dimensions, weights: Mapping[str, Tensor]) -> Encoder:
-    """The encoder of `read_weights`' tensors, which it uses without copying. Raises CheckpointError."""
+    """Build the encoder from the tensors of `read_weights`, which it uses without copying.
+
+    Raises:
+        CheckpointError: they do not fit the sizes.
+    """
     return _fill(Encoder, sizes, encoder_weights(weights))
 
 
 def build_decoder(sizes: Dimensions, weights: Mapping[str, Tensor]) -> Decoder:
-    """The decoder, likewise. Raises CheckpointError."""
+    """Build the decoder from the tensors of `read_weights`, which it uses without copying.
+
+    Raises:
+        CheckpointError: they do not fit the sizes.
+    """
     own = {name.removeprefix("decoder."): value for name, value in weights.items() if name.startswith("decoder.")}
     if not sizes.tied_embedding:
         own |= {name: value for name, value in weights.items() if name.startswith("proj_out.")}

@@ -1,9 +1,9 @@
-"""In which numbers a model computes on this processor: measured, not guessed.
+"""The numbers in which a model computes on this processor: measured, not guessed.
 
-Owns the probes. Some processors multiply bfloat16 twice as fast as float32, others emulate it and are slower; a name
-or a flag does not tell which. The encoder is most of the work of a short command and runs once for a job, so a draft
-changes nothing in it: the decoder, which must say the same with any draft, stays in float32, but for its vocabulary
-(`quantized.py`). Knows nothing of jobs.
+Owns the probes. Some processors multiply bfloat16 twice as fast as float32, others emulate it and are slower, and
+neither name nor flag tells which. The encoder is most of the work of a short command and runs once for a job, so a
+draft changes nothing in it. The decoder, which must say the same with any draft, sums in float32; its weights may have
+half precision (`half_precision.py`). Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from torch import Tensor
 
+from streaming.whisper.half_precision import HalfLinear
 from streaming.whisper.model import Encoder
-from streaming.whisper.quantized import QuantizedVocabulary
 
 LEAST_GAIN = 1.15
-"""bfloat16 must be so many times as fast: below, it is noise."""
+"""Narrow numbers must be so many times as fast: below, it is noise."""
 
 _POSITIONS = 250  # five seconds
 _TOKENS = 50_000  # as many as a public vocabulary has: a smaller one may fit into a cache that all of it does not
@@ -32,7 +32,14 @@ _HOPELESS = 0.4
 
 @torch.inference_mode()
 def bfloat16_gain(encoder: Encoder, positions: int = _POSITIONS) -> float:
-    """How many times as fast as in float32 an encoder's layer is in bfloat16, here and now. One layer tells for all."""
+    """Measure how many times as fast as in float32 an encoder's layer is in bfloat16, here and now.
+
+    One layer tells for all.
+
+    Args:
+        encoder: the encoder.
+        positions: how many it computes.
+    """
     layer = encoder.layers[0]
     narrow = copy.deepcopy(layer).to(torch.bfloat16)
     width = encoder.layer_norm.weight.shape[0]
@@ -42,17 +49,23 @@ def bfloat16_gain(encoder: Encoder, positions: int = _POSITIONS) -> float:
 
 
 @torch.inference_mode()
-def quantized_gain(weight: Tensor) -> float:
-    """How many times as fast as in float32 logits are with a vocabulary in 8 bits, here and now, where it gains least.
+def half_gain(weight: Tensor) -> float:
+    """Measure how many times as fast as in float32 a product with float16 weights is, where it gains least.
 
-    One state reads all weights for little work; a batch, or the check of a draft, has many, and on a processor without
-    instructions for 8-bit products they take ten times as long as in float32. One way is taken for all: a draft must
-    not change it.
+    One state reads all weights for little work, and a batch, or the check of a draft, has many. One way is used for
+    both, because a draft must not change the numbers.
 
-    weight: [vocabulary, width]; a part of it tells for all.
+    Args:
+        weight: the output weights, `[vocabulary, width]`; a part of them tells for all.
+
+    Returns:
+        How many times as fast; 0 where there is no such product.
     """
     part = weight[:_TOKENS].float()
-    narrow = QuantizedVocabulary(part)
+    try:
+        narrow = HalfLinear(part)
+    except (RuntimeError, ValueError):
+        return 0.0
     return min(
         _times_as_fast(partial(F.linear, states, part), partial(narrow, states))
         for states in (torch.zeros(1, rows, part.shape[1]) for rows in _STATES)

@@ -1,7 +1,7 @@
-"""One text in the making: what is said so far, and the draft of what may come.
+"""One text in progress: what is said so far, and the draft of what may come.
 
-Owns the bookkeeping of a row between two passes, and re-anchoring: when the text departs from its draft, where in
-the draft's rest it may come back. Plain Python; knows nothing of models or tensors. A draft never changes what is
+Owns the bookkeeping of a row between two passes, and re-anchoring: when the text departs from its draft, where in the
+rest of the draft it may come back. Plain Python; knows nothing of models or tensors. A draft never changes what is
 said, only how soon.
 """
 
@@ -18,9 +18,9 @@ REACH = 8
 class Draft:
     """Tokens that were guessed for a text, offered to the model from the place that the text has reached.
 
-    The text departs from a draft by a token that is missing from the draft, one too many, or another one (a comma
-    lost, a word repeated, a letter's case). The correction tells which only in part, so the rest is offered behind
-    the correction as the likeliest reading has it, and the next correction is looked for from the same place again.
+    The text departs from a draft by a token that is missing from the draft, one too many, or another one (a comma lost,
+    a word repeated, a letter's case). The correction tells only in part which of these it is, so the rest is offered
+    behind the correction by the likeliest reading, and the next correction is searched for from the same place again.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -30,11 +30,11 @@ class Draft:
         self._misses = 0  # corrections since the text and the draft last agreed
 
     def offer(self) -> list[int]:
-        """What is to be checked next; empty where the draft has nothing fitting."""
+        """Return what is to be checked next; empty where nothing in the draft fits."""
         return self._tokens[self._start :]
 
     def correct(self, kept: int, text: Sequence[int]) -> None:
-        """The model kept so many tokens of the last offer, and then said the last token of `text`."""
+        """Take the model's answer: it kept `kept` tokens of the last offer, and then said the last token of `text`."""
         if kept > 0:
             self._place, self._misses = self._start + kept, 0
         self._misses += 1
@@ -54,7 +54,22 @@ class Draft:
 
 @dataclass(slots=True)
 class Row:
-    """One text in the making. limit: tokens to decode at most, the end of text included."""
+    """One text in progress.
+
+    Attributes:
+        prompt: the tokens that it starts with.
+        limit: tokens to decode at most, the end of text included.
+        draft: what may come.
+        timestamps: whether the text has some.
+        eot: the end-of-text token.
+        tokens: the prompt and the text so far.
+        log_probs: of the text's tokens.
+        cached: leading tokens whose keys and values are in the cache.
+        accepted: how much of the draft the first pass kept.
+        passes: decoder passes so far.
+        no_speech: the probability that there is no speech.
+        done: whether the text has ended.
+    """
 
     prompt: tuple[int, ...]
     limit: int
@@ -83,7 +98,14 @@ class Row:
         return [] if self.done else self.draft.offer()[:room]
 
     def take(self, offered: int, agreed: int, chosen: list[int], log_probs: list[float]) -> None:
-        """Append what a pass says about the row: the kept draft and the correction behind it."""
+        """Append what a pass says about the row: the kept draft and the correction behind it.
+
+        Args:
+            offered: tokens of the draft that the pass checked.
+            agreed: how many tokens behind the first of its window are right.
+            chosen: the token that the model chose after each position of the window.
+            log_probs: of the chosen tokens.
+        """
         first = len(self.tokens) - 1 - self.cached  # the column that judges the first token of the offer
         said, how = chosen[first : agreed + 1], log_probs[first : agreed + 1]
         kept = min(len(said) - 1, offered)

@@ -1,8 +1,8 @@
 """Whisper's token grammar: the prompt, and what may be said where.
 
-Owns the restrictions as a pure function of the tokens so far, applied to every position of a window at once. Knows
-nothing of caches, drafts or audio. The same rules, to the token, as transformers' logits processors for Whisper
-(suppression, begin-suppression, `WhisperTimeStampLogitsProcessor`), which follow OpenAI's decoder.
+Owns the restrictions as a pure function of the tokens so far, applied to every position of a window at once. They are
+the same, to the token, as transformers' logits processors for Whisper (suppression, begin-suppression,
+`WhisperTimeStampLogitsProcessor`), which follow OpenAI's decoder. Knows nothing of caches, drafts or audio.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class LogitRules:
         self._first_timestamp = vocabulary if grammar.no_timestamps is None else grammar.no_timestamps + 1
 
     def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
-        """The tokens that a text starts with. English-only checkpoints have neither language nor task.
+        """Return the tokens that a text starts with; English-only checkpoints have neither language nor task.
 
-        Raises ValueError for what this checkpoint cannot do.
+        Raises:
+            ValueError: the checkpoint cannot do what is asked.
         """
         grammar = self.grammar
         prompt = [grammar.sot]
@@ -51,19 +52,27 @@ class LogitRules:
         return tuple(prompt)
 
     def limit(self, prompt: tuple[int, ...], positions: int, wanted: int | None) -> int:
-        """How many tokens may be decoded, the end of text included, for a decoder of so many positions.
+        """Return how many tokens may be decoded, the end of text included.
 
-        As `transformers.generate` counts: the checkpoint's `max_length`, or `wanted` as its `max_new_tokens`.
+        It counts as `transformers.generate` does: the checkpoint's `max_length`, or `wanted` as its `max_new_tokens`.
+
+        Args:
+            prompt: the tokens that the text starts with.
+            positions: of the decoder.
+            wanted: a smaller limit, if any.
         """
         most = min(self.grammar.max_length, positions - len(prompt))
         return most if wanted is None else min(wanted, most)
 
     def text(self, logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor, stamped: Tensor | None) -> Tensor:
-        """The scores of what may follow each position of a window: forbidden tokens at -inf.
+        """Return the scores of what may follow each position of a window, with forbidden tokens at -inf.
 
-        logits: float32 [rows, width, vocabulary]. tokens: [rows, length], every row's tokens from position 0 on, the
-        window included. places: [rows, width], the window's positions. begins: [rows], the lengths of the prompts.
-        stamped: [rows], which rows have timestamps; None for no row.
+        Args:
+            logits: float32, `[rows, width, vocabulary]`.
+            tokens: every row's tokens from position 0 on, the window included, `[rows, length]`.
+            places: the window's positions, `[rows, width]`.
+            begins: the lengths of the prompts, `[rows]`.
+            stamped: which rows have timestamps, `[rows]`; None for no row.
         """
         first = (places + 1 == begins[:, None])[..., None]
         scores = logits.masked_fill(self._never | (first & self._never_first), -math.inf)
@@ -72,7 +81,7 @@ class LogitRules:
         return torch.where(stamped[:, None, None], self._timestamps(scores, tokens, places, begins), scores)
 
     def language(self, logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
-        """The scores of what may follow start of transcript when the language is asked for."""
+        """Return the scores of what may follow start of transcript when the language is asked for."""
         return logits.masked_fill(self._not_language, -math.inf)
 
     def _timestamps(self, scores: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Caches at fixed addresses: a slot for every row, `[slots + 1, ...]`, whichever rows a pass is about.
 
-Owns the layout, and how a pass looks at the slots that it is told: by a copy of them on any device, or as pages where
-they lie, on a GPU whose kernel can. The last slot is the trash: rows that only fill a batch write there. Knows nothing
-of tokens, texts or graphs.
+Owns the layout, and how a pass reads the slots that it is given: from a copy of them on any device, or as pages in
+place, on a GPU whose kernel can. The last slot is padding: rows that only fill a batch write there. Knows nothing of
+tokens, texts or graphs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,24 @@ _NEAR = 0.05
 
 
 class Slots:
-    """A decoder's keys and values of `count` rows and the trash.
+    """The keys and values of a decoder, for `count` rows and the padding.
 
-    text: [layers, 2 (keys, values), slots + 1, capacity, heads, head_dim]. audio: for each layer the same of the
-    audio, [2, slots + 1, positions, heads, head_dim]: the largest thing there is, so each layer's is its own tensor.
+    Attributes:
+        text: `[layers, 2 (keys, values), slots + 1, capacity, heads, head_dim]`.
+        audio: for each layer the same of the audio, `[2, slots + 1, positions, heads, head_dim]`. It is the largest
+            thing there is, so each layer has its own tensor.
+        count: the number of slots, without the padding.
+        in_pages: whether slots are read in place.
     """
 
     def __init__(self, decoder: Decoder, count: int, positions: int) -> None:
-        """positions: of the longest context that will be heard."""
+        """Allocate the slots.
+
+        Args:
+            decoder: whose keys and values they hold.
+            count: the number of slots.
+            positions: encoder positions of the longest context that will be heard.
+        """
         weight = decoder.embed_tokens.weight
         heads = decoder.heads
         shape = (heads, weight.shape[1] // heads)
@@ -56,28 +66,34 @@ class Slots:
         return self.text.shape[3]
 
     def clear(self, rows: Tensor, first: int, last: int) -> None:
-        """Forget the texts from one position to before another: what a job left there may not even be finite."""
+        """Forget the texts of `rows` from position `first` to before `last`.
+
+        What a job left there may not be finite.
+        """
         self.text[:, :, :, first:last].index_fill_(2, rows, 0.0)
 
     def remember(self, decoder: Decoder, states: Tensor, rows: Tensor) -> None:
-        """Encoder states [rows, positions, d_model] as keys and values, in the slots `rows`."""
+        """Keep encoder states, `[rows, positions, d_model]`, as keys and values in the slots `rows`."""
         for layer, pool in zip(decoder.layers, self.audio, strict=True):
             for part, found in zip(pool, layer.encoder_attn.keys_values(states), strict=True):  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
                 part[:, : states.shape[1]].index_copy_(0, rows, found.transpose(1, 2))
 
     def memory(self, rows: Tensor, positions: int) -> Memory:
-        """A copy of some slots' audio, as a decoder without slots has it."""
+        """Return a copy of the audio of some slots, in the form that a decoder without slots has."""
         pairs = [pool[:, :, :positions].index_select(1, rows).transpose(2, 3) for pool in self.audio]
         return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
     def row(self, number: int, positions: int) -> Memory:
-        """One slot's audio in the same form, as a view, which holds until the slot hears something else."""
+        """Return the audio of one slot in the same form, as a view.
+
+        It is valid until the slot hears something else.
+        """
         pairs = [pool[:, number : number + 1, :positions].transpose(2, 3) for pool in self.audio]
         return Memory(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
     @torch.inference_mode()
     def look_in_pages(self) -> bool:
-        """Whether from now on slots are looked at where they lie: tried here, against the copying way."""
+        """Try whether slots can be read in place, against reading a copy, and return whether they are from now on."""
         rows = torch.arange(min(2, self.count), device=self.text.device).flip(0)
         heads, size = self.text.shape[-2:]
         queries, keys, values = torch.randn(3, len(rows), heads, 2, size, device=rows.device).to(self.text.dtype)
@@ -89,8 +105,8 @@ class Slots:
         try:
             tried: list[Tensor] = []
             for look in (_Copying, _Paging):
-                glance = look(SlotAllocator(self, rows, heard, capacity), positions)
-                tried += [glance.text(0, queries, keys, values), glance.audio(0, queries)]
+                view = look(SlotAllocator(self, rows, heard, capacity), positions)
+                tried += [view.text(0, queries, keys, values), view.audio(0, queries)]
             *expected, text, audio = (each.float() for each in tried)
             worst = max(float((a - b).abs().max()) for a, b in zip(expected, (text, audio), strict=True))
             self.in_pages = worst <= _NEAR * float(expected[0].abs().max())
@@ -106,7 +122,10 @@ class Slots:
 class SlotAllocator:
     """Some slots as the rows of a pass: a `KVStore`.
 
-    rows: [rows] slots, at a fixed address. heard: encoder positions. reach: positions of text that any row may see.
+    Attributes:
+        rows: numbers of slots, `[rows]`, at a fixed address.
+        heard: encoder positions.
+        reach: positions of text that any row may see.
     """
 
     slots: Slots
@@ -141,8 +160,10 @@ class _Copying:
 
 
 class _Paging:
-    """The kernel reads the slots where they lie, each row to its own length. One split: a row's sum of products must
-    not depend on how long its neighbours are."""
+    """The kernel reads the slots in place, each row to its own length.
+
+    One split: a row's sum of products must not depend on how long its neighbours are.
+    """
 
     def __init__(self, seats: SlotAllocator, positions: Tensor) -> None:
         from torch.nn.attention.varlen import varlen_attn  # PyTorch 2.13 has pages; an older one raises

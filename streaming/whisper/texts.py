@@ -1,8 +1,8 @@
 """The rows of `rows.py` as tensors at fixed addresses, and a whole step of decoding on them that waits for nothing.
 
-Owns what a step does between two passes of a decoder, on the device: which tokens are looked at, what is said, what
-comes of the draft, who is done; and how a cheaper model's rows follow and hand over their proposals. To the token and
-to the pass it is what `Row` and `Draft` do in plain Python. Knows nothing of batches, graphs or jobs.
+Owns what a step does between two passes of a decoder, on the device: which tokens are checked, what is said, what
+becomes of the draft, which rows are done; and how a cheaper model's rows follow and hand over their proposals. To the
+token and to the pass it does what `Row` and `Draft` do in plain Python. Knows nothing of batches, graphs or jobs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,22 @@ from streaming.whisper.slots import SlotAllocator
 
 
 class Numbers(NamedTuple):
-    """What is counted of each row, [rows] each (or one row's, on the host).
+    """What is counted of each row, `[rows]` each.
 
-    begin: tokens of the prompt. limit: tokens at most, the prompt included. length: tokens so far. cached: of these,
-    those whose keys and values are kept. drafted: tokens of the draft. place, start, misses: see `Draft`. intact: 1
-    while the whole draft was right. done, stamped: 0 or 1. The others as in `Row`.
+    Attributes:
+        begin: tokens of the prompt.
+        limit: tokens at most, the prompt included.
+        length: tokens so far.
+        cached: how many of these have their keys and values in the cache.
+        drafted: tokens of the draft.
+        place: see `Draft`.
+        start: see `Draft`.
+        misses: see `Draft`.
+        passes: see `Row`.
+        accepted: see `Row`.
+        intact: 1 while the whole draft was right.
+        done: 0 or 1.
+        stamped: 0 or 1, whether the row has timestamps.
     """
 
     begin: Tensor
@@ -45,7 +56,7 @@ class Numbers(NamedTuple):
 
 
 class Count(NamedTuple):
-    """One row's `Numbers`, read."""
+    """The `Numbers` of one row, on the host."""
 
     begin: int
     limit: int
@@ -67,16 +78,27 @@ class Count(NamedTuple):
         return max(0, min(self.limit - self.length, self.drafted - self.start))
 
     def longest(self, unread: int) -> int:
-        """What the text may have grown to with the next pass, after `unread` more than this tells of."""
+        """Return how long the text may be after the next pass.
+
+        Args:
+            unread: passes that were asked for and that this count does not know of.
+        """
         draft = self.offered if not unread else max(0, self.drafted - self.place)
         return min(self.limit, self.length + draft + unread + 1)
 
 
 class Texts:
-    """Prompt, text, draft and counts of every slot, `[slots + 1, ...]`; the last slot is the trash, and always done."""
+    """Prompt, text, draft and counts of every slot, `[slots + 1, ...]`; the last slot is padding, and always done."""
 
     def __init__(self, slots: int, positions: int, widest: int, device: torch.device) -> None:
-        """positions: of the decoder. widest: of the windows that will be looked at, which may stand out at the end."""
+        """Allocate the texts.
+
+        Args:
+            slots: the number of slots, without the padding.
+            positions: of the decoder.
+            widest: the widest window that will be checked, which may reach beyond the end.
+            device: where they are.
+        """
         shape = (slots + 1, positions + widest + 1)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
         self.drafts = torch.zeros_like(self.tokens)
@@ -87,7 +109,10 @@ class Texts:
         self.numbers[:, [self.columns.index(name) for name in ("length", "begin", "limit", "done")]] = 1
 
     def open(self, slots: Tensor, rows: Sequence[Row]) -> list[Count]:
-        """Put rows, as they are before their first pass, into slots. Not part of a step: it copies from the host."""
+        """Put rows, as they are before their first pass, into slots.
+
+        It is no part of a step, since it copies from the host.
+        """
         drafts = [row.draft.offer()[: self.drafts.shape[1]] for row in rows]
         counts = [
             Count(
@@ -106,7 +131,7 @@ class Texts:
         return counts
 
     def close(self, slots: Tensor, rows: Sequence[Row]) -> None:
-        """Take finished texts back into their rows. Waits for the device."""
+        """Take finished texts back into their rows; this waits for the device."""
         numbers, tokens, log_probs, no_speech = (
             part.index_select(0, slots).tolist() for part in (self.numbers, self.tokens, self.log_probs, self.no_speech)
         )
@@ -118,7 +143,7 @@ class Texts:
 
 
 def sent(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """On the device; a copy that the host does not wait for."""
+    """Copy values to the device without the host waiting for it."""
     return torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
@@ -126,9 +151,17 @@ def sent(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) 
 
 
 def step(decoder: Decoder, rules: LogitRules, texts: Texts, seats: SlotAllocator, width: int, *, stamped: bool) -> None:
-    """One pass for the rows of `seats`, and all that comes of it. stamped: whether any of them has timestamps.
+    """Do one pass for the rows of `seats`, with all that comes of it.
 
-    Fixed shapes, and nothing in it waits for the device or looks into a tensor from the host.
+    The shapes are fixed, and nothing in it waits for the device or reads a tensor from the host.
+
+    Args:
+        decoder: the model.
+        rules: what may be said.
+        texts: of all slots.
+        seats: the slots that the pass is about.
+        width: positions in the window.
+        stamped: whether any of the rows has timestamps.
     """
     rows = seats.rows
     now = Numbers(*texts.numbers.index_select(0, rows).unbind(1))
@@ -181,7 +214,10 @@ def _advanced(now: Numbers, live: Tensor, starts: Tensor, agreed: Tensor, decide
 
 
 def _corrected(now: Numbers, then: Numbers, live: Tensor, tokens: Tensor, drafts: Tensor, cut: Tensor) -> Numbers:
-    """What comes of the draft: `Draft.correct`, row by row. cut: where the window ended before the draft went wrong."""
+    """What comes of the draft: `Draft.correct`, row by row.
+
+    The window ended before the draft went wrong where `cut` is true.
+    """
     grown = then.cached + 1 - now.length  # before any limit cut it
     counts = live & (grown > 0)
     kept = torch.where(cut, grown, grown - 1).minimum(now.drafted - now.start).clamp(min=0)
@@ -219,7 +255,7 @@ def _last(tokens: Tensor, length: Tensor) -> Tensor:
 
 
 def follow(ours: Texts, theirs: Texts, rows: Tensor, count: int) -> None:
-    """Make rows of the cheaper model, `ours`, continue those of `theirs` by `count` tokens where a draft is wanted."""
+    """Let rows of the cheaper model, `ours`, continue those of `theirs` by `count` tokens where a draft is wanted."""
     now, said = (Numbers(*texts.numbers.index_select(0, rows).unbind(1)) for texts in (ours, theirs))
     own, tokens = ours.tokens.index_select(0, rows), theirs.tokens.index_select(0, rows)
     index = torch.arange(own.shape[1], device=rows.device)

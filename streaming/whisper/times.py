@@ -1,9 +1,10 @@
 """When each token was spoken, read from the decoder's cross-attention.
 
-Owns the alignment of a finished text with its audio. Knows nothing of drafts, words or jobs. The method is that of
-OpenAI's word timestamps (whisper/timing.py): attention of the heads that follow the audio, normalised over the
-tokens, smoothed by a median filter, then dynamic time warping; here over the frames in which anything is heard, so
-that no word spreads over a pause.
+Owns the alignment of a finished text with its audio. Knows nothing of drafts, words or jobs.
+
+The method is that of OpenAI's word timestamps (whisper/timing.py): the attention of the heads that follow the audio,
+normalised over the tokens, smoothed by a median filter, then dynamic time warping. Here it goes over the frames in
+which anything is heard, so that no word spreads over a pause.
 """
 
 from __future__ import annotations
@@ -35,12 +36,25 @@ MARGIN = 2
 
 
 def default_heads(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
-    """All heads of the decoder's upper half: OpenAI's choice where a checkpoint does not name its alignment heads."""
+    """Return all heads of the decoder's upper half.
+
+    It is OpenAI's choice where a checkpoint does not name its alignment heads.
+    """
     return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
 
 
 def attention(decoder: Decoder, memory: Memory, sequences: Sequence[Sequence[int]], heads: Heads) -> Tensor:
-    """One pass over whole sequences of tokens: scores before softmax, [rows, heads, longest, encoder positions]."""
+    """Return the scores of the cross-attention before softmax, from one pass over whole sequences.
+
+    Args:
+        decoder: the model.
+        memory: of the audio.
+        sequences: the tokens of each row, prompt included.
+        heads: those to read.
+
+    Returns:
+        `[rows, heads, longest sequence, encoder positions]`.
+    """
     device = memory.device
     longest = max(len(sequence) for sequence in sequences)
     tokens = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences], device=device)
@@ -61,10 +75,14 @@ def attention(decoder: Decoder, memory: Memory, sequences: Sequence[Sequence[int
 
 
 def token_times(scores: Tensor, spoken: Sequence[bool], audio: Waveform, median_filter: int) -> Times:
-    """(start, end) in seconds of every token of a text; they never fall and never exceed the audio's length.
+    """Return (start, end) of every token of a text, in seconds; they never fall and never exceed the audio's length.
 
-    scores: [heads, tokens + 1, encoder positions], of the positions that foretell each token and then the end of text.
-    spoken: for each token whether it is text; the others (timestamps) only get the moment where they stand.
+    Args:
+        scores: `[heads, tokens + 1, encoder positions]`, at the positions that predict each token and then the end of
+            text.
+        spoken: for each token whether it is text; the others (timestamps) only get the moment where they stand.
+        audio: 16 kHz mono, `[samples]`.
+        median_filter: its width.
     """
     heard = audible(audio)[: scores.shape[-1]]
     sounds = np.flatnonzero(heard)
@@ -94,9 +112,9 @@ def token_times(scores: Tensor, spoken: Sequence[bool], audio: Waveform, median_
 def _aligned(
     scores: Tensor, frames: NDArray[np.int64], median_filter: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Encoder positions at which each token begins and ends: [tokens] each.
+    """Encoder positions at which each token begins and ends, `[tokens]` each.
 
-    scores: [heads, tokens + 1, encoder positions]. frames: the positions that may belong to a token.
+    The scores are `[heads, tokens + 1, encoder positions]`; `frames` are the positions that may belong to a token.
     """
     weights = scores[:, :, torch.from_numpy(frames).to(scores.device)].softmax(-1)
     deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, correction=0)
@@ -107,9 +125,12 @@ def _aligned(
 
 
 def audible(audio: Waveform) -> NDArray[np.bool_]:
-    """For each encoder position of the audio whether anything is heard there: [positions], at least one of them True.
+    """Return for each encoder position of the audio whether anything is heard there.
 
     Heard is what comes within 30 dB of the loudest, and a little around it. In steady noise that is everything.
+
+    Returns:
+        bool, `[positions]`, at least one of them True.
     """
     step = SAMPLE_RATE // POSITIONS_PER_SECOND
     padded = np.pad(audio, (0, -len(audio) % step)).reshape(-1, step)
@@ -119,9 +140,12 @@ def audible(audio: Waveform) -> NDArray[np.bool_]:
 
 
 def first_frames(cost: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The cheapest monotonic alignment of [tokens, frames], with frames >= tokens: each token's first frame.
+    """Return each token's first frame in the cheapest monotonic alignment.
 
-    Dynamic time warping in which every step takes one frame, so that each token has at least one of its own.
+    This is dynamic time warping in which every step takes one frame, so that each token has at least one of its own.
+
+    Args:
+        cost: `[tokens, frames]`, with at least as many frames as tokens.
     """
     tokens, frames = cost.shape
     entries = np.empty((tokens, frames), dtype=np.int64)

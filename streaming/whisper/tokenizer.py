@@ -1,7 +1,7 @@
-"""Tokenizers of strangers, as `tokenizer.json` has them.
+"""Tokenizers from strangers' files, as `tokenizer.json` has them.
 
-Owns what is looked at before the tokenizers library reads such a file, and that its panics are errors like others.
-Knows nothing of which tokens a model needs.
+Owns what is checked before the tokenizers library reads such a file, and turns the library's panics into errors. Knows
+nothing of which tokens a model needs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LARGEST = 64 << 20
 
 
 class TokenizerError(Exception):
-    """It cannot be used; the message says why."""
+    """The tokenizer cannot be used; the message says why."""
 
 
 def load_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer in `file`, which is of byte pairs, as every Whisper's is.
+    """Load the tokenizer in a file, which must be one of byte pairs, as every Whisper's is.
 
     Raises:
         TokenizerError: it is none, or cannot be read.
@@ -38,7 +38,13 @@ def load_tokenizer(file: Path) -> Tokenizer:
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """Whatever the library raises within, as TokenizerError: bare Exception, and panics, which are none."""
+    """Turn whatever the library raises within the block into TokenizerError.
+
+    It raises bare exceptions, and panics, which are none.
+
+    Raises:
+        TokenizerError: the library failed.
+    """
     try:
         yield
     except BaseException as error:
@@ -56,21 +62,21 @@ def _content(file: Path) -> Any:
 
 
 def _check(content: Any) -> None:
-    """What the library takes on trust, and panics by, or ends the process: that two tokens, joined, are one.
+    """What the library takes on trust, and panics or ends the process without: that two tokens, joined, are one.
 
     Raises:
-        ValueError
+        ValueError: they are not.
     """
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE":
-        raise ValueError("it is not of byte pairs")
+        raise ValueError("it does not use byte pairs")
     tokens, merges = model.get("vocab"), model.get("merges")
     if not isinstance(tokens, Mapping) or not tokens or not isinstance(merges, list):
-        raise ValueError("it has no vocabulary, or no pairs")
+        raise ValueError("it has no vocabulary or no merges")
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise ValueError("its tokens are not what they are joined of")
+        raise ValueError("its tokens have a prefix or suffix")
     if not all(_is_pair(each, tokens) for each in merges):
-        raise ValueError("it joins what is no token, or to what is none")
+        raise ValueError("one of its merges joins or makes something that is not a token")
 
 
 def _is_pair(merge: Any, tokens: Mapping[str, Any]) -> bool:

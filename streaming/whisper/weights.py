@@ -1,10 +1,11 @@
 """A checkpoint's weights on disk: read as tensors, and written in 8 bits.
 
-Owns the file's layout and sharing. A file is `model.safetensors` (or its shards) by the names of the Hugging Face
-layout. Beyond that layout, weights may be kept in 8 bits: `NAME` in int8 beside `NAME_scale`, a float32 for each output
-channel. And a student's file may have only what is its own: `shares` in its `whisperd.json` names the teacher that has
-the rest, by the digest of its weights, so that they lie once on disk and once in memory. Knows nothing of how a model
-computes.
+Owns the file's layout and sharing. Knows nothing of how a model computes.
+
+A file is `model.safetensors` (or its shards) with the names of the Hugging Face layout. Beyond that layout, weights may
+be kept in 8 bits: `NAME` in int8 beside `NAME_scale`, a float32 for each output channel. And a student's file may have
+only its own weights: `shares` in its `whisperd.json` names the teacher that has the rest, by the digest of its weights,
+so that these are once on disk and once in memory.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ _LAYERS = ("encoder.layers.", "decoder.layers.")
 
 
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in `dtype` on the CPU, by the layout's names without the leading "model."; a student's with those
-    that it shares.
+    """Read weights in `dtype` on the CPU, for a student also those that it shares.
 
-    Raises CheckpointError.
+    Returns:
+        Tensors by the layout's names without the leading "model.".
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights of another teacher are shared.
     """
     own = _read(checkpoint.directory, dtype)
     if checkpoint.lender is None:
@@ -44,9 +48,10 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor
 
 
 def weights_digest(directory: Path) -> str:
-    """SHA-256 of the weights' files, one after another: what a student knows its teacher by.
+    """Return the SHA-256 of the weights' files, one after another, by which a student knows its teacher.
 
-    Raises CheckpointError.
+    Raises:
+        CheckpointError: a file is missing or unreadable.
     """
     digest = hashlib.sha256()
     for path in weight_files(directory):
@@ -59,9 +64,11 @@ def weights_digest(directory: Path) -> str:
 
 
 def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """In 8 bits, but for small tensors and places, which are kept in float16.
+    """Write weights in 8 bits, except small tensors and position embeddings, which are kept in float16.
 
-    weights: by the layout's names without the leading "model.".
+    Args:
+        weights: by the layout's names without the leading "model.".
+        file: where they go.
     """
     stored: dict[str, Tensor] = {}
     for name, weight in weights.items():
@@ -74,17 +81,19 @@ def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
 
 
 def own_names(directory: Path) -> set[str]:
-    """Of the weights that lie in a directory itself, without the leading "model.".
+    """Return the names of the weights that lie in a directory itself, without the leading "model.".
 
-    Raises CheckpointError.
+    Raises:
+        CheckpointError: a file is missing or damaged.
     """
     return set(_shapes(directory))
 
 
 def same_encoder(ours: Checkpoint, theirs: Checkpoint) -> bool:
-    """Whether both hear alike: their encoders' weights are the same, to the last bit of the coarser of the two.
+    """Return whether two encoders' weights are the same, to the last bit of the coarser of the two.
 
-    Raises CheckpointError.
+    Raises:
+        CheckpointError: a file is missing or damaged.
     """
     if ours.dimensions.d_model != theirs.dimensions.d_model or ours.dimensions.mels != theirs.dimensions.mels:
         return False
@@ -95,9 +104,14 @@ def same_encoder(ours: Checkpoint, theirs: Checkpoint) -> bool:
 
 
 def count_parameters(checkpoint: Checkpoint, *, own: bool = False) -> int:
-    """From the weights' headers; of a student with those that it shares, unless only its `own` are asked for.
+    """Count a model's parameters from the headers of its weights.
 
-    Raises CheckpointError.
+    Args:
+        checkpoint: the model.
+        own: whether to leave out those that a student shares.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
     """
     shapes = _shapes(checkpoint.directory)
     if checkpoint.lender is not None and not own:

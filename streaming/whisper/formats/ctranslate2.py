@@ -1,7 +1,7 @@
 """CTranslate2's `model.bin`, which every user of faster-whisper has.
 
 Owns the layout of the file (versions 4 to 6) and of Whisper in it: fused projections, scales of rounded rows. Knows
-nothing of tokenizers or of what becomes of the weights.
+nothing of tokenizers, or of what becomes of the weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DTYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: t
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One projection or norm: its names there, and here. parts: of a fused projection, in order."""
+    """One projection or norm: its name there, and its names here, several for a fused projection, in order."""
 
     there: str
     here: tuple[str, ...]
@@ -58,7 +58,7 @@ _LAYERS = {"encoder": (*_SELF, *_FEED), "decoder": (*_SELF, *_CROSS, *_FEED)}
 
 
 def is_one(data: memoryview) -> bool:
-    """Whether the file begins as every `model.bin` does: its version, and the name of a specification."""
+    """Return whether the file begins as every `model.bin` does: with its version, and the name of a specification."""
     if len(data) < 6:
         return False
     version, length = struct.unpack("<IH", data[:6])
@@ -66,7 +66,11 @@ def is_one(data: memoryview) -> bool:
 
 
 def read(data: memoryview, name: str) -> Foreign:
-    """The model in a `model.bin`. name: of the file, for what is said about it.
+    """Read the model in a `model.bin`.
+
+    Args:
+        data: of the file.
+        name: of the file, for the messages.
 
     Raises:
         FormatError: it is truncated, of another kind of model, or in numbers that are not known.
@@ -83,10 +87,10 @@ def _read(data: memoryview, name: str) -> Foreign:
 def _variables(reader: Reader, name: str) -> dict[str, Tensor]:
     version = reader.number("I")
     if version not in _VERSIONS:
-        raise FormatError(f"{name} is no model.bin of CTranslate2 in a known version ({version}): convert it anew")
+        raise FormatError(f"{name} is not a CTranslate2 model.bin of a known version ({version}): convert it again")
     specification = _text(reader)
     if specification != SPECIFICATION:
-        raise FormatError(f"{name} holds a {specification!r} model; a Whisper model ({SPECIFICATION}) is needed")
+        raise FormatError(f"{name} contains a {specification!r} model; a Whisper model ({SPECIFICATION}) is required")
     reader.number("I")  # the specification's revision
     found: dict[str, Tensor] = {}
     for _ in range(reader.number("I")):
@@ -95,18 +99,18 @@ def _variables(reader: Reader, name: str) -> dict[str, Tensor]:
         kind = reader.number("B")
         if kind not in _DTYPES:
             raise FormatError(
-                f"{name} has weights ({key}) in unknown numbers (type {kind}): convert to float16 or int8"
+                f"{name} has weights ({key}) in an unknown format (type {kind}): convert to float16 or int8"
             )
         content = reader.take(reader.number("I"))
         dtype = _DTYPES[kind]
         if len(content) != prod(shape) * dtype.itemsize:
-            raise FormatError(f"{name}: the weights {key} are not as long as their shape: the file is damaged")
+            raise FormatError(f"{name}: the length of the weights {key} does not fit their shape: it is damaged")
         put(found, key, tensor(content, dtype, shape), name)
     for _ in range(reader.number("I")):
         alias, key = _text(reader), _text(reader)
         put(found, alias, found[key], name)
     if reader.left:
-        raise FormatError(f"{name} goes on where its weights have ended: it is damaged")
+        raise FormatError(f"{name} continues after the end of its weights: it is damaged")
     return found
 
 
@@ -147,7 +151,7 @@ def _expanded(found: Mapping[str, Tensor], key: str) -> Tensor:
     if len(scale) not in (1, len(weight)):
         raise FormatError(f"{key} has {len(scale)} scales for {len(weight)} rows: the file is damaged")
     if not bool((scale.isfinite() & (scale != 0)).all()):
-        raise FormatError(f"{key} has scales that are no numbers, or 0: the file is damaged")
+        raise FormatError(f"{key} has scales that are 0 or not numbers: the file is damaged")
     return (weight / scale.view(-1, *[1] * (weight.dim() - 1))).half()
 
 
@@ -162,5 +166,5 @@ def _heads(found: Mapping[str, Tensor], name: str) -> int:
     """Files of before version 5 do not say: 64 wide, as in every published size."""
     said = {int(found[key].flatten()[0]) for half in _LAYERS if (key := f"{half}/num_heads") in found}
     if len(said) > 1:
-        raise FormatError(f"{name} has another number of heads in its encoder than in its decoder: it is damaged")
+        raise FormatError(f"{name} has different numbers of heads in its encoder and its decoder: it is damaged")
     return said.pop() if said else found["decoder/embeddings/weight"].shape[-1] // 64

@@ -1,8 +1,7 @@
 """What a file of another program gives: a model's sizes, its weights, and what it knows of its vocabulary.
 
-Owns the shape of an import before it is a checkpoint, the fault that every reader raises, the names that OpenAI gives
-to weights, and reading with an end: a number in a file is never believed beyond the bytes that are there. Knows no
-format.
+Owns the shape of an import before it is a checkpoint, the error that every reader raises, the names that OpenAI gives
+to weights, and bounded reading: a number in a file is never believed beyond the bytes that are there. Knows no format.
 """
 
 from __future__ import annotations
@@ -37,9 +36,12 @@ class FormatError(Exception):
 class Foreign:
     """A model as its file has it.
 
-    form: the format and its numbers, in words. weights: by the Hugging Face layout's names without the leading
-    "model.", as `read_weights` gives them; what was rounded to fewer bits is expanded to half precision. heads: of the
-    attention. vocabulary: the tokens' bytes in order, without the special ones, where the file has them.
+    Attributes:
+        form: the format and its numbers, in words.
+        weights: by the Hugging Face layout's names without the leading "model.", as `read_weights` gives them; what was
+            rounded to fewer bits is expanded to half precision.
+        heads: of the attention.
+        vocabulary: the tokens' bytes in order, without the special ones, where the file has them.
     """
 
     form: str
@@ -52,7 +54,7 @@ class Foreign:
 
 
 class Reader:
-    """Little-endian values out of a file's bytes.
+    """Little-endian values from a file's bytes.
 
     Raises:
         FormatError: from every method, where the file ends before the value does.
@@ -74,24 +76,28 @@ class Reader:
         return part
 
     def numbers(self, form: str) -> tuple[Any, ...]:
-        """form: as of `struct`, without the byte order."""
+        """Read numbers.
+
+        Args:
+            form: as in `struct`, without the byte order.
+        """
         return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
 
     def number(self, form: str) -> int:
         return int(self.numbers(form)[0])
 
     def name(self, count: int) -> str:
-        """Of a tensor, or the like: of signs that can be shown to a person, and not many."""
+        """Read a short, printable name, as of a tensor."""
         part = self.take(count)
         text = bytes(part[: LONGEST_NAME + 1]).rstrip(b"\0").decode("latin-1")
         if len(part) > LONGEST_NAME or not (text.isascii() and text.isprintable()):
-            raise FormatError(f"{self._name} has weights with a name that is none: it is damaged, or no Whisper model")
+            raise FormatError(f"{self._name} has weights with an invalid name: it is damaged, or not a Whisper model")
         return text
 
     def shape(self, rank: int, form: str = "I") -> tuple[int, ...]:
-        """The sizes of a tensor. More dimensions or elements than any Whisper has are no tensor."""
+        """Read the sizes of a tensor, which has no more dimensions or elements than any Whisper's."""
         if not 0 <= rank <= 4:
-            raise FormatError(f"{self._name} has a tensor of {rank} dimensions: it is damaged, or no Whisper model")
+            raise FormatError(f"{self._name} has a tensor of {rank} dimensions: it is damaged, or not a Whisper model")
         sizes = tuple(int(size) for size in self.numbers(form * rank))
         if prod(sizes) > MOST_ELEMENTS or any(size < 0 for size in sizes):
             raise FormatError(f"{self._name} has a tensor of the size {sizes}: it is damaged")
@@ -99,14 +105,20 @@ class Reader:
 
 
 def tensor(data: memoryview, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """A copy of little-endian numbers as a tensor; no bytes give an empty one."""
+    """Return a copy of little-endian numbers as a tensor; no bytes give an empty one."""
     if not len(data):
         return torch.zeros(tuple(shape), dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=dtype).view(tuple(shape))
 
 
 def put(found: dict[str, Tensor], key: str, weight: Tensor, name: str) -> None:
-    """One more of the weights in a file. name: of the file.
+    """Add one more of the weights in a file.
+
+    Args:
+        found: the weights so far.
+        key: its name.
+        weight: the tensor.
+        name: of the file, for the messages.
 
     Raises:
         FormatError: it is there already, or there are too many.
@@ -114,12 +126,16 @@ def put(found: dict[str, Tensor], key: str, weight: Tensor, name: str) -> None:
     if key in found:
         raise FormatError(f"{name} has the weights {key!r} twice: it is damaged")
     if len(found) >= MOST_WEIGHTS:
-        raise FormatError(f"{name} has more than {MOST_WEIGHTS} tensors: it is damaged, or no Whisper model")
+        raise FormatError(f"{name} has more than {MOST_WEIGHTS} tensors: it is damaged, or not a Whisper model")
     found[key] = weight
 
 
 def guarded(read: Callable[[], _Read], name: str) -> _Read:
-    """What `read` gives. Damage shows in many ways, deep in arithmetic and libraries; to a person they are one.
+    """Return what `read` returns; damage, which shows in many ways deep in arithmetic and libraries, is one error.
+
+    Args:
+        read: reads a file.
+        name: of the file, for the messages.
 
     Raises:
         FormatError: it failed.
@@ -130,10 +146,10 @@ def guarded(read: Callable[[], _Read], name: str) -> _Read:
         raise
     except KeyError as error:
         lacking = str(error)[:LONGEST_NAME]
-        raise FormatError(f"{name} lacks the weights {lacking}: it is no whole Whisper model") from error
+        raise FormatError(f"{name} lacks the weights {lacking}: it is not a complete Whisper model") from error
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise FormatError(f"{name} cannot be read ({reason}): it is damaged, or no Whisper model") from error
+        raise FormatError(f"{name} cannot be read ({reason}): it is damaged, or not a Whisper model") from error
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -173,7 +189,7 @@ _IN_LAYER = re.compile(r"((?:en|de)coder)\.blocks\.(\d{1,3})\.(.+)\.(weight|bias
 
 
 def layout_name(name: str) -> str | None:
-    """Of weights that OpenAI calls `name`; None for what is none of a Whisper's."""
+    """Return the layout's name of weights that OpenAI calls `name`; None for what no Whisper has."""
     if name in _WHOLES:
         return _WHOLES[name]
     match = _IN_LAYER.fullmatch(name)
@@ -186,30 +202,30 @@ def layout_name(name: str) -> str | None:
 
 
 def dimensions(model: Foreign, name: str) -> Dimensions:
-    """The model's sizes, once every weight of a Whisper model of these sizes is there, and nothing else.
+    """Return the model's sizes, once every weight of a Whisper of these sizes is there, and nothing else.
 
     Raises:
-        FormatError
+        FormatError: weights are missing, too many, or of another shape.
     """
     sizes = guarded(lambda: _dimensions(model), name)
     if not sizes.encoder_layers or not sizes.decoder_layers:
-        raise FormatError(f"{name} has no layers: it is no whole Whisper model")
+        raise FormatError(f"{name} has no layers: it is not a complete Whisper model")
     if sizes.encoder_heads < 1 or sizes.d_model % sizes.encoder_heads:
         raise FormatError(f"{name} has {sizes.encoder_heads} heads for a width of {sizes.d_model}: it is damaged")
     expected = shapes(sizes)
     if missing := sorted(expected.keys() - model.weights.keys()):
-        raise FormatError(f"{name} lacks the weights {missing[0]!r}: it is truncated, or no whole Whisper model")
+        raise FormatError(f"{name} lacks the weights {missing[0]!r}: it is truncated, or not a complete Whisper model")
     if more := sorted(model.weights.keys() - expected.keys()):
         raise FormatError(f"{name} has weights that no Whisper model has ({more[0]!r}): it is of another architecture")
     for key, shape in expected.items():
         weight = model.weights[key]
         if tuple(weight.shape) != shape:
             raise FormatError(
-                f"{name} has the weights {key!r} in the shape {tuple(weight.shape)}, where its other sizes "
+                f"{name} has the weights {key!r} in the shape {tuple(weight.shape)}, but its other sizes "
                 f"need {shape}: it is damaged, or of another architecture"
             )
         if not weight.numel() or not weight.is_floating_point():
-            raise FormatError(f"{name} has no fractions in the weights {key!r}: it is damaged")
+            raise FormatError(f"{name} has integers as the weights {key!r}: it is damaged")
     return sizes
 
 
@@ -239,7 +255,7 @@ def _count(weights: Mapping[str, Tensor], half: str) -> int:
 
 
 def shapes(sizes: Dimensions) -> dict[str, tuple[int, ...]]:
-    """Of all weights of a Whisper model, by their names without the leading "model."."""
+    """Return the shapes of all weights of a Whisper model, by their names without the leading "model."."""
     width = sizes.d_model
     found: dict[str, tuple[int, ...]] = {
         "encoder.conv1.weight": (width, sizes.mels, 3),

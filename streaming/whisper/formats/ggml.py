@@ -3,8 +3,8 @@
 Owns the layout of the file and of its blocks. Knows nothing of what becomes of vocabulary and weights.
 
 A block is 32 numbers of a row: a scale in half precision, in some kinds a least value, then the numbers in 4, 5 or
-8 bits. Of those in 4 and 5 the low halves of 16 bytes are the first 16 numbers, the high halves the others; the fifth
-bits are together in 32 bits before them.
+8 bits. Of those in 4 and 5 bits the low halves of 16 bytes are the first 16 numbers, the high halves the others; the
+fifth bits are together in 32 bits before them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Halves = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Numbers in blocks. size: of a block, in bytes. expand: [blocks, size] to [blocks, 32]."""
+    """Numbers in blocks of `size` bytes, which `expand` turns from `[blocks, size]` to `[blocks, 32]`."""
 
     name: str
     size: int
@@ -68,7 +68,11 @@ _KINDS = {
 
 
 def read(data: memoryview, name: str) -> Foreign:
-    """The model in a ggml file. name: of the file, for what is said about it.
+    """Read the model in a ggml file.
+
+    Args:
+        data: of the file.
+        name: of the file, for the messages.
 
     Raises:
         FormatError: it is truncated, of another kind of model, or in numbers that are not known.
@@ -94,7 +98,7 @@ def _read(reader: Reader, name: str) -> Foreign:
         if ours is None:
             raise FormatError(f"{name} has weights that no Whisper model has ({key!r}): it is damaged")
         if number in _KINDS and kind // 1000 != _GENERATION:
-            raise FormatError(f"{name} was quantised by an old whisper.cpp: quantise it anew, or take the f16 file")
+            raise FormatError(f"{name} was quantised by an old whisper.cpp: quantise it again, or use the f16 file")
         # Biases of convolutions are columns there.
         shape = shape[:1] if ours.endswith(".bias") and shape[1:] == (1,) else shape
         word, weight = _weights(reader, number, shape, name)
@@ -107,11 +111,11 @@ def _vocabulary(reader: Reader, name: str) -> Sequence[bytes]:
     tokens: list[bytes] = []
     count = reader.number("I")
     if count > _MOST_TOKENS:
-        raise FormatError(f"{name} has {count} tokens: it is damaged, or no Whisper model")
+        raise FormatError(f"{name} has {count} tokens: it is damaged, or not a Whisper model")
     for _ in range(count):
         length = reader.number("I")
         if length > _LONGEST_TOKEN:
-            raise FormatError(f"{name} has a token of {length} bytes: it is damaged, or no Whisper model")
+            raise FormatError(f"{name} has a token of {length} bytes: it is damaged, or not a Whisper model")
         tokens.append(bytes(reader.take(length)))
     # Some converters count the first of the special tokens among the others.
     return tokens[:-1] if tokens[-1:] == [_END] else tokens
@@ -124,8 +128,8 @@ def _weights(reader: Reader, number: int, shape: tuple[int, ...], name: str) -> 
         return word, tensor(reader.take(prod(shape) * dtype.itemsize), dtype, shape)
     if number not in _KINDS:
         raise FormatError(
-            f"{name} has weights in numbers that are not known here (type {number}): "
-            "take a file in f16, q8_0, q5_0, q5_1, q4_0 or q4_1"
+            f"{name} has weights in an unknown format (type {number}): "
+            "use a file in f16, q8_0, q5_0, q5_1, q4_0 or q4_1"
         )
     kind = _KINDS[number]
     if not shape or shape[-1] % _BLOCK:

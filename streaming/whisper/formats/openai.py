@@ -33,7 +33,7 @@ _NEEDED = {
 
 
 def read(file: Path) -> Foreign:
-    """The model in `file`. Nothing in it is executed, and its weights are looked up in it, never asked for by size.
+    """Read the model in a file; nothing in it is executed, and no number in it can claim more memory than the file has.
 
     Raises:
         FormatError: it is truncated, or holds something else.
@@ -46,7 +46,7 @@ def _read(file: Path) -> Foreign:
     # Mapped: weights are slices of the file, so that no number in it can claim more than there is.
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
-        raise FormatError(f"{file.name} holds no dims and model_state_dict: it is none of OpenAI's Whisper files")
+        raise FormatError(f"{file.name} has no dims and model_state_dict: it is not one of OpenAI's Whisper files")
     heads = _heads(content["dims"], file.name)
     weights = _renamed(content["model_state_dict"], file.name)
     if sum(weight.nbytes for weight in weights.values()) > file.stat().st_size:  # one number for many
@@ -58,21 +58,21 @@ def _check_archive(file: Path) -> None:
     """Nothing in it is larger than it looks, before torch reads it.
 
     Raises:
-        FormatError
+        FormatError: something is, or it holds something else than sizes and weights.
     """
     with ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != ZIP_STORED or entry.file_size > entry.compress_size for entry in entries):
-            raise FormatError(f"{file.name} is compressed, as torch writes none: load it with torch, and save it again")
+            raise FormatError(f"{file.name} is compressed, unlike torch's own: load it with torch, and save it again")
         for entry in entries:
             if entry.filename.rpartition("/")[2].lower() != _INDEX:  # as torch looks for it
                 continue
             if entry.file_size > _LARGEST_INDEX:
-                raise FormatError(f"{file.name} has an index of {entry.file_size} bytes: it is no Whisper model")
+                raise FormatError(f"{file.name} has an index of {entry.file_size} bytes: it is not a Whisper model")
             if strange := sorted({*_named(archive.read(entry))} - _NEEDED):
                 raise FormatError(
-                    f"{file.name} holds something else than sizes and weights ({strange[0][:LONGEST_NAME]!r}): nothing "
-                    "in it was run; save its dims and model_state_dict alone"
+                    f"{file.name} contains more than sizes and weights ({strange[0][:LONGEST_NAME]!r}): nothing "
+                    "in it was executed; save only its dims and model_state_dict"
                 )
 
 
@@ -90,12 +90,12 @@ def _heads(dims: Any, name: str) -> int:
         audio, text = dims.get("n_audio_head"), dims.get("n_text_head")
         if type(audio) is int and type(text) is int and audio == text:
             return audio
-    raise FormatError(f"{name} names no number of heads, or two: it is none of OpenAI's Whisper files")
+    raise FormatError(f"{name} states no number of heads, or two: it is not one of OpenAI's Whisper files")
 
 
 def _renamed(state: Any, name: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FormatError(f"{name} has no weights in its model_state_dict: it is none of OpenAI's Whisper files")
+        raise FormatError(f"{name} has no weights in its model_state_dict: it is not one of OpenAI's Whisper files")
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         ours = layout_name(str(key))

@@ -1,6 +1,6 @@
 """A model from elsewhere as a whole: its weights, and the tokenizer and the rules that belong to them.
 
-Owns which format a file is in, what lies beside it and counts, and where a tokenizer is taken from. Writes nothing.
+Owns which format a file is in, what counts of the files beside it, and where a tokenizer is taken from. Writes nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,23 @@ _LARGEST_CONFIG = 1 << 20
 """Bytes; CTranslate2's have some thousands."""
 
 _OTHERS = {
-    b"GGUF": "is in GGUF, which whisper.cpp does not write: take its ggml file",
-    openai.OLD_MAGIC: "is in torch's form of before 2020: load it with torch, and save it again",
+    b"GGUF": "is in GGUF, which whisper.cpp does not write: use its ggml file",
+    openai.OLD_MAGIC: "is in torch's format from before 2020: load it with torch, and save it again",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """file: with the weights. tokenizer: the text of a `tokenizer.json`."""
+    """A model as it was read.
+
+    Attributes:
+        file: with the weights.
+        model: the weights.
+        dimensions: the model's sizes.
+        grammar: its special tokens and restrictions.
+        alignment_heads: as in `Checkpoint`.
+        tokenizer: the text of a `tokenizer.json`.
+    """
 
     file: Path
     model: Foreign
@@ -43,8 +52,11 @@ class Found:
 
 
 def read(file: Path, tokenizer: Path | None = None) -> Found:
-    """The model whose weights are in `file` (`weights_file`). tokenizer: its, where neither the file nor its folder
-    has it.
+    """Read the model whose weights are in a file (`weights_file`).
+
+    Args:
+        file: with the weights.
+        tokenizer: the model's, where neither the file nor its folder has it.
 
     Raises:
         FormatError: it cannot be read, or has no tokenizer.
@@ -60,7 +72,7 @@ def read(file: Path, tokenizer: Path | None = None) -> Found:
         rules = vocabulary.grammar(tokens, sizes, said, file.name)
     except TokenizerError as error:
         raise FormatError(
-            f"the tokenizer of {file.name} cannot be used ({error}): give another (--tokenizer)"
+            f"the tokenizer of {file.name} cannot be used ({error}): give another one (--tokenizer)"
         ) from error
     except OSError as error:
         raise FormatError(f"{error.filename or file} cannot be read: {error.strerror or error}") from error
@@ -75,7 +87,7 @@ def read(file: Path, tokenizer: Path | None = None) -> Found:
 
 
 def weights_file(source: Path) -> Path:
-    """The file with the weights: `source` itself, or CTranslate2's in the folder `source`.
+    """Return the file with the weights: `source` itself, or CTranslate2's in the folder `source`.
 
     Raises:
         FormatError: there is none.
@@ -87,7 +99,7 @@ def weights_file(source: Path) -> Path:
     if (source / "model.bin").is_file():
         return source / "model.bin"
     if any(source.glob("*.safetensors")):
-        raise FormatError(f"{source} is in the Hugging Face layout already: models.student and models.teacher take it")
+        raise FormatError(f"{source} is already in the Hugging Face layout: set models.student or models.teacher to it")
     raise FormatError(f"{source} has no model.bin: give CTranslate2's folder, or a file ({FORMATS})")
 
 
@@ -103,7 +115,7 @@ def _mapped(file: Path, number: int, start: bytes) -> Foreign:
         return ggml.read(data, file.name)
     if ctranslate2.is_one(data):
         return ctranslate2.read(data, file.name)
-    raise FormatError(f"{file.name} is in no known format, or damaged from its first byte on: give {FORMATS}")
+    raise FormatError(f"{file.name} is in an unknown format, or its beginning is damaged: give {FORMATS}")
 
 
 def _said(file: Path) -> dict[str, Any]:
@@ -121,8 +133,11 @@ def _said(file: Path) -> dict[str, Any]:
 
 
 def _tokenizer(model: Foreign, sizes: Dimensions, file: Path, given: Path | None) -> tuple[Tokenizer, str]:
-    """With its text: that which was given; else the file's own; else the one beside it; else the one that all
-    English-only models share, where a shipped pair has it."""
+    """The tokenizer with its text.
+
+    It is the one that was given; else the file's own; else the one beside it; else the one that all English-only models
+    share, where a shipped pair has it.
+    """
     if given is not None:
         return _loaded(given)
     if model.vocabulary is not None:
@@ -135,7 +150,7 @@ def _tokenizer(model: Foreign, sizes: Dimensions, file: Path, given: Path | None
         if place.is_file():
             return _loaded(place)
     raise FormatError(
-        f"{file.name} has no vocabulary in it, and there is no tokenizer.json beside it: put that of the same model "
+        f"{file.name} contains no vocabulary, and there is no tokenizer.json beside it: put that of the same model "
         "there, or name it (--tokenizer FILE)"
     )
 
@@ -144,4 +159,4 @@ def _loaded(file: Path) -> tuple[Tokenizer, str]:
     try:
         return load_tokenizer(file), file.read_text(encoding="utf-8")
     except TokenizerError as error:
-        raise FormatError(f"{file} is no tokenizer.json that can be read ({error}): fetch it again") from error
+        raise FormatError(f"{file} is not a tokenizer.json that can be read ({error}): fetch it again") from error

@@ -3,9 +3,9 @@
 Owns rebuilding a tokenizer from its tokens in their order, where the special tokens are in the vocabularies that OpenAI
 published, which tokens are never said, and the published alignment heads. Knows no format.
 
-Sources: Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision, and the published code's
+Sources: Robust Speech Recognition via Large-Scale Weak Supervision (Radford et al. 2022), and the published code's
 `tokenizer.py` (the order of languages and special tokens, the symbols that are no speech) and `__init__.py` (alignment
-heads); Sennrich et al. 2016 and GPT-2's byte-level form of their byte pairs.
+heads); byte pairs (Sennrich et al. 2016) in GPT-2's byte-level form.
 """
 
 from __future__ import annotations
@@ -81,9 +81,12 @@ neither is here."""
 
 
 def build_tokenizer(tokens: Sequence[bytes], vocabulary: int, name: str) -> Tokenizer:
-    """Of a byte-level vocabulary in the order in which its pairs were joined, with the special tokens after it.
+    """Build the tokenizer of a byte-level vocabulary, with the special tokens after it.
 
-    tokens: without the special ones. vocabulary: how many the model has in all. name: of the file, for what is wrong.
+    Args:
+        tokens: those of text, in the order in which their pairs were joined.
+        vocabulary: how many tokens the model has in all.
+        name: of the file, for the messages.
 
     Raises:
         FormatError: these are no such tokens.
@@ -126,8 +129,10 @@ def build_tokenizer(tokens: Sequence[bytes], vocabulary: int, name: str) -> Toke
 
 
 def _letters() -> list[str]:
-    """Each byte as a letter that can be seen, as GPT-2 writes them: those that can are themselves, the others follow
-    after all bytes."""
+    """Each byte as a letter that can be seen, as GPT-2 writes them.
+
+    Those that can be seen are themselves; the others follow after all bytes.
+    """
     seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in seen else next(others)) for byte in range(256)]
@@ -144,8 +149,8 @@ def _halves(token: bytes, ranks: Mapping[bytes, int], name: str) -> tuple[bytes,
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     if len(parts) != 2 or any(ranks.get(part, len(ranks)) >= ranks[token] for part in parts):
         raise FormatError(
-            f"{name} has a token ({token[:40]!r}) that is no pair of earlier ones: it is damaged, or has a vocabulary "
-            "of its own: give its tokenizer.json (--tokenizer)"
+            f"{name} has a token ({token[:40]!r}) that is not a pair of earlier ones: it is damaged, or has a "
+            "vocabulary of its own: give its tokenizer.json (--tokenizer)"
         )
     return parts[0], parts[1]
 
@@ -154,15 +159,21 @@ def _halves(token: bytes, ranks: Mapping[bytes, int], name: str) -> tuple[bytes,
 
 
 def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], name: str) -> Grammar:
-    """Of a model with this tokenizer. said: what CTranslate2's `config.json` has of it. name: of the model's file.
+    """Return the special tokens and restrictions of a model.
+
+    Args:
+        tokenizer: the model's.
+        sizes: of the model.
+        said: what CTranslate2's `config.json` says of them.
+        name: of the model's file, for the messages.
 
     Raises:
-        FormatError: the tokenizer is of another model, or what was said is about other tokens.
+        FormatError: the tokenizer is of another model, or `said` is about other tokens.
         TokenizerError: the tokenizer does not work.
     """
     tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     if _END not in tokens or _START not in tokens:
-        raise FormatError(f"the tokenizer of {name} has no {_START} or {_END}: it is none of a Whisper model")
+        raise FormatError(f"the tokenizer of {name} has no {_START} or {_END}: it is not that of a Whisper model")
     eot, sot, silent = tokens[_END], tokens[_START], tokens.get("<|notimestamps|>")
     spare = sizes.vocabulary - (max(tokens.values()) if silent is None else silent + _TIMESTAMPS) - 1
     if spare < 0 or max(tokens.values()) >= sizes.vocabulary or (spare and sizes.vocabulary in _PUBLISHED):
@@ -223,7 +234,7 @@ def _never_said(tokenizer: Tokenizer, tokens: Mapping[str, int], eot: int) -> tu
 
 
 def alignment_heads(sizes: Dimensions, said: Mapping[str, Any]) -> tuple[tuple[int, int], ...] | None:
-    """The (layer, head) whose attention follows the audio; None where neither the file nor OpenAI says.
+    """Return the (layer, head) whose attention follows the audio; None where neither the file nor OpenAI names them.
 
     Raises:
         FormatError: the decoder does not have them.

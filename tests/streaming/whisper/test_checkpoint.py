@@ -251,7 +251,7 @@ def test_what_a_strangers_file_says_is_quoted_by_its_beginning(copy: Path) -> No
         use(copy)
     rewrite(copy / "config.json", lambda config: config.update(d_model=["x" * 9000]))
     with pytest.raises(
-        CheckpointError, match=r"config\.json lacks or misstates 'd_model': \['x{55}\.\.\. is no number$"
+        CheckpointError, match=r"config\.json lacks or misstates 'd_model': \['x{55}\.\.\. is not a number$"
     ):
         use(copy)
     (copy / "config.json").write_text(f'{{"d_model": {"9" * 5000}}}')
@@ -304,7 +304,9 @@ def test_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert checkpoint.name == "somebody/whisper-small"
     assert checkpoint.grammar.eot == 600
     (repository / "snapshots" / commit / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"only in part: `whisperd models pull somebody/whisper-small` fetches"):
+    with pytest.raises(
+        CheckpointError, match=r"only partly on this machine: `whisperd models pull somebody/whisper-small` fetches"
+    ):
         open_checkpoint("somebody/whisper-small", "teacher")
 
 

@@ -30,7 +30,7 @@ from streaming.job import (
 )
 from streaming.whisper import engine as engine_module
 from streaming.whisper.checkpoint import CheckpointError
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.model import Memory
 from streaming.whisper.precision import bfloat16_gain
 from streaming.whisper.slots import Slots
@@ -39,9 +39,9 @@ EOT = 600
 
 
 @cache
-def load(student: Path, teacher: Path | None = None) -> Engine:
+def load(student: Path, teacher: Path | None = None) -> WhisperEngine:
     # In float32: only there is exactness a promise.
-    return Engine.load(str(student), None if teacher is None else str(teacher), "cpu", dtype="float32")
+    return WhisperEngine.load(str(student), None if teacher is None else str(teacher), "cpu", dtype="float32")
 
 
 @pytest.fixture(params=["shared encoder", "own encoders"])
@@ -92,17 +92,17 @@ def test_an_encoder_of_its_own_is_not_shared(multilingual: Pair) -> None:
 
 def test_a_pair_of_two_vocabularies_is_refused(english: Pair, multilingual: Pair) -> None:
     with pytest.raises(CheckpointError, match="do not match"):
-        Engine.load(str(english.student), str(multilingual.teacher), "cpu")
+        WhisperEngine.load(str(english.student), str(multilingual.teacher), "cpu")
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("tpu9", "auto"), ("nonsense", "auto"), ("cpu", "int8")])
 def test_a_device_or_dtype_that_is_not_there(english: Pair, device: str, dtype: str) -> None:
-    with pytest.raises(ValueError, match=f"{'dtype' if dtype == 'int8' else 'device'}.*(must be|is not there|int8)"):
-        Engine.load(str(english.student), None, device, dtype=dtype)
+    with pytest.raises(ValueError, match=f"{'dtype' if dtype == 'int8' else 'device'}.*(must be|not available|int8)"):
+        WhisperEngine.load(str(english.student), None, device, dtype=dtype)
 
 
 def test_warm_runs_the_shortest_and_the_longest_context(english: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine.load(str(english.student), str(english.teacher), "cpu", threads=1)
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu", threads=1)
     seen: set[int] = set()
     run = engine.run
 
@@ -116,7 +116,7 @@ def test_warm_runs_the_shortest_and_the_longest_context(english: Pair, monkeypat
 
 
 def test_an_engine_whose_canary_fails_is_not_warm(english: Pair) -> None:
-    engine = Engine.load(str(english.student), None, "cpu")
+    engine = WhisperEngine.load(str(english.student), None, "cpu")
     engine._student.decoder.layer_norm.weight.fill_(math.nan)
     with pytest.raises(RuntimeError, match=r"canary decode of 1 s failed: .*not finite"):
         engine.warm()
@@ -271,7 +271,9 @@ def test_times_copy_nothing_of_what_was_heard(
     english: Pair, graphs: Literal["off", "on"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a large model knows of one utterance, in all of its layers, is hundreds of megabytes."""
-    engine = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="float32", graphs=graphs, batch=2)
+    engine = WhisperEngine.load(
+        str(english.student), str(english.teacher), "cpu", dtype="float32", graphs=graphs, batch=2
+    )
     copied: list[object] = []
     for owner, name in ((Memory, "select"), (Slots, "memory")):
         monkeypatch.setattr(owner, name, lambda self, *_: copied.append(self))
@@ -290,7 +292,7 @@ def test_how_many_threads_there_may_be_is_asked_before_each_batch(english: Pair)
         return allowed[min(len(asked), len(allowed)) - 1]
 
     try:
-        engine = Engine.load(str(english.student), None, "cpu", dtype="float32", threads=allow)
+        engine = WhisperEngine.load(str(english.student), None, "cpu", dtype="float32", threads=allow)
         for _ in range(2):
             used.append(torch.get_num_threads())
             engine.run([Job(murmur(1), max_tokens=2)])
@@ -302,7 +304,7 @@ def test_how_many_threads_there_may_be_is_asked_before_each_batch(english: Pair)
 
 
 def test_lower_precision_runs(english: Pair) -> None:
-    engine = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="bfloat16")
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu", dtype="bfloat16")
     (result,) = engine.run([Job(murmur(1, 3), ask_teacher_below=ALWAYS, times=True, max_tokens=8)])
     assert result.error is None
     assert result.tokens
@@ -313,7 +315,7 @@ def test_the_encoder_computes_in_what_is_faster_here(
     english: Pair, gain: float, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "bfloat16_gain", lambda encoder: gain)
-    engine = Engine.load(str(english.student), str(english.teacher), "cpu")
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu")
     assert engine.dtype == dtype
     assert engine._teacher is not None
     assert engine._teacher.encoder is engine._student.encoder
@@ -323,7 +325,7 @@ def test_the_encoder_computes_in_what_is_faster_here(
 
 
 def test_a_draft_changes_nothing_behind_a_narrow_encoder(english: Pair) -> None:
-    engine = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="mixed")
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu", dtype="mixed")
     audio = murmur(1.5, 3)
     for threshold in (NEVER, ALWAYS):
         (plain,) = engine.run([Job(audio, ask_teacher_below=threshold)])
@@ -354,10 +356,10 @@ def test_jobs_and_results_travel(english: Pair) -> None:
         (Job(np.zeros((2, 100), np.float32)), "float32 array of shape"),
         (Job(np.zeros(100, np.float64)), "float32 array of shape"),
         (Job(np.zeros(0, np.float32)), "empty"),
-        (Job(np.zeros(5 * SAMPLE_RATE + 1, np.float32)), "5.00 s long, the longest context is 5 s"),
+        (Job(np.zeros(5 * SAMPLE_RATE + 1, np.float32)), "5.00 s long, but the longest context is 5 s"),
         (Job(np.array([0, np.inf], np.float32)), "not finite"),
-        (Job(murmur(1), draft=(0, 2112)), r"outside of the vocabulary \(0..2111\)"),
-        (Job(murmur(1), draft=(-1,)), "outside of the vocabulary"),
+        (Job(murmur(1), draft=(0, 2112)), r"outside the vocabulary \(0..2111\)"),
+        (Job(murmur(1), draft=(-1,)), "outside the vocabulary"),
         (Job(murmur(1), max_tokens=0), "max_tokens must be at least 1"),
         (Job(murmur(1), language="de"), "English-only"),
         (Job(murmur(1), task="translate"), "English-only"),
@@ -384,7 +386,7 @@ def test_an_exception_costs_the_culprit_alone(
     english: Pair,
 ) -> None:
     """Something that no check foresaw: the encoder refuses one recording."""
-    engine = Engine.load(str(english.student), None, "cpu")
+    engine = WhisperEngine.load(str(english.student), None, "cpu")
     audios = [murmur(0.9, seed) for seed in range(4)]
     expected = engine.run([Job(audio, max_tokens=6) for audio in audios])
     poison = engine._student.mel([audios[2]], 1.0)[0]
@@ -405,7 +407,7 @@ def test_an_exception_costs_the_culprit_alone(
 
 def test_a_batch_that_does_not_fit_into_memory_is_run_in_parts_that_do(english: Pair) -> None:
     """The encoder, on a device with room for two; the allocator's own error."""
-    engine = Engine.load(str(english.student), None, "cpu")
+    engine = WhisperEngine.load(str(english.student), None, "cpu")
     jobs = [Job(murmur(0.9, seed), max_tokens=6) for seed in range(5)]
     expected = engine.run(jobs)
 
@@ -426,7 +428,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_run_in_parts_that_do(english: 
 @pytest.mark.parametrize("graphs", ["off", "on"])
 def test_a_text_that_is_no_number_any_more_ends_at_once(english: Pair, graphs: Literal["on", "off"]) -> None:
     """It has no end of its own, and would cost its batch all steps up to the limit."""
-    engine = Engine.load(str(english.student), None, "cpu", graphs=graphs)
+    engine = WhisperEngine.load(str(english.student), None, "cpu", graphs=graphs)
     engine.warm()
     engine._student.decoder.layer_norm.weight.fill_(math.nan)
     passes = 0
@@ -442,7 +444,7 @@ def test_a_text_that_is_no_number_any_more_ends_at_once(english: Pair, graphs: L
 
 
 def test_output_that_is_not_finite_is_an_error(english: Pair) -> None:
-    engine = Engine.load(str(english.student), str(english.teacher), "cpu")
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu")
     assert engine._teacher is not None
     engine._teacher.decoder.layer_norm.weight.fill_(math.nan)
     checked, unchecked = engine.run([Job(murmur(1), ask_teacher_below=limit) for limit in (ALWAYS, NEVER)])

@@ -234,30 +234,30 @@ def test_nothing_in_a_pt_is_executed(small: Path, tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
     file = foreign_formats.write_openai(small, tmp_path / "small.pt", more=Harmful())
-    with pytest.raises(FormatError, match=r"'posix\.system'.: nothing in it was run"):
+    with pytest.raises(FormatError, match=r"'posix\.system'.: nothing in it was executed"):
         openai.read(file)
     assert not (tmp_path / "executed").exists()
     file.write_bytes(pickle.dumps({}, protocol=2))
-    with pytest.raises(FormatError, match="torch's form of before 2020"):
+    with pytest.raises(FormatError, match="torch's format from before 2020"):
         read.read(file)
 
 
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"dims": {}}, "names no number of heads"),
-        ({"dims": 3}, "names no number of heads"),
+        ({"dims": {}}, "states no number of heads"),
+        ({"dims": 3}, "states no number of heads"),
         ({"model_state_dict": []}, "has no weights in its model_state_dict"),
         ({"model_state_dict": {"encoder.conv1.weight": torch.zeros(3)}}, "cannot be read|lacks the weights"),
         ({"model_state_dict": {"layers.0.weight": torch.zeros(3)}}, "of another architecture"),
         ({"model_state_dict": {"../../etc/x": torch.zeros(3)}}, "of another architecture"),
-        ({"model_state_dict": {"encoder.conv1.bias": torch.zeros(3, device="meta")}}, "nothing in it was run"),
-        ({"more": bytearray(8)}, "bytearray'.: nothing in it was run"),
-        ({"more": torch.zeros(3).to_sparse()}, "nothing in it was run"),
+        ({"model_state_dict": {"encoder.conv1.bias": torch.zeros(3, device="meta")}}, "nothing in it was executed"),
+        ({"more": bytearray(8)}, "bytearray'.: nothing in it was executed"),
+        ({"more": torch.zeros(3).to_sparse()}, "nothing in it was executed"),
         *(
             (
                 {"dims": {"n_audio_head": heads, "n_text_head": heads}},
-                "names no number of heads|has .* heads for a width",
+                "states no number of heads|has .* heads for a width",
             )
             for heads in (0, -1, 7, 1 << 70, True, None, 2.0, "x" * 1000, [1], torch.zeros(30, 30))
         ),
@@ -333,14 +333,14 @@ def test_weights_in_another_shape(small: Path, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("encoder/conv1/bias", np.zeros(32, "i4"), "no fractions in the weights 'encoder.conv1.bias'"),
-        ("decoder/layer_norm/gamma", np.zeros(32, "i1"), "no fractions in the weights 'decoder.layer_norm.weight'"),
-        ("encoder/num_heads", np.array(4, "i2"), "another number of heads in its encoder"),
+        ("encoder/conv1/bias", np.zeros(32, "i4"), "has integers as the weights 'encoder.conv1.bias'"),
+        ("decoder/layer_norm/gamma", np.zeros(32, "i1"), "has integers as the weights 'decoder.layer_norm.weight'"),
+        ("encoder/num_heads", np.array(4, "i2"), "different numbers of heads in its encoder"),
         ("encoder/num_heads", np.zeros(0, "i2"), "cannot be read"),
         ("encoder/num_heads", np.array(np.nan, "f4"), "cannot be read"),
-        ("decoder/embeddings/weight_scale", np.array(np.nan, "f4"), "scales that are no numbers"),
-        ("decoder/embeddings/weight_scale", np.array(np.inf, "f4"), "scales that are no numbers"),
-        ("decoder/embeddings/weight_scale", np.array(0, "f4"), "scales that are no numbers, or 0"),
+        ("decoder/embeddings/weight_scale", np.array(np.nan, "f4"), "scales that are 0 or not numbers"),
+        ("decoder/embeddings/weight_scale", np.array(np.inf, "f4"), "scales that are 0 or not numbers"),
+        ("decoder/embeddings/weight_scale", np.array(0, "f4"), "scales that are 0 or not numbers"),
         ("decoder/embeddings/weight_scale", np.zeros(0, "f4"), "has 0 scales for 2112 rows"),
     ],
 )
@@ -373,9 +373,9 @@ PAIRS = [bytes([65 + number // 256, number % 256]) for number in range(340)]
         ([], "has 0 tokens of text"),
         ([b"x%d" % number for number in range(600)], "no tokens for some bytes"),
         ([*BYTES, *BYTES, *PAIRS[:80]], "has a token twice"),
-        ([*BYTES, *PAIRS, b"abc"], "that is no pair of earlier ones"),
-        ([*BYTES, b"abc", *PAIRS, b"ab"], "that is no pair of earlier ones"),
-        ([*BYTES, *PAIRS, b"\xff" * 1000], "that is no pair of earlier ones"),
+        ([*BYTES, *PAIRS, b"abc"], "that is not a pair of earlier ones"),
+        ([*BYTES, b"abc", *PAIRS, b"ab"], "that is not a pair of earlier ones"),
+        ([*BYTES, *PAIRS, b"\xff" * 1000], "that is not a pair of earlier ones"),
         ([*BYTES, *(bytes(400 + number) for number in range(340))], "or far too long ones"),
         ([*BYTES, bytes(2000)], "has a token of 2000 bytes"),
         ([*BYTES, *(b"x" for _ in range(200000))], "has 200256 tokens"),
@@ -426,15 +426,15 @@ def test_other_things_are_named(small: Path, tmp_path: Path) -> None:
 
     refused(b"", "is empty")
     refused(b"GGUF" + bytes(100), "is in GGUF")
-    refused(b"hello, this is no model", "is in no known format")
+    refused(b"hello, this is no model", "is in an unknown format")
     refused(foreign_formats.ctranslate2_file(small, specification="TransformerSpec"), "holds a 'TransformerSpec' model")
-    refused(struct.pack("<I", 9) + foreign_formats.ctranslate2_file(small)[4:], r"in a known version \(9\)")
+    refused(struct.pack("<I", 9) + foreign_formats.ctranslate2_file(small)[4:], r"of a known version \(9\)")
     refused(foreign_formats.ggml_file(small, "q5_0", generation=1), "quantised by an old whisper.cpp")
     refused(foreign_formats.ctranslate2_file(small), "no tokenizer.json beside it")
     kind = bytearray(foreign_formats.ggml_file(small, "q8_0"))
     name_at = kind.index(b"decoder.token_embedding.weight")
     kind[name_at - 12 : name_at - 8] = struct.pack("<i", 12)  # before two sizes
-    refused(bytes(kind), r"not known here \(type 12\)")
+    refused(bytes(kind), r"an unknown format \(type 12\)")
     mels = struct.pack("<i", 0)
     content = foreign_formats.ggml_file(small)
     refused(content[:8] + mels + content[12:], "sizes that no Whisper model has")
@@ -463,7 +463,7 @@ def test_a_tokenizer_of_another_model(small: Path, tmp_path: Path) -> None:
         read.read(file, tmp_path / "other.json")
     plain = Tokenizer.from_file(str(small / "tokenizer.json")).to_str().replace("<|endoftext|>", "<|end|>")
     (tmp_path / "plain.json").write_text(plain)
-    with pytest.raises(FormatError, match="none of a Whisper model"):
+    with pytest.raises(FormatError, match="not that of a Whisper model"):
         read.read(file, tmp_path / "plain.json")
 
 

@@ -19,10 +19,10 @@ from waveforms import murmur
 
 from streaming.job import ALWAYS, NEVER, Job, Result
 from streaming.whisper.decode import DraftModel, decode, detect_languages
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.graph_runner import WIDTHS, Ahead, GraphDecoder, GraphDraft, GraphRunner
 from streaming.whisper.graphs import Buckets
-from streaming.whisper.hearing import Model
+from streaming.whisper.hearing import LoadedModel
 from streaming.whisper.model import Memory
 from streaming.whisper.rows import Row
 from streaming.whisper.slots import OVERHANG, PAGE, Slots
@@ -52,7 +52,7 @@ class Stage:
 
 def stage(speaker: Speaker, buckets: Buckets, ahead: Ahead) -> Stage:
     checkpoint: Any = None
-    model = Model("student", checkpoint, checkpoint, checkpoint, speaker.decoder, speaker.rules)
+    model = LoadedModel("student", checkpoint, checkpoint, checkpoint, speaker.decoder, speaker.rules)
     return Stage(speaker, GraphDecoder(model, buckets, (2.0,), CPU, ahead))
 
 
@@ -185,8 +185,10 @@ def test_what_an_earlier_batch_left_is_not_seen(teacher: Speaker, linguist: Spea
 
 
 @cache
-def engine(pair: Pair, graphs: Literal["on", "off"], mode: Literal["fast", "deterministic"] = "fast") -> Engine:
-    made = Engine.load(str(pair.student), str(pair.teacher), "cpu", dtype="float32", graphs=graphs, mode=mode, batch=4)
+def engine(pair: Pair, graphs: Literal["on", "off"], mode: Literal["fast", "deterministic"] = "fast") -> WhisperEngine:
+    made = WhisperEngine.load(
+        str(pair.student), str(pair.teacher), "cpu", dtype="float32", graphs=graphs, mode=mode, batch=4
+    )
     made.warm()
     return made
 
@@ -219,8 +221,8 @@ def test_an_engine_at_fixed_addresses_hears_the_same(pair: Pair, mode: Literal["
 
 
 @cache
-def one_shape(pair: Pair, dtype: str) -> Engine:
-    return Engine.load(
+def one_shape(pair: Pair, dtype: str) -> WhisperEngine:
+    return WhisperEngine.load(
         str(pair.student), str(pair.teacher), "cpu", dtype=dtype, mode="deterministic", graphs="off", batch=4
     )
 
@@ -257,7 +259,7 @@ def test_in_one_shape_not_even_rounding_tells_of_drafts_or_neighbours(
 
 def test_rounding_would_tell(english: Pair) -> None:
     """In several shapes it is not equal to the last bit: the test above can fail."""
-    fast = Engine.load(str(english.student), None, "cpu", dtype="float32", graphs="on", batch=4)
+    fast = WhisperEngine.load(str(english.student), None, "cpu", dtype="float32", graphs="on", batch=4)
     plain = fast.run([wish(number) for number in range(4)])
     checked = [fast.run([wish(number, result.tokens)])[0] for number, result in enumerate(plain)]
     assert [result.tokens for result in plain] == [result.tokens for result in checked]
@@ -266,7 +268,7 @@ def test_rounding_would_tell(english: Pair) -> None:
 
 def test_a_job_that_breaks_leaves_nothing_behind(english: Pair) -> None:
     """A batch whose encoder gives numbers that are none: its jobs fail, and the next batch is as ever."""
-    on = Engine.load(str(english.student), str(english.teacher), "cpu", dtype="float32", graphs="on", batch=4)
+    on = WhisperEngine.load(str(english.student), str(english.teacher), "cpu", dtype="float32", graphs="on", batch=4)
     jobs = [Job(murmur(0.9, seed), max_tokens=6, ask_teacher_below=ALWAYS) for seed in range(4)]
     expected = on.run(jobs)
     hook = on._student.encoder.register_forward_hook(lambda *_: torch.full((4, 50, 32), torch.nan))
@@ -329,7 +331,7 @@ def test_what_waits_is_seen(wait: Any) -> None:
 @torch.inference_mode()
 def test_a_gpu_is_not_waited_for(english: Pair) -> None:
     """PyTorch's own check, on whole functions, eager and captured."""
-    engine = Engine.load(str(english.student), str(english.teacher), "cuda", graphs="on")
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cuda", graphs="on")
     engine.warm()
     engine.run([Job(murmur(1.0), ask_teacher_below=ALWAYS)] * 3)
     assert isinstance(engine.runner, GraphRunner)

@@ -12,7 +12,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from waveforms import murmur
 
 from streaming.job import SAMPLE_RATE, Job, Waveform
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 
 
 class Reference:
@@ -35,7 +35,7 @@ class Reference:
 
 
 def assert_same(directory: Path, jobs: list[Job], options: list[dict[str, Any]]) -> None:
-    engine = Engine.load(str(directory), None, "cpu", dtype="float32")
+    engine = WhisperEngine.load(str(directory), None, "cpu", dtype="float32")
     reference = Reference(directory)
     expected = [reference.say(job.audio, **given) for job, given in zip(jobs, options, strict=True)]
     results = engine.run(jobs)

@@ -23,7 +23,7 @@ from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.text import Text
 from streaming.whisper.checkpoint import open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.locate import Role
 
 LIMIT = 40
@@ -31,13 +31,13 @@ LIMIT = 40
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load("tiny-en", "tiny-en", "cpu", dtype="float32")
+def engine() -> WhisperEngine:
+    return WhisperEngine.load("tiny-en", "tiny-en", "cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Engine:
-    return Engine.load(str(open_checkpoint("tiny-en", "teacher").directory), None, "cpu", dtype="float32")
+def teacher() -> WhisperEngine:
+    return WhisperEngine.load(str(open_checkpoint("tiny-en", "teacher").directory), None, "cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,16 @@ def test_parity_with_generate(audios: list[Waveform], tmp_path: Path, role: Role
     assert_same(directory, jobs, [{"return_timestamps": each, "max_new_tokens": LIMIT} for each in kinds])
 
 
-def test_drafts_and_company_change_nothing(engine: Engine, audios: list[Waveform]) -> None:
+def test_drafts_and_company_change_nothing(engine: WhisperEngine, audios: list[Waveform]) -> None:
     jobs = [Job(audio, max_tokens=LIMIT) for audio in audios]
     alone = [engine.run([job])[0] for job in jobs]
     drafted = [replace(job, draft=other.tokens) for job, other in zip(jobs, alone[::-1], strict=True)]
     assert [result.tokens for result in engine.run(drafted)] == [result.tokens for result in alone]
 
 
-def test_the_teacher_checks_as_it_would_speak(engine: Engine, teacher: Engine, audios: list[Waveform]) -> None:
+def test_the_teacher_checks_as_it_would_speak(
+    engine: WhisperEngine, teacher: WhisperEngine, audios: list[Waveform]
+) -> None:
     jobs = [Job(audio, max_tokens=LIMIT) for audio in audios]
     checked = engine.run([replace(job, ask_teacher_below=ALWAYS) for job in jobs])
     spoken = teacher.run(jobs)
@@ -75,7 +77,9 @@ def test_the_teacher_checks_as_it_would_speak(engine: Engine, teacher: Engine, a
     assert {result.model for result in checked} == {"teacher"}
 
 
-def test_a_hypothesis_of_the_same_audio_is_confirmed_in_one_pass(teacher: Engine, audios: list[Waveform]) -> None:
+def test_a_hypothesis_of_the_same_audio_is_confirmed_in_one_pass(
+    teacher: WhisperEngine, audios: list[Waveform]
+) -> None:
     jobs = [Job(audio, max_tokens=LIMIT) for audio in audios]
     first = teacher.run(jobs)
     again = teacher.run([replace(job, draft=result.tokens) for job, result in zip(jobs, first, strict=True)])
@@ -83,7 +87,7 @@ def test_a_hypothesis_of_the_same_audio_is_confirmed_in_one_pass(teacher: Engine
     assert [result.accepted for result in again] == [len(result.tokens) for result in first]
 
 
-def test_the_pair_shares_its_embeddings_and_has_its_names(engine: Engine) -> None:
+def test_the_pair_shares_its_embeddings_and_has_its_names(engine: WhisperEngine) -> None:
     assert (engine.student, engine.teacher) == ("tiny-en", "tiny-en-teacher")
     assert engine.contexts == (2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
     assert engine._teacher is not None
@@ -102,7 +106,7 @@ def test_the_student_shares_what_lies_with_its_teacher() -> None:
     assert any(name.startswith("model.encoder.") for name in names)  # it learnt to hear short windows
 
 
-def test_what_people_say_and_its_times(engine: Engine, sentences: list[Waveform]) -> None:
+def test_what_people_say_and_its_times(engine: WhisperEngine, sentences: list[Waveform]) -> None:
     """By the teacher, with the student's draft: capitals, punctuation, and words in the order of time."""
     results = engine.run([Job(wave, times=True, ask_teacher_below=ALWAYS) for wave in sentences])
     text = Text(engine.tokenizer_file, engine.eot)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from streaming.whisper.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.locate import CheckpointError as LocateError
 from streaming.whisper.quantized import expand, quantize
 from streaming.whisper.weights import (
@@ -123,7 +123,7 @@ def test_what_is_shared_lies_in_memory_once(own_encoder: bool, teacher: Checkpoi
     if own_encoder:
         own |= {name: weight * 1.5 for name, weight in some(theirs, "encoder.layers.").items()}
     student = lend(teacher, tmp_path / "student", own, layers=1)
-    engine = Engine.load(str(student.directory), str(teacher.directory), "cpu", dtype="float32")
+    engine = WhisperEngine.load(str(student.directory), str(teacher.directory), "cpu", dtype="float32")
     first, second = engine.models
     assert first.decoder.embed_tokens is second.decoder.embed_tokens
     assert first.decoder.output_weight is second.decoder.output_weight
@@ -143,7 +143,7 @@ def test_another_teacher_in_its_place_is_refused(teacher: Checkpoint, tmp_path: 
 
 
 def test_a_teacher_that_is_not_there_is_named(teacher: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(LocateError, match=r"student shares the weights of its teacher, and there is no directory"):
+    with pytest.raises(LocateError, match=r"student shares the weights of its teacher, but there is no directory"):
         lend(teacher, tmp_path / "student", {}, name=str(tmp_path / "gone"))
 
 

@@ -1,0 +1,89 @@
+"""Weights in half precision: how far a product may be off, that rows do not depend on their company, and what stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
+from checkpoints import Pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from streaming.whisper import half_precision
+from streaming.whisper.checkpoint import open_checkpoint
+from streaming.whisper.half_precision import HalfLinear, halve
+from streaming.whisper.model import Decoder, build_decoder
+from streaming.whisper.precision import half_gain
+from streaming.whisper.weights import read_weights
+
+
+def numbers(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 5), st.integers(1, 70), st.integers(1, 300))
+@settings(max_examples=60)
+def test_a_product_is_that_of_the_rounded_weights(seed: int, rows: int, width: int, inner: int, outputs: int) -> None:
+    weight, bias, states = (
+        numbers(seed, outputs, inner),
+        numbers(seed + 1, outputs),
+        numbers(seed + 2, rows, width, inner),
+    )
+    expected = F.linear(states, weight.half().float(), bias)
+    torch.testing.assert_close(HalfLinear(weight, bias)(states), expected, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(0, 999), st.integers(2, 40), st.data())
+@settings(max_examples=60)
+def test_a_row_has_the_same_product_in_any_company(seed: int, rows: int, data: st.DataObject) -> None:
+    """Each row is scaled by nothing that is not its own, however large the others are."""
+    linear = HalfLinear(numbers(seed, 96, 48))
+    states = numbers(seed + 1, rows, 48) * 10.0 ** torch.arange(rows).remainder(5)[:, None]
+    first = data.draw(st.integers(0, rows - 1))
+    last = data.draw(st.integers(first + 1, rows))
+    torch.testing.assert_close(linear(states[first:last]), linear(states)[first:last], rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="too large for float16"):
+        HalfLinear(torch.tensor([[1.0, 1e6]]))
+
+
+def decoder_of(pair: Pair) -> Decoder:
+    checkpoint = open_checkpoint(str(pair.teacher), "teacher")
+    return build_decoder(checkpoint.dimensions, read_weights(checkpoint, torch.float32))
+
+
+def test_all_but_the_products_of_the_window_are_halved(english: Pair) -> None:
+    decoder = decoder_of(english)
+    first = decoder.get_submodule("layers.0.fc1")
+    assert isinstance(first, nn.Linear)
+    first.weight[0, 0] = 1e6
+    halve(decoder)
+    left = {name for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+    layers = len(decoder.layers)
+    window = {f"layers.{n}.encoder_attn.{part}_proj" for n in range(layers) for part in "kv"}
+    assert left == window | {"layers.0.fc1"}
+    assert isinstance(decoder.vocabulary, HalfLinear)
+
+
+def test_a_vocabulary_of_both_is_packed_once(english: Pair) -> None:
+    one, other = decoder_of(english), decoder_of(english)
+    halve(one)
+    halve(other, one.vocabulary)
+    assert other.vocabulary is one.vocabulary
+
+
+def test_the_gain_is_measured_and_nothing_where_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = numbers(0, 500, 64)
+    assert 0.01 < half_gain(weight) < 100
+    assert half_gain(weight * 1e9) == 0.0
+
+    def refuse(weight: Tensor, bias: Tensor | None) -> None:
+        raise NotImplementedError("not compiled in")
+
+    monkeypatch.setattr(torch.ops.quantized, "linear_prepack_fp16", refuse)
+    assert half_gain(weight) == 0.0
+    with pytest.raises(RuntimeError, match="no product with float16 weights: not compiled in"):
+        half_precision.HalfLinear(weight)
