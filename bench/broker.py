@@ -27,10 +27,10 @@ def free_port() -> int:
 
 
 def mosquitto() -> str:
-    """Where the program is.
+    """Return the path of the program.
 
     Raises:
-        MissingError: nowhere.
+        MissingError: it is not installed.
     """
     program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
@@ -39,10 +39,14 @@ def mosquitto() -> str:
 
 
 class Broker:
-    """It can go away and come back, with nothing remembered unless `persistence` says so.
+    """A broker that can stop and come back, with nothing remembered unless `persistence` says so.
+
+    Args:
+        folder: where its configuration, its log and its sessions go.
 
     Attributes:
-        options, persistence: lines of its configuration, read when it starts.
+        options: lines of its configuration, read when it starts.
+        persistence: more such lines.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,13 +57,13 @@ class Broker:
         self._popen: subprocess.Popen[bytes] | None = None
 
     def keep_sessions(self) -> None:
-        """What subscribers with a session wait for outlives it, even when it is killed."""
+        """Make it keep what subscribers with a session wait for, even when it is killed."""
         self.persistence = f"persistence true\npersistence_location {self._folder}/\nautosave_on_changes true\n"
         # Started by root it would become another user, who may not write here; started by others it cannot.
         self.persistence += "autosave_interval 1\nuser root\n"
 
     def start(self) -> None:
-        """Until it listens.
+        """Start it and wait until it listens.
 
         Raises:
             MissingError: it is not installed.
@@ -85,7 +89,7 @@ class Broker:
         self._popen.send_signal(number)
 
     def stop(self) -> None:
-        """kill -9."""
+        """Kill it, as `kill -9` does."""
         if self._popen is not None:
             self._popen.kill()
             self._popen.wait()

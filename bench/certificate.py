@@ -1,4 +1,4 @@
-"""A certificate that signs itself, for the benchmarks and the tests.
+"""A self-signed certificate, for the benchmarks and the tests.
 
 Owns how openssl is asked for it. Knows nothing of who shows it to whom.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def certificate(folder: Path, name: str = "IP:127.0.0.1") -> tuple[Path, Path]:
-    """One for `name`, and its key."""
+    """Make a certificate for `name`, and return its file and that of its key."""
     path, key = folder / "cert.pem", folder / "key.pem"
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(key)]
     names = ["-subj", "/CN=localhost", "-addext", f"subjectAltName={name}"]

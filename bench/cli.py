@@ -1,6 +1,6 @@
-"""`whisperd bench`: the figures that can be had of this machine, a command each.
+"""`whisperd bench`: the figures that can be measured on this machine, a command each.
 
-Owns their list. What each measures is in the file of its name, where its options are too.
+Owns the list of commands. The file with a command's name says what it measures, and has its options.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A websocket client that plays a recording at the pace of speech.
 
-Owns pacing and what came back, stamped. Speaks the documented protocol alone: it knows nothing of the service's code.
+Owns the pace, and hands over what comes back. Speaks only the documented protocol; knows nothing of the service's code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RecordingError(Exception):
 
 
 def said_in(recording: Path) -> list[str]:
-    """What is said in a recording, an utterance each.
+    """Return what is said in a recording, an utterance each.
 
     Raises:
         RecordingError: nobody wrote it down.
@@ -48,7 +48,7 @@ def said_in(recording: Path) -> list[str]:
 
 
 def read_pcm(path: str) -> tuple[bytes, int]:
-    """(16-bit mono samples, samples per second) of a file."""
+    """Return the 16-bit mono samples of a file, and its samples per second."""
     samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
     first: NDArray[np.int16] = samples[:, 0]
     return first.tobytes(), int(rate)
@@ -57,9 +57,15 @@ def read_pcm(path: str) -> tuple[bytes, int]:
 async def play(
     url: str, source: str, pcm: bytes, rate: int, heard: Callable[[dict[str, Any]], None], *, words: bool = False
 ) -> None:
-    """Streams `pcm` in frames of 20 ms, each at its time, and hands every event over as it comes, until `stopped`.
+    """Stream a recording in frames of 20 ms, each at its time, until `stopped` comes.
 
-    words: whether finals shall have the times of their words.
+    Args:
+        url: of the service.
+        source: the name of the stream.
+        pcm: 16-bit mono samples.
+        rate: samples per second.
+        heard: called with every event as it comes.
+        words: whether finals have the times of their words.
     """
     async with connect(f"{url}/v1/stream?source={source}", compression=None) as socket:
         await socket.send(json.dumps({"type": "start", "sample_rate": rate, "words": words}))

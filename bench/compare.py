@@ -1,10 +1,10 @@
-"""The same audio and the same weights through what a user would pick instead: one machine, one run, in turns.
+"""The same audio and weights through what a user might use instead: one machine, one run, in turns.
 
 Systems: this engine (student; student with the teacher's check; teacher alone; student and teacher once more with every
-utterance filled up with silence to 30 seconds, as the others hear it), transformers' `generate` (each model, and the
+utterance padded with silence to 30 seconds, as the others hear it), transformers' `generate` (each model, and the
 teacher with the student as its assistant), and faster-whisper (CTranslate2, int8 and float32), whose models are
-converted by its own converter. Prints a table for short sentences and one for a window of 30 seconds: milliseconds an
-utterance with the spread over rounds, how many times as fast as each other this engine is, and word errors beside.
+converted by its own converter. Prints a table for short sentences and one for a window of 30 seconds: milliseconds per
+utterance with the spread over rounds, how many times as fast as each other system this engine is, and word errors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.text import Text
 from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 
 WINDOW = 30 * SAMPLE_RATE
 Transcribe = Callable[[Waveform], str]
@@ -41,7 +41,15 @@ Transcribe = Callable[[Waveform], str]
 
 @dataclass(slots=True)
 class System:
-    """rival: one of ours that all others are compared with. seconds: one list a round, an entry an utterance."""
+    """One of the systems that are compared.
+
+    Attributes:
+        name: in the table.
+        transcribe: from audio to text.
+        rival: whether it is one of ours with which all others are compared.
+        texts: what it heard in the last round.
+        seconds: a list for each round, with an entry for each utterance.
+    """
 
     name: str
     transcribe: Transcribe
@@ -60,7 +68,7 @@ class System:
 
     @property
     def rounds_ms(self) -> list[float]:
-        """The mean time of an utterance, in each round."""
+        """The mean time of an utterance in each round, in milliseconds."""
         return [1000 * statistics.mean(each) for each in self.seconds]
 
 
@@ -68,15 +76,15 @@ class System:
 
 
 def ours(student: Checkpoint, teacher: Checkpoint) -> list[System]:
-    pair = Engine.load(str(student.directory), str(teacher.directory), "cpu")
-    alone = Engine.load(str(teacher.directory), None, "cpu", dtype=pair.dtype)
+    pair = WhisperEngine.load(str(student.directory), str(teacher.directory), "cpu")
+    alone = WhisperEngine.load(str(teacher.directory), None, "cpu", dtype=pair.dtype)
     text = Text(pair.tokenizer_file, pair.eot)
 
-    def transcribe(engine: Engine, threshold: float, wave: Waveform) -> str:
+    def transcribe(engine: WhisperEngine, threshold: float, wave: Waveform) -> str:
         (result,) = engine.run([Job(wave, ask_teacher_below=threshold)])
         return text.text(result.tokens)
 
-    def transcribe_window(engine: Engine, wave: Waveform) -> str:
+    def transcribe_window(engine: WhisperEngine, wave: Waveform) -> str:
         return transcribe(engine, NEVER, window_of(wave))
 
     return [
@@ -90,7 +98,7 @@ def ours(student: Checkpoint, teacher: Checkpoint) -> list[System]:
 
 
 def window_of(wave: Waveform) -> Waveform:
-    """Filled up with silence to the 30 s that every Whisper hears."""
+    """Pad audio with silence to the 30 s that every Whisper hears."""
     return np.pad(wave, (0, max(0, WINDOW - wave.size)))
 
 
@@ -161,7 +169,7 @@ def compare(systems: Sequence[System], waves: Sequence[Waveform], said: Sequence
 
 
 def window_of_many(waves: Sequence[Waveform]) -> tuple[Waveform, int]:
-    """As many of them, one after another, as fit into 30 s; and how many these are."""
+    """Join as many utterances as fit into 30 s, and return them with their number."""
     ends = np.cumsum([wave.size for wave in waves])
     count = int(np.searchsorted(ends, WINDOW, side="right"))
     return np.concatenate(waves[:count]), count

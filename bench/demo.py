@@ -1,8 +1,8 @@
 """`make demo`: a spoken recording becomes live text through the real service.
 
 Starts `whisperd run`, plays a recording of a person into its websocket at the pace of speech, and shows what comes
-back: stable text solid, the tail that may yet change in dim; at the end, how many words were right. No GPU, no broker,
-no download.
+back: stable text normal, the tail that may change dim, and at the end how many words were right. Needs no GPU, broker
+or download.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from bench.words import words
 
 
 class Screen:
-    """Prints events as they come, and keeps the finals. A terminal sees one line grow; a log sees every partial."""
+    """Prints events as they come, and keeps the finals.
+
+    A terminal sees one line grow; a log sees every partial.
+    """
 
     def __init__(self) -> None:
         self.finals: list[str] = []
@@ -57,7 +60,7 @@ def main() -> int:
 
 
 def verdict(said: Sequence[str], heard: Sequence[str]) -> str:
-    """How many words were right, however they are written."""
+    """Say how many words were right, however they are written."""
     score = words(said, heard)
     if not score.errors:
         return "Every word was right."

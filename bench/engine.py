@@ -1,7 +1,7 @@
-"""How fast each part of the engine is, by batch and context, beside the limit of the device it runs on.
+"""How fast each part of the engine is, by batch and context, beside the limit of the device that it runs on.
 
 Prints two tables: the parts (encoder, cross-attention memory, one student step, one teacher step, a check of a draft),
-each with its ratio to the roofline that was measured in the same run; and whole jobs, with and without speculation.
+each with its ratio to the roofline measured in the same run; and whole jobs, with and without speculation.
 `--random large-v3` measures a pair of a published size with random weights.
 """
 
@@ -26,8 +26,8 @@ from streaming.job import NEVER, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
-from streaming.whisper.engine import Engine
-from streaming.whisper.hearing import Model, one_encoder
+from streaming.whisper.engine import WhisperEngine
+from streaming.whisper.hearing import LoadedModel, one_encoder
 from streaming.whisper.model import KVCache
 
 DTYPES = ("auto", "mixed", "float32", "bfloat16", "float16")
@@ -39,10 +39,18 @@ TOKENS = 24
 Part = tuple[str, Callable[[], object], Cost, torch.dtype]
 
 
-def parts(model: Model, rows: int, seconds: float, widths: Sequence[int], *, encodes: bool) -> Iterator[Part]:
-    """(name, what to time, what it costs at least, in which numbers) of one model at one batch and context.
+def parts(model: LoadedModel, rows: int, seconds: float, widths: Sequence[int], *, encodes: bool) -> Iterator[Part]:
+    """Prepare the parts of one model at one batch and context.
 
-    encodes: whether its encoder is measured, which it may share.
+    Args:
+        model: the student or the teacher.
+        rows: jobs in a batch.
+        seconds: the context.
+        widths: positions of a decoder pass.
+        encodes: whether its encoder is measured, which it may share.
+
+    Yields:
+        Name, what to time, what it costs at least, and in which numbers.
     """
     sizes, device = model.checkpoint.dimensions, model.decoder.embed_tokens.weight.device
     heard, says = model.encoder.conv1.weight.dtype, model.decoder.embed_tokens.weight.dtype
@@ -69,7 +77,7 @@ def parts(model: Model, rows: int, seconds: float, widths: Sequence[int], *, enc
 
 
 @torch.inference_mode()
-def measure_parts(engine: Engine, device: Device, batches: Sequence[int], contexts: Sequence[float]) -> str:
+def measure_parts(engine: WhisperEngine, device: Device, batches: Sequence[int], contexts: Sequence[float]) -> str:
     shared = len(engine.models) == 1 or one_encoder(*engine.models)
     lines: list[list[object]] = []
     for model in engine.models:
@@ -87,15 +95,17 @@ def measure_parts(engine: Engine, device: Device, batches: Sequence[int], contex
     return table(["part", "batch", "context s", "ms (spread)", "roofline ms", "times the roofline"], lines)
 
 
-def _heard_by(model: Model, contexts: Sequence[float]) -> list[float]:
+def _heard_by(model: LoadedModel, contexts: Sequence[float]) -> list[float]:
     """The windows in which it hears audio of these lengths: each model knows its own."""
     own = model.checkpoint.contexts
     return list(dict.fromkeys(next((each for each in own if each >= seconds), own[-1]) for seconds in contexts))
 
 
-def measure_jobs(engine: Engine, batches: Sequence[int], waves: Sequence[Waveform], limit: int | None) -> str:
-    """Whole jobs: the student, the teacher alone, and the teacher with drafts of which known shares are right."""
-    student, teacher = (Engine(model, None, torch.device(engine.device), engine.dtype) for model in engine.models)
+def measure_jobs(engine: WhisperEngine, batches: Sequence[int], waves: Sequence[Waveform], limit: int | None) -> str:
+    """Measure whole jobs: the student, the teacher alone, and the teacher with drafts of known quality."""
+    student, teacher = (
+        WhisperEngine(model, None, torch.device(engine.device), engine.dtype) for model in engine.models
+    )
     lines: list[list[object]] = []
     for rows in tqdm(batches, desc="jobs", leave=False):
         jobs = [Job(waves[row % len(waves)], max_tokens=limit, ask_teacher_below=NEVER) for row in range(rows)]
@@ -128,7 +138,7 @@ def measure_jobs(engine: Engine, batches: Sequence[int], waves: Sequence[Wavefor
 
 
 @torch.inference_mode()
-def _listen(engine: Engine, jobs: Sequence[Job]) -> None:
+def _listen(engine: WhisperEngine, jobs: Sequence[Job]) -> None:
     (model,) = engine.models
     model.listen(jobs, max(model.context(job) for job in jobs))
 
@@ -174,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.random:
         engine = _random(options)
     else:
-        engine = Engine.load(
+        engine = WhisperEngine.load(
             options.student, options.teacher, options.device, dtype=options.dtype, threads=options.threads
         )
     contexts = [seconds for seconds in options.contexts or (2, 5, 10, 30) if seconds in engine.contexts]
@@ -192,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(measure_jobs(engine, options.batches, waves, TOKENS if options.random else None))
 
 
-def _random(options: argparse.Namespace) -> Engine:
+def _random(options: argparse.Namespace) -> WhisperEngine:
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if options.threads:
         torch.set_num_threads(options.threads)

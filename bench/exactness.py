@@ -1,9 +1,9 @@
-"""Whether drafts and company change what is decided, in low precision: how often, and how near the tie was.
+"""Whether drafts and company change a text in low precision: how often, and how near the tie was.
 
-In float32 a draft never changes a text. In bfloat16 a check of many tokens and a step of one may round otherwise, and
-where two tokens are all but equally likely the text then departs. Fast mode: the rate of finals that stay identical is
-measured, with the margin (of the scores of the two best tokens, natural log) at each departure. Deterministic mode
-gives every pass one shape: there the texts must be identical, or this ends with an error.
+In float32 a draft never changes a text. In bfloat16 a check of many tokens and a step of one may round differently, and
+the text then departs where two tokens are almost equally likely. In fast mode, the rate of finals that stay identical
+is measured, with the margin (of the scores of the two best tokens, natural log) at each departure. Deterministic mode
+gives every pass one shape: there the texts must be identical, or the benchmark ends with an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distillation.recordings import read_mono
 from streaming.job import Job, Waveform
 from streaming.offline import utterances
 from streaming.whisper.decode import Window, verify
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.hearing import rows_of
 from streaming.whisper.model import KVCache
 
@@ -32,7 +32,10 @@ Tokens = tuple[int, ...]
 
 
 def cut(waves: Sequence[Waveform], count: int) -> list[Waveform]:
-    """`count` pieces: the utterances, then again and again less of their ends, as partials hear them."""
+    """Return `count` pieces: the utterances, then the same with more and more of their ends missing.
+
+    Partials are heard like this.
+    """
     pieces = [wave[: len(wave) - len(wave) * part // 8] for part in range(6) for wave in waves]
     return [piece for piece in pieces if len(piece)][:count]
 
@@ -41,8 +44,10 @@ def drafted(jobs: Sequence[Job], drafts: Sequence[Tokens]) -> list[Job]:
     return [Job(job.audio, draft=draft) for job, draft in zip(jobs, drafts, strict=True)]
 
 
-def compare(engine: Engine, jobs: Sequence[Job], drafts: dict[str, list[Tokens]], batch: int) -> list[list[object]]:
-    """A row for each kind of draft, checked one at a time and in batches, against no draft and nobody beside."""
+def compare(
+    engine: WhisperEngine, jobs: Sequence[Job], drafts: dict[str, list[Tokens]], batch: int
+) -> list[list[object]]:
+    """Return a row for each kind of draft, checked alone and in batches, against no draft and no company."""
     expected = [engine.run([job])[0].tokens for job in tqdm(jobs, desc="alone", leave=False)]
     rows: list[list[object]] = []
     for name, texts in drafts.items():
@@ -61,8 +66,8 @@ def compare(engine: Engine, jobs: Sequence[Job], drafts: dict[str, list[Tokens]]
 
 
 @torch.inference_mode()
-def margin(engine: Engine, job: Job, one: Tokens, other: Tokens) -> float:
-    """By how much the best token is likelier than the second where two texts depart."""
+def margin(engine: WhisperEngine, job: Job, one: Tokens, other: Tokens) -> float:
+    """Return by how much the best token is likelier than the second where two texts depart, in natural log."""
     (model,) = engine.models
     places = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     shared = next(places, min(len(one), len(other)))
@@ -90,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     audio = read_mono(options.recording)
     jobs = [Job(wave) for wave in cut(list(utterances(audio)), options.utterances)]
-    student = Engine.load(options.student, None, options.device, dtype=options.dtype)
+    student = WhisperEngine.load(options.student, None, options.device, dtype=options.dtype)
     own = [result.tokens for result in student.run(jobs)]
     drafts = {"student's own": own, "another utterance's": [*own[1:], *own[:1]]}
     # The teacher as an engine of its own, so that each of its finals is a check of the draft that is given.
@@ -99,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
           "its own without a draft and alone.\n", flush=True)  # fmt: skip
     lines, broken = [], False
     for mode in ("fast", "deterministic"):
-        engine = Engine.load(teacher, None, options.device, dtype=options.dtype, mode=mode, batch=options.batch)
+        engine = WhisperEngine.load(teacher, None, options.device, dtype=options.dtype, mode=mode, batch=options.batch)
         engine.warm()
         found = compare(engine, jobs, drafts, options.batch)
         lines += [[mode, *row] for row in found]

@@ -1,4 +1,7 @@
-"""How busy the GPUs are while something runs, as `nvidia-smi` tells. Knows nothing of what runs."""
+"""How busy the GPUs are while something runs, as `nvidia-smi` reports it.
+
+Owns the sampling. Knows nothing of what runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ _QUERY = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,noun
 
 @dataclass(slots=True)
 class Use:
-    """shares: 0..1, a sample a second. megabytes: the most memory in use."""
+    """The use of the GPUs while something runs.
+
+    Attributes:
+        shares: how busy they are, 0 to 1, a sample a second.
+        megabytes: the most memory in use.
+    """
 
     shares: list[float] = field(default_factory=list)
     megabytes: float = 0.0
@@ -26,7 +34,7 @@ class Use:
 
 @contextlib.asynccontextmanager
 async def watched() -> AsyncIterator[Use]:
-    """Sampled for as long as the block runs; nothing where there is no GPU."""
+    """Sample the GPUs for as long as the block runs; nothing where there is none."""
     use = Use()
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -1,9 +1,10 @@
-"""What a reader has before them while people speak: word errors of the live path, and how they fall with the delay.
+"""What a reader sees while people speak: word errors of the live path, and how they fall with the delay.
 
-Plays recordings, an utterance a stream, at the pace of speech into a real service, several at once. Prints two tables.
-The first: word errors of the finals, beside those of the same utterances heard whole. The second, by delay: of the
-words that were spoken so many seconds ago or earlier, which are wrong or missing in the text that is shown, and in the
-stable part of it; every half second of speech is looked at. When a word was spoken is what the final's times say.
+Plays recordings, one utterance per stream, at the pace of speech into a real service, several at once. Prints two
+tables. The first has the word errors of the finals, beside those of the same utterances heard whole. The second has
+them by delay: of the words that were spoken so many seconds ago or earlier, how many are wrong or missing in the text
+that is shown, and in its stable part; this is checked every half second of speech. The final's times say when a word
+was spoken.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bench.client import play
-from bench.service import Service, running
+from bench.harness.daemon import Daemon
+from bench.service import running
 from bench.table import circumstances, percentiles, table
 from bench.words import comparable
 from daemon.settings.schema import Settings
@@ -34,7 +36,7 @@ from distillation.hearing import Escalation, Transcriber, hear, with_margins
 from distillation.recordings import find_recordings, read_mono
 from distillation.scores import score
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 
 DELAYS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 LOOKED = 0.5
@@ -45,7 +47,12 @@ QUIET = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """A word of the transcript, comparable, and when it ends, in seconds of the stream."""
+    """A word of the transcript.
+
+    Attributes:
+        text: in comparable form.
+        end: when it ends, in seconds of the stream.
+    """
 
     text: str
     end: float
@@ -53,7 +60,13 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a client has before it from `at` on, in seconds since it began to connect."""
+    """What a client sees from one moment on.
+
+    Attributes:
+        at: seconds since it began to connect.
+        stable: the finals so far, and the stable text.
+        whole: the same, and the tail.
+    """
 
     at: float
     stable: str
@@ -62,7 +75,14 @@ class Shown:
 
 @dataclass(slots=True)
 class Viewer:
-    """One stream as its client sees it: every text that it was shown, and the finals with the times of their words."""
+    """One stream as its client sees it.
+
+    Attributes:
+        began: when it began to connect.
+        shown: every text that it was shown.
+        finals: their texts.
+        timed: the words of the finals.
+    """
 
     began: float = field(default_factory=time.monotonic)
     shown: list[Shown] = field(default_factory=list)
@@ -85,8 +105,13 @@ class Viewer:
 
 
 def spoken(said: str, timed: Sequence[Spoken]) -> list[Spoken]:
-    """The transcript's words, each with the end of the word that was heard for it; one that was not heard ends with the
-    one before it.
+    """Return the transcript's words, each with the end of the word that was heard for it.
+
+    A word that was not heard ends with the one before it.
+
+    Args:
+        said: the transcript.
+        timed: the words that were heard.
     """
     reference = comparable()(said).split()
     if not reference or not timed:
@@ -101,8 +126,13 @@ def spoken(said: str, timed: Sequence[Spoken]) -> list[Spoken]:
 
 
 def errors_of_beginnings(reference: Sequence[str], text: Sequence[str]) -> NDArray[np.int64]:
-    """Least word errors of each beginning of `reference` against any beginning of `text`: what comes later in the text
-    is of words that are not asked about. [len(reference) + 1]."""
+    """Return the least word errors of each beginning of `reference` against any beginning of `text`.
+
+    What comes later in the text belongs to words that are not asked about.
+
+    Returns:
+        Shape `[len(reference) + 1]`.
+    """
     places = np.arange(len(text) + 1)
     row, least = places, [0]
     for word in reference:
@@ -116,14 +146,26 @@ def errors_of_beginnings(reference: Sequence[str], text: Sequence[str]) -> NDArr
 
 @dataclass(slots=True)
 class Curve:
-    """Words asked about, and wrong or missing ones, by delay."""
+    """The errors by delay, each of shape `[len(DELAYS)]`.
+
+    Attributes:
+        words: words asked about.
+        stable: words that are wrong or missing in the stable text.
+        whole: words that are wrong or missing in the whole text.
+    """
 
     words: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(DELAYS), np.int64))
     stable: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(DELAYS), np.int64))
     whole: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(DELAYS), np.int64))
 
     def look(self, reference: Sequence[Spoken], now: float, shown: Shown) -> None:
-        """At the text that is there `now`."""
+        """Count the errors in the text that is there at one moment.
+
+        Args:
+            reference: the transcript's words.
+            now: the moment, in seconds of the stream.
+            shown: the text.
+        """
         known = [word.text for word in reference]
         asked = np.asarray([sum(word.end <= now - delay for word in reference) for delay in DELAYS])
         self.words += asked
@@ -132,7 +174,15 @@ class Curve:
 
 
 def looks(viewer: Viewer, until: float) -> Iterator[tuple[float, Shown]]:
-    """Every half second from the first to the last word, what is there."""
+    """Go through a stream in steps of half a second, up to its last word and the longest delay after it.
+
+    Args:
+        viewer: the stream.
+        until: when the last word ends, in seconds.
+
+    Yields:
+        The moment, and what is shown then.
+    """
     place, shown = 0, Shown(0.0, "", "")
     for now in np.arange(LOOKED, until + DELAYS[-1], LOOKED):
         while place < len(viewer.shown) and viewer.shown[place].at <= now:
@@ -142,8 +192,9 @@ def looks(viewer: Viewer, until: float) -> Iterator[tuple[float, Shown]]:
 
 
 def delays(viewer: Viewer, reference: Sequence[Spoken]) -> list[float]:
-    """Milliseconds from the end of each word until the stable text is as many words long: those that were shown right
-    and those that were not.
+    """Return how long after the end of each word the stable text has as many words, in milliseconds.
+
+    Words count whether they were shown right or not.
     """
     waited, shown = [], iter((len(comparable()(each.stable).split()), each.at) for each in viewer.shown)
     length, at = next(shown, (0, 0.0))
@@ -154,7 +205,7 @@ def delays(viewer: Viewer, reference: Sequence[Spoken]) -> list[float]:
     return waited
 
 
-async def _watch(service: Service, waves: Sequence[Waveform], streams: int) -> list[Viewer]:
+async def _watch(service: Daemon, waves: Sequence[Waveform], streams: int) -> list[Viewer]:
     """Each wave in a stream of its own, so many at a time."""
     viewers = [Viewer()] * len(waves)
     turn = asyncio.Semaphore(streams)
@@ -176,12 +227,12 @@ async def _watch(service: Service, waves: Sequence[Waveform], streams: int) -> l
 def _whole(student: str, teacher: str, waves: Sequence[Waveform]) -> list[str]:
     """The same utterances, heard as files are: whole, by the same rule of whom to ask."""
     rule = Settings().escalate
-    transcriber = Transcriber(Engine.load(student, teacher, "cpu"), Escalation(rule.threshold, rule.shortest))
+    transcriber = Transcriber(WhisperEngine.load(student, teacher, "cpu"), Escalation(rule.threshold, rule.shortest))
     return [transcriber.text(result.tokens) for result in hear([with_margins(wave) for wave in waves], transcriber)]
 
 
 def _utterances(folders: Sequence[Path], clips: int) -> tuple[list[str], list[Waveform]]:
-    """(what is said, sound) of evenly chosen ones.
+    """What is said in evenly chosen utterances, and their sound.
 
     Raises:
         DistillError: there are none, or they cannot be read.

@@ -20,8 +20,13 @@ from streaming.job import SAMPLE_RATE, Waveform
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """utterances: READER-CHAPTER-UTTERANCE, as LibriSpeech names them. pause: seconds around each, beside those that
-    the reader left.
+    """A recording to make.
+
+    Attributes:
+        file: where it goes.
+        what: what it is, for the credits.
+        pause: seconds around each utterance, beside those that the reader left.
+        utterances: READER-CHAPTER-UTTERANCE, as LibriSpeech names them.
     """
 
     file: Path
@@ -70,13 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def transcripts(folder: Path) -> dict[str, str]:
-    """What is said in each utterance, in lower case: LibriSpeech has capitals alone, and no punctuation."""
+    """Return what is said in each utterance, in lower case: LibriSpeech has only capitals, and no punctuation."""
     lines = [line for path in folder.rglob("*.trans.txt") for line in path.read_text(encoding="utf-8").splitlines()]
     return {name: text.lower() for name, _, text in (line.partition(" ") for line in lines)}
 
 
 def with_pauses(parts: Sequence[Waveform], seconds: float) -> Waveform:
-    """One after another, over a noise floor of -70 dB, for digital silence is not what a room sounds like."""
+    """Join parts with pauses, over a noise floor of -70 dB: digital silence is not what a room sounds like."""
     pause = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
     joined = np.concatenate([piece for part in parts for piece in (pause, part)] + [pause])
     floor = np.random.default_rng(1).standard_normal(joined.size) * 10 ** (-70 / 20)
@@ -84,7 +89,7 @@ def with_pauses(parts: Sequence[Waveform], seconds: float) -> Waveform:
 
 
 def write(file: Path, wave: Waveform) -> None:
-    """FLAC, or Opus in Ogg where it would be large."""
+    """Write FLAC, or Opus in Ogg where that would be large."""
     if file.suffix == ".flac":
         soundfile.write(file, wave, SAMPLE_RATE)
     else:

@@ -1,9 +1,9 @@
-"""What the engine does with a recording: real-time factor, and the decoding that drafts save.
+"""What the engine does with a recording: its real-time factor, and the decoding that drafts save.
 
-The same streaming session is run twice over the same audio, at the pace of half-second steps: once as it is, with the
-last hypothesis as every job's draft, once with the drafts taken away. The texts must be equal; the passes differ. A
-third row counts what the drafts would save without re-anchoring: there a text that departs from its draft is decoded
-token by token from that place on, so the passes follow from what the first pass kept.
+The same streaming session is run twice over the same audio, in steps of half a second: once as it is, with the last
+hypothesis as every job's draft, and once without drafts. The texts must be equal; the passes differ. A third row counts
+what the drafts would save without re-anchoring: there a text that departs from its draft is decoded token by token from
+that place on, so the passes follow from what the first pass kept.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ from streaming.offline import listen, stop
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 
 
 @dataclass(slots=True)
 class Work:
-    """One run: its jobs, their tokens (end of text included), the student's passes, the texts of its finals.
+    """What one run took, and what came of it.
 
-    kept: tokens of drafts that a job's first pass kept.
+    Attributes:
+        jobs: how many.
+        tokens: of their texts, end of text included.
+        passes: decoder passes of the student.
+        kept: tokens of drafts that a job's first pass kept.
+        texts: of its finals.
+        seconds: how long it took.
     """
 
     jobs: int = 0
@@ -45,8 +51,15 @@ class Work:
     seconds: float = 0.0
 
 
-def hear(engine: Engine, audio: Waveform, prepare: Callable[[Job], Job], partials: bool) -> Work:
-    """Runs a session over `audio`, with `prepare` between session and engine."""
+def hear(engine: WhisperEngine, audio: Waveform, prepare: Callable[[Job], Job], partials: bool) -> Work:
+    """Run a session over audio.
+
+    Args:
+        engine: runs the jobs.
+        audio: shape `[samples]`.
+        prepare: changes each job before the engine gets it.
+        partials: whether partials are wanted.
+    """
     session = Session(
         "bench", SessionSettings(), Detector(), Text(engine.tokenizer_file, engine.eot), partials=partials
     )
@@ -67,8 +80,8 @@ def hear(engine: Engine, audio: Waveform, prepare: Callable[[Job], Job], partial
     return work
 
 
-def measure(engine: Engine, audio: Waveform, rounds: int) -> str:
-    """The table of a recording."""
+def measure(engine: WhisperEngine, audio: Waveform, rounds: int) -> str:
+    """Return the table of a recording."""
     seconds = audio.size / SAMPLE_RATE
 
     def row(name: str, works: Sequence[Work], passes: int) -> list[object]:
@@ -106,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recording", type=Path, nargs="+", default=[TALK, SENTENCES])
     parser.add_argument("--rounds", type=count, default=5)
     options = parser.parse_args(arguments)
-    engine = Engine.load(options.student, options.teacher, "cpu")
+    engine = WhisperEngine.load(options.student, options.teacher, "cpu")
     engine.warm()
     print(circumstances())
     for recording in options.recording:

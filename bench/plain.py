@@ -1,6 +1,7 @@
 """A checkpoint as other programs read it: the hub layout, whole, in single precision.
 
-Ours may keep its weights in 8 bits and share those of its teacher, which nobody else understands.
+Owns how such a copy is made: ours may keep its weights in 8 bits and share those of its teacher, which no other program
+understands.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _BESIDE = ("generation_config.json", "preprocessor_config.json", "normalizer.jso
 
 
 def write_plain(checkpoint: Checkpoint, folder: Path) -> Path:
-    """The folder, which is made."""
+    """Write the copy into a folder, which is made, and return the folder."""
     load_model(checkpoint).save_pretrained(folder)
     for name in _BESIDE:
         sources = (directory / name for directory in (checkpoint.directory, checkpoint.lender) if directory)

@@ -1,8 +1,8 @@
-"""What a device could do at best: bandwidth and arithmetic, measured, and the least that each part of a decode needs.
+"""What a device could do at best: its bandwidth and arithmetic, measured, and the least that a part of a decode costs.
 
-Owns the probes and the counting of bytes and operations. A part's roofline is the longer of the two times; what is
-measured beside it says how far from the machine's limit the code is. (Williams et al. 2009. Small models stay in a
-processor's caches, whose bandwidth is above that of the memory: there a part can be faster than its "roofline".)
+Owns the probes and the counting of bytes and operations. The roofline of a part is the longer of the two times
+(Williams et al. 2009); what is measured beside it says how far the code is from the machine's limit. Small models stay
+in a processor's caches, whose bandwidth is above that of the memory: there a part can be faster than its "roofline".
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ _PRODUCT = {"cpu": 1536, "cuda": 8192}
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """operations: floating point, a multiplication and its addition counted as two. moved: bytes."""
+    """The least that a part needs.
+
+    Attributes:
+        operations: in floating point; a multiplication and its addition count as two.
+        moved: bytes.
+    """
 
     operations: float
     moved: float
@@ -30,7 +35,13 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """bandwidth: bytes a second. arithmetic: operations a second, by dtype."""
+    """What a device can do.
+
+    Attributes:
+        name: for the tables.
+        bandwidth: bytes a second.
+        arithmetic: operations a second, by dtype.
+    """
 
     name: str
     bandwidth: float
@@ -41,7 +52,14 @@ class Device:
 
 
 def timed(work: Callable[[], object], device: str, seconds: float = 0.6, least: int = 5) -> list[float]:
-    """Seconds of each of several runs, warmed: as many as fit `seconds`, and `least` at any rate."""
+    """Return the seconds of each of several runs, after a warm-up.
+
+    Args:
+        work: what is run.
+        device: whose work is waited for.
+        seconds: how long the runs go on, together.
+        least: the number of runs, at least.
+    """
     for _ in range(2):
         work()
     _settle(device)
@@ -61,7 +79,7 @@ def _settle(device: str) -> None:
 
 @torch.inference_mode()
 def probe(device: str, dtypes: set[torch.dtype]) -> Device:
-    """The device, measured now: what else runs on it counts."""
+    """Measure a device as it is now, with whatever else runs on it."""
     kind = torch.device(device).type
     source = torch.ones(_COPIED_BYTES // 4, device=device)
     target = torch.empty_like(source)
@@ -77,7 +95,14 @@ def probe(device: str, dtypes: set[torch.dtype]) -> Device:
 
 
 def encoding(sizes: Dimensions, rows: int, positions: int, width: int) -> Cost:
-    """Features to states. width: bytes of a number."""
+    """Return the cost of encoding features to states.
+
+    Args:
+        sizes: of the model.
+        rows: jobs in a batch.
+        positions: of the encoder.
+        width: bytes of a number.
+    """
     d, frames = sizes.d_model, 2 * positions
     weights = 3 * sizes.mels * d + 3 * d * d + sizes.encoder_layers * (4 * d * d + 2 * d * sizes.encoder_ffn)
     convolutions = frames * 3 * sizes.mels * d + positions * 3 * d * d
@@ -86,14 +111,30 @@ def encoding(sizes: Dimensions, rows: int, positions: int, width: int) -> Cost:
 
 
 def remembering(sizes: Dimensions, rows: int, positions: int, width: int) -> Cost:
-    """States to the decoder's cross-attention keys and values."""
+    """Return the cost of the decoder's cross-attention keys and values from states.
+
+    Args:
+        sizes: of the model.
+        rows: jobs in a batch.
+        positions: of the encoder.
+        width: bytes of a number.
+    """
     d = sizes.d_model
     numbers = sizes.decoder_layers * 2 * (d * d + rows * positions * d) + rows * positions * d
     return Cost(2.0 * rows * positions * sizes.decoder_layers * 2 * d * d, width * numbers)
 
 
 def checking(sizes: Dimensions, rows: int, tokens: int, positions: int, cached: int, width: int) -> Cost:
-    """One decoder pass over `tokens` of each row, behind `cached` ones."""
+    """Return the cost of one decoder pass.
+
+    Args:
+        sizes: of the model.
+        rows: jobs in a batch.
+        tokens: positions of the pass in each row.
+        positions: of the encoder.
+        cached: tokens before them in the cache.
+        width: bytes of a number.
+    """
     d = sizes.d_model
     weights = sizes.decoder_layers * (6 * d * d + 2 * d * sizes.decoder_ffn) + d * sizes.vocabulary
     seen = positions + cached + tokens

@@ -1,7 +1,7 @@
 """Models of the published sizes with random weights: speed can be measured with nothing downloaded.
 
-Owns the sizes and how a pair of them is made in memory, on the device, without files. Its texts mean nothing, and
-end only at their limit.
+Owns the sizes, and how a pair of them is made in memory, on the device, without files. The texts mean nothing, and end
+only at their limit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from streaming.whisper.checkpoint import Checkpoint, Dimensions, Grammar
-from streaming.whisper.engine import Engine, assemble
+from streaming.whisper.engine import WhisperEngine, assemble
 from streaming.whisper.graph_runner import GraphRunner
 from streaming.whisper.model import Decoder, Encoder
 
@@ -23,7 +23,11 @@ _ENGLISH, _MULTILINGUAL, _WITH_CANTONESE = 51864, 51865, 51866
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """drafts: decoder layers of the student that is published for it, or that one would distil."""
+    """A published size.
+
+    Attributes:
+        drafts: decoder layers of the student that is published for it, or that one would distil.
+    """
 
     d_model: int
     heads: int
@@ -55,12 +59,17 @@ def random_pair(
     shape: Shape | None = None,
     seats: int | None = None,
     agree: bool = False,
-) -> Engine:
-    """A teacher of the published size `name`, and a student with its encoder and fewer decoder layers.
+) -> WhisperEngine:
+    """Make a teacher of a published size, and a student with its encoder and fewer decoder layers.
 
-    contexts: seconds, ascending, which both shall hear. shape: another than that of `name`. seats: jobs in a batch at
-    fixed addresses; in tensors made anew where None. agree: the teacher's further layers add nothing, so that it says
-    what the student says, at its own cost.
+    Args:
+        name: of the size.
+        device: where they are.
+        dtype: of their weights.
+        contexts: windows that both hear, in seconds, ascending.
+        shape: another than that of `name`.
+        seats: jobs in a batch at fixed addresses; None for tensors that are made anew.
+        agree: whether the teacher's further layers add nothing, so that it says what the student says, at its own cost.
     """
     place = torch.device(device)
     shape = shape or SHAPES[name]
@@ -79,7 +88,7 @@ def random_pair(
     runner = None
     if seats is not None:
         runner = GraphRunner(first, second, place, largest=seats, deterministic=False, capture=True)
-    return Engine(first, second, place, str(dtype).removeprefix("torch."), runner)
+    return WhisperEngine(first, second, place, str(dtype).removeprefix("torch."), runner)
 
 
 def _silence(weights: Mapping[str, Tensor], layers: int) -> None:
@@ -112,7 +121,7 @@ def _checkpoint(name: str, shape: Shape, contexts: Sequence[float]) -> Checkpoin
 
 
 def dimensions(shape: Shape) -> Dimensions:
-    """As `config.json` would say."""
+    """Return a shape as `config.json` would have it."""
     return Dimensions(
         mels=shape.mels, d_model=shape.d_model,
         encoder_layers=shape.encoder_layers, encoder_heads=shape.heads, encoder_ffn=4 * shape.d_model,

@@ -23,7 +23,7 @@ BLOCK = 640
 
 
 class Voice:
-    """What comes into a FIFO at the pace of speech: what it is given to say, and else silence, as of a microphone."""
+    """What comes into a FIFO at the pace of speech: what it is given to say, and otherwise silence."""
 
     def __init__(self, fifo: Path) -> None:
         self._pipe = os.open(fifo, os.O_RDWR)  # a pipe without a reader would end us
@@ -33,10 +33,10 @@ class Voice:
         self._thread.start()
 
     async def say(self, audio: bytes) -> None:
-        """Returns when all of it is said.
+        """Say something, and return when all of it is said.
 
         Raises:
-            TimeoutError: it was stopped meanwhile.
+            TimeoutError: the voice was stopped meanwhile.
         """
         said = asyncio.get_running_loop().create_future()
         for at in range(0, len(audio), BLOCK):
@@ -74,10 +74,10 @@ def _settle(said: asyncio.Future[None]) -> None:
 
 
 def pulseaudio() -> str:
-    """Where the program is.
+    """Return the path of the program.
 
     Raises:
-        MissingError: nowhere.
+        MissingError: it is not installed.
     """
     program = shutil.which("pulseaudio")
     if program is None or shutil.which("pactl") is None:
@@ -88,12 +88,14 @@ def pulseaudio() -> str:
 
 
 class SoundServer:
-    """PulseAudio with one source, a FIFO. It is the ALSA device `name` as well, as PortAudio sees it.
+    """PulseAudio with one source, a FIFO, which PortAudio also sees as the ALSA device `name`.
 
-    home: a folder with a short path: that of a unix socket may have 107 characters.
+    Args:
+        home: a folder with a short path: the path of a unix socket may have 107 characters.
+        name: of the device, and of its folder in `home`.
 
     Attributes:
-        environment: with which a process finds it.
+        environment: variables with which a process finds it.
     """
 
     def __init__(self, home: Path, name: str) -> None:
@@ -140,12 +142,12 @@ class SoundServer:
         self.voice = Voice(self.fifo)
 
     def unplug(self) -> None:
-        """The source alone goes."""
+        """Remove only the source."""
         self.voice.stop()
         self._must("unload-module", "module-pipe-source")
 
     def stop(self) -> None:
-        """All of it goes, without a word."""
+        """Kill the server, without a warning to anybody."""
         self.popen.kill()
         self.popen.wait()
         self.voice.stop()

@@ -1,8 +1,7 @@
-"""How many people can speak at once: N live streams at the pace of speech into a real service, and what they wait.
+"""How many people can speak at once: N live streams at the pace of speech into a real service, and how long they wait.
 
-Prints a table, a row for each N: partial lag and final latency as the service's own events state them, what the clients
-saw between sending and receiving, partials thinned, faults, word errors, and what was left of processor and GPU. With
-`--picture` the table's lags are drawn too.
+Prints a table, a row for each N: partial lag and final latency as stated in the service's own events, partials thinned,
+faults, word errors, and what was left of processor and GPU. With `--picture`, also draws the table's lags.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from tqdm import tqdm
 
 from bench.client import FRAME_SECONDS, SENTENCES, play, read_pcm, said_in
 from bench.gpu import Use, watched
-from bench.service import Service, running
+from bench.harness.daemon import Daemon
+from bench.service import running
 from bench.table import circumstances, percentiles, table
 from bench.words import words
 from distillation.arguments import count, count_or_none
@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Heard:
-    """What one client saw."""
+    """What one client saw.
+
+    Attributes:
+        lags: of the partials, in milliseconds.
+        latencies: of the finals, in milliseconds.
+        texts: of the finals.
+        thinned: partials that the service left out.
+        errors: error events.
+    """
 
     lags: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
@@ -63,7 +71,7 @@ SPREAD = 2.0
 """Seconds over which the beginnings of streams are spread: people do not begin to speak in the same millisecond."""
 
 
-async def _load(service: Service, streams: int, pcm: bytes, rate: int) -> tuple[list[Heard], float, Use]:
+async def _load(service: Daemon, streams: int, pcm: bytes, rate: int) -> tuple[list[Heard], float, Use]:
     """Plays to N streams, each beginning a little later; also the processor's share left idle, and the GPU's use."""
     heard = [Heard() for _ in range(streams)]
     clients = psutil.Process()
@@ -96,14 +104,14 @@ async def _shown(streams: int, seconds: float) -> AsyncIterator[None]:
             ticking.cancel()
 
 
-async def _join_late(number: int, streams: int, service: Service, pcm: bytes, rate: int, heard: Heard) -> None:
+async def _join_late(number: int, streams: int, service: Daemon, pcm: bytes, rate: int, heard: Heard) -> None:
     await asyncio.sleep(SPREAD * number / streams)
     await play(service.url, f"bench-{streams}-{number}", pcm, rate, heard.take)
 
 
 @contextmanager
 def neighbours(number: int) -> Iterator[None]:
-    """Meanwhile so many other programs compute without a pause."""
+    """Run a number of other programs that compute without a pause, for as long as the block runs."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield

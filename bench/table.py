@@ -1,4 +1,7 @@
-"""Markdown tables of figures, with where and when they were measured."""
+"""Markdown tables of figures, with where and when they were measured.
+
+Owns how figures are written. Knows nothing of what is measured.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from distillation.tables import table as table  # one way to write a table
 
 
 def percentiles(values: Sequence[float]) -> str:
-    """Median, 95th and 99th percentile, "p50 / p95 / p99"."""
+    """Return the median and the 95th and 99th percentiles, as "p50 / p95 / p99"."""
     return " / ".join(f"{value:.0f}" for value in np.percentile(values, [50, 95, 99])) if values else "none"
 
 
 def circumstances() -> str:
-    """Date, commit, hardware and command: without them a figure says nothing."""
+    """Return date, commit, hardware and command: without them a figure says nothing."""
     spec = sys.modules["__main__"].__spec__
     said = f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None else Path(sys.argv[0]).stem
     command = " ".join([said, *sys.argv[1:]])

@@ -1,7 +1,7 @@
 """How many words were right: what was said and what was heard, compared by Whisper's own normaliser for English.
 
-Whisper writes capitals and punctuation, and numbers in figures; the recordings' texts have none of that. Owns no more
-than the choice: the counting is `distillation.scores`.
+Owns only this choice. Whisper writes capitals and punctuation, and numbers in figures, which the recordings' texts do
+not have.
 """
 
 from __future__ import annotations
@@ -23,5 +23,8 @@ def comparable() -> Callable[[str], str]:
 
 
 def words(said: Sequence[str], heard: Sequence[str]) -> Score:
-    """Of all that was said against all that was heard: where an utterance was cut differently no word is wrong."""
+    """Score all that was said against all that was heard.
+
+    So no word counts as wrong because an utterance was cut differently.
+    """
     return score([" ".join(said)], [" ".join(heard)], comparable())

@@ -1,6 +1,7 @@
-"""Types of the command line's values: what cannot be meant is refused before anything is loaded.
+"""Types of the command line's values.
 
-Knows nothing of any command.
+Owns what a value may be: a value that makes no sense is refused before anything is loaded. Knows nothing of any
+command.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ _N = TypeVar("_N", int, float)
 
 
 def device(text: str) -> str:
-    """`cpu`, a GPU that is here, or `auto`: a GPU where there is one."""
+    """Return the device that a value names: `cpu`, a GPU that is here, or for `auto` a GPU where there is one.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such device here.
+    """
     if text == "cpu":
         return text
     import torch
@@ -24,7 +29,7 @@ def device(text: str) -> str:
         return "cuda" if found else "cpu"
     known = ["auto", "cpu", *(["cuda"] if found else []), *(f"cuda:{number}" for number in range(found))]
     if text not in known:
-        raise argparse.ArgumentTypeError(f"there is no {text!r} here: choose one of {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not available: choose one of {', '.join(known)}")
     return text
 
 
@@ -41,7 +46,7 @@ def _finite(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text} is not a number to reckon with")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return number
 
 
@@ -55,13 +60,13 @@ def _type(read: Callable[[str], _N], meant: str, fits: Callable[[_N], bool]) -> 
 
 
 count = _type(_whole, "a whole number above 0", lambda number: number > 0)
-count_or_none = _type(_whole, "a whole number from 0 on", lambda number: number >= 0)
+count_or_none = _type(_whole, "a whole number of 0 or more", lambda number: number >= 0)
 positive = _type(_finite, "a number above 0", lambda number: number > 0)
-not_negative = _type(_finite, "a number from 0 on", lambda number: number >= 0)
+not_negative = _type(_finite, "a number of 0 or more", lambda number: number >= 0)
 share = _type(_finite, "a number from 0 to 1", lambda number: 0 <= number <= 1)
 
 
 def count_of(text: str) -> tuple[str, int]:
-    """`SET=N`, or `N` for all sets, whose name is then empty."""
+    """Return the name of the set and the count of `SET=N`; the name of `N` alone, which is for all sets, is empty."""
     name, _, number = text.rpartition("=")
     return name, count(number)

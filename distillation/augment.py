@@ -1,12 +1,13 @@
-"""Clean clips -> the log-mel features of what a microphone might have heard.
+"""Augmentation: clean clips become the log-mel features of what a microphone might have heard.
 
 Owns what can go wrong between a mouth and a model: speed, pitch, an uneven pace, the size of the speaker (a warped
-frequency axis) and how steady it is, the room, the microphone's colour, noise, babble, gain, silence around, masked
-bands. Knows nothing of models or files.
-Everything is drawn from the generator that is passed in, so a batch can be made again exactly.
+frequency axis) and how steady it is, the room, the microphone's colour, noise, babble, gain, silence around the speech,
+and masked bands. Everything is drawn from the generator that is passed in, so a batch can be made again exactly. Knows
+nothing of models or files.
 
-`strength` runs from 0 (clean, but for padding and gain) to 1: training starts clean.
-Sources: speed perturbation (Ko et al. 2015), VTLP (Jaitly & Hinton 2013), SpecAugment (Park et al. 2019).
+`strength` runs from 0 (clean, except for padding and gain) to 1. Training starts clean.
+
+Sources: speed perturbation (Ko et al. 2015), VTLP (Jaitly and Hinton 2013), SpecAugment (Park et al. 2019).
 """
 
 from __future__ import annotations
@@ -32,9 +33,15 @@ Rng = np.random.Generator
 def augment_waveform(
     wave: Waveform, rng: Rng, strength: float, noises: Sequence[Waveform], babble: Waveform, *, goes_on: bool = False
 ) -> Waveform:
-    """One clip with another speed, room, noise and level, and with silence around it. `babble`: any other clip.
+    """Give a clip another speed, room, noise and level, and put silence around it.
 
-    goes_on: the speech does, behind the clip's end; no silence follows.
+    Args:
+        wave: the clip, 16 kHz mono.
+        rng: the generator that everything is drawn from.
+        strength: how much is changed, 0 to 1.
+        noises: recordings to mix under the speech.
+        babble: any other clip, which is mixed in as the voice of somebody else.
+        goes_on: whether the speech continues beyond the clip's end, so that no silence follows it.
     """
     if rng.random() < 0.8 * strength:
         wave = _at_uneven_speed(wave, rng.uniform(0.86, 1.16), rng)
@@ -50,7 +57,15 @@ def augment_waveform(
 
 
 def noise_alone(samples: int, rng: Rng, noises: Noises) -> Waveform:
-    """What a model must hear as nothing: noise, hum, next to silence, clicks, and noises that sound like speech."""
+    """Make a clip that a model must hear as nothing.
+
+    It holds noise, hum, near silence, clicks, or a noise that sounds like speech.
+
+    Args:
+        samples: the length of the clip. A noise that sounds like speech has its own length.
+        rng: the generator that everything is drawn from.
+        noises: recordings to choose from; white and coloured noise is generated too.
+    """
     if noises.mistaken and rng.random() < 0.5:
         return _deceptive(rng, noises.mistaken)
     wave = _random_noise(samples, rng, noises.speechless) * np.float32(0.1)
@@ -134,7 +149,7 @@ def _at_level(wave: Waveform, rng: Rng, strength: float) -> Waveform:
 
 @functools.lru_cache(maxsize=64)
 def warped_filters(mels: int, warp: float = 1.0) -> Tensor:
-    """Whisper's mel filters, [mels, 1 + FFT / 2], on a frequency axis stretched by `warp` (VTLP)."""
+    """Return Whisper's mel filters, `[mels, 1 + FFT / 2]`, on a frequency axis stretched by `warp` (VTLP)."""
     filters = mel_filters(mels).numpy()
     if warp != 1.0:
         bins = np.arange(1 + FFT // 2)
@@ -150,7 +165,18 @@ def _window() -> Tensor:
 def features(
     waves: Sequence[Waveform], seconds: float, mels: int, rng: Rng | None = None, strength: float = 0.0
 ) -> Tensor:
-    """Whisper's log-mel features [clips, mels, frames] of clips padded to `seconds`; augmented when `rng` is given."""
+    """Compute Whisper's log-mel features of clips, augmented when `rng` is given.
+
+    Args:
+        waves: clips, 16 kHz mono, which are padded or cut to `seconds`.
+        seconds: the length of the window.
+        mels: the number of mel bands.
+        rng: the generator that the augmentation is drawn from; None for clean features.
+        strength: how much is changed, 0 to 1.
+
+    Returns:
+        `[clips, mels, frames]`.
+    """
     samples = round(seconds * SAMPLE_RATE)
     power = power_spectrum([wave[:samples] for wave in waves], seconds, _window())
     if rng is None:
@@ -175,8 +201,9 @@ def _filters_of(warp: int, mels: int) -> Tensor:
 
 
 def _patched(power: Tensor, warp: int, mels: int, rng: Rng) -> Tensor:
-    """Mel bands of which stretches of a few sounds have a warp, near `warp`, and a level of their own. Speech joined
-    from pieces that were recorded apart, as diphone voices join it, is as unsteady as that.
+    """Mel bands in which each stretch of a few sounds has its own warp, near `warp`, and its own level.
+
+    Speech that is joined from pieces recorded apart, as in diphone voices, is as unsteady as this.
     """
     stretches: list[Tensor] = []
     at = 0
@@ -212,7 +239,13 @@ def _mask(mel: Tensor, frames: int, rng: Rng, strength: float) -> None:
 
 
 def padded_seconds(longest: float, contexts: Sequence[float], exact: bool) -> float:
-    """The window of a batch: one of the checkpoint's contexts when `exact`, else the next half second (cheaper)."""
+    """Return the length of a batch's window, in seconds.
+
+    Args:
+        longest: seconds of the longest clip in the batch.
+        contexts: the windows of the checkpoint, in seconds, the shortest first.
+        exact: whether the window must be one of `contexts`; else it ends at the next half second, which costs less.
+    """
     if exact:
         return next((context for context in contexts if context >= longest), contexts[-1])
     return min(math.ceil(longest * 2) / 2, contexts[-1])

@@ -1,7 +1,7 @@
-"""The order of training: which lessons make the batch of a step, and the batch itself.
+"""The order of training: which lessons make the batch of each step, and the batch itself.
 
-Owns the mixture and reproducibility: a step's batch depends on the seed and the step alone, so a training that was
-stopped goes on with the very batch it would have had. Knows nothing of losses.
+Owns the mixture and its reproducibility: the batch of a step depends only on the seed and the step, so a training that
+was stopped continues with the same batch. Knows nothing of losses.
 """
 
 from __future__ import annotations
@@ -43,11 +43,18 @@ Utterance = tuple[int, ...]
 class Mixture:
     """How lessons become batches.
 
-    repeats: how often a clip of a set comes in an epoch (1 unless named; below 1: a share of them).
-    seconds, most_rows: padded audio and examples in a batch. longest: seconds of a clip.
-    empty_share, joined_share: examples of noise alone, and of several clips one after another, for each clip.
-    roomy_share: examples in a larger window than the smallest that holds them, so that a clip is heard in several.
-    strength: of augmentation, 0..1.
+    Attributes:
+        repeats: how often a clip of a set comes in an epoch; 1 for a set that is not named, and below 1 a share of its
+            clips.
+        seconds: padded audio in a batch.
+        most_rows: examples in a batch.
+        longest: seconds that a clip may last.
+        empty_share: examples of noise alone, per clip.
+        joined_share: examples of several clips one after another, per clip.
+        roomy_share: share of the examples that get a larger window than the smallest that holds them, so that a clip is
+            heard in several.
+        strength: of the augmentation, 0 to 1.
+        seed: of everything that is random.
     """
 
     repeats: Mapping[str, float]
@@ -63,9 +70,14 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """mel [rows, bins, frames]; inputs, labels [rows, length] (labels: the next token, `IGNORED` where none counts);
-    likeliest, log_probs [rows, length, KEPT]: the teacher's distribution of each label, log-probabilities of -inf where
-    it has none.
+    """The features and the targets of one step.
+
+    Attributes:
+        mel: log-mel features, `[rows, bins, frames]`.
+        inputs: tokens, `[rows, length]`.
+        labels: the next token of each input, `[rows, length]`; `IGNORED` where none counts.
+        likeliest: the teacher's likeliest tokens for each label, `[rows, length, KEPT]`.
+        log_probs: their log-probabilities, `[rows, length, KEPT]`; -inf where the teacher has no distribution.
     """
 
     mel: Tensor
@@ -77,14 +89,19 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a batch to be: what is said in it, and the seconds of its window."""
+    """One row of a batch that is to be made.
+
+    Attributes:
+        utterance: what is said in it.
+        window: its length in seconds.
+    """
 
     utterance: Utterance
     window: float
 
 
 class Batches(Dataset[Batch]):
-    """`batches[step]` is the batch of that step.
+    """A dataset in which `batches[step]` is the batch of that step.
 
     Raises:
         LabelsError: no lesson fits into the longest window.
@@ -101,8 +118,8 @@ class Batches(Dataset[Batch]):
         ]
         if not self._lessons:
             raise LabelsError(
-                f"no clip fits, with what augmentation adds, into {layout.contexts[-1]:g} s, the student's longest "
-                "window, and --longest: give shorter recordings"
+                f"with what augmentation adds, no clip fits into {layout.contexts[-1]:g} s, the student's longest "
+                "window, and --longest: use shorter recordings"
             )
         self._noises = noises
         self._epoch_plan = functools.lru_cache(maxsize=16)(self._plan)
@@ -115,12 +132,12 @@ class Batches(Dataset[Batch]):
         return self._taught(mel, [example.utterance for example in examples])
 
     def epoch_steps(self, epoch: int) -> int:
-        """How many batches an epoch has."""
+        """Return how many batches an epoch has."""
         return len(self._epoch_plan(epoch))
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the lessons and the mixture."""
+        """A digest that changes with the lessons and the mixture."""
         said = "\n".join(f"{each.clip.offset} {each.clip.samples} {each.tokens}" for each in self._lessons)
         return hashlib.sha256(f"{self._mixture} {self._layout.prompt} {said}".encode()).hexdigest()
 
@@ -216,7 +233,7 @@ class Batches(Dataset[Batch]):
 
 
 def laid_out(layout: Layout, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of teacher forcing, as in `Batch`, of texts in tokens."""
+    """Return the inputs and labels of teacher forcing, as in `Batch`, for texts in tokens."""
     rows = [[*layout.prompt, *text, layout.end] for text in texts]
     length = max(map(len, rows)) - 1
     inputs = torch.full((len(rows), length), layout.end)

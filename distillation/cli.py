@@ -1,7 +1,7 @@
 """`whisperd distill`: the command line of the recipe.
 
-Owns the commands and their defaults. Each command can be stopped and given again: it goes on where it was. Heavy
-imports are made inside the commands, so that help and a mistake in an option come at once.
+Owns the commands and their defaults. Each command can be stopped and given again: it continues where it was. Heavy
+imports are made inside the commands, so that help, or an error in an option, appears at once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0; 1: it cannot be done, and standard error says why; 2: bad usage; 130: it was interrupted."""
+    """Run the command line.
+
+    Returns:
+        0 for success; 1 when it cannot be done, and standard error says why; 2 for bad usage; 130 for an interrupt.
+    """
     options = _parser().parse_args(argv)
     try:
         return _obey(options)
     except KeyboardInterrupt:
-        print("whisperd distill: interrupted; the same command goes on from here", file=sys.stderr)
+        print("whisperd distill: interrupted; run the same command to continue", file=sys.stderr)
         return 130
 
 
@@ -56,17 +60,19 @@ def _obey(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="whisperd distill",
-        description="Make a student of a teacher of yours: label, init, train, export, evaluate. `corpus` adds "
+        description="Make a student from your teacher: label, init, train, export, evaluate. `corpus` adds "
         "synthetic voices to your recordings.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_label(commands.add_parser("label", help="the teacher's transcripts of your recordings, and a filter"))
-    _add_init(commands.add_parser("init", help="a student with the teacher's encoder and some of its decoder layers"))
-    _add_train(commands.add_parser("train", help="the student learns from the labels and the teacher"))
-    _add_export(commands.add_parser("export", help="the trained student in the hub layout"))
-    _add_evaluate(commands.add_parser("evaluate", help="what a pair can do, as a report"))
-    _add_corpus(commands.add_parser("corpus", help="sentences by neural voices -> clips of a corpus"))
-    _add_average(commands.add_parser("average", help="the mean of students of one training's line"))
+    _add_label(commands.add_parser("label", help="transcribe your recordings with the teacher and filter the labels"))
+    _add_init(
+        commands.add_parser("init", help="make a student of the teacher's encoder and some of its decoder layers")
+    )
+    _add_train(commands.add_parser("train", help="train the student on the labels"))
+    _add_export(commands.add_parser("export", help="write the trained student as a model"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure a pair and write a report"))
+    _add_corpus(commands.add_parser("corpus", help="make clips of sentences spoken by neural voices"))
+    _add_average(commands.add_parser("average", help="average students of one training line"))
     return parser
 
 
@@ -74,20 +80,20 @@ def _add_label(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--recordings", type=Path, nargs="+", default=[], metavar="DIR", help="audio, with or without transcripts"
     )
-    command.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="gathered there, if not there yet")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="recordings are gathered there")
     command.add_argument("--dev", type=Path, nargs="+", default=[], metavar="DIR", help="recordings to measure on")
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--out", type=Path, required=True, metavar="LABELS.jsonl")
-    command.add_argument("--language", help="of the recordings; a multilingual teacher detects it otherwise")
+    command.add_argument("--language", help="of the recordings (default: a multilingual teacher detects it)")
     command.add_argument(
         "--at-most", type=arguments.count_of, nargs="+", default=[], metavar="[SET=]CLIPS",
-        help="clips of a set that are labelled, evenly chosen; of all sets where none is named",
+        help="how many clips of a set to label, evenly chosen; without SET, of every set",
     )  # fmt: skip
     command.add_argument(
         "--beginnings", type=arguments.share, default=0.3,
-        help="share of clips of which a beginning is labelled too, as of a partial (default: %(default)s)",
+        help="share of clips whose beginning is labelled too, like a partial (default: %(default)s)",
     )  # fmt: skip
-    _normaliser_argument(command, "how transcripts are made comparable")
+    _normaliser_argument(command, "how to normalise transcripts")
     _device_argument(command)
     _filter_arguments(command)
     command.set_defaults(run=_label)
@@ -98,17 +104,17 @@ def _add_init(command: argparse.ArgumentParser) -> None:
     command.add_argument("--decoder-layers", type=arguments.count, default=2, help="(default: %(default)s)")
     command.add_argument(
         "--encoder", choices=("own", "shared"), default="own",
-        help="own: it learns short windows; shared: the teacher's stays, one in memory (default: %(default)s)",
+        help="own: the student's learns short windows; shared: the teacher's, once in memory (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
         "--contexts", type=arguments.positive, nargs="+", metavar="SECONDS",
-        help="windows that it learns (default: of an own encoder 2 3 5 7 10 15 20 30, else the teacher's)",
+        help="windows to learn (default: 2 3 5 7 10 15 20 30 with an own encoder, else the teacher's)",
     )  # fmt: skip
     command.add_argument(
-        "--start", metavar="CHECKPOINT", help="a student of this teacher before it learnt on: its weights are kept"
+        "--start", metavar="CHECKPOINT", help="start from the weights of this earlier student of the teacher"
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--name", default="student", help="what it calls itself (default: %(default)s)")
+    command.add_argument("--name", default="student", help="the student's name (default: %(default)s)")
     command.set_defaults(run=_init)
 
 
@@ -117,7 +123,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--labels", type=Path, required=True, metavar="LABELS.jsonl")
     command.add_argument("--language", help="of the recordings, for a multilingual teacher")
-    _normaliser_argument(command, "how texts are made comparable to watch word errors: as of label")
+    _normaliser_argument(command, "how to normalise texts to watch word errors: as for label")
     _filter_arguments(command)
     command.add_argument("--ce-weight", type=arguments.not_negative, default=0.8, help="(default: %(default)s)")
     command.add_argument("--kl-weight", type=arguments.not_negative, default=1.0, help="(default: %(default)s)")
@@ -125,10 +131,10 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         "--batch-seconds", type=arguments.positive, default=80, help="audio in a batch (default: %(default)s)"
     )
     command.add_argument(
-        "--longest", type=arguments.positive, default=28, help="seconds of a clip (default: %(default)s)"
+        "--longest", type=arguments.positive, default=28, help="seconds of the longest clip (default: %(default)s)"
     )
     command.add_argument(
-        "--augment", type=arguments.share, default=0.4, help="0 (not at all) to 1 (default: %(default)s)"
+        "--augment", type=arguments.share, default=0.4, help="how much, from 0 to 1 (default: %(default)s)"
     )
     command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
     command.add_argument("--noise", type=Path, metavar="DIR", help="a folder of noises to mix in")
@@ -139,15 +145,15 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--cooldown", type=arguments.count_or_none,
-        help="last steps, of falling rate (default: 0.6 of --steps)",
+        help="last steps, with a falling rate (default: 0.6 of --steps)",
     )  # fmt: skip
     command.add_argument(
         "--save-every", type=arguments.count, default=500, metavar="STEPS",
-        help="between checkpoints, each with a row of the curve (default: %(default)s)",
+        help="steps between checkpoints, each with a row of the curve (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
         "--seed", type=arguments.count_or_none, default=0,
-        help="of the order of training, and of what is random in it (default: %(default)s)",
+        help="seed of the training order and of everything random (default: %(default)s)",
     )  # fmt: skip
     _device_argument(command)
     command.set_defaults(run=_train)
@@ -158,42 +164,42 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--trained", type=Path, required=True, metavar="DIR", help="made by train")
     command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--name", default="student", help="what it calls itself (default: %(default)s)")
+    command.add_argument("--name", default="student", help="the student's name (default: %(default)s)")
     command.add_argument(
-        "--whole", action="store_true", help="the hub layout with all weights, for other programs, not its own alone"
+        "--whole", action="store_true", help="write all weights, in the hub layout, for other programs"
     )
     command.set_defaults(run=_export)
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="as of label")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="as for label")
     command.add_argument(
         "--dev", type=Path, nargs="+", default=[], metavar="DIR", help="recordings to measure on, if not there yet"
     )
     command.add_argument("--student", default="tiny-en", metavar="CHECKPOINT")
     command.add_argument("--teacher", default="tiny-en", metavar="CHECKPOINT")
-    command.add_argument("--noise", type=Path, metavar="DIR", help="noises, for the words invented")
+    command.add_argument("--noise", type=Path, metavar="DIR", help="a folder of noises, to count invented words")
     command.add_argument(
         "--threshold", type=arguments.share, default=0.72,
         help="below this confidence the teacher decides (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
         "--shortest", type=arguments.not_negative, default=2.0, metavar="SECONDS",
-        help="what is shorter the student decides alone (default: %(default)s)",
+        help="the student decides shorter texts alone (default: %(default)s)",
     )  # fmt: skip
     command.add_argument("--language", help="of the recordings, for a multilingual pair")
-    _normaliser_argument(command, "how texts are made comparable: as of label")
+    _normaliser_argument(command, "how to normalise texts: as for label")
     command.add_argument("--domain", nargs="*", default=[], metavar="SET", help="sets on which the cascade is judged")
     command.add_argument(
         "--at-most", type=arguments.count_of, nargs="+", default=[], metavar="[SET=]CLIPS",
-        help="clips of a set that are heard, evenly chosen; of all sets where none is named (default: 400)",
+        help="how many clips of a set to measure, evenly chosen; without SET, of every set (default: 400)",
     )  # fmt: skip
     command.add_argument(
-        "--noise-seconds", type=arguments.positive, default=1800, help="to listen to (default: %(default)s)"
+        "--noise-seconds", type=arguments.positive, default=1800, help="how much to listen to (default: %(default)s)"
     )
     command.add_argument(
         "--out", type=Path, metavar="DIR",
-        help="for REPORT.md, report.json and pictures; and for what is measured, so that an interrupted run goes on",
+        help="for REPORT.md, report.json, pictures and measurements, so that an interrupted run continues",
     )  # fmt: skip
     _device_argument(command)
     command.set_defaults(run=_evaluate)
@@ -203,9 +209,11 @@ def _add_corpus(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument(
         "--clips", type=arguments.count, default=1000,
-        help=f"by neural voices, in blocks of {BLOCK_CLIPS} (default: %(default)s)",
+        help=f"clips to make, in blocks of {BLOCK_CLIPS} (default: %(default)s)",
     )  # fmt: skip
-    command.add_argument("--texts", type=Path, metavar="FILE", help="what is spoken, a line a clip; else home commands")
+    command.add_argument(
+        "--texts", type=Path, metavar="FILE", help="texts to speak, one line per clip (default: home commands)"
+    )
     command.add_argument("--styles", type=Path, metavar="DIR",
                          help="more speakers of Kokoro: the folder `voices` of the npm package kokoro-js")  # fmt: skip
     command.add_argument("--workers", type=arguments.count, default=2)
@@ -215,10 +223,10 @@ def _add_corpus(command: argparse.ArgumentParser) -> None:
 
 def _add_average(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "parts", nargs="+", metavar="CHECKPOINT[:SHARE]", help="shares are of their sum; 1 where not said"
+        "parts", nargs="+", metavar="CHECKPOINT[:SHARE]", help="with its share of the mean (default: 1)"
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--name", default="student", help="what it calls itself (default: %(default)s)")
+    command.add_argument("--name", default="student", help="the student's name (default: %(default)s)")
     command.set_defaults(run=_average)
 
 
@@ -235,13 +243,13 @@ def _filter_arguments(command: argparse.ArgumentParser) -> None:
         "--filter",
         type=arguments.not_negative,
         default=0.1,
-        help="most word errors of a label, per word (default: %(default)s)",
+        help="highest word error rate of a label that is kept (default: %(default)s)",
     )
     command.add_argument(
         "--confidence",
         type=arguments.share,
         default=0.7,
-        help="least of a label with no transcript (default: %(default)s)",
+        help="lowest confidence of a kept label without a transcript (default: %(default)s)",
     )
 
 
@@ -265,7 +273,7 @@ def _label(options: argparse.Namespace) -> None:
     from distillation.hearing import Transcriber
     from distillation.label import Choice, Manner, account, digest, label, normaliser, picture
     from distillation.model import layout_of
-    from streaming.whisper.engine import Engine
+    from streaming.whisper.engine import WhisperEngine
 
     teacher = _checkpoint(options.teacher, "teacher")
     if options.language:
@@ -278,7 +286,9 @@ def _label(options: argparse.Namespace) -> None:
     if options.recordings or options.dev:
         gather(options.corpus)
     corpus = Corpus(options.corpus)
-    transcriber = Transcriber(Engine.load(str(teacher.directory), None, options.device), language=options.language)
+    transcriber = Transcriber(
+        WhisperEngine.load(str(teacher.directory), None, options.device), language=options.language
+    )
     comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
     manner = Manner(digest(teacher), options.normaliser, options.language)
     limits = dict(options.at_most)
@@ -399,7 +409,7 @@ def _average(options: argparse.Namespace) -> None:
         except ValueError:
             weight = 0.0
         if not (math.isfinite(weight) and weight > 0):
-            raise DistillError(f"{part}: behind the colon stands a share above 0, as in {name}:0.4")
+            raise DistillError(f"{part}: the share after the colon must be above 0, as in {name}:0.4")
         parts.append((_checkpoint(name, "student"), weight))
     average(parts, options.out, options.name)
     print(options.out)

@@ -1,12 +1,12 @@
 """The corpus: clips of speech with their text, gathered in one folder.
 
-Owns the folder's layout and its making; what recordings may look like is `recordings.py`'s. A corpus is `index.jsonl`
-(one clip a line: text, speaker, set, split, and where its samples lie) beside `audio.i16` (all clips, 16 kHz mono, one
-after another). Knows nothing of features or models.
+Owns the folder's layout and how it is made; `recordings.py` says what recordings may look like. A corpus is
+`index.jsonl` (one clip a line: text, speaker, set, split, and where its samples lie) beside `audio.i16` (all clips,
+16 kHz mono, one after another). Knows nothing of features or models.
 
-Making it can be interrupted and resumed: clips are written in numbered blocks, and a block counts only when its index,
-written after its audio, is whole. `gather` joins the blocks. A block of recordings remembers in a file beside it
-(`block-....json`) which recordings those were: other ones are never taken for them.
+The making can be interrupted and resumed: clips are written in numbered blocks, and a block counts only when its index,
+written after its audio, is whole. `gather` joins the blocks. A file beside each block of recordings (`block-....json`)
+says which recordings those were, so that others are never mistaken for them.
 """
 
 from __future__ import annotations
@@ -58,8 +58,16 @@ class CorpusError(DistillError):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """transcribed: whether somebody wrote down what was said; else `text` is empty.
-    offset, samples: where the clip lies in `audio.i16`.
+    """A clip of a corpus, and what was said in it.
+
+    Attributes:
+        text: empty where `transcribed` is false.
+        speaker: behind the set and a slash.
+        set: the folder of recordings, or the program, that it comes from.
+        split: "train" or "dev".
+        offset: where the clip begins in `audio.i16`, in samples.
+        samples: its length.
+        transcribed: whether somebody wrote down what was said.
     """
 
     text: str
@@ -90,9 +98,9 @@ class Corpus:
         self.clips = _read_index(index)
         samples = audio.stat().st_size // 2
         if any(clip.offset + clip.samples > samples for clip in self.clips):
-            raise CorpusError(f"{audio} is shorter than its index: give the command again that made the corpus")
+            raise CorpusError(f"{audio} is shorter than its index: run the command that made the corpus again")
         if not samples:
-            raise CorpusError(f"the corpus in {folder} holds no clips: give it recordings with speech in them")
+            raise CorpusError(f"the corpus in {folder} contains no clips: give it recordings with speech")
         self._audio: NDArray[np.int16] = np.memmap(audio, dtype=np.int16, mode="r")
         self._keys: dict[Clip, str] = {}
 
@@ -100,8 +108,9 @@ class Corpus:
         return [clip for clip in self.clips if clip.split == name]
 
     def key(self, clip: Clip) -> str:
-        """What a clip is known by wherever it lies: its samples, and what was said in it. All of a day of speech takes
-        some seconds, once.
+        """Return what identifies a clip wherever it lies: a digest of its samples and of its text.
+
+        The keys of a day of speech take some seconds, once.
         """
         if clip not in self._keys:
             found = hashlib.blake2b(self._audio[clip.offset : clip.offset + clip.samples].data, digest_size=16)
@@ -110,7 +119,7 @@ class Corpus:
         return self._keys[clip]
 
     def speechless(self, split: str) -> dict[str, int]:
-        """How many recordings gave no clip because no speech was found in them, by set."""
+        """Count, by set, the recordings that gave no clip because no speech was found in them."""
         counted: Counter[str] = Counter()
         for number in itertools.count():
             origin = _block_index(self.folder, _recorded_block(split, number)).with_suffix(".json")
@@ -124,7 +133,7 @@ class Corpus:
 
 
 def evenly(clips: Sequence[Thing], at_most: int) -> list[Thing]:
-    """So many of them, from the first to the last."""
+    """Choose up to `at_most` items, evenly spaced from the first to the last."""
     step = max(1.0, len(clips) / at_most)
     return [clips[int(place * step)] for place in range(min(at_most, len(clips)))]
 
@@ -137,14 +146,19 @@ def _read_index(path: Path) -> list[Clip]:
                 clips.append(Clip(**json.loads(line)))
             except (ValueError, TypeError) as error:
                 raise CorpusError(
-                    f"{path}, line {number}, is no clip: remove the file, and give the command again that made it"
+                    f"{path}, line {number}, is not a clip: remove the file and run the command that made it again"
                 ) from error
     return clips
 
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """How many clips by neural voices. styles: where Kokoro's speakers lie, as in `neural.styles_of`."""
+    """What is synthesised.
+
+    Attributes:
+        clips: how many, by neural voices.
+        styles: the folder of Kokoro's speakers, as for `neural.styles_of`.
+    """
 
     clips: int
     styles: Path | None = None
@@ -155,7 +169,15 @@ class Synthesis:
 
 
 def synthesise(folder: Path, wanted: Synthesis, seed: int, workers: int, spoken: Sequence[str] = ()) -> None:
-    """Synthetic clips by random voices: of sentences out of `spoken`, or else home commands of the grammar."""
+    """Add synthetic clips by random voices to the corpus in a folder.
+
+    Args:
+        folder: the corpus, which is made when it is not there.
+        wanted: how many clips, and by which speakers.
+        seed: of everything that is random.
+        workers: processes to use.
+        spoken: sentences to choose from; when empty, the grammar makes home commands.
+    """
     blocks = wanted.blocks
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in blocks if not _block_index(folder, number).is_file()]
@@ -188,7 +210,13 @@ def _speak_block(number: int, folder: Path, wanted: Synthesis, seed: int, spoken
 
 
 def trim(wave: Waveform, below_peak_db: float = 45.0, keep_seconds: float = 0.08) -> Waveform:
-    """Without the silence before and after: how much surrounds a clip is the augmentation's business."""
+    """Cut off the silence before and after a clip: augmentation decides how much surrounds it.
+
+    Args:
+        wave: 16 kHz mono.
+        below_peak_db: how far below the peak counts as silence, in dB.
+        keep_seconds: silence to keep at each end.
+    """
     level = np.abs(wave)
     loud = np.flatnonzero(level > level.max(initial=0.0) * 10 ** (-below_peak_db / 20))
     if loud.size == 0:
@@ -198,13 +226,19 @@ def trim(wave: Waveform, below_peak_db: float = 45.0, keep_seconds: float = 0.08
 
 
 def record(folder: Path, source: Path, split: str, number: int = 0) -> None:
-    """Adds recordings (`recordings.py` says what a folder may look like) as one block, behind the synthetic ones.
+    """Add recordings to a corpus as one block, after the synthetic ones.
 
-    number: of the source, among several of one split.
+    `recordings.py` says what a folder of recordings may look like.
+
+    Args:
+        folder: the corpus.
+        source: a folder of recordings, or a manifest.
+        split: "train" or "dev".
+        number: of the source, among several of one split.
 
     Raises:
         RecordingsError: the recordings cannot be used. Nothing is written then.
-        CorpusError: the corpus holds other recordings already.
+        CorpusError: the corpus already holds other recordings.
     """
     block = _recorded_block(split, number)
     origin = {"source": str(source.resolve()), "files": stamps(source)}
@@ -229,7 +263,7 @@ def _read_origin(path: Path) -> dict[str, Any]:
     try:
         origin: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
-        raise CorpusError(f"{path} is damaged: make the corpus anew, in another folder") from error
+        raise CorpusError(f"{path} is damaged: make the corpus again, in another folder") from error
     return origin
 
 
@@ -251,13 +285,13 @@ def _require_same(folder: Path, split: str, number: int, wanted: Mapping[str, An
         return
     option = "--recordings" if split == "train" else "--dev"
     raise CorpusError(
-        f"the corpus in {folder} holds other recordings: it {differs}. "
-        f"Make another corpus of these, in another folder, or leave {option} out to use what it holds"
+        f"the corpus in {folder} contains other recordings: it {differs}. "
+        f"Make a corpus of these in another folder, or leave {option} out to use what it contains"
     )
 
 
 def _clips(found: Sequence[Recording], split: str, speechless: Counter[str]) -> Iterator[tuple[Waveform, About]]:
-    """speechless: counts by set the recordings that give no clip, as there is no speech in them."""
+    """Clips of recordings; `speechless` counts, by set, those that give none because they have no speech."""
     for recording in tqdm(found, desc=split, unit="clip"):
         about: About = {
             "text": recording.text or "",
@@ -296,7 +330,7 @@ def _finish_block(folder: Path, number: int, rows: Iterable[Mapping[str, Any]]) 
 
 
 def gather(folder: Path) -> None:
-    """Joins the blocks into `index.jsonl` and `audio.i16`, unless they are what these were joined from.
+    """Join the blocks into `index.jsonl` and `audio.i16`, unless these were already made from the same blocks.
 
     Raises:
         CorpusError: a block is damaged.
@@ -317,7 +351,7 @@ def gather(folder: Path) -> None:
             clips = _read_index(index)
             samples = index.with_suffix(".i16").stat().st_size // 2
             if samples != sum(clip.samples for clip in clips):
-                raise CorpusError(f"{index} does not fit its audio: remove it, and the same command makes it anew")
+                raise CorpusError(f"{index} does not fit its audio: remove it, and the same command makes it again")
             for clip in clips:
                 joined.write(json.dumps(asdict(replace(clip, offset=clip.offset + offset))) + "\n")
             with index.with_suffix(".i16").open("rb") as data:

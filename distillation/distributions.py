@@ -1,7 +1,8 @@
 """The teacher's likeliest tokens at every place of its labels, with their log-probabilities, in one file.
 
-Owns the file: a record a token, one label's after another, appended only; what lies behind the last label that knows of
-it was torn, and is cut off. A student that learns from them needs no teacher beside it. Knows nothing of labels' texts.
+Owns the file: one record a token, one label's after another, only ever appended. What lies behind the last label that
+refers to it was torn, and is cut off. With it, a student learns without its teacher. Knows nothing of the labels'
+texts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Distributions:
         self._size = path.stat().st_size // RECORD.itemsize if path.is_file() else 0
 
     def begin(self, size: int) -> None:
-        """Makes the file ready to be added to: only so many records count, and those behind are cut off."""
+        """Prepare the file for appending: only the first `size` records count, and those behind them are cut off."""
         self._path.touch()
         self._size = min(size, self._size)
         os.truncate(self._path, self._size * RECORD.itemsize)
@@ -37,7 +38,14 @@ class Distributions:
         return self._size
 
     def add(self, logits: Tensor) -> int:
-        """Of one label, [places, vocabulary]; the number of its first record."""
+        """Append the records of one label.
+
+        Args:
+            logits: `[places, vocabulary]`.
+
+        Returns:
+            The number of the label's first record.
+        """
         log_probs, tokens = logits.float().log_softmax(-1).topk(KEPT)
         records = np.empty(len(tokens), RECORD)
         records["tokens"], records["log_probs"] = tokens.cpu().numpy(), log_probs.cpu().numpy()
@@ -47,7 +55,15 @@ class Distributions:
         return first
 
     def read(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """(tokens, log-probabilities), [count, KEPT] each."""
+        """Read some records.
+
+        Args:
+            first: the number of the first record.
+            count: how many records to read.
+
+        Returns:
+            Tokens and log-probabilities, `[count, KEPT]` each.
+        """
         with self._path.open("rb") as file:
             file.seek(first * RECORD.itemsize)
             records: NDArray[np.void] = np.frombuffer(file.read(count * RECORD.itemsize), RECORD)

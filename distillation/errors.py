@@ -1,5 +1,8 @@
-"""What the recipe says when it cannot go on. One root, so that the command line knows a sentence from a bug."""
+"""The root of the errors with which the recipe stops.
+
+Owns nothing else: by it the command line tells an expected error from a bug.
+"""
 
 
 class DistillError(Exception):
-    """The message says what is wrong, and what to do."""
+    """The recipe cannot continue; the message says what is wrong, and what to do."""

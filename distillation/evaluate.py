@@ -1,8 +1,9 @@
 """What a pair can do, measured through the service's own engine and pipeline.
 
 Owns the measurements of Distil-Whisper's tables for any pair (Gandhi et al. 2023): size, speed, word errors on each
-set, long form, noise, words invented, speculation, and whom to ask when. They are taken part by part, and `parts.py`
-keeps those that are done. What comes out is plain data; `report.py` makes it readable. Knows nothing of training.
+set, long form, noise, words invented, speculation, and when to ask the teacher. They are taken part by part, and
+`parts.py` keeps those that are done. What comes out is plain data, which `report.py` makes readable. Knows nothing of
+training.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector
 from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.weights import count_parameters
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, math.inf)
@@ -61,9 +62,16 @@ class EvaluationError(DistillError):
 class Effort:
     """How much is measured.
 
-    clips: of a set at most; sets: of those by their names. noise_seconds: listened to for invented words. curve_clips:
-    of each point of the noise curve. long_minutes: of joined utterances. live_clips: through detection and session.
-    checked_clips: for texts that differ. rounds: of every timing. timed_clips: in each.
+    Attributes:
+        clips: of a set, at most.
+        sets: the same for some sets, by name.
+        noise_seconds: seconds of noise in which invented words are counted.
+        curve_clips: clips for each point of the noise curve.
+        long_minutes: minutes of joined utterances.
+        live_clips: clips that go through detection and session.
+        checked_clips: clips whose checked texts are compared with the teacher's.
+        rounds: of every timing.
+        timed_clips: clips in each round.
     """
 
     clips: int = 400
@@ -79,23 +87,38 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A student with its teacher, and the teacher alone: as its own student, through the same engine."""
+    """A student with its teacher, and the teacher alone.
 
-    engine: Engine
-    alone: Engine
+    Attributes:
+        engine: the pair.
+        alone: the teacher as its own student, through the same engine.
+        student: the student's checkpoint.
+        teacher: the teacher's checkpoint.
+        language: a code; when None, a multilingual pair detects it.
+    """
+
+    engine: WhisperEngine
+    alone: WhisperEngine
     student: Checkpoint
     teacher: Checkpoint
     language: str | None = None
 
     @staticmethod
     def open(student: str, teacher: str, language: str | None = None, device: str = "auto") -> Pair:
-        """
+        """Load and warm a pair.
+
+        Args:
+            student: a checkpoint.
+            teacher: a checkpoint.
+            language: a code; when None, a multilingual pair detects it.
+            device: of the engine.
+
         Raises:
             CheckpointError: one of them cannot be used, or they do not match.
         """
         first, second = open_checkpoint(student, "student"), open_checkpoint(teacher, "teacher")
-        engine = Engine.load(str(first.directory), str(second.directory), device)
-        alone = Engine.load(str(second.directory), None, device, dtype=engine.dtype)
+        engine = WhisperEngine.load(str(first.directory), str(second.directory), device)
+        alone = WhisperEngine.load(str(second.directory), None, device, dtype=engine.dtype)
         for each in (engine, alone):
             each.warm()
         return Pair(engine, alone, first, second, language)
@@ -111,9 +134,12 @@ class Pair:
 class Terms:
     """By what a pair is judged.
 
-    escalation: when the teacher decides. domain: beginnings of the names of those sets that the pair is
-    meant for: the cascade is judged on them; all sets, where none is named. normaliser: the name of what makes texts
-    comparable, as of `label.normaliser`.
+    Attributes:
+        escalation: when the teacher decides.
+        domain: beginnings of the names of the sets that the pair is meant for. The cascade is judged on them, or on all
+            sets where none is named.
+        normaliser: the name of what makes texts comparable, as in `label.normaliser`.
+        effort: how much is measured.
     """
 
     escalation: Escalation
@@ -126,8 +152,14 @@ class Terms:
 class Material:
     """What a pair is measured on.
 
-    clips: those with words. sets: some of them, by the name of their set. wordless: how many clips are left out because
-    nothing of their text is left once it is comparable.
+    Attributes:
+        corpus: where the clips lie.
+        noises: those of the measurements in noise.
+        comparable: makes two texts comparable.
+        clips: those with words.
+        sets: some of the clips, by the name of their set.
+        wordless: how many clips are left out because their comparable text is empty.
+        text: makes text of tokens.
     """
 
     corpus: Corpus
@@ -143,10 +175,17 @@ class Material:
 
 
 def choose(corpus: Corpus, noises: Noises, comparable: Comparable, terms: Terms, tokenizer: Tokenizer) -> Material:
-    """Recordings of the split "dev".
+    """Choose recordings of the split "dev".
+
+    Args:
+        corpus: where they lie.
+        noises: those of the measurements in noise.
+        comparable: makes two texts comparable.
+        terms: how much is measured, and on which sets.
+        tokenizer: the pair's own.
 
     Raises:
-        EvaluationError: there are none, or no set of the domain.
+        EvaluationError: there are no recordings, or no set of the domain.
     """
     transcribed = [clip for clip in corpus.split(SPLIT) if clip.transcribed]
     clips = [clip for clip in transcribed if comparable(clip.text)]
@@ -161,7 +200,7 @@ def choose(corpus: Corpus, noises: Noises, comparable: Comparable, terms: Terms,
 
 
 def sets_of(clips: Sequence[Clip], effort: Effort) -> dict[str, list[Clip]]:
-    """By folder of recordings; evenly chosen where there are more clips."""
+    """Group clips by their set, evenly chosen where a set has more than wanted."""
     sets: dict[str, list[Clip]] = {}
     for clip in clips:
         sets.setdefault(clip.set, []).append(clip)
@@ -171,7 +210,7 @@ def sets_of(clips: Sequence[Clip], effort: Effort) -> dict[str, list[Clip]]:
 def _nothing(wordless: int, terms: Terms) -> str:
     """Why there is nothing to measure on, and what to do."""
     if not wordless:
-        return "the corpus has no transcribed recordings to measure on: gather some with --dev"
+        return "the corpus has no transcribed recordings to measure on: add some with --dev"
     return (
         f"the corpus has nothing to measure on: {wordless} clips have no words by --normaliser {terms.normaliser} "
         "(choose another)"
@@ -180,10 +219,16 @@ def _nothing(wordless: int, terms: Terms) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One clip: what was said, what each of the pair heard, how sure the student was; 1 for a clip that is too short to
-    be asked about, 0 for a loop.
+    """One clip: what was said, what student and teacher heard, and how sure the student was.
 
-    student_silenced, teacher_silenced: the service would hold that text for silence, and not send it.
+    Attributes:
+        set: the clip's.
+        text: what was said.
+        student: the student's text.
+        teacher: the teacher's text.
+        confidence: the student's; 1 for a clip that is too short for the teacher to be asked, 0 for a loop.
+        student_silenced: whether the service would take the student's text for silence, and not send it.
+        teacher_silenced: the same of the teacher's text.
     """
 
     set: str
@@ -195,19 +240,30 @@ class Heard:
     teacher_silenced: bool = False
 
     def cascade(self, threshold: float) -> str:
-        """What comes out when the teacher decides below `threshold`: a checked text is the teacher's, to the token."""
+        """Return the text when the teacher decides below a confidence of `threshold`.
+
+        A checked text is the teacher's, token for token.
+        """
         return self.teacher if self.confidence < threshold else self.student
 
     def sent(self, threshold: float) -> str:
-        """The same, but what is held for silence is not sent."""
+        """Return the same, but nothing where the service takes the text for silence."""
         silenced = self.teacher_silenced if self.confidence < threshold else self.student_silenced
         return "" if silenced else self.cascade(threshold)
 
 
 def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teachers: Parts) -> dict[str, Any]:
-    """All figures of a pair, of which `parts` may have some, and `teachers` those that are of the teacher alone.
+    """Measure all figures of a pair; without noises, none about words invented.
 
-    Without noises nothing is said about words invented.
+    Args:
+        pair: what is measured.
+        material: on what.
+        terms: by what it is judged.
+        parts: keeps the measurements, and may have some already.
+        teachers: the same for measurements of the teacher alone.
+
+    Returns:
+        The figures by name, as plain data.
     """
     told = teachers.all(
         {f"teacher heard {name}": partial(hear_set, pair.hear_alone, material, name) for name in material.sets}
@@ -282,10 +338,16 @@ def _named(found: Mapping[str, Any], beginning: str) -> dict[str, Any]:
 
 
 def digest(models: Sequence[Checkpoint], pair: Pair, corpus: Path, noises: Noises, terms: Terms) -> str:
-    """What tells these measurements of `models` from those of others, of other clips, noises, or on other terms; the
-    domain is not among them, as it only chooses from what is measured.
+    """Return what distinguishes these measurements from those of other models, clips or noises, or on other terms.
 
-    corpus: its folder.
+    The domain makes no difference: it only chooses from what is measured.
+
+    Args:
+        models: the checkpoints whose measurements they are.
+        pair: what is measured.
+        corpus: its folder.
+        noises: those of the measurements in noise.
+        terms: by what the pair is judged.
     """
     told = hashlib.sha256()
     engine = pair.engine
@@ -302,7 +364,7 @@ def digest(models: Sequence[Checkpoint], pair: Pair, corpus: Path, noises: Noise
 
 
 def hear_set(hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, name: str) -> list[dict[str, Any]]:
-    """Text, confidence, whether it has a loop, and whether it would be silenced, of each clip of a set."""
+    """Return text, confidence, whether it has a loop, and whether it would be silenced, of each clip of a set."""
     heard = []
     for text, results in hear_whole(hear, material, material.sets[name]):
         verdicts = [verdict(each, material.text(each.tokens), ConfidenceSettings()) for each in results]
@@ -320,9 +382,10 @@ def hear_set(hear: Callable[[Sequence[Waveform]], list[Result]], material: Mater
 def hear_whole(
     hear: Callable[[Sequence[Waveform]], list[Result]], material: Material, clips: Sequence[Clip]
 ) -> list[tuple[str, list[Result]]]:
-    """Text, without its loops as the service says it, and results of each clip.
+    """Return the text and the results of each clip.
 
-    One that no window holds is heard in pieces, cut where nobody speaks.
+    The text is without its loops, as the service says it. A clip that no window holds is heard in pieces, cut where
+    nobody speaks.
     """
     pieces = [_pieces(material.corpus.waveform(clip)) for clip in clips]
     results = iter(hear([piece for each in pieces for piece in each]))
@@ -457,7 +520,7 @@ def _scenes(
 
 def _long_row(
     scenes: Sequence[tuple[str, Waveform]],
-    engine: Engine,
+    engine: WhisperEngine,
     escalation: Escalation,
     *,
     language: str | None,
@@ -472,8 +535,15 @@ def _long_row(
     return {"wer": total.wer, "insertion_rate": total.insertion_rate, "repeated_5_grams": repeated}
 
 
-def finals(engine: Engine, wave: Waveform, escalation: Escalation, language: str | None = None) -> list[str]:
-    """The texts of a stream's finals."""
+def finals(engine: WhisperEngine, wave: Waveform, escalation: Escalation, language: str | None = None) -> list[str]:
+    """Return the texts of a stream's finals.
+
+    Args:
+        engine: the engine that hears.
+        wave: the stream's audio, 16 kHz mono.
+        escalation: when the teacher decides.
+        language: a code; when None, a multilingual checkpoint detects it.
+    """
     settings = SessionSettings(ask_teacher_below=escalation.below, ask_teacher_from=escalation.shortest)
     text = Text(engine.tokenizer_file, engine.eot)
     session = Session("evaluate", settings, Detector(), text, language=language, partials=False)
@@ -481,7 +551,7 @@ def finals(engine: Engine, wave: Waveform, escalation: Escalation, language: str
     return [event.text for event in events if isinstance(event, Final)]
 
 
-def _one(engine: Engine) -> Callable[[Job], Result]:
+def _one(engine: WhisperEngine) -> Callable[[Job], Result]:
     return lambda job: isolated(engine.run, [job])[0]
 
 
@@ -489,10 +559,25 @@ def _one(engine: Engine) -> Callable[[Job], Result]:
 
 
 def words_from_noise(
-    engine: Engine, noises: Sequence[Waveform], escalation: Escalation, seconds: float, language: str | None = None
+    engine: WhisperEngine,
+    noises: Sequence[Waveform],
+    escalation: Escalation,
+    seconds: float,
+    language: str | None = None,
 ) -> tuple[float, int]:
-    """(seconds heard, words invented): noises end to end, at three levels in turn, over and over, through detection,
-    session and engine.
+    """Count the words that are heard in noise, through detection, session and engine.
+
+    The noises are played end to end, at three levels in turn, over and over.
+
+    Args:
+        engine: the engine that hears.
+        noises: recordings without speech, 16 kHz mono.
+        escalation: when the teacher decides.
+        seconds: how long to listen, at least.
+        language: a code; when None, a multilingual checkpoint detects it.
+
+    Returns:
+        The seconds heard, and the number of words.
     """
     once = np.concatenate([at_level(noise, level) for level in (0.05, 0.15, 0.01) for noise in noises])
     rounds = math.ceil(seconds * SAMPLE_RATE / once.size)
@@ -606,7 +691,12 @@ def _speculation_speed(pair: Pair, waves: Sequence[Waveform], batch: int, effort
 
 
 def _work(
-    engine: Engine, waves: Sequence[Waveform], batch: int, threshold: float, limit: int | None, language: str | None
+    engine: WhisperEngine,
+    waves: Sequence[Waveform],
+    batch: int,
+    threshold: float,
+    limit: int | None,
+    language: str | None,
 ) -> Callable[[], object]:
     jobs = [Job(wave, language=language, ask_teacher_below=threshold, max_tokens=limit) for wave in waves]
     return lambda: [engine.run(jobs[start : start + batch]) for start in range(0, len(jobs), batch)]

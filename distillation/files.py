@@ -1,4 +1,7 @@
-"""Files that are whole or not there, and the sentence for a disk that is full; folders are `streaming/files.py`'s."""
+"""Files that are either whole or not there.
+
+Owns how such a file is written, and the message about a full disk. Knows nothing of what is in a file.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,24 @@ from streaming.files import unfinished_folder as unfinished_folder
 
 
 class NotWritten(DistillError):  # noqa: N818 - it says what did not happen
-    """A file could not be written, as on a full disk; an older one is as it was. reason: the system's."""
+    """A file could not be written, for example because the disk is full; an older one is as it was.
+
+    Attributes:
+        reason: what the system says.
+    """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be written ({reason}): make room, and give the command again")
+        super().__init__(f"{path} cannot be written ({reason}): make room, and run the command again")
         self.reason = reason
 
 
 def write_whole(stored: Mapping[str, Any], path: Path) -> None:
-    """Tensors: written beside `path` and renamed at once, so that neither an interrupt nor a full disk tears the file.
+    """Write tensors to a file, whole or not at all.
+
+    They are written beside `path` and renamed at once, so that neither an interrupt nor a full disk tears the file.
 
     Raises:
-        NotWritten: it cannot be written.
+        NotWritten: the file cannot be written.
     """
     import torch  # heavy, and text needs none of it
 
@@ -35,10 +44,10 @@ def write_whole(stored: Mapping[str, Any], path: Path) -> None:
 
 
 def write_text_whole(text: str, path: Path) -> None:
-    """As `write_whole`, of text.
+    """Write text to a file as `write_whole` does.
 
     Raises:
-        NotWritten: it cannot be written.
+        NotWritten: the file cannot be written.
     """
     with _beside(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

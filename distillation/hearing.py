@@ -19,11 +19,11 @@ from distillation.corpus import Clip, Corpus
 from distillation.errors import DistillError
 from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated, teacher_threshold
 from streaming.whisper.decode import decode, detect_languages
-from streaming.whisper.hearing import Model, languages_of, rows_of
+from streaming.whisper.hearing import LoadedModel, languages_of, rows_of
 from streaming.whisper.model import KVCache
 
 if TYPE_CHECKING:
-    from streaming.whisper.engine import Engine
+    from streaming.whisper.engine import WhisperEngine
 
 
 class HearingError(DistillError):
@@ -32,7 +32,12 @@ class HearingError(DistillError):
 
 @dataclass(frozen=True, slots=True)
 class Escalation:
-    """When the teacher decides a text: below a confidence, of `shortest` seconds of audio or more."""
+    """When the teacher decides a text.
+
+    Attributes:
+        below: the student's confidence below which the teacher decides.
+        shortest: seconds of audio below which the student decides alone.
+    """
 
     below: float = NEVER
     shortest: float = 0.0
@@ -43,19 +48,23 @@ ALONE = Escalation()
 
 
 class Transcriber:
-    """The engine with texts instead of tokens. The student decides alone, unless asked otherwise.
+    """The engine with texts instead of tokens, in which the student decides alone unless `escalation` says otherwise.
 
-    language: a code; a multilingual checkpoint detects it where None.
+    Args:
+        engine: the engine to use.
+        escalation: when the teacher decides.
+        language: a code; when None, a multilingual checkpoint detects it.
     """
 
-    def __init__(self, engine: Engine, escalation: Escalation = ALONE, language: str | None = None) -> None:
+    def __init__(self, engine: WhisperEngine, escalation: Escalation = ALONE, language: str | None = None) -> None:
         self.engine = engine
         self._escalation = escalation
         self._language = language
         self._tokenizer = Tokenizer.from_file(str(engine.tokenizer_file))
 
     def results(self, waves: Sequence[Waveform]) -> list[Result]:
-        """
+        """Transcribe clips, 16 kHz mono, in one batch.
+
         Raises:
             HearingError: a job failed.
         """
@@ -71,7 +80,7 @@ class Transcriber:
         return results
 
     def tell(self, waves: Sequence[Waveform]) -> list[Told]:
-        """What the student of the pair, or the model alone, says of them, with its logits (`tell`)."""
+        """Return what the student of the pair, or the model alone, says of clips, with its logits (`tell`)."""
         return tell(self.engine.models[0], waves, self._language)
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -89,9 +98,11 @@ def decoded_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 class Told:
     """What a model says of a clip, and what it might have said.
 
-    tokens: of the text. log_probs: of each of them and of the end of text, after the rules; a text that was cut off at
-    its limit has no end. logits: at the place of each token and at the one behind them, before any rule,
-    [len(tokens) + 1, vocabulary].
+    Attributes:
+        tokens: of the text.
+        log_probs: of each token and of the end of text, after the rules. A text that was cut off at its limit has no
+            end.
+        logits: at the place of each token and at the one behind them, before any rule, `[len(tokens) + 1, vocabulary]`.
     """
 
     tokens: tuple[int, ...]
@@ -104,10 +115,15 @@ class Told:
 
 
 @torch.inference_mode()
-def tell(model: Model, waves: Sequence[Waveform], language: str | None = None) -> list[Told]:
-    """What a model says in its longest window, as Whisper was trained, with its logits: one more pass over the texts.
+def tell(model: LoadedModel, waves: Sequence[Waveform], language: str | None = None) -> list[Told]:
+    """Return what a model says in its longest window, as Whisper was trained, with its logits.
 
-    language: a code; a multilingual checkpoint detects it where None.
+    The logits take one more pass over the texts.
+
+    Args:
+        model: the model to use.
+        waves: clips, 16 kHz mono.
+        language: a code; when None, a multilingual checkpoint detects it.
     """
     jobs = [Job(wave, language=language) for wave in waves]
     memory = model.decoder.remember(model.listen(jobs, model.checkpoint.contexts[-1]))
@@ -128,7 +144,16 @@ def tell(model: Model, waves: Sequence[Waveform], language: str | None = None) -
 
 
 def hear(waves: Sequence[Waveform], transcriber: Transcriber, batch: int = 8) -> list[Result]:
-    """What is heard in each, in their order; those of like length are heard together."""
+    """Transcribe clips, those of similar length together.
+
+    Args:
+        waves: clips, 16 kHz mono.
+        transcriber: what hears them.
+        batch: clips heard together.
+
+    Returns:
+        One result a clip, in the order of `waves`.
+    """
     order = sorted(range(len(waves)), key=lambda index: waves[index].size)
     heard: dict[int, Result] = {}
     for start in tqdm(range(0, len(order), batch), desc="hear", unit="batch", leave=False):
@@ -138,7 +163,7 @@ def hear(waves: Sequence[Waveform], transcriber: Transcriber, batch: int = 8) ->
 
 
 def waves_of(corpus: Corpus, clips: Sequence[Clip]) -> list[Waveform]:
-    """With the margins that the service's endpointing leaves around speech."""
+    """Return the audio of clips, with the margins that the service's endpointing leaves around speech."""
     return [with_margins(corpus.waveform(clip)) for clip in clips]
 
 

@@ -1,4 +1,8 @@
-"""An interrupt from the terminal goes to every process of a command; only the first of them shall answer it."""
+"""What an interrupt from the terminal does to a command that has several processes.
+
+Owns the handling of the signal. It reaches every process of a command, and only the first of them is to answer it.
+Knows nothing of what is interrupted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ from types import FrameType
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes begun within hear no interrupt, from their first moment on. For a moment, nor does this one."""
+    """Make processes that start within the block ignore interrupts, from their first moment on.
+
+    Until the block ends, this process ignores them too.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -19,15 +26,26 @@ def deaf_children() -> Iterator[None]:
 
 
 class Interrupt:
-    """asked: whether an interrupt came."""
+    """An interrupt that was put off.
+
+    Attributes:
+        asked: whether an interrupt came.
+    """
 
     asked = False
 
 
 @contextmanager
 def interrupt_put_off() -> Iterator[Interrupt]:
-    """An interrupt is noted, and raised at the end of the block: what must not be torn ends first. A second one is
-    raised at once.
+    """Note an interrupt and raise it at the end of the block, so that what must not be torn ends first.
+
+    A second interrupt is raised at once.
+
+    Yields:
+        An object that tells within the block whether an interrupt came.
+
+    Raises:
+        KeyboardInterrupt: an interrupt came.
     """
     interrupt = Interrupt()
 

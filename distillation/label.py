@@ -1,13 +1,14 @@
 """Pseudo-labels: the teacher's own transcripts of a corpus, and which of them a student may learn from.
 
-Owns labelling, the labels' file, the filter, and its account (a table and a picture). Clips go through the service's
-engine, so that a label is what the teacher really says there. Knows nothing of training.
+Owns labelling, the file of labels, the filter, and its account (a table and a picture). Clips go through the service's
+engine, so that a label is what the teacher says in service. Knows nothing of training.
 
-The filter is Distil-Whisper's (Gandhi et al. 2023): a clip stays when the word error rate between label and reference,
-both normalised, is at most a threshold; clips with an empty reference or label fall out. Where nobody wrote down what
-was said, the teacher must judge itself: a clip stays when the teacher was confident and did not repeat itself.
+The filter is Distil-Whisper's (Gandhi et al. 2023): a clip is kept when the word error rate between label and
+reference, both normalised, is at most a threshold. Clips with an empty reference or label are dropped. Where nobody
+wrote down what was said, the teacher must judge itself: a clip is kept when the teacher was confident and did not
+repeat itself.
 
-The first line of `labels.jsonl` says how its labels were made (`Manner`); then comes a line a label, in any order. A
+The first line of `labels.jsonl` says how its labels were made (`Manner`). One line a label follows, in any order. A
 label belongs to a clip by its key, so a corpus may grow, and an interrupted labelling adds what is missing. What the
 teacher might have said at each place lies in a file beside it (`distributions.py`).
 
@@ -49,19 +50,27 @@ SHORTEST_BEGUN, SHORTEST_BEGINNING, UNHEARD = 1.8, 0.8, 0.4
 SPLIT = "train"
 """What is labelled: a student is measured on transcripts."""
 
-Verdict = Literal["kept", "no label", "no reference", "word errors", "unsure", "repetition"]
+LabelVerdict = Literal["kept", "no label", "no reference", "word errors", "unsure", "repetition"]
 
 
 class LabelsError(DistillError):
-    """The labels cannot be used or gone on with; the message says what to do."""
+    """The labels cannot be used or continued; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """key: of the clip, as the corpus has it. samples: of the beginning of the clip that was heard; None for all of it.
-    wer: of the label against the reference, both normalised, 0 for none wrong; None where there is no reference.
-    confidence: the teacher's own, 0..1. repeats: whether it fell into a loop. tokens: of the text. place: the number of
-    their first record in the file of distributions, which has one for each of them and one for the end of text.
+    """The teacher's transcript of a clip, or of its beginning.
+
+    Attributes:
+        key: the clip's, as in the corpus.
+        text: what the teacher said.
+        wer: word errors of the label per word of the reference, both normalised; None without a reference.
+        confidence: the teacher's own, 0 to 1.
+        repeats: whether the teacher fell into a loop.
+        samples: the length of the beginning that was heard; None for the whole clip.
+        tokens: of the text.
+        place: the number of the label's first record in the file of distributions, which has one for each token and one
+            for the end of text.
     """
 
     key: str
@@ -80,9 +89,12 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How labels were made. Labels of two manners are never in one file.
+    """How labels were made; labels of two manners are never in one file.
 
-    teacher: a digest of its weights and of what else decides on its words (`digest`).
+    Attributes:
+        teacher: a digest of its weights and of what else decides its words (`digest`).
+        normaliser: the name of what made texts comparable.
+        language: the code that was given, if any.
     """
 
     teacher: str
@@ -92,8 +104,13 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What came of the clips that were asked for: those with a label, their beginnings with one, those that are too
-    long for the teacher, and by set how many recordings gave no clip, as there was no speech in them.
+    """What came of the clips that were asked for.
+
+    Attributes:
+        clips: those with a label.
+        beginnings: the beginnings of clips with a label.
+        too_long: clips that are too long for the teacher.
+        speechless: by set, how many recordings gave no clip because they have no speech.
     """
 
     clips: Sequence[tuple[Label, Clip]]
@@ -104,14 +121,17 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """wer: most word errors of a label, per word of its reference. confidence: the least that a label without a
-    reference must have.
+    """Which labels a student learns from.
+
+    Attributes:
+        wer: most word errors of a label, per word of its reference.
+        confidence: the least that a label without a reference must have.
     """
 
     wer: float = 0.1
     confidence: float = 0.7
 
-    def judge(self, label: Label, reference: str) -> Verdict:
+    def judge(self, label: Label, reference: str) -> LabelVerdict:
         if not label.text:
             return "no label"
         if label.repeats:
@@ -124,10 +144,12 @@ class Filter:
 
 
 def normaliser(name: str, spelling: Path | None = None) -> Callable[[str], str]:
-    """What makes two transcripts comparable.
+    """Return what makes two transcripts comparable.
 
-    "english": Whisper's own for English (numbers, contractions,
-    spelling; `spelling`: a checkpoint's normalizer.json). "basic": Whisper's own for any language.
+    Args:
+        name: "english" for Whisper's own normaliser of English (numbers, contractions, spelling); "basic" for its own
+            for any language.
+        spelling: a checkpoint's `normalizer.json`, from which "english" takes British spellings.
     """
     # Imported here: only these need it, and it takes long.
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
@@ -140,9 +162,10 @@ def normaliser(name: str, spelling: Path | None = None) -> Callable[[str], str]:
 
 
 def digest(teacher: Checkpoint) -> str:
-    """Changes with the weights, with the tokens and what may be said of them (the prompt too), and with the spelling.
+    """Return a digest that changes with what decides the teacher's words.
 
-    Not with the name or the place, nor with what a newer library writes into the configuration.
+    That is its weights, its tokens, what may be said of them (with the prompt), and its spelling; not its name or
+    place, or what a newer library writes into the configuration.
     """
     beside = (teacher.directory / name for name in ("generation_config.json", "normalizer.json"))
     files = (*weight_files(teacher.directory), teacher.tokenizer_file, *beside)
@@ -156,8 +179,10 @@ def digest(teacher: Checkpoint) -> str:
 class Choice:
     """What of a corpus is labelled.
 
-    at_most: clips of a set, evenly chosen; sets: of those by their names. beginnings: the share of clips of which a
-    beginning is labelled too.
+    Attributes:
+        at_most: clips of a set, evenly chosen.
+        sets: the same for some sets, by name.
+        beginnings: the share of clips of which a beginning is labelled too.
     """
 
     at_most: int = 10**9
@@ -171,7 +196,10 @@ class Choice:
         return [clip for name, clips in by_set.items() for clip in evenly(clips, self.sets.get(name, self.at_most))]
 
     def beginning(self, key: str, clip: Clip) -> int | None:
-        """Samples of the one to label; always the same of a clip. None where there is to be none."""
+        """Return how many samples of a clip's beginning are labelled; None for none.
+
+        It is always the same for the same key.
+        """
         rng = random.Random(key)
         if rng.random() >= self.beginnings or clip.seconds < SHORTEST_BEGUN:
             return None
@@ -203,7 +231,18 @@ def label(
     choice: Choice,
     comparable: Callable[[str], str],
 ) -> Labelled:
-    """Adds the labels that are missing, in an order that has some of everything from its beginning.
+    """Add the labels that are missing, in an order that has some of everything from its start.
+
+    Args:
+        corpus: the clips.
+        transcriber: the teacher.
+        path: the file of labels, which is begun when it is not there.
+        manner: how the labels are made.
+        choice: what of the corpus is labelled.
+        comparable: makes two texts comparable.
+
+    Returns:
+        The labels of all that `choice` asks for, those that were there already too.
 
     Raises:
         LabelsError: the labels that are there were made in another manner, or of another corpus.
@@ -241,12 +280,12 @@ def _begin(store: Distributions, done: Sequence[Label], path: Path) -> None:
     """A line of labels may have been taken out: those behind it have their records where they had them."""
     known = max((each.place + each.records for each in done), default=0)
     if known > len(store):
-        raise LabelsError(f"{path} is shorter than its labels: label anew, to another --out")
+        raise LabelsError(f"{path} is shorter than its labels: label again, with another --out")
     store.begin(known)
 
 
 def distributions_of(path: Path) -> Path:
-    """The file that belongs to a file of labels."""
+    """Return the file of distributions that belongs to a file of labels."""
     return path.with_suffix(".distributions")
 
 
@@ -263,8 +302,10 @@ def _wanted(corpus: Corpus, clips: Sequence[Clip], choice: Choice) -> list[_Want
 
 
 def _batches(missing: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
-    """Clips of like length together, whose texts are of like length; within a stretch, so that whatever stops the
-    labelling, what is there is the beginning of the order but for a few clips.
+    """Clips of similar length together, whose texts are of similar length.
+
+    They are sorted only within a stretch: whatever stops the labelling, what is there is the beginning of the order but
+    for a few clips.
     """
     for start in range(0, len(missing), WINDOW):
         window = sorted(missing[start : start + WINDOW], key=lambda each: each.length)
@@ -293,7 +334,7 @@ def _label(
 
 
 def word_error_rate(reference: str, hypothesis: str) -> float:
-    """Word errors / words of the reference; 1 for an empty reference that got words."""
+    """Return word errors per word of the reference; 1 for an empty reference that got words."""
     if not reference:
         return 1.0 if hypothesis else 0.0
     return float(jiwer.wer(reference, hypothesis))
@@ -303,7 +344,7 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
 
 
 def read_labels(path: Path) -> list[Label]:
-    """The labels of a file; a last line that is being written, or was torn, is none.
+    """Read the labels of a file, without a last line that is being written or was torn.
 
     Raises:
         LabelsError: there is no such file, or it holds something else.
@@ -314,7 +355,7 @@ def read_labels(path: Path) -> list[Label]:
 
 
 def joined(corpus: Corpus, labels: Sequence[Label]) -> list[tuple[Label, Clip]]:
-    """Each label with the clip, or the beginning of one, that it is of, in the corpus's order.
+    """Pair each label with its clip, or the beginning of one, in the corpus's order.
 
     Raises:
         LabelsError: some labels are of clips that the corpus does not have.
@@ -326,8 +367,8 @@ def joined(corpus: Corpus, labels: Sequence[Label]) -> list[tuple[Label, Clip]]:
     strangers = len(by_key.keys() - {key for key, _ in clips})
     if strangers:
         raise LabelsError(
-            f"{strangers} of {len(by_key)} labelled clips are others than the corpus in {corpus.folder} has to train "
-            "on: give the corpus that they were made of, or label this one with another --out"
+            f"{strangers} of {len(by_key)} labelled clips are not training clips in {corpus.folder}: give "
+            "the corpus that they were made from, or label this one with another --out"
         )
     return [(each, _heard(each, clip)) for key, clip in clips for each in by_key.get(key, ())]
 
@@ -363,13 +404,13 @@ def _parsed(path: Path) -> tuple[Manner, list[Label]]:
     about = _row(path, 1, lines[0])
     if about.pop("labels", None) != 1:
         raise LabelsError(
-            f"{path} does not say how its labels were made, nor of which clips: label anew, to another --out"
+            f"{path} does not say how its labels were made, nor from which clips: label again, with another --out"
         )
     manner = _made(Manner, path, 1, about)
     labels = [_made(Label, path, number, _row(path, number, line)) for number, line in enumerate(lines[1:], 2)]
     if any(each.text and not each.tokens for each in labels):
         raise LabelsError(
-            f"{path} is of an earlier version, without the teacher's tokens: label anew, to another --out"
+            f"{path} is from an earlier version, without the teacher's tokens: label again, with another --out"
         )
     return manner, labels
 
@@ -396,7 +437,7 @@ def _made(kind: type[_Kind], path: Path, number: int, row: Mapping[str, Any]) ->
 
 def _torn(path: Path, number: int) -> LabelsError:
     return LabelsError(
-        f"{path}, line {number}, is no label: take the line out, and `whisperd distill label` adds it anew"
+        f"{path}, line {number}, is not a label: remove the line, and `whisperd distill label` adds it again"
     )
 
 
@@ -410,19 +451,19 @@ def _require_same(path: Path, found: Manner, wanted: Manner) -> None:
             differences.append(f"with {f'--{name} {before}' if before else f'no --{name}'}")
     if differences:
         raise LabelsError(
-            f"the labels in {path} were made {' and '.join(differences)}: go on as they were begun, or give "
+            f"the labels in {path} were made {' and '.join(differences)}: continue with the same options, or choose "
             "another --out"
         )
 
 
 # --- the account of the filter ---------------------------------------------------------------------------------------
 
-REASONS: tuple[Verdict, ...] = ("no label", "no reference", "word errors", "unsure", "repetition")
+REASONS: tuple[LabelVerdict, ...] = ("no label", "no reference", "word errors", "unsure", "repetition")
 TOO_LONG, NO_SPEECH = "too long", "no speech"
 
 
 def account(found: Labelled, choice: Filter) -> str:
-    """What the filter keeps and why it drops the rest, by set, as a Markdown table with examples."""
+    """Return what the filter keeps and why it drops the rest, by set, as a Markdown table with examples."""
     verdicts = [(each, clip, choice.judge(each, clip.text)) for each, clip in found.clips]
     judged = [*((clip, verdict) for _, clip, verdict in verdicts), *((clip, TOO_LONG) for clip in found.too_long)]
     silent = found.speechless
@@ -440,14 +481,14 @@ def account(found: Labelled, choice: Filter) -> str:
         for each, clip, verdict in [item for item in verdicts if item[2] == reason][:3]
     ]
     lines = [
-        f"Kept: at most {choice.wer:.0%} word errors; without a transcript, a confidence of {choice.confidence:g}.",
+        f"Kept: at most {choice.wer:.0%} word errors; without a transcript, at least {choice.confidence:g} confidence.",
         "",
         table(["set", "clips", "hours", "kept", *REASONS, TOO_LONG, NO_SPEECH], rows),
     ]
     if begun:
-        lines += ["", "Beginnings, as of partials, are labelled beside their clips, and not among them here."]
+        lines += ["", "Beginnings are labelled beside their clips, like partials, and not counted in the other rows."]
     if silent:
-        lines += ["", "No speech: recordings, beside the clips, that none was found in to cut clips out of."]
+        lines += ["", "No speech: recordings, not clips, in which no speech was found."]
     if examples:
         lines += ["", "Dropped, for example:", "", table(["why", "reference", "label"], examples)]
     return "\n".join(lines) + "\n"
@@ -462,7 +503,13 @@ def _counted(name: str, clips: Sequence[tuple[Clip, str]], silent: int) -> list[
 
 
 def picture(found: Labelled, choice: Filter, path: Path) -> None:
-    """How many labels each threshold would keep, with and without references, and how many were dropped, by reason."""
+    """Draw how many labels each threshold would keep, and how many were dropped for each reason.
+
+    Args:
+        found: the labels.
+        choice: the filter, whose thresholds are marked.
+        path: the PNG file.
+    """
     from distillation.pictures import Curve, draw
 
     labels = [each for each, _ in found.clips]

@@ -20,8 +20,13 @@ from streaming.job import Waveform
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """clip: all of it, or the beginning of it that was heard. begins: whether the clip goes on behind it, as speech
-    does behind a partial. tokens: of the teacher's text. place: of their distributions.
+    """A clip with what its teacher said of it.
+
+    Attributes:
+        clip: all of it, or the beginning of it that was heard.
+        begins: whether the clip continues behind it, as speech does behind a partial.
+        tokens: of the teacher's text.
+        place: the number of the first record of the teacher's distributions.
     """
 
     clip: Clip
@@ -35,10 +40,17 @@ class Lesson:
 
 
 class Lessons:
-    """Those that a filter leaves, in the corpus's order, with their distributions.
+    """The lessons that a filter keeps, in the corpus's order, with their distributions.
+
+    Args:
+        corpus: the clips.
+        labels: the teacher's texts of these.
+        distributions: the file that belongs to the labels.
+        choice: the filter.
 
     Raises:
-        LabelsError: it leaves none, or the labels are of another corpus or of more records than there are.
+        LabelsError: the filter keeps none, the labels are of another corpus, or their file has fewer records than they
+            need.
     """
 
     def __init__(self, corpus: Corpus, labels: Sequence[Label], distributions: Path, choice: Filter) -> None:
@@ -61,8 +73,9 @@ class Lessons:
         return self._corpus.waveform(lesson.clip)
 
     def distributions(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """The teacher's likeliest (tokens, log-probabilities) at each place of the text and at its end,
-        [len(tokens) + 1, KEPT].
+        """Return the teacher's likeliest tokens at each place of the text and at its end, with their log-probabilities.
+
+        Both are `[len(tokens) + 1, KEPT]`.
         """
         return self._distributions.read(lesson.place, len(lesson.tokens) + 1)
 
@@ -72,7 +85,11 @@ def _lesson(label: Label, clip: Clip) -> Lesson:
 
 
 def certain(token: int) -> tuple[Tensor, Tensor]:
-    """The distribution of one place at which a teacher would have no doubt, [1, KEPT]."""
+    """Return the distribution of one place about which a teacher has no doubt.
+
+    Returns:
+        Tokens and log-probabilities, `[1, KEPT]` each.
+    """
     log_probs = torch.full((1, KEPT), -torch.inf)
     log_probs[0, 0] = 0.0
     return torch.full((1, KEPT), token), log_probs

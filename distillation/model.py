@@ -1,7 +1,7 @@
 """Whisper models to train: made, copied down to a student, run over whole texts, and written in the hub layout.
 
-Owns the shapes and the forward passes of training. The modules and the file layout are `transformers`' own; only its
-encoder's insistence on exactly 30 s is stepped around, so that a clip costs what its length costs. Knows nothing of
+Owns the shapes and the forward passes of training. The modules and the file layout are those of `transformers`; only
+its encoder's demand for exactly 30 s is avoided, so that the cost of a clip follows its length. Knows nothing of
 corpora, losses or schedules.
 """
 
@@ -35,15 +35,21 @@ Whisper = Any  # WhisperForConditionalGeneration: transformers ships no types
 
 
 class ModelError(DistillError):
-    """The checkpoint cannot be trained from, or not be written; the message says why."""
+    """The checkpoint cannot be trained from, or cannot be written; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a checkpoint is spoken to.
+    """How texts are put to a checkpoint.
 
-    prompt: the tokens before every text. no_speech: what stands second where nothing was said, as Whisper has it.
-    contexts: the windows, in seconds, that it is to hear. suppressed: tokens that are never said.
+    Attributes:
+        tokenizer: the checkpoint's own.
+        prompt: the tokens before every text.
+        end: the end of text.
+        no_speech: the token that stands second where nothing was said, as Whisper has it.
+        contexts: the windows that it is to hear, in seconds.
+        mels: the number of mel bands.
+        suppressed: tokens that are never said.
     """
 
     tokenizer: Tokenizer
@@ -55,12 +61,16 @@ class Layout:
     suppressed: tuple[int, ...] = ()
 
     def tokens(self, text: str) -> list[int]:
-        """Of a text alone, without prompt and end; an empty text has none."""
+        """Return the tokens of a text alone, without prompt and end; an empty text has none."""
         return list(self.tokenizer.encode(" " + text, add_special_tokens=False).ids) if text else []
 
 
 def layout_of(checkpoint: Checkpoint, language: str | None) -> Layout:
-    """Of any checkpoint. language: a code that a multilingual one is asked for.
+    """Return the layout of any checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        language: the code with which a multilingual checkpoint is prompted.
 
     Raises:
         ModelError: the checkpoint does not know the language.
@@ -80,10 +90,10 @@ def layout_of(checkpoint: Checkpoint, language: str | None) -> Layout:
 
 
 def load_model(checkpoint: Checkpoint) -> Whisper:
-    """Its weights, in single precision.
+    """Load the weights of a checkpoint in single precision.
 
     Raises:
-        ModelError: they cannot be read.
+        ModelError: the weights cannot be read.
     """
     try:
         config = WhisperConfig.from_pretrained(checkpoint.directory)
@@ -103,14 +113,20 @@ def _unreadable(checkpoint: Checkpoint, error: Exception) -> ModelError:
 
 
 def student_layers(teacher_layers: int, layers: int) -> list[int]:
-    """Which of the teacher's decoder layers a student begins with: evenly spaced, first and last always."""
+    """Return which of the teacher's decoder layers a student begins with.
+
+    They are evenly spaced, and always include the first; the last too, unless there is only one.
+
+    Raises:
+        ModelError: the teacher has not so many layers.
+    """
     if not 1 <= layers <= teacher_layers:
         raise ModelError(f"a student of this teacher may have 1..{teacher_layers} decoder layers, not {layers}")
     return [0] if layers == 1 else torch.linspace(0, teacher_layers - 1, layers).round().int().tolist()
 
 
 def make_student(teacher: Whisper, layers: int) -> Whisper:
-    """The teacher's encoder and embeddings, and some of its decoder layers."""
+    """Make a student of the teacher's encoder and embeddings, and some of its decoder layers."""
     config = WhisperConfig.from_dict(teacher.config.to_dict() | {"decoder_layers": layers})
     student = WhisperForConditionalGeneration(config)
     student.model.encoder.load_state_dict(teacher.model.encoder.state_dict())
@@ -123,22 +139,30 @@ def make_student(teacher: Whisper, layers: int) -> Whisper:
 
 
 def continue_student(student: Whisper, earlier: Whisper) -> None:
-    """Gives `student` the weights of a student that the same teacher had before it learnt on.
+    """Give a new student the weights that an earlier student of the same teacher has learnt.
 
     Raises:
-        ModelError: it has other layers, or another width.
+        ModelError: the earlier student has another number of layers, or another width.
     """
     for size in (
         "d_model", "encoder_layers", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins",
     ):  # fmt: skip
         own, other = getattr(student.config, size), getattr(earlier.config, size)
         if own != other:
-            raise ModelError(f"the student to go on from has {size} {other}, this one {own}: begin without --start")
+            raise ModelError(f"the student of --start has {size} {other}, this one {own}: leave --start out")
     student.load_state_dict(earlier.state_dict())
 
 
 def encode(model: Whisper, mel: Tensor) -> Tensor:
-    """Log-mel features [rows, bins, frames] -> states [rows, frames // 2, width]; any number of frames up to 30 s."""
+    """Run the encoder on any number of frames up to 30 s.
+
+    Args:
+        model: the model.
+        mel: log-mel features, `[rows, bins, frames]`.
+
+    Returns:
+        Encoder states, `[rows, frames // 2, width]`.
+    """
     encoder = model.model.encoder
     hidden = nn.functional.gelu(_convolved(encoder.conv1, mel))
     hidden = nn.functional.gelu(_convolved(encoder.conv2, hidden.transpose(1, 2)))
@@ -161,24 +185,56 @@ def _convolved(layer: nn.Conv1d, hidden: Tensor) -> Tensor:
 
 
 def attend_fast(model: Whisper, device: str) -> None:
-    """Chooses the attention that trains fastest: on a CPU the fused kernel's backward pass is the slowest of all."""
+    """Choose the attention that trains fastest on a device.
+
+    On a CPU, the backward pass of the fused kernel is the slowest of all.
+    """
     model.set_attn_implementation("eager" if torch.device(device).type == "cpu" else "sdpa")
 
 
 def decoded(model: Whisper, tokens: Tensor, states: Tensor) -> Tensor:
-    """Teacher forcing: tokens [rows, length] -> the decoder's states behind each, [rows, length, width]."""
+    """Run the decoder over whole texts (teacher forcing).
+
+    Args:
+        model: the model.
+        tokens: `[rows, length]`.
+        states: of the encoder, `[rows, positions, width]`.
+
+    Returns:
+        The decoder's state after each token, `[rows, length, width]`.
+    """
     told = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
     return told.last_hidden_state  # type: ignore[no-any-return]  # transformers ships no types
 
 
 def logits(model: Whisper, tokens: Tensor, states: Tensor) -> Tensor:
-    """Teacher forcing: tokens [rows, length] -> the next token's logits [rows, length, vocabulary]."""
+    """Return the logits of the token after each token of whole texts (teacher forcing).
+
+    Args:
+        model: the model.
+        tokens: `[rows, length]`.
+        states: of the encoder, `[rows, positions, width]`.
+
+    Returns:
+        `[rows, length, vocabulary]`.
+    """
     return model.proj_out(decoded(model, tokens, states))  # type: ignore[no-any-return]  # transformers ships no types
 
 
 @torch.no_grad()
 def greedy(model: Whisper, states: Tensor, prompt: Sequence[int], end: int, limit: int) -> list[list[int]]:
-    """Plain greedy decoding for watching a training; the service has its own decoder."""
+    """Decode greedily, with none of Whisper's rules, to watch a training.
+
+    Args:
+        model: the model.
+        states: of the encoder, `[rows, positions, width]`.
+        prompt: the tokens before every text.
+        end: the end of text.
+        limit: tokens after which a text is cut off.
+
+    Returns:
+        The tokens of each row, without prompt and end.
+    """
     rows = states.shape[0]
     tokens = torch.tensor(prompt).repeat(rows, 1).to(states.device)
     done = torch.zeros(rows, dtype=torch.bool, device=states.device)
@@ -193,7 +249,10 @@ def greedy(model: Whisper, states: Tensor, prompt: Sequence[int], end: int, limi
 
 
 def shared_weights(model: Whisper, *, own_encoder: bool) -> list[str]:
-    """Names of the weights that a student has from its teacher and never changes, without the leading "model."."""
+    """Return the names of the weights that a student shares with its teacher and never changes.
+
+    The names have no leading "model.".
+    """
     names = ["decoder.embed_tokens.weight", "decoder.embed_positions.weight", "encoder.embed_positions.weight"]
     if not own_encoder:
         names += [f"encoder.{name}" for name in model.model.encoder.state_dict()]
@@ -204,8 +263,12 @@ def shared_weights(model: Whisper, *, own_encoder: bool) -> list[str]:
 class Student:
     """What a student is beside its weights.
 
-    layers: which of the teacher's decoder layers it began with. contexts: seconds that it hears.
-    own_encoder: whether its encoder learnt, or is the teacher's.
+    Attributes:
+        name: what it calls itself.
+        teacher: whose student it is.
+        layers: which of the teacher's decoder layers it began with.
+        contexts: the windows that it hears, in seconds.
+        own_encoder: whether its encoder learnt, or is the teacher's.
     """
 
     name: str
@@ -216,9 +279,13 @@ class Student:
 
 
 def export_student(model: Whisper, about: Student, folder: Path, *, whole: bool = False) -> None:
-    """Writes a student: what is its own, in 8 bits, and which teacher has the rest (`streaming/whisper/weights.py`).
+    """Write a student: its own weights, in 8 bits, and a reference to the teacher that has the rest.
 
-    whole: the hub layout, with all weights in float16, for other programs.
+    Args:
+        model: the student's weights.
+        about: what else it is.
+        folder: where it goes.
+        whole: whether to write the hub layout with all weights in float16 instead, for other programs.
 
     Raises:
         ModelError: it cannot be written to the folder, which is as it was.
@@ -245,13 +312,13 @@ def export_student(model: Whisper, about: Student, folder: Path, *, whole: bool 
 
 
 def student_of(checkpoint: Checkpoint, teacher: Checkpoint) -> Student:
-    """What `export_student` wrote down.
+    """Return what `export_student` wrote down about a student.
 
     Raises:
-        ModelError: it is a student of another teacher, or shares nothing with one.
+        ModelError: the checkpoint is a student of another teacher, or shares nothing with one.
     """
     if checkpoint.lender is None or checkpoint.lender_digest != weights_digest(teacher.directory):
-        raise ModelError(f"{checkpoint.directory} is no student of {teacher.name}: make one with `distill init`")
+        raise ModelError(f"{checkpoint.directory} is not a student of {teacher.name}: make one with `distill init`")
     layers = student_layers(teacher.dimensions.decoder_layers, checkpoint.dimensions.decoder_layers)
     return Student(checkpoint.name, teacher, layers, checkpoint.contexts, _own_encoder(checkpoint))
 
@@ -285,18 +352,24 @@ def _copy_beside(teacher: Checkpoint, folder: Path) -> None:
 
 
 def require_whole(teacher: Checkpoint) -> None:
-    """
+    """Require that a teacher has all of its weights, so that it can lend them.
+
     Raises:
-        ModelError: it is a student itself, which has not all of its weights to lend.
+        ModelError: it is a student itself.
     """
     if teacher.lender is not None:
         raise ModelError(f"{teacher.directory} shares the weights of its own teacher: export it with --whole first")
 
 
 def require_contexts(contexts: Sequence[float], teacher: Checkpoint) -> None:
-    """
+    """Require that a model of the teacher's shape can hear in these windows.
+
+    Args:
+        contexts: the windows, in seconds.
+        teacher: the teacher.
+
     Raises:
-        ModelError: no model of the teacher's shape can hear in one of these windows.
+        ModelError: one of them is too long, or does not end at an encoder position.
     """
     longest = teacher.dimensions.source_positions / POSITIONS_PER_SECOND
     for seconds in contexts:
@@ -305,23 +378,28 @@ def require_contexts(contexts: Sequence[float], teacher: Checkpoint) -> None:
 
 
 def require_other_folder(folder: Path, teacher: Checkpoint) -> None:
-    """
+    """Require that a student does not take the place of its teacher.
+
     Raises:
-        ModelError: a student would take the place of its teacher.
+        ModelError: the folder is the teacher's.
     """
     if folder.resolve() == teacher.directory.resolve():
-        raise ModelError(f"{folder} is the teacher, which would be lost: choose another --out")
+        raise ModelError(f"{folder} is the teacher, which would be overwritten: choose another --out")
 
 
 def average(parts: Sequence[tuple[Checkpoint, float]], folder: Path, name: str) -> None:
-    """Writes the weighted mean of students of one training's line: it often hears new voices better than any of them
-    (model soups, Wortsman et al. 2022).
+    """Write the weighted mean of students that come from one training (model soups, Wortsman et al. 2022).
 
-    parts: checkpoint and share, of one shape and teacher, all with an encoder of their own or none; the first gives
-    the contexts.
+    It often transcribes new voices better than any of them.
+
+    Args:
+        parts: checkpoints and their shares. The checkpoints have one shape and one teacher, and either all have an
+            encoder of their own or none has. The first gives the contexts.
+        folder: where the mean goes.
+        name: what it calls itself.
 
     Raises:
-        ModelError: they differ in these.
+        ModelError: the checkpoints differ in one of these.
     """
     first = parts[0][0]
     teacher = _teacher_of(first)
@@ -348,7 +426,7 @@ def _teacher_of(student: Checkpoint) -> Checkpoint:
     """The one with which it shares weights, by the name that the student knows it by."""
     if student.lender is None:
         raise ModelError(
-            f"{student.directory} shares nothing with a teacher: only students of one teacher are averaged"
+            f"{student.directory} shares nothing with a teacher: only students of one teacher can be averaged"
         )
     told = json.loads((student.directory / "whisperd.json").read_text(encoding="utf-8"))
     return replace(open_checkpoint(str(student.lender), "teacher"), name=told["shares"]["teacher"])
@@ -369,7 +447,7 @@ def _checkpoint_in(folder: Path) -> Iterator[Path]:
     """Where to write a checkpoint's files, which go to `folder` once all are written."""
     strange = folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()
     if strange and not unfinished_folder(folder).is_dir():
-        raise ModelError(f"{folder} holds something else than a checkpoint: empty it, or choose another --out")
+        raise ModelError(f"{folder} contains something other than a checkpoint: empty it, or choose another --out")
     try:
         with folder_written_whole(folder, last="config.json", replaced=_REPLACED) as part:
             yield part

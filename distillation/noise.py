@@ -1,8 +1,7 @@
-"""Noises: read from a folder, and those passages of them that the service's own voice detector takes for speech.
+"""Noises: read from a folder, and the passages of them that the service's own voice detector takes for speech.
 
-Owns what a noise is (a recording, and whether voices are in it) and the search for passages that are mistaken for
-speech: they are what a model is asked about in a house, so they are what it must learn to call nothing. Knows nothing
-of training.
+Owns what a noise is (a recording, and whether it holds voices) and the search for passages that are mistaken for
+speech: these reach the model in a house, so it must learn to transcribe them as nothing. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -27,8 +26,12 @@ EAGER = SegmentSettings(threshold=0.3, release=0.2, onset=0.032)
 
 @dataclass(frozen=True, slots=True)
 class Noises:
-    """all: to mix under speech. speechless: those in which nobody speaks. mistaken: passages of those that sound like
-    speech to a detector.
+    """Recordings of noise, 16 kHz mono.
+
+    Attributes:
+        all: those to mix under speech.
+        speechless: those in which nobody speaks.
+        mistaken: passages of the speechless ones that sound like speech to a detector.
     """
 
     all: Sequence[Waveform] = ()
@@ -37,7 +40,9 @@ class Noises:
 
 
 def read_noises(folder: Path | None) -> Noises:
-    """The noises of a folder; its `manifest.jsonl`, where there is one, says by `contains_speech` which hold voices.
+    """Read the noises of a folder; none for None.
+
+    By `contains_speech` its `manifest.jsonl`, if there is one, says which of them hold voices.
 
     Raises:
         RecordingsError: there is no such folder, no audio in it, or a file cannot be used.
@@ -45,7 +50,7 @@ def read_noises(folder: Path | None) -> Noises:
     if folder is None:
         return Noises()
     if not folder.is_dir():
-        raise RecordingsError(f"there is no folder {folder} of noises")
+        raise RecordingsError(f"the folder of noises {folder} does not exist")
     manifest = folder / "manifest.jsonl"
     rows = read_manifest(manifest) if manifest.is_file() else []
     voices = {row["path"] for row in rows if row.get("contains_speech")}
@@ -60,12 +65,18 @@ def read_noises(folder: Path | None) -> Noises:
 
 
 def with_mistaken(noises: Noises) -> Noises:
-    """The same, with `mistaken` looked for: it takes about half a minute for three minutes of noise."""
+    """Return the noises with `mistaken` filled in, which takes about half a minute for three minutes of noise."""
     return replace(noises, mistaken=list(mistaken_for_speech(noises.speechless)))
 
 
 def mistaken_for_speech(noises: Sequence[Waveform]) -> Iterator[Waveform]:
-    """What detector and an eager endpointing cut out of the noises, alone and over each other, at several levels."""
+    """Find the passages of noises that a detector with an eager endpointing takes for speech.
+
+    The noises are played alone and over each other, at several levels.
+
+    Yields:
+        Passages, 16 kHz mono.
+    """
     scenes = [*noises, *(_over(one, other) for one, other in itertools.combinations(noises, 2) if _nearby(one, other))]
     for scene in scenes:
         for level in LEVELS:
@@ -73,7 +84,7 @@ def mistaken_for_speech(noises: Sequence[Waveform]) -> Iterator[Waveform]:
 
 
 def at_level(wave: Waveform, level: float) -> Waveform:
-    """With a root mean square of `level`."""
+    """Scale a waveform to a root mean square of `level`."""
     return np.asarray(wave * (level / (float(np.sqrt(np.mean(wave**2))) + 1e-9)), np.float32)
 
 

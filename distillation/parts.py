@@ -1,7 +1,7 @@
-"""What of a long measurement is done, kept in a folder until all of it is.
+"""The finished parts of a long measurement, kept in a folder until all of it is done.
 
-Owns the files: one a part, each of which says of what it is a part, so that figures of other models or clips are never
-gone on with. Knows nothing of what is measured.
+Owns the files: one for each part, which says what measurement it is part of, so that figures of other models or clips
+are never reused. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from distillation.files import write_text_whole
 class Parts:
     """The parts of one measurement.
 
-    folder: where they are kept; nowhere, where None. of: what tells this measurement from others, a digest.
+    Args:
+        folder: where they are kept; None for nowhere.
+        of: a digest that distinguishes this measurement from others.
     """
 
     def __init__(self, folder: Path | None, of: str) -> None:
@@ -30,7 +32,11 @@ class Parts:
         self._of = of
 
     def all(self, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """Every part: as it was kept, or measured now and kept at once. Figures must be what JSON can say."""
+        """Return every part, as it was kept, or measured now and kept at once.
+
+        Args:
+            measures: what measures each part, by its name; its figures must fit into JSON.
+        """
         return {name: self._one(name, measure) for name, measure in tqdm(measures.items(), "evaluate", unit="part")}
 
     def _one(self, name: str, measure: Callable[[], Any]) -> Any:
@@ -45,7 +51,7 @@ class Parts:
         return kept["figures"]
 
     def forget(self) -> None:
-        """Once they stand in a report."""
+        """Remove what is kept."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -1,4 +1,7 @@
-"""Pictures of curves, for reports that are read by people. Owns how they look; knows nothing of what they show."""
+"""Pictures of curves and bars, for reports that people read.
+
+Owns how they look. Knows nothing of what they show.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,13 @@ Bars = Mapping[str, float]
 
 
 def draw(path: Path, panels: Mapping[str, Panel], values: str, bars: Mapping[str, Bars] | None = None) -> None:
-    """Panels side by side, by title, in one PNG file; those of bars come last. values: what the vertical axis of the
-    others is.
+    """Draw panels side by side in one PNG file.
+
+    Args:
+        path: the file.
+        panels: curves, by title.
+        values: the label of the vertical axis of `panels`.
+        bars: panels of bars, by title, which come last.
     """
     count = len(panels) + len(bars or {})
     figure = Figure(figsize=(5.2 * max(1, count), 3.8), layout="constrained")

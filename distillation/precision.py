@@ -1,8 +1,8 @@
-"""In which numbers training computes on this machine: measured, not guessed.
+"""The numbers in which training computes on this machine: measured, not guessed.
 
-Owns the probe and its result. As for the engine (`streaming/whisper/precision.py`): some processors multiply bfloat16
-twice as fast as float32, others emulate it and are several times slower; neither name nor flag tells which. GPUs that
-train at all have it. Knows nothing of models.
+Owns the probe and its result. Some processors multiply bfloat16 twice as fast as float32, others emulate it and are
+several times slower, and neither name nor flag tells which; the engine measures it in the same way. All GPUs that are
+used for training have it. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROUNDS = 4
 
 
 def computing(width: int, device: str) -> AbstractContextManager[None]:
-    """Within, models of that width compute in bfloat16 where it is faster, else in float32."""
+    """Return a context in which models of a width compute in bfloat16 where that is faster, and else in float32."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=_in_bfloat16(width, device))
 
 
@@ -45,7 +45,7 @@ def chooses_bfloat16(gain: float) -> bool:
 
 
 def bfloat16_gain(width: int) -> float:
-    """How many times as fast as in float32 a step through one layer is under autocast, here and now."""
+    """Measure how many times as fast as in float32 a step through one layer is under autocast, here and now."""
     with torch.random.fork_rng([]):  # a probe must not change what is random in a training
         layer = nn.Linear(width, width)
     states = torch.zeros(_POSITIONS, width)

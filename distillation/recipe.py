@@ -9,10 +9,16 @@ from distillation.batches import Mixture
 
 
 def student_mixture(seconds: float, longest: float, strength: float, seed: int) -> Mixture:
-    """What the service hears: utterances and beginnings of them in the smallest window that holds them, at times in a
-    larger one; some joined ones, as recordings seldom fill a long window; and noise.
+    """Return a mixture that is like what the service hears.
 
-    seconds: of audio in a batch. longest: of a clip. strength: of augmentation, 0..1.
+    It has utterances and their beginnings, mostly in the smallest window that holds them; some joined utterances, as
+    recordings seldom fill a long window; and noise.
+
+    Args:
+        seconds: of audio in a batch.
+        longest: seconds that a clip may last.
+        strength: of the augmentation, 0 to 1.
+        seed: of everything that is random.
     """
     return Mixture(
         {}, seconds=seconds, most_rows=32, longest=longest, joined_share=0.12, empty_share=0.03, strength=strength,

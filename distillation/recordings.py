@@ -1,11 +1,12 @@
-"""A person's own recordings: a folder of audio, with transcripts or without, as the clips of a corpus.
+"""A person's own recordings: a folder of audio, with or without transcripts, as the clips of a corpus.
 
-Owns how such a folder may look, and every sentence about what is wrong with it. All of it is looked at before the first
-clip is given out, so that a fault shows at once and not after hours. Knows nothing of features or models.
+Owns what such a folder may look like, and every message about what is wrong with it. All of it is checked before the
+first clip is given out, so that a fault shows at once and not after hours. Knows nothing of features or models.
 
-Two ways to say what was said: `manifest.jsonl` (a line a clip: `path`, and optionally `text`, `speaker`, `set`, and
-`start` and `end`, in seconds, of a clip that is a part of its file), or a text file beside the audio file, of the same
-name (`a.flac`, `a.txt`). Audio without either has no transcript; an empty one says that nothing was said.
+There are two ways to say what was said: `manifest.jsonl` (a line a clip: `path`, and optionally `text`, `speaker`,
+`set`, and `start` and `end`, in seconds, of a clip that is a part of its file), or a text file beside the audio file,
+of the same name (`a.flac`, `a.txt`). Audio without either has no transcript; an empty transcript says that nothing was
+said.
 """
 
 from __future__ import annotations
@@ -36,13 +37,20 @@ _SHOWN = 10
 
 
 class RecordingsError(DistillError):
-    """The recordings cannot be used; the message says which and what to do."""
+    """The recordings cannot be used; the message says which ones, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """text: None where nobody wrote down what was said; empty where they wrote down that nothing was.
-    start, end: seconds of the part of the file that it is; all of it from the start where `end` is None.
+    """A recording, or a part of one.
+
+    Attributes:
+        path: the audio file.
+        text: None where nobody wrote down what was said; empty where nothing was said.
+        speaker: who speaks, where that is known.
+        set: what it is counted with in tables.
+        start: where the part begins in the file, in seconds.
+        end: where the part ends, in seconds; None for the end of the file.
     """
 
     path: Path
@@ -54,9 +62,11 @@ class Recording:
 
 
 def find_recordings(source: Path, *, to_train: bool = True) -> list[Recording]:
-    """Those of a folder, or of a manifest. The audio files are opened, but not read.
+    """Find the recordings of a folder or a manifest, and check them; the audio files are opened, but not read.
 
-    to_train: none may be longer than a window, unless it has no transcript and can be cut.
+    Args:
+        source: the folder or the manifest.
+        to_train: whether a recording may be no longer than a window, unless it has no transcript and can be cut.
 
     Raises:
         RecordingsError: there are none, or some of them cannot be used.
@@ -71,7 +81,13 @@ def find_recordings(source: Path, *, to_train: bool = True) -> list[Recording]:
 
 
 def stamps(source: Path) -> dict[str, list[int]]:
-    """Size and time of change of each file that the recordings of `source` come from: other recordings have others.
+    """Return size and time of change of each file that recordings come from, by which other recordings are noticed.
+
+    Args:
+        source: the folder or the manifest.
+
+    Returns:
+        Bytes and nanoseconds, by the file's path from the folder.
 
     Raises:
         RecordingsError: there is no such folder or manifest, or the manifest cannot be used.
@@ -85,10 +101,18 @@ def stamps(source: Path) -> dict[str, list[int]]:
 
 
 def read_mono(path: Path, start: float = 0.0, end: float | None = None) -> Waveform:
-    """Any file that libsndfile reads, or the part between two seconds of it, as 16 kHz mono.
+    """Read any file that libsndfile reads, or a part of it.
+
+    Args:
+        path: the file.
+        start: of the part, in seconds.
+        end: of the part, in seconds; None for the end of the file.
+
+    Returns:
+        16 kHz mono.
 
     Raises:
-        RecordingsError: it is missing or unreadable.
+        RecordingsError: the file is missing or unreadable.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -103,10 +127,10 @@ def read_mono(path: Path, start: float = 0.0, end: float | None = None) -> Wavef
 
 
 def read_manifest(manifest: Path) -> list[dict[str, Any]]:
-    """Its lines; each has a `path`.
+    """Read the lines of a manifest; each has a `path`.
 
     Raises:
-        RecordingsError: it has something else in it.
+        RecordingsError: the file has something else in it.
     """
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
@@ -133,8 +157,14 @@ def _listed(manifest: Path) -> Iterator[Recording]:
 
 
 def neighbours_joined(found: Sequence[Recording], seconds: tuple[float, float], seed: int) -> list[Recording]:
-    """Recordings in which parts of one file without a transcript, one behind the other, have become one of a length
-    drawn between two `seconds`: people mostly say more than a line before they pause.
+    """Join parts of one file without a transcript that follow one another.
+
+    People mostly say more than one line at a time.
+
+    Args:
+        found: recordings, in order.
+        seconds: the limits between which the length of a joined recording is drawn.
+        seed: of what is drawn.
     """
     rng = random.Random(seed)
     joined: list[Recording] = []
@@ -167,7 +197,7 @@ def _row(manifest: Path, number: int, line: str) -> dict[str, Any]:
         )
     start, end = row.get("start", 0.0), row.get("end")
     if not isinstance(start, int | float) or not isinstance(end, int | float | None) or not 0 <= start < (end or 1e9):
-        raise RecordingsError(f'{manifest}, line {number}: "start" and "end" must be seconds, one before the other')
+        raise RecordingsError(f'{manifest}, line {number}: "start" and "end" must be seconds, with start before end')
     return row
 
 
@@ -206,7 +236,7 @@ def _fault(recording: Recording, longest: float) -> str | None:
     duration = (about.duration if recording.end is None else recording.end) - recording.start
     if recording.text is not None and duration > longest:
         lasts = f"{path} lasts {duration:.0f} s"
-        return f"{lasts}: with a transcript it may last {longest:g} (cut it, or drop its text)"
+        return f"{lasts}: with a transcript it may last at most {longest:g} s (cut it, or drop its text)"
     return None
 
 

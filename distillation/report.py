@@ -1,4 +1,4 @@
-"""The report of a pair: what `evaluate.py` measured, as Markdown with pictures, and as JSON.
+"""The report of a pair: the figures of `evaluate.py`, as Markdown with pictures, and as JSON.
 
 Owns the words and the tables. Measures nothing. A figure that cannot be had is null, and a dash in a table.
 """
@@ -18,7 +18,7 @@ Figures = Mapping[str, Any]
 
 
 def write(figures: Figures, folder: Path) -> None:
-    """REPORT.md, report.json, noise.png and cascade.png in `folder`."""
+    """Write REPORT.md, report.json, noise.png and cascade.png into a folder."""
     from distillation.pictures import draw
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def as_markdown(figures: Figures, *, pictures: bool = False) -> str:
         f"# `{figures['student']}` and its teacher `{figures['teacher']}`\n\nThe teacher decides below a confidence of "
         f"{figures['threshold']}, of texts of {figures['shortest']:g} s or more. WER: word error rate; sub, del, ins: "
         "words substituted, deleted, inserted, per word. "
-        f"Texts are made comparable by `--normaliser {figures['normaliser']}`.",
+        f"Texts are normalised by `--normaliser {figures['normaliser']}`.",
         *_size(figures), *_sets(figures), *_cascade(figures, pictures), *_long(figures), *_noise(figures, pictures),
         *_speculation(figures),
     ]  # fmt: skip
@@ -46,7 +46,7 @@ def _size(figures: Figures) -> Iterator[str]:
     student, teacher = figures["size"]["student"], figures["size"]["teacher"]
     rows = [
         ["parameters, million", f"{student['parameters'] / 1e6:.1f}", f"{teacher['parameters'] / 1e6:.1f}"],
-        ["of them its own", f"{student['own_parameters'] / 1e6:.1f}", f"{teacher['own_parameters'] / 1e6:.1f}"],
+        ["of these its own", f"{student['own_parameters'] / 1e6:.1f}", f"{teacher['own_parameters'] / 1e6:.1f}"],
         ["encoder layers", student["encoder_layers"], teacher["encoder_layers"]],
         ["decoder layers", student["decoder_layers"], teacher["decoder_layers"]],
         ["files, MB", f"{student['megabytes']:.1f}", f"{teacher['megabytes']:.1f}"],
@@ -78,11 +78,11 @@ def _sets(figures: Figures) -> Iterator[str]:
     live = figures["live"]
     yield (
         f"Through detection and session, {live['clips']} clips of {live['set']}: {_share(live['live'])}; "
-        f"the same heard whole: {_share(live['offline'])}."
+        f"the same clips as whole recordings: {_share(live['offline'])}."
     )
     silenced = figures["silenced"]
     yield (
-        f"Texts that the service holds for silence and does not send: {silenced['clips']} of these clips; it costs "
+        f"Texts that the service takes for silence and does not send: {silenced['clips']} of these clips. This costs "
         f"{100 * silenced['wer_cost']:.2f} % WER, absolute."
     )
 
@@ -94,7 +94,7 @@ def _errors(row: Figures, who: str) -> str:
 
 def _cascade(figures: Figures, pictures: bool) -> Iterator[str]:
     cascade = figures["cascade"]
-    yield "## Whom to ask, and when"
+    yield "## When to ask the teacher"
     sets = ", ".join(figures["domain"]) or "all sets"
     yield (
         f"On {cascade['clips']} clips ({sets}): the student alone {_share(cascade['student'])}, the teacher alone "

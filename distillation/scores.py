@@ -1,6 +1,6 @@
 """How texts are scored: word errors by kind, repeats, and how well a signal tells right from wrong.
 
-Owns the arithmetic alone. Knows nothing of audio or models, nor of languages: what makes two texts comparable is given.
+Owns only the arithmetic; what makes two texts comparable is passed in. Knows nothing of audio, models or languages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ Comparable = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Word errors of a set, as counts; `words` are the reference's. clips: those whose reference has words."""
+    """Word errors of a set, as counts.
+
+    Attributes:
+        clips: those whose reference has words.
+        words: of the references.
+        substituted: words heard as another.
+        deleted: words not heard.
+        inserted: words heard that were not said.
+    """
 
     clips: int
     words: int
@@ -40,7 +48,13 @@ class Score:
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str], comparable: Comparable) -> Score:
-    """A reference that has no words once it is comparable is left out: there is nothing to get right."""
+    """Count the word errors of texts; references without words once they are comparable are left out.
+
+    Args:
+        references: what was said.
+        hypotheses: what was heard.
+        comparable: makes two texts comparable.
+    """
     pairs = [(comparable(said), comparable(heard)) for said, heard in zip(references, hypotheses, strict=True)]
     pairs = [(said, heard) for said, heard in pairs if said]
     if not pairs:
@@ -51,7 +65,10 @@ def score(references: Sequence[str], hypotheses: Sequence[str], comparable: Comp
 
 
 def word_errors(reference: str, hypothesis: str, comparable: Comparable) -> tuple[int, int]:
-    """(errors, words of the reference) of one text. An empty reference is allowed: every word is an insertion."""
+    """Count the errors of one text, and the words of its reference.
+
+    The reference may be empty; then every word is an insertion.
+    """
     if not comparable(reference):
         return len(comparable(hypothesis).split()), 0
     one = score([reference], [hypothesis], comparable)
@@ -59,8 +76,15 @@ def word_errors(reference: str, hypothesis: str, comparable: Comparable) -> tupl
 
 
 def repeats(text: str, reference: str, comparable: Comparable, size: int = 5) -> int:
-    """Phrases of `size` words that come again, over and above those that the reference repeats too: how Distil-Whisper
-    (Gandhi et al. 2023) counts a decoder's loops.
+    """Count the phrases that a text repeats, beyond those that its reference repeats too.
+
+    Distil-Whisper counts a decoder's loops in this way (Gandhi et al. 2023).
+
+    Args:
+        text: what was heard.
+        reference: what was said.
+        comparable: makes two texts comparable.
+        size: the words in a phrase.
     """
     said, meant = _phrases(comparable(text), size), _phrases(comparable(reference), size)
     return sum(count - max(1, meant[phrase]) for phrase, count in said.items() if count > max(1, meant[phrase]))
@@ -72,9 +96,16 @@ def _phrases(text: str, size: int) -> Counter[tuple[str, ...]]:
 
 
 def auroc(signal: Sequence[float], wrong: Sequence[bool]) -> float | None:
-    """How often a wrong text has a lower signal than a right one, ties for half; 0.5 says nothing, 1 says all.
+    """Return how often a wrong text has a lower signal than a right one, where a tie counts half.
 
-    None when all are right, or all wrong.
+    0.5 says that the signal tells nothing, 1 that it tells all (area under the receiver operating characteristic).
+
+    Args:
+        signal: a value for each text.
+        wrong: whether each text is wrong.
+
+    Returns:
+        None when all texts are right, or all wrong.
     """
     values, bad = np.asarray(signal, float), np.asarray(wrong, bool)
     right, false = values[~bad], values[bad]

@@ -1,7 +1,7 @@
-"""What a folder of work was begun with: to go on under other settings would make something that nobody asked for.
+"""The settings with which a folder of work was begun: under other settings, something else would come out.
 
-Owns the comparison and the digests of what is too large to keep. A setting has the name of the option by which it is
-given. Knows nothing of what is made.
+Owns the comparison, and the digests of what is too large to keep. A setting has the name of the option that gives it.
+Knows nothing of what is made.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class SettingsError(DistillError):
 
 
 def require_same(folder: Path, begun: Settings, given: Settings) -> None:
-    """
+    """Require that the settings given now are those with which a folder was begun.
+
     Raises:
-        SettingsError: `folder` was begun with other settings than are given now.
+        SettingsError: they differ.
     """
     for option in [*given, *(begun.keys() - given.keys())]:
         was, now = begun.get(option), given.get(option)
@@ -38,16 +39,19 @@ def require_same(folder: Path, begun: Settings, given: Settings) -> None:
             continue
         shown = not any(value is None or str(value).startswith(DIGEST) for value in (was, now))
         how = f"{option} {was}, not {now}" if shown else f"another {option}"
-        raise SettingsError(f"{folder} was begun with {how}: give the same again, or another --out")
+        raise SettingsError(f"{folder} was begun with {how}: use the same again, or choose another --out")
 
 
 def digest_of_weights(checkpoint: Checkpoint) -> str:
-    """Of the weights alone: the same under another name, another after more training in the same folder."""
+    """Return a digest of the weights alone.
+
+    It is the same under another name, and another after more training in the same folder.
+    """
     return DIGEST + digest_of_files(sorted(weight_files(checkpoint.directory)))
 
 
 def digest_of_noises(folder: Path | None) -> str:
-    """Of their names and sizes."""
+    """Return a digest of the names and sizes of noises."""
     paths = sorted(folder.iterdir()) if folder and folder.is_dir() else []
     return _digest(f"{path.name} {path.stat().st_size}" for path in paths)
 

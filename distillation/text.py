@@ -1,10 +1,10 @@
 """The text of the corpus: a grammar of English home commands, and general short phrases.
 
-Owns what may be said. Knows nothing of voices, audio or models. Everything is lower case, numbers written out, no
-punctuation, as it is spoken: that is also the style in which the pair trained on it writes.
+Owns what may be said. Everything is lower case, numbers written out, no punctuation, as it is spoken; the pair trained
+on it writes in that style too. Knows nothing of voices, audio or models.
 
-A template is a string with slots in braces; a slot is either a list of phrases or a function of a random generator.
-Each template carries a weight, so that rich ones do not drown the short ones that people say most.
+A template is a string with slots in braces. A slot is either a list of phrases or a function of a random generator.
+Each template has a weight, so that templates with many variants do not crowd out the short ones that people say most.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ORDINALS = (
 
 
 def spoken_number(value: int) -> str:
-    """0..999,999 in words, without "and"."""
+    """Return a number from 0 to 999,999 in words, without "and"."""
     if value < 20:
         return _ONES[value]
     if value < 100:
@@ -41,7 +41,7 @@ def spoken_number(value: int) -> str:
 
 
 def spoken_ordinal(value: int) -> str:
-    """1..31 in words."""
+    """Return an ordinal from 1 to 31 in words."""
     if value <= 20:
         return _ORDINALS[value - 1]
     if value == 30:
@@ -494,7 +494,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def expand(template: str, rng: random.Random) -> str:
-    """A template with every slot filled, slots inside slots included."""
+    """Fill every slot of a template, slots inside slots included."""
 
     def fill(match: re.Match[str]) -> str:
         slot = SLOTS[match[1]]
@@ -506,7 +506,10 @@ def expand(template: str, rng: random.Random) -> str:
 
 
 def sentences(seed: int) -> Iterator[str]:
-    """An endless, reproducible stream of sentences; common templates come as often as their weight says."""
+    """Generate sentences without end, always the same ones for a seed.
+
+    Templates come as often as their weight says.
+    """
     rng = random.Random(seed)
     weights = [weight for weight, _ in TEMPLATES]
     templates = [template for _, template in TEMPLATES]
@@ -518,6 +521,6 @@ _LETTERS_ONLY = re.compile(r"[^a-z' ]+")
 
 
 def normalise(text: str) -> str:
-    """A transcript in the corpus's style: lower case, letters and apostrophes only, single spaces."""
+    """Return a transcript in the corpus's style: lower case, letters and apostrophes only, single spaces."""
     text = text.lower().replace("\u2019", "'").replace("-", " ")
     return " ".join(_LETTERS_ONLY.sub(" ", text).split())

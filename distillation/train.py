@@ -1,15 +1,15 @@
 """The training of a student.
 
-Owns losses, schedule, checkpoints and the curve. Knows nothing of how a batch comes about.
+Owns losses, schedule, checkpoints and the curve. Knows nothing of how a batch is made.
 
-The losses are weighted as in Distil-Whisper's code (Gandhi et al. 2023): 0.8 cross-entropy on pseudo-labels +
-KL(teacher || student).
+The losses are weighted as in Distil-Whisper's code (Gandhi et al. 2023): 0.8 times the cross-entropy on pseudo-labels,
+plus KL(teacher || student).
 
-The learning rate warms up, stays, and falls linearly over the last `cooldown` steps: a training whose end was put off
-goes on from its checkpoint without having been cooled.
+The learning rate warms up, stays, and falls linearly over the last `cooldown` steps. Before these it does not depend on
+the number of steps, so a training can be given more steps and continue from its checkpoint.
 
-A training that was stopped and goes on is the one that was not, to the bit: what a step does depends on the weights,
-the seed and the step alone, and what belongs to a row of the curve is kept in the checkpoint.
+A training that was stopped and continued gives the same weights, to the bit, as one that was not: a step depends only
+on the weights, the seed and its number, and the checkpoint keeps what belongs to a row of the curve.
 """
 
 from __future__ import annotations
@@ -43,8 +43,15 @@ from distillation.settings import Settings, require_same
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """rate: the learning rate between `warmup` and the last `cooldown` steps. every: steps between checkpoints.
-    seed: of what is random in a step, as dropout is.
+    """The learning rate over the steps of a training, and when checkpoints are written.
+
+    Attributes:
+        steps: of the whole training.
+        rate: the learning rate between `warmup` and `cooldown`.
+        warmup: the first steps, of rising rate.
+        cooldown: the last steps, of falling rate.
+        every: steps between checkpoints.
+        seed: of what is random in a step, such as dropout.
     """
 
     steps: int
@@ -59,8 +66,16 @@ class Schedule:
         cls, steps: int, rate: float, warmup: int, usual_cooldown: int, cooldown: int | None = None,
         every: int = 500, seed: int = 0,
     ) -> Schedule:  # fmt: skip
-        """One that learns in however few steps: warmed up after a tenth at most, and cooling for six tenths at most,
-        unless another `cooldown` is asked for.
+        """Make a schedule that fits into any number of steps.
+
+        Args:
+            steps: of the whole training.
+            rate: the learning rate between warm-up and cooldown.
+            warmup: steps to warm up, a tenth of `steps` at most.
+            usual_cooldown: steps of cooldown, six tenths of `steps` at most.
+            cooldown: steps of cooldown to use instead.
+            every: steps between checkpoints.
+            seed: of what is random in a step.
         """
         chosen = min(usual_cooldown, steps * 6 // 10) if cooldown is None else cooldown
         if chosen > steps:
@@ -77,14 +92,20 @@ class Schedule:
 
 
 class TrainingError(DistillError):
-    """The training cannot go on; the message says what to do."""
+    """The training cannot continue; the message says what to do."""
 
 
 class StudentObjective:
-    """Cross-entropy on the teacher's tokens + KL from the teacher's distributions, over the text's places.
+    """Cross-entropy on the teacher's tokens, plus KL from the teacher's distributions, over the places of the text.
 
-    Both come with the batch, so no teacher is beside the student. What the two are to share stays as it is: the
-    embeddings and the places, and the encoder too unless it is to learn.
+    Both come with the batch, so the teacher is not needed. What student and teacher share stays as it is: the
+    embeddings and the positions, and the encoder too unless it is to learn.
+
+    Args:
+        student: the model to train.
+        ce_weight: of the cross-entropy.
+        kl_weight: of the KL divergence.
+        own_encoder: whether the encoder is to learn.
     """
 
     def __init__(self, student: Whisper, ce_weight: float, kl_weight: float, *, own_encoder: bool) -> None:
@@ -120,7 +141,7 @@ class StudentObjective:
 
 
 def freeze_shared(student: Whisper, *, own_encoder: bool) -> None:
-    """Keeps from learning what a student shares with its teacher."""
+    """Keep what a student shares with its teacher from learning."""
     student.requires_grad_(True)
     decoder = student.model.decoder
     for shared in (decoder.embed_tokens, decoder.embed_positions, student.model.encoder.embed_positions):
@@ -134,8 +155,13 @@ def freeze_shared(student: Whisper, *, own_encoder: bool) -> None:
 
 @dataclass(slots=True)
 class Progress:
-    """step: how many are done. since, totals: steps since the last row of the curve, and the sums of their figures.
-    seconds: of training, of all its runs.
+    """How far a training is.
+
+    Attributes:
+        step: how many steps are done.
+        since: steps since the last row of the curve.
+        totals: the sums of their figures, by name.
+        seconds: of training, over all its runs.
     """
 
     step: int = 0
@@ -150,7 +176,7 @@ class Progress:
             self.totals[name] = self.totals.get(name, 0.0) + value
 
     def row(self, schedule: Schedule) -> dict[str, Any]:
-        """Of the curve: the means since the last one."""
+        """Return the next row of the curve, with means since the last one, and begin anew."""
         row = {"step": self.step, "rate": schedule.rate_at(self.step - 1), "seconds": round(self.seconds, 1)}
         row |= {name: round(total / self.since, 4) for name, total in self.totals.items()}
         self.since, self.totals = 0, {}
@@ -166,16 +192,23 @@ def fit(
     device: str = "cpu",
     settings: Settings | None = None,
 ) -> None:
-    """Trains up to `schedule.steps`, going on from the newest checkpoint in `folder` where there is one.
+    """Train up to `schedule.steps`, from the newest checkpoint in `folder` if there is one.
 
-    `watch` is asked for figures at every checkpoint; everything goes to `folder/curve.jsonl`, a line a checkpoint. An
-    interrupt lets the step end and is raised once there is a checkpoint of it.
+    Each checkpoint adds a line to `folder/curve.jsonl`. An interrupt lets the step end, and is raised once there is a
+    checkpoint of it.
 
-    settings: whatever else decides what comes out; other ones than those of the checkpoint are refused.
+    Args:
+        objective: the model and its losses.
+        batches: the batch of each step.
+        schedule: of the learning rate and the checkpoints.
+        folder: where checkpoints and the curve go.
+        watch: asked for more figures at every checkpoint.
+        device: where to train.
+        settings: whatever else decides the result; they must be those of the checkpoint.
 
     Raises:
         SettingsError: the checkpoint was made under other settings.
-        TrainingError: the training cannot go on, or does not converge.
+        TrainingError: the training cannot continue, or does not converge.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _leave_a_core(device)
@@ -185,7 +218,7 @@ def fit(
     optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     progress = _resume(folder / "checkpoint.pt", module, optimizer, settings or {})
     if progress.step > schedule.steps:
-        raise TrainingError(f"{folder} has learnt for {progress.step} steps: give --steps {progress.step} or more")
+        raise TrainingError(f"{folder} has trained for {progress.step} steps: give --steps {progress.step} or more")
     curve = Curve(folder, progress.step)
     began = time.monotonic() - progress.seconds
     bar = tqdm(total=schedule.steps, initial=progress.step, desc=folder.name, unit="step")
@@ -225,8 +258,8 @@ def _learn(
     figures = {name: float(value.detach()) for name, value in losses.items()}
     if not math.isfinite(figures["loss"] + float(steepness)):
         raise TrainingError(
-            f"the loss of step {step + 1} or its gradient is no number any more; the checkpoint before is as it was: "
-            "begin in another --out with a lower --rate"
+            f"the loss of step {step + 1} or its gradient is not a finite number; the previous checkpoint is intact: "
+            "start in another --out with a lower --rate"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -283,8 +316,13 @@ def _on(device: str, batch: Batch) -> Batch:
 
 
 class Curve:
-    """`curve.jsonl`, a row a line, with a picture beside it. Rows beyond `step` are of a checkpoint that was not
-    written any more; they and what is torn are cut off.
+    """The file `curve.jsonl`, a row a line, with a picture beside it.
+
+    Rows beyond `step` come from a checkpoint that was never written; they and a torn line are cut off.
+
+    Args:
+        folder: where the file lies.
+        step: the step of the newest checkpoint.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -295,7 +333,8 @@ class Curve:
             write_text_whole("".join(json.dumps(row) + "\n" for row in self._rows), self._path)
 
     def add(self, row: dict[str, Any]) -> None:
-        """
+        """Append a row and draw the picture anew.
+
         Raises:
             OSError: the disk is full.
         """
@@ -332,14 +371,19 @@ def _row(line: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """weights: of the objective's module, after so many steps."""
+    """The result of a training.
+
+    Attributes:
+        weights: of the objective's module.
+        step: after how many steps.
+    """
 
     weights: Mapping[str, Tensor]
     step: int
 
 
 def trained(folder: Path) -> Trained:
-    """The newest checkpoint of a training.
+    """Read the newest checkpoint of a training.
 
     Raises:
         TrainingError: there is none.
@@ -352,22 +396,28 @@ def trained(folder: Path) -> Trained:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """
+    """Load weights into a module.
+
+    Args:
+        module: where they go.
+        weights: by name.
+        what: whose they are, for the message.
+
     Raises:
-        TrainingError: they are of a model of another shape. what: whose they are.
+        TrainingError: they are of a model of another shape.
     """
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise TrainingError(
-            f"{what} is of a model of another shape: give the model with which it was begun, or another --out"
+            f"{what} is of a model of another shape: give the model that it was begun with, or choose another --out"
         ) from error
 
 
 def save(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, settings: Settings
 ) -> None:
-    """Writes a checkpoint, whole or not at all.
+    """Write a checkpoint, whole or not at all.
 
     Raises:
         TrainingError: it cannot be written; the older one is as it was.
@@ -378,7 +428,7 @@ def save(
     except NotWritten as error:
         raise TrainingError(
             f"the checkpoint of step {progress.step} cannot be written to {path.parent} ({error.reason}): "
-            "make room; the same command goes on from the checkpoint before"
+            "make room; the same command continues from the previous checkpoint"
         ) from error
 
 
@@ -391,7 +441,7 @@ def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, set
     try:
         optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
-        raise TrainingError(f"{path} is of a model of another shape: give another --out") from error
+        raise TrainingError(f"{path} is of a model of another shape: choose another --out") from error
     return Progress(int(state["step"]), int(state["since"]), dict(state["totals"]), float(state["seconds"]))
 
 
@@ -403,7 +453,7 @@ def _read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"{path} is no whole checkpoint ({reason}): remove it") from error
+        raise TrainingError(f"{path} is not a complete checkpoint ({reason}): remove it") from error
     if not isinstance(state, dict) or not state.keys() >= _KEPT:
-        raise TrainingError(f"{path} is no checkpoint of this version: remove it, or give another --out")
+        raise TrainingError(f"{path} is not a checkpoint of this version: remove it, or choose another --out")
     return state

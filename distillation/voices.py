@@ -1,4 +1,4 @@
-"""Synthetic voices: text -> waveform, through two neural voices.
+"""Synthetic voices: text becomes a waveform, through two neural voices.
 
 Owns the choice of a voice and its settings; `neural.py` has the networks. Knows nothing of corpora or models.
 """
@@ -17,10 +17,15 @@ from streaming.job import Waveform
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """One voice with its settings. rate: 1 is the program's own speed, 1.2 is faster.
+    """One voice with its settings.
 
-    name, other: Kokoro's speakers, and `blend` the share of the second; or Piper's voice, and its liveliness.
-    styles: where Kokoro's speakers lie, as in `neural.styles_of`.
+    Attributes:
+        program: "piper" or "kokoro".
+        name: Piper's voice, or the first of Kokoro's speakers.
+        other: the second of Kokoro's speakers.
+        rate: 1 is the program's own speed, 1.2 is faster.
+        blend: the share of Kokoro's second speaker, or the liveliness of Piper's voice.
+        styles: the folder of Kokoro's speakers, as for `neural.styles_of`.
     """
 
     program: str
@@ -35,7 +40,10 @@ class Voice:
         return f"{self.program}/{self.name}"
 
     def speak(self, text: str) -> Waveform:
-        """One sentence, 16 kHz, its peak at 0.5.
+        """Speak one sentence.
+
+        Returns:
+            16 kHz mono, with its peak at 0.5.
 
         Raises:
             NeuralVoiceError: the voice cannot be used.
@@ -50,10 +58,14 @@ class Voice:
 
 
 def choose_voice(rng: random.Random, styles: Path | None = None) -> Voice:
-    """A random one. styles: where Kokoro's speakers lie, as in `neural.styles_of`.
+    """Choose a random voice.
+
+    Args:
+        rng: the generator that everything is drawn from.
+        styles: the folder of Kokoro's speakers, as for `neural.styles_of`.
 
     Raises:
-        NeuralVoiceError: they cannot be used.
+        NeuralVoiceError: Kokoro's speakers cannot be used.
     """
     names = list(neural.styles_of(styles))
     english = [name for name in names if name[0] in "ab"]

@@ -1,7 +1,7 @@
-"""How a training goes on: word errors of recordings to measure on, at every checkpoint.
+"""How a training progresses: its word errors on recordings to measure on, at every checkpoint.
 
-Owns the small sample that is looked at, and the plain greedy decoding that suffices to see a curve. What a finished
-pair can do is `evaluate.py`'s to say, through the service's own engine.
+Owns the small sample that is measured, and the plain greedy decoding that is enough for a curve. `evaluate.py` measures
+what a finished pair can do, through the service's own engine.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ SHORTEST_LIMIT = 40
 def watching(
     model: Whisper, corpus: Corpus, layout: Layout, comparable: Comparable, clips: int = 80
 ) -> Callable[[], dict[str, float]]:
-    """What `fit` asks at each checkpoint: the word error rate of recordings to measure on, where there are some.
+    """Return what `fit` asks at each checkpoint: the word error rate on recordings to measure on, if there are any.
 
-    comparable: as of `scores.py`.
+    Args:
+        model: the model in training.
+        corpus: where the recordings lie, in the split "dev".
+        layout: the model's.
+        comparable: makes two texts comparable.
+        clips: how many of the recordings are heard, at most.
     """
     sample = evenly([clip for clip in corpus.split("dev") if clip.transcribed and comparable(clip.text)], clips)
     sample = [clip for clip in sample if clip.seconds < layout.contexts[-1] - 1]
@@ -54,17 +59,26 @@ def _wer(model: Whisper, corpus: Corpus, layout: Layout, clips: Sequence[Clip], 
 
 
 def longest_text(seconds: float) -> int:
-    """Tokens after which a text of so much audio is taken for a loop."""
+    """Return the number of tokens beyond which a text of so much audio counts as a loop."""
     return max(SHORTEST_LIMIT, round(TOKENS_PER_SECOND * seconds))
 
 
 def by_length(clips: Sequence[Clip]) -> list[Clip]:
-    """The shortest first, so that little of a batch is padding."""
+    """Sort clips by length, the shortest first, so that little of a batch is padding."""
     return sorted(clips, key=lambda clip: clip.samples)
 
 
 def windows(corpus: Corpus, clips: Sequence[Clip], layout: Layout) -> Iterator[Tensor]:
-    """Features of clips in batches, in their order: [rows, bins, frames] of a context of the checkpoint."""
+    """Compute the features of clips in batches, in their order.
+
+    Args:
+        corpus: where the clips lie.
+        clips: the clips.
+        layout: the model's, with its windows.
+
+    Yields:
+        `[rows, bins, frames]`, of one of the windows.
+    """
     for start in range(0, len(clips), BATCH):
         waves = waves_of(corpus, clips[start : start + BATCH])
         seconds = padded_seconds(max(wave.size for wave in waves) / SAMPLE_RATE, layout.contexts, exact=True)
@@ -72,8 +86,13 @@ def windows(corpus: Corpus, clips: Sequence[Clip], layout: Layout) -> Iterator[T
 
 
 def texts(model: Whisper, states: Tensor, layout: Layout, limit: int | None = None) -> list[str]:
-    """What a model says of encoder states [rows, positions, width], in `limit` tokens at most: as many as their audio
-    can hold, where None.
+    """Return what a model says of encoder states.
+
+    Args:
+        model: the model.
+        states: `[rows, positions, width]`.
+        layout: the model's.
+        limit: most tokens of a text; None for as many as its audio can hold.
     """
     room = model.config.max_target_positions - len(layout.prompt)
     limit = min(room, limit or longest_text(states.shape[1] / POSITIONS_PER_SECOND))

@@ -27,34 +27,36 @@ HEAD = f"""# Configuration
 
 <!-- Written by docs/generate.py: change config/whisperd.yaml or daemon/settings/schema.py, and run it again. -->
 
-One YAML file: `./whisperd.yaml`, or else `/etc/whisperd/whisperd.yaml`, or the one that `whisperd run -c FILE` names.
-[`config/whisperd.yaml`](../config/whisperd.yaml) has every key with its default; delete what you do not change. An
-unknown key is an error that names the nearest known one.
+whisperd reads one YAML file: `./whisperd.yaml`, or else `/etc/whisperd/whisperd.yaml`. `whisperd run -c FILE` reads
+another file. [`config/whisperd.yaml`](../config/whisperd.yaml) has every key with its default: delete what you do not
+change. An unknown key is an error, and the message suggests the nearest known one.
 
-The environment is over the file: `{PREFIX}SERVER__PORT=9000` is `server.port`, with two underscores between the section
-and the key; its value is read as YAML (`{PREFIX}SERVER__TOKENS='[a, b]'`), a text as it is. What Kubernetes and docker
-set beside a service of this name (`{PREFIX}SERVICE_HOST`) is no setting; `whisperd check` names it.
+Environment variables override the file. `{PREFIX}SERVER__PORT=9000` sets `server.port`, with two underscores between
+section and key. The value is read as YAML (`{PREFIX}SERVER__TOKENS='[a, b]'`), and text as it is. Variables that
+Kubernetes and Docker set for a service of this name (`{PREFIX}SERVICE_HOST`) are ignored, and `whisperd check` lists
+them.
 
-Times are in seconds. *Reload*: `systemctl reload whisperd` (SIGHUP) takes a new value over, and drops nobody;
-[systemd/README.md](../systemd/README.md#settings-that-change) says for whom it holds. All else waits for a restart, and
-the log names it.
+Times are in seconds. *Reload*: `systemctl reload whisperd` (SIGHUP) applies a new value and drops no connection.
+[systemd/README.md](../systemd/README.md#settings-that-change) says when each takes effect. All other keys need a restart,
+and the log names them.
 """
 
 METRICS = """# Metrics
 
 <!-- Written by docs/generate.py: change daemon/common/metrics.py, and run it again. -->
 
-`GET /metrics`, on the one port, in Prometheus' text format. Where there are tokens it takes one. Nothing is labelled by
-source or by client: clients choose those names. [config/grafana.json](../config/grafana.json) draws them, and
-[operations.md](operations.md#metrics) says which to look at first.
+`GET /metrics`, on the same port as everything else, has all metrics in Prometheus' text format. With tokens, it requires
+one. No metric has a label for the source or the client, because clients choose those names.
+[config/grafana.json](../config/grafana.json) is a dashboard, and [operations.md](operations.md#metrics) says what to look
+at first.
 
-| name | type | labels | what it is |
+| name | type | labels | meaning |
 |---|---|---|---|
 """
 
 PROCESS = """
-Of the process itself there is what the library tells everywhere: `process_resident_memory_bytes`,
-`process_cpu_seconds_total`, `process_open_fds`, `process_max_fds`, `process_start_time_seconds`.
+The Prometheus library adds metrics of the process itself: `process_resident_memory_bytes`, `process_cpu_seconds_total`,
+`process_open_fds`, `process_max_fds`, `process_start_time_seconds`.
 """
 
 

@@ -1,1 +1,4 @@
-"""Audio in, events out. No sockets, no asyncio, no threads, no configuration files."""
+"""A library for live transcription: audio in, events out.
+
+Has no sockets, no asyncio, no threads and no configuration files.
+"""

@@ -1,8 +1,8 @@
 """Wire formats to mono float32 at 16 kHz.
 
-Owns the encodings, the mixing of channels, the resampler of one stream and its sample clock: sample *i* that
-comes out was heard `i / SAMPLE_RATE` seconds after the stream's first sample, whatever the rate it came in
-at. Knows nothing of speech, of messages, or of where the bytes come from.
+Owns the encodings, the mixing of channels, the resampler of one stream and its sample clock: sample *i* that comes out
+was heard `i / SAMPLE_RATE` seconds after the stream's first sample, at whatever rate it came in. Knows nothing of
+speech, of messages, or of where the bytes come from.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ MAX_CHANNELS = 8
 Code = Literal["bad_format", "bad_encoding"]
 
 
-class FormatError(ValueError):
+class AudioFormatError(ValueError):
     """A format that cannot be decoded.
 
-    It is not shown here what was sent: that may hold a secret, and only whoever knows the secrets can cut it.
+    The message does not repeat what was sent: that may hold a secret, and only whoever knows the secrets can cut it
+    out.
 
     Attributes:
-        code: the wire's word for it. The message says what to send instead.
-        got: the value that was sent in its place, where there was one; whole, and of any kind.
+        code: the word for it on the wire. The message says what to send instead.
+        got: the value that was sent, if there was one; whole, and of any kind.
     """
 
     def __init__(self, code: Code, message: str, *got: object) -> None:
@@ -46,10 +47,10 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """What the bytes of a stream mean. Channels are interleaved.
+    """What the bytes of a stream mean; channels are interleaved.
 
     Raises:
-        FormatError: `bad_encoding` or `bad_format`.
+        AudioFormatError: `bad_encoding` or `bad_format`.
     """
 
     encoding: Encoding = "pcm_s16le"
@@ -59,7 +60,7 @@ class AudioFormat:
     def __post_init__(self) -> None:
         if self.encoding not in get_args(Encoding):
             known = ", ".join((*get_args(Encoding), *get_args(Packed)))
-            raise FormatError("bad_encoding", f"encoding must be one of {known}", self.encoding)
+            raise AudioFormatError("bad_encoding", f"encoding must be one of {known}", self.encoding)
         _check_range("sample_rate", self.sample_rate, MIN_RATE, MAX_RATE)
         _check_range("channels", self.channels, 1, MAX_CHANNELS)
 
@@ -72,19 +73,20 @@ class AudioFormat:
 def _check_range(name: str, value: object, low: int, high: int) -> None:
     # bool is an int in Python, and what arrives here was JSON a moment ago.
     if not isinstance(value, int) or isinstance(value, bool):
-        raise FormatError("bad_format", f"{name} must be {low}..{high}, a whole number", value)
+        raise AudioFormatError("bad_format", f"{name} must be {low}..{high}, a whole number", value)
     if not low <= value <= high:
-        raise FormatError("bad_format", f"{name} must be {low}..{high}", value)
+        raise AudioFormatError("bad_format", f"{name} must be {low}..{high}", value)
 
 
 class AudioDecoder:
-    """The audio of one stream: bytes in, samples out. Frames may be of any size and split anywhere.
+    """The audio of one stream: bytes in, samples out.
+
+    Chunks of bytes may have any size and be split anywhere.
 
     Attributes:
         heard: samples of every channel that came in, at the rate they came in.
         invalid_samples: NaN or infinite input samples so far; each was taken as silence.
-        leftover: bytes of a frame that is not complete yet. Not 0 after `finish`: the stream broke off inside
-            one.
+        leftover: bytes of a frame that is not complete yet. Not 0 after `finish`: the stream broke off inside one.
     """
 
     def __init__(self, audio_format: AudioFormat) -> None:
@@ -113,37 +115,37 @@ class AudioDecoder:
         )
 
     def bytes_of(self, seconds: float) -> int:
-        """As many as hold so much, in whole samples, but not none."""
+        """Return the number of bytes that hold so many seconds, in whole samples, at least one."""
         return max(1, round(seconds * self.format.sample_rate)) * self.format.frame_bytes
 
     @property
     def delay(self) -> float:
-        """Seconds of audio that came in and that the resampler has not given out yet (6 to 120 ms; 0 at 16
-        kHz).
+        """Seconds of audio that came in and that the resampler has not given out yet (6 to 120 ms; 0 at 16 kHz).
 
-        The samples that come out keep their place in time: they are only handed over later. Whoever measures
-        a lag takes this off the time of arrival.
+        The samples that come out keep their place in time; they are only handed over later. Whoever measures a lag
+        subtracts this from the time of arrival.
         """
         return max(0.0, self.heard / self.format.sample_rate - self._given / SAMPLE_RATE)
 
     def feed(self, data: bytes) -> Waveform:
-        """Samples that `data` completed: shape [n], possibly empty."""
+        """Return the samples that `data` completed: shape `[n]`, possibly empty."""
         data = self._rest + data
         whole = len(data) - len(data) % self.format.frame_bytes
         self._rest = data[whole:]
         return self._resample(self._decode(data[:whole]), last=False)
 
     def forget_leftover(self) -> None:
-        """The stream goes on at a whole sample: the frame that is not complete will be sent again."""
+        """Drop the frame that is not complete: the stream continues at a whole sample, and it will be sent again."""
         self._rest = b""
 
     def findings(self) -> list[Finding]:
-        """What is new to say of its form, if there is anything."""
+        """Return what is new to say of the form of the samples."""
         return self._form.findings()
 
     def finish(self) -> Waveform:
-        """What the resampler still held. In all, `round(samples in * 16000 / rate)` samples (half upwards)
-        came out.
+        """Return what the resampler still held.
+
+        In all, `round(samples in * 16000 / rate)` samples (half upwards) came out.
         """
         self._form.end()
         return self._resample(np.empty(0, np.float32), last=True)
@@ -183,7 +185,7 @@ def _pcm_f32le(data: bytes) -> Waveform:
 
 
 def _mulaw_table() -> Waveform:
-    """ITU-T G.711 mu-law: code byte -> sample, shape [256]. Codes are sent inverted; the bias is 0x84."""
+    """ITU-T G.711 mu-law: code byte -> sample, shape `[256]`. Codes are sent inverted; the bias is 0x84."""
     code = ~np.arange(256, dtype=np.int32) & 0xFF
     exponent, mantissa = code >> 4 & 7, code & 15
     magnitude = ((mantissa << 3) + 0x84 << exponent) - 0x84
@@ -191,8 +193,9 @@ def _mulaw_table() -> Waveform:
 
 
 def _alaw_table() -> Waveform:
-    """ITU-T G.711 A-law: code byte -> sample, shape [256]. Even bits are sent inverted; the first segment is
-    linear.
+    """ITU-T G.711 A-law: code byte -> sample, shape `[256]`.
+
+    Even bits are sent inverted; the first segment is linear.
     """
     code = np.arange(256, dtype=np.int32) ^ 0x55
     exponent, mantissa = code >> 4 & 7, code & 15

@@ -1,7 +1,7 @@
 """Whether to believe a result, and how much.
 
-Owns word confidence, utterance confidence and the verdicts. Knows nothing of audio, of streams, or of what a
-session does about a verdict.
+Owns word confidence, utterance confidence and the verdicts. Knows nothing of audio, of streams, or of what a session
+does about a verdict.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import numpy as np
 
 from streaming.job import Result, utterance_confidence
 
-Verdict = Literal["ok", "silence", "repetition"]
+ConfidenceVerdict = Literal["ok", "silence", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceSettings:
-    """no_speech: from this probability of no speech on, a text whose confidence is below `doubtful` is
-        silence. The pair is Whisper's own rule: either alone is wrong too often.
-    doubtful: exp(-1), Whisper's limit of -1 on the average log-probability.
-    floor: a text below this confidence is silence, whatever else: its tokens are guesses.
-    loop_copies, loop_tokens: a phrase that comes this many times in succession, and over at least this many
-        tokens in all, is a loop. "no, no, no, no" is not; the shortest loops that decoders fall into are.
+    """The limits of the verdicts.
+
+    Attributes:
+        no_speech: from this probability of no speech on, a text whose confidence is below `doubtful` is silence. The
+            two together are Whisper's own rule: either alone is wrong too often.
+        doubtful: exp(-1), Whisper's limit of -1 on the average log-probability.
+        floor: a text below this confidence is silence in any case: its tokens are guesses.
+        loop_copies: a phrase that comes this many times in succession is a loop, if it has `loop_tokens` too.
+        loop_tokens: the tokens of a loop, at least. "no, no, no, no" has fewer; the shortest loops that decoders fall
+            into do not.
     """
 
     no_speech: float = 0.6
@@ -43,8 +47,12 @@ class ConfidenceSettings:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A phrase that repeats: tokens `start` to `end`, in copies of `period` tokens. The last copy may be
-    cut.
+    """A phrase that repeats; the last copy may be cut.
+
+    Attributes:
+        start: its first token.
+        period: the tokens of a copy.
+        end: one past its last token.
     """
 
     start: int
@@ -56,11 +64,17 @@ class Loop:
         return self.start + self.period
 
 
-def verdict(result: Result, text: str, settings: ConfidenceSettings) -> Verdict:
-    """What to make of a result whose text is `text`.
+def verdict(result: Result, text: str, settings: ConfidenceSettings) -> ConfidenceVerdict:
+    """Judge a result.
 
-    "silence": nothing was said: there is no text, or none worth believing. "repetition": the decoder fell
-    into a loop.
+    Args:
+        result: what the model heard.
+        text: the text of its tokens.
+        settings: the limits.
+
+    Returns:
+        "silence" when nothing was said: there is no text, or none worth believing; "repetition" when the decoder fell
+        into a loop; "ok" otherwise.
     """
     confidence = utterance_confidence(result.log_probs)
     if not any(letter.isalnum() for letter in text):
@@ -73,11 +87,11 @@ def verdict(result: Result, text: str, settings: ConfidenceSettings) -> Verdict:
 
 
 def find_loop(tokens: Sequence[int], settings: ConfidenceSettings) -> Loop | None:
-    """The longest loop of the tokens, or None.
+    """Find the longest loop of the tokens.
 
-    Whisper looks for loops by how well the text compresses, which is blunt on short text: the compressor's
-    header alone is a sentence long. A greedy decoder's loop is exact, token for token, so it can be looked
-    for as such: for each period, the longest stretch in which every token equals the one a period before it.
+    Whisper looks for loops by how well the text compresses, which is inexact on short text: the compressor's header
+    alone is a sentence long. The loop of a greedy decoder is exact, token for token, so it can be found directly: for
+    each period, the longest stretch in which every token equals the one a period before it.
     """
     sequence = np.asarray(tokens)
     best: Loop | None = None
@@ -93,10 +107,10 @@ def find_loop(tokens: Sequence[int], settings: ConfidenceSettings) -> Loop | Non
 
 
 def without_loop(result: Result, settings: ConfidenceSettings) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Tokens and log-probs up to the end of the loop's first copy.
+    """Return the tokens and log-probabilities up to the end of the loop's first copy.
 
-    What comes before a loop, and its phrase once, was heard; the copies were not, and nor was what follows
-    them: a decoder that comes out of a loop at its end has lost its place in the audio.
+    What comes before a loop, and its phrase once, was heard. The copies were not, nor was what follows them: a decoder
+    that comes out of a loop at its end has lost its place in the audio.
     """
     loop = find_loop(result.tokens, settings)
     end = loop.first_copy_end if loop else len(result.tokens)
@@ -114,5 +128,8 @@ def _longest_run(flags: np.ndarray) -> tuple[int, int]:
 
 
 def word_confidence(log_probs: Sequence[float]) -> float:
-    """Geometric mean of a word's token probabilities, 0..1: long words are not doubted for being long."""
+    """Return the geometric mean of a word's token probabilities, 0 to 1.
+
+    So long words are not doubted for their length.
+    """
     return utterance_confidence(tuple(log_probs))

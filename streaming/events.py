@@ -1,8 +1,7 @@
 """The vocabulary: everything that an edge may bring in or carry out, as frozen dataclasses.
 
-Owns the words, their fields and their JSON form. Knows nothing of sockets, topics, audio processing or models.
-The JSON of an event is its fields plus ``type``, the class name in snake case: what a websocket subscriber reads,
-what MQTT carries and what ``whisperd transcribe --json`` prints are the same objects.
+Owns the words, their fields and their JSON form. The JSON of an event is its fields and `type`, the class name in snake
+case; it is the same object on every way out. Knows nothing of sockets, topics, audio processing or models.
 
 All times are seconds since the first sample of the stream, derived from sample offsets.
 """
@@ -31,10 +30,12 @@ Packed = Literal["opus"]
 
 @dataclass(frozen=True, slots=True)
 class Endpointing:
-    """Where an utterance of this stream begins and ends, if not where the service's settings say. Seconds.
+    """Where an utterance of this stream begins and ends, if the service's settings are not to decide.
 
-    threshold: probability of speech that may open one. pre_roll: audio before it that belongs to it. hangover: silence
-    that closes one.
+    Attributes:
+        threshold: the probability of speech that may open an utterance.
+        pre_roll: seconds of audio before the speech that belong to it.
+        hangover: seconds of silence that close it.
     """
 
     threshold: float | None = None
@@ -44,7 +45,16 @@ class Endpointing:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The stream's parameters. Optional: without it these defaults hold."""
+    """The stream's parameters; a stream without it has these defaults.
+
+    Attributes:
+        source: the name that its events carry.
+        language: a code; when None, a multilingual checkpoint detects it.
+        partials: whether partials are wanted.
+        words: whether the words of finals are wanted.
+        resume: seconds for which the stream waits for its client when the connection drops.
+        endpointing: where utterances begin and end.
+    """
 
     source: str | None = None
     encoding: Encoding | Packed = "pcm_s16le"
@@ -59,28 +69,28 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """Bytes in the stream's encoding; frames of any size, split anywhere."""
+    """Bytes in the stream's encoding, in chunks of any size, split anywhere."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Make final now whatever was heard; answered by `Flushed` with the same id."""
+    """A request to make what was heard final now; answered by `Flushed` with the same id."""
 
     id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Forget the utterance that is open: it gets no final. Answered by `Flushed` with the same id, as a flush is."""
+    """A request to forget the open utterance, which gets no final; answered by `Flushed` with the same id."""
 
     id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No more audio: the last finals, then `Stopped`."""
+    """The end of the audio: the last finals follow, then `Stopped`."""
 
 
 Inbound = Start | Audio | Flush | Discard | Stop
@@ -88,9 +98,11 @@ Inbound = Start | Audio | Flush | Discard | Stop
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """In place of `Start`, on another connection: go on with the stream that waits under `token` (see `Ready`).
+    """A request, in place of `Start` on another connection, to continue the stream that waits under `token`.
 
-    events: how many events of the stream its client has got so far, on all its connections; `Ready` is not counted.
+    Attributes:
+        token: from `Ready`.
+        events: how many events of the stream its client has received, on all its connections; `Ready` does not count.
     """
 
     token: str = field(repr=False)
@@ -102,7 +114,13 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word of a final. `confidence` is in 0..1."""
+    """One word of a final.
+
+    Attributes:
+        start: in seconds.
+        end: in seconds.
+        confidence: 0 to 1.
+    """
 
     text: str
     start: float
@@ -112,7 +130,11 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Base of everything that goes out. `type` is the wire name."""
+    """The base of everything that goes out.
+
+    Attributes:
+        type: its name on the wire.
+    """
 
     type: ClassVar[str] = "event"
 
@@ -123,11 +145,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Ready(Event):
-    """What the client talks to. The last four are there if the stream waits when its connection drops.
+    """What the client talks to; the last four are present if the stream waits when its connection drops.
 
-    token: what to show to `Resume` it; a secret, and another than the session, which everybody reads in ids.
-    resume: for how many seconds it waits.
-    samples, flushes: how many of each were heard so far (of every channel, in the client's own rate).
+    Attributes:
+        token: what a client shows to `Resume` the stream. It is a secret, unlike the session, which everybody reads in
+            ids.
+        resume: how many seconds the stream waits.
+        samples: how many were heard so far, of every channel, at the client's rate.
+        flushes: how many were heard so far.
     """
 
     session: str
@@ -151,7 +176,15 @@ class SpeechStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Partial(Event):
-    """`stable` never shrinks within an utterance; `stable + tail` is the whole hypothesis; `end`: heard so far."""
+    """What an open utterance is thought to say so far.
+
+    Attributes:
+        end: the end of what was heard.
+        stable: text that never shrinks within an utterance.
+        tail: text after it that may change; both together are the whole hypothesis.
+        lag_ms: from the arrival of the newest sample to this event.
+        seq: given by the hub, which counts the partials and finals of a source.
+    """
 
     source: str
     utterance: int
@@ -172,10 +205,15 @@ class SpeechStopped(Event):
 
 @dataclass(frozen=True, slots=True)
 class Final(Event):
-    """The authoritative text of an utterance. `words` is present only when asked for.
+    """The authoritative text of an utterance.
 
-    id: names this final among all of all sources and restarts: who reads the same id twice was told twice.
-    at: when it was published, in seconds since 1970: who acts on it can tell that it comes late.
+    Attributes:
+        model: which model decided the text.
+        latency_ms: from the arrival of the last voiced sample to this event.
+        words: present only when asked for.
+        seq: as in `Partial`.
+        id: identifies this final among those of all sources and restarts: the same id twice means the same final twice.
+        at: when it was published, in seconds since 1970, so that a reader can tell that it comes late.
     """
 
     source: str
@@ -205,7 +243,11 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True)
 class Error(Event):
-    """Something went wrong, and what to do about it. A fatal one is followed by a close."""
+    """Something that went wrong, and what to do about it.
+
+    Attributes:
+        fatal: whether the connection is closed after it.
+    """
 
     code: str
     message: str
@@ -215,7 +257,10 @@ class Error(Event):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """Something of a stream that its client should know, though all goes on: told once, to it alone."""
+    """Something that the client of a stream should know although the stream continues.
+
+    It is told once, and only to that client.
+    """
 
     code: str
     message: str
@@ -223,7 +268,10 @@ class Notice(Event):
 
 
 def to_dict(event: Event) -> dict[str, Any]:
-    """The JSON object of an event. `words` is left out when it was not asked for, `source` of an error when unknown."""
+    """Return the JSON object of an event.
+
+    It has no `words` that were not asked for, and no `source` of an error that has none.
+    """
     body: dict[str, Any] = {"type": event.type}
     for each in fields(event):
         value = getattr(event, each.name)

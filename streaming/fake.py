@@ -1,7 +1,7 @@
-"""An engine whose answers are written down beforehand, for whatever stands on an engine and has none at hand.
+"""An engine whose answers are written beforehand, for code that needs an engine when no model is at hand.
 
-Owns the shape of an `Engine` (its attributes, `warm` and `run`) without a model. Knows nothing of torch. The same jobs
-always give the same results: what it "hears" depends on the length of the audio alone.
+Owns the shape of an engine (its attributes, `warm` and `run`) without a model. Knows nothing of torch. The same jobs
+always give the same results: what it "hears" depends only on the length of the audio.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ _LOG_PROB = math.log(0.95)
 
 
 class ScriptedEngine:
-    """tokenizer_file, eot: of any byte-level checkpoint, so that texts can be written and read.
-    script: words that are said over and over, one for each `pace` seconds of audio.
-    before: called with every batch, to count, to wait or to raise.
+    """An engine that says the words of a script.
+
+    Args:
+        tokenizer_file: of any byte-level checkpoint, so that texts can be written and read.
+        eot: the end-of-text token of that checkpoint.
+        script: the words that are said over and over.
+        pace: seconds of audio for each word.
+        before: called with every batch, to count, to wait or to raise.
     """
 
     def __init__(
@@ -46,11 +51,11 @@ class ScriptedEngine:
         self._words = [tuple(tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in script.split()]
 
     def warm(self) -> Captured:
-        """Nothing is cold."""
+        """Do nothing: nothing is cold."""
         return Captured()
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """One result for each job, in order."""
+        """Return one result for each job, in order."""
         if self._before is not None:
             self._before(jobs)
         return [self._result(job) for job in jobs]

@@ -1,7 +1,7 @@
-"""Files, and folders of files, that are whole or not there.
+"""Files, and folders of files, that are either whole or not there.
 
-Owns writing beside the place and taking it at once, and digests. Knows nothing of what is in the files, and leaves a
-full disk to whoever writes.
+Owns writing beside the place and moving there at once, and digests. Knows nothing of what is in the files, and leaves
+the handling of a full disk to whoever writes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,18 @@ UNFINISHED = ".part"
 
 @contextmanager
 def folder_written_whole(folder: Path, last: str, replaced: Sequence[str] = ()) -> Iterator[Path]:
-    """A new folder beside `folder` to write files to, which take their places once all are written.
+    """Give a new folder beside `folder`, whose files take their places once all are written.
 
-    Until then `folder` is as it was. While they do, `last` is missing from it: the file without which it counts for
-    nothing, so that old and new files never pass for one work. Other files of the folder stay as they are, but for
-    those that a pattern of `replaced` fits.
+    Until then `folder` is as it was. While the files move, `last` is missing: without that file the folder counts for
+    nothing, so old and new files never pass for one work.
+
+    Args:
+        folder: where the files go. Other files in it stay as they are.
+        last: the name of the file that comes last.
+        replaced: patterns of the other files that are removed.
+
+    Yields:
+        The folder to write to.
     """
     folder = folder.resolve()
     unfinished = unfinished_folder(folder)
@@ -47,19 +54,19 @@ def folder_written_whole(folder: Path, last: str, replaced: Sequence[str] = ()) 
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """Where `folder_written_whole` writes; it is there afterwards only if the process was killed."""
+    """Return where `folder_written_whole` writes; it is there afterwards only if the process was killed."""
     folder = folder.resolve()
     return folder.with_name(folder.name + UNFINISHED)
 
 
 def to_disk(path: Path) -> None:
-    """A name must not reach the disk before what it names."""
+    """Flush a file to disk, since its name must not reach the disk before its contents."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
-    """Of what is in them, one after another."""
+    """Return the SHA-256 of the digests of files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -68,6 +75,6 @@ def digest_of_files(paths: Iterable[Path]) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of what is in it, as `sha256sum` prints it."""
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

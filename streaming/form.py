@@ -1,8 +1,8 @@
-"""Can there be anything to hear in a stream at all, by the form of its samples?
+"""Whether there can be anything to hear in a stream at all, judged by the form of its samples.
 
-Owns what is looked at, before anything is mixed or clipped, and the sentences for a client whose audio carries nothing
-though every byte of it is valid: it would be told of no speech, for ever, and never why. Each thing is found once.
-Knows nothing of speech, nor of how samples are packed.
+Owns what is checked before anything is mixed or clipped, and the messages for a client whose audio carries nothing
+although every byte of it is valid. Without them it would never be told why nothing is heard. Each finding is reported
+once. Knows nothing of speech, or of how samples are packed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,23 @@ _MANY_SECONDS = 0.05  # of wrong samples: one alone is a click
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """code: its word on the wire. message: what is wrong, and what to send instead."""
+    """What is wrong with the samples of a stream.
+
+    Attributes:
+        code: the word for it on the wire.
+        message: what is wrong, and what to send instead.
+    """
 
     code: str
     message: str
 
 
 class Form:
-    """The samples of one stream. rate: of its samples, in each channel."""
+    """The samples of one stream.
+
+    Args:
+        rate: samples per second of each channel.
+    """
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
@@ -49,7 +58,13 @@ class Form:
         self._found: list[Finding] = []
 
     def look(self, samples: Waveform, mixed: Waveform, invalid: int = 0) -> None:
-        """samples: shape [n, channels], finite, not clipped; mixed: shape [n]. invalid: those that were no numbers."""
+        """Check the next samples.
+
+        Args:
+            samples: shape `[n, channels]`, finite, not clipped.
+            mixed: shape `[n]`.
+            invalid: how many of the samples were no numbers.
+        """
         self._heard += len(mixed)
         self._wrong(np.abs(samples), invalid)
         if self._judged:
@@ -60,12 +75,12 @@ class Form:
             self._judge()
 
     def end(self) -> None:
-        """No more comes."""
+        """Judge the stream at its end, if it was not judged before."""
         if not self._judged and self._heard >= SHORT * self._rate:
             self._judge()
 
     def findings(self) -> list[Finding]:
-        """Those that were not given yet."""
+        """Return the findings that were not returned before."""
         found, self._found = self._found, []
         return found
 
@@ -78,11 +93,11 @@ class Form:
         if self._far >= self._many:
             self._say(
                 "out_of_range",
-                f"samples lie far outside of -1..1 (up to {self._peak:.3g}) and are cut off there: send floats of a "
-                "full scale of 1, or whole numbers as pcm_s16le",
+                f"samples are far outside -1..1 (up to {self._peak:.3g}) and are clipped: send floats with a "
+                "full scale of 1, or integers as pcm_s16le",
             )
         if self._invalid >= self._many:
-            self._say("not_numbers", "many samples are no numbers (NaN or infinite): is this really pcm_f32le?")
+            self._say("not_numbers", "many samples are not numbers (NaN or infinite): is this really pcm_f32le?")
 
     def _judge(self) -> None:
         self._judged = True
@@ -91,7 +106,7 @@ class Form:
                 self._say(
                     "no_signal",
                     f"all samples were zero for {self._heard / self._rate:.0f} s: is the microphone muted, or is this "
-                    "another device?",
+                    "the wrong device?",
                 )
         elif self._mixed_power < _CANCELLED * self._power:
             self._say(

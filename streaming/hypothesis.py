@@ -1,11 +1,10 @@
-"""What an open utterance is thought to say so far: a stable prefix, which never shrinks, and a tail, which
-may change.
+"""What an open utterance is thought to say so far: a stable prefix, which never shrinks, and a tail, which may change.
 
 Owns both, as tokens. Knows nothing of audio, of jobs, or of when a hypothesis is asked for.
 
-The policy is LocalAgreement-2 (Liu et al., 2020; used for Whisper by Macháček et al., 2023): what two
-consecutive hypotheses agree on is stable. Here the agreement need not be searched for: the model was offered
-the last hypothesis as a draft, and it said how many of its tokens it accepts.
+The policy is LocalAgreement-2 (Liu et al. 2020; used for Whisper by Macháček et al. 2023): what two consecutive
+hypotheses agree on is stable. Here the agreement need not be searched for: the last hypothesis was the model's draft,
+and the model says how many of its tokens it accepts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ class Hypothesis:
     """The hypothesis of one utterance.
 
     Attributes:
-        latest: the tokens of the last result, whole: the draft of the next job.
+        latest: all tokens of the last result, which are the draft of the next job.
         stable: tokens shown as stable; only ever extended.
         tail: tokens shown after them.
     """
@@ -31,7 +30,13 @@ class Hypothesis:
         self.tail: tuple[int, ...] = ()
 
     def update(self, tokens: tuple[int, ...], accepted: int, language: str | None = None) -> None:
-        """A new result, of which the first `accepted` tokens equal those of `latest`."""
+        """Take a new result.
+
+        Args:
+            tokens: of its text.
+            accepted: how many of them, from the first on, equal those of `latest`.
+            language: of the text, which decides where its words end.
+        """
         # Whisper ends what it has heard so far with a full stop, wherever that is: stable only once more follows.
         agreed = min(self._text.word_boundary(tokens, accepted, language), self._text.last_signs(tokens))
         # A model may take back what it said twice. What is stable stays as it was shown, until the final
@@ -42,13 +47,14 @@ class Hypothesis:
         self.tail = tokens[max(level, agreed) :]
 
     def shown(self) -> tuple[str, str]:
-        """The stable text and the tail: together the whole hypothesis."""
+        """Return the stable text and the tail, which together are the whole hypothesis."""
         return self._text.split(self.stable + self.tail, len(self.stable))
 
 
 def _level_with(stable: Sequence[int], tokens: Sequence[int]) -> int:
-    """How many of `tokens` say what `stable` says: those whose edit distance to it is least, the most of
-    equals.
+    """How many of `tokens` say what `stable` says.
+
+    It is the number with the least edit distance to `stable`, and the largest of equals.
     """
     if tuple(tokens[: len(stable)]) == tuple(stable):
         return len(stable)

@@ -1,8 +1,8 @@
-"""`Job` and `Result`: the only things that both halves of `streaming` know.
+"""`Job` and `Result`: the only things that both halves of this package know.
 
-Immutable and picklable, so that a job may run in another thread, process or machine. Nothing here imports torch, and
-nothing here hears of streams: a job is audio with a draft, a result is tokens with their log-probabilities. And what a
-failure costs: `isolated`, whoever runs a batch.
+Owns both, what they are made of, and what a failure costs (`isolated`). They are immutable and picklable, so that a job
+may run in another thread, process or machine. A job is audio with a draft, a result is tokens with their
+log-probabilities. Knows nothing of torch or of streams.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ ALWAYS = math.inf
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One segment to transcribe. It needs no memory of the jobs before it.
+    """One segment to transcribe, which needs no memory of the jobs before it.
 
-    audio: the whole segment, shape [samples]; at most the longest context of the checkpoint (30 s).
-    draft: tokens of the text alone (no prompt, no end of text) that are offered to the model for checking. Any draft
-        gives the same result; a good one gives it sooner.
-    language: a code ("en"); None asks a multilingual checkpoint to detect it.
-    task: what a multilingual checkpoint shall do.
-    timestamps: whether the model is asked for timestamp tokens.
-    times: whether each token's place in time is wanted (an alignment from cross-attention: costs one more pass).
-    ask_teacher_below: the teacher decides when the student's `sureness` is below this (`NEVER`, `ALWAYS`).
-    max_tokens: the longest text, in tokens; the checkpoint's own limit where None.
-    revision: comes back in the result, so that its owner can tell a stale one.
+    Attributes:
+        audio: the whole segment, shape `[samples]`; at most the longest context of the checkpoint (30 s).
+        draft: tokens of the text alone (no prompt, no end of text) that the model checks. Any draft gives the same
+            result; a good one gives it sooner.
+        language: a code ("en"); None asks a multilingual checkpoint to detect it.
+        task: what a multilingual checkpoint does.
+        timestamps: whether the model is asked for timestamp tokens.
+        times: whether each token's place in time is wanted, an alignment from cross-attention that costs one more pass.
+        ask_teacher_below: the teacher decides when the student's `sureness` is below this (`NEVER`, `ALWAYS`).
+        max_tokens: the longest text, in tokens; None for the checkpoint's own limit.
+        revision: comes back in the result, so that its owner can recognise one that is stale.
     """
 
     audio: Waveform
@@ -57,20 +58,23 @@ class Job:
 class Result:
     """What a model heard.
 
-    tokens: the text's tokens (and timestamp tokens, when asked for); no prompt, no end of text.
-    log_probs: natural-log probability of each of `tokens` and then of the end of text: one longer than `tokens`,
-        unless the limit cut the text. After Whisper's rules, from the model that decided.
-    accepted: how many leading tokens of `Job.draft` the first pass of the student agreed with. This is the longest
-        common prefix of two consecutive hypotheses (LocalAgreement-2).
-    times: (start, end) of each of `tokens`, seconds from the job's first sample; empty when not asked for.
-    model: who decided the tokens.
-    student_tokens: the student's own text, equal to `tokens` unless the teacher decided.
-    student_confidence: its `sureness`, which was compared with `Job.ask_teacher_below`.
-    language: the code that was given or detected.
-    no_speech: probability that there is no speech, 0..1; 0 where the checkpoint cannot tell.
-    passes, teacher_passes: decoder passes spent by each.
-    teacher_accepted: how many of the student's tokens the teacher agreed with in its first pass.
-    error: why the job failed; the other fields are then empty.
+    Attributes:
+        revision: the job's.
+        tokens: the text's tokens (and timestamp tokens, when asked for); no prompt, no end of text.
+        log_probs: natural-log probability of each of `tokens` and then of the end of text, so one longer than `tokens`,
+            unless the limit cut the text. After Whisper's rules, from the model that decided.
+        accepted: how many leading tokens of `Job.draft` the first pass of the student agreed with. This is the longest
+            common prefix of two consecutive hypotheses (LocalAgreement-2).
+        times: (start, end) of each of `tokens`, in seconds from the job's first sample; empty when not asked for.
+        model: which model decided the tokens.
+        student_tokens: the student's own text, equal to `tokens` unless the teacher decided.
+        student_confidence: its `sureness`, which was compared with `Job.ask_teacher_below`.
+        language: the code that was given or detected.
+        no_speech: probability that there is no speech, 0 to 1; 0 where the checkpoint cannot tell.
+        passes: decoder passes of the student.
+        teacher_passes: decoder passes of the teacher.
+        teacher_accepted: how many of the student's tokens the teacher agreed with in its first pass.
+        error: why the job failed; the other fields are then empty.
     """
 
     revision: int
@@ -91,10 +95,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What a warm-up made of a device that has graphs; all zero elsewhere.
+    """What a warm-up made on a device that has graphs; all zero elsewhere.
 
-    missing: graphs that did not fit into memory; larger ones, or plain calls, do their work. seconds: that it took.
-    held: bytes of the device's memory that the graphs hold.
+    Attributes:
+        graphs: how many there are.
+        missing: graphs that did not fit into memory; larger ones, or plain calls, do their work.
+        seconds: how long the warm-up took.
+        held: bytes of the device's memory that the graphs hold.
     """
 
     graphs: int = 0
@@ -104,16 +111,21 @@ class Captured:
 
 
 def teacher_threshold(below: float, audio: Waveform, shortest: float) -> float:
-    """`Job.ask_teacher_below` for a text that is worth a second opinion only from `shortest` seconds of audio on.
+    """Return `Job.ask_teacher_below` for a text that is worth a second opinion only if its audio is long enough.
 
-    A teacher that was trained on windows of 30 s makes words up of a moment of speech in half a minute of silence,
+    A teacher that was trained on windows of 30 s makes words up from a moment of speech in half a minute of silence,
     where a student that hears no more than was said does not.
+
+    Args:
+        below: the confidence below which the teacher decides.
+        audio: the job's.
+        shortest: seconds of audio below which the student decides alone.
     """
     return NEVER if below < ALWAYS and audio.size < shortest * SAMPLE_RATE else below
 
 
 def utterance_confidence(log_probs: tuple[float, ...]) -> float:
-    """Geometric mean of the tokens' probabilities, end of text included, 0..1. An empty sequence has 0."""
+    """Return the geometric mean of the tokens' probabilities, end of text included, 0 to 1; 0 for an empty sequence."""
     if not log_probs:
         return 0.0
     return math.exp(sum(log_probs) / len(log_probs))
@@ -124,11 +136,11 @@ UNTHINNED = 16
 
 
 def sureness(log_probs: tuple[float, ...]) -> float:
-    """How sure of a whole text its model is, 0..1: `utterance_confidence` of up to a sentence, and of more as though
-    all doubt lay in so many tokens.
+    """Return how sure of a whole text its model is, 0 to 1; 0 for an empty sequence.
 
-    One wrong word moves the mean over a long text but little, and a text that turns in a loop is certain of every word
-    but its first: the mean does not tell either. Nothing (0) is sure of an empty sequence.
+    Up to a sentence it is `utterance_confidence`. Of a longer text it is the same as if all doubt lay in a sentence:
+    one wrong word hardly changes the mean over a long text, and a text that turns in a loop is certain of every word
+    but its first, so the mean tells neither.
     """
     if not log_probs:
         return 0.0
@@ -140,10 +152,15 @@ def isolated(
     jobs: Sequence[Job],
     failed: Callable[[Sequence[Job], Exception], None] = lambda jobs, error: None,
 ) -> list[Result]:
-    """A result for each job, in order, whatever `run` does: a batch that fails is halved, and each half is run again.
+    """Return a result for each job, in order, whatever `run` does.
 
-    So a job that raises costs itself alone, and a batch that does not fit into memory is run in parts that do. A job
-    that fails on its own has a result with its `error`. failed: told of each run that raised.
+    A batch that fails is halved, and each half is run again. So a job that raises affects only itself, and a batch that
+    does not fit into memory is run in parts that do. A job that fails on its own has a result with its `error`.
+
+    Args:
+        run: runs a batch.
+        jobs: the batch.
+        failed: called for each run that raised, with its jobs and the error.
     """
     try:
         results = run(jobs)
@@ -165,7 +182,10 @@ _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: the machine's, or a device's, of which the libraries tell by a RuntimeError."""
+    """Return whether an error means that memory ran out.
+
+    It may be the machine's memory or a device's, which libraries report by a RuntimeError.
+    """
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
     )

@@ -1,7 +1,8 @@
-"""A session without a service: audio that is in hand -> its events, as fast as they can be had.
+"""A session without a service: audio that is at hand becomes its events, as fast as possible.
 
-Owns the loop between a session and whatever runs its jobs, and the one that only cuts audio into utterances. Nothing
-waits for anything: every job runs when it is due, so what comes out is what a service that is never late would say.
+Owns the loop between a session and what runs its jobs, and the one that only cuts audio into utterances. Nothing waits:
+every job runs when it is due, so what comes out is what a service that is never late would say. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -22,20 +23,45 @@ STEP = SAMPLE_RATE // 2
 
 
 def listen(session: Session, run: Run, audio: Waveform) -> Iterator[Event]:
-    """Events of `audio`, shape [samples]; the stream stays open."""
+    """Feed audio to a session, which stays open.
+
+    Args:
+        session: the session.
+        run: runs its jobs.
+        audio: shape `[samples]`.
+
+    Yields:
+        The events of the audio.
+    """
     for start in range(0, audio.size, STEP):
         yield from session.receive(audio[start : start + STEP], 0.0)
         yield from _answer(session, run)
 
 
 def stop(session: Session, run: Run) -> Iterator[Event]:
-    """The last events of a stream."""
+    """Stop a session.
+
+    Args:
+        session: the session.
+        run: runs its jobs.
+
+    Yields:
+        The last events.
+    """
     yield from session.stop(0.0)
     yield from _answer(session, run)
 
 
 def utterances(audio: Waveform, settings: SegmentSettings | None = None) -> Iterator[Waveform]:
-    """The segments of `audio`, shape [samples], as the service's detection and endpointing cut them."""
+    """Cut audio into segments, as the service's detection and endpointing do.
+
+    Args:
+        audio: shape `[samples]`.
+        settings: of the endpointing.
+
+    Yields:
+        The audio of each segment.
+    """
     segmenter, detector = Segmenter(settings), Detector()
     for start in range(0, audio.size - FRAME + 1, FRAME):
         frame = audio[start : start + FRAME]

@@ -1,6 +1,6 @@
 """The recent past of one stream: its last samples by absolute offset, and when each frame of them arrived.
 
-Owns the memory of a stream, which is bounded by what its reader asks to keep. Knows nothing of speech.
+Owns the memory of a stream, which is limited to what its reader asks it to keep. Knows nothing of speech.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streaming.job import Waveform
 
 
 class RecentAudio:
-    """Samples in, whole frames out; any kept stretch on request.
+    """Samples in, whole frames out, and any stretch that is kept on request.
 
     Attributes:
         received: samples so far.
@@ -30,7 +30,7 @@ class RecentAudio:
         self._newest = 0.0
 
     def append(self, samples: Waveform, now: float) -> list[Waveform]:
-        """Keep samples that arrived at `now`; the frames that they completed, in order."""
+        """Keep samples that arrived at `now`, and return the frames that they completed, in order."""
         self._newest = now
         data = np.concatenate([self._rest, samples])
         whole = len(data) - len(data) % FRAME
@@ -44,7 +44,7 @@ class RecentAudio:
         return frames
 
     def slice(self, start: int, end: int) -> Waveform:
-        """The samples from `start` up to `end`, a copy of their own.
+        """Return a copy of the samples from `start` up to `end`.
 
         Raises:
             IndexError: they are forgotten, or have not come yet.
@@ -57,15 +57,15 @@ class RecentAudio:
         return np.concatenate([*frames, self._rest])[skip : skip + end - start].copy()
 
     def arrival(self, offset: int) -> float:
-        """When the sample before `offset` arrived, to a frame: the clock's reading that came with it.
+        """Return when the sample before `offset` arrived, to a frame, by the clock reading that came with it.
 
-        An offset from before what is kept has the oldest kept arrival.
+        An offset from before what is kept gets the oldest arrival that is kept.
         """
         frame = max(0, (offset - 1 - self._origin) // FRAME)
         return self._arrivals[frame] if frame < len(self._arrivals) else self._newest
 
     def forget_before(self, offset: int) -> None:
-        """Let go of the frames that end before `offset`."""
+        """Drop the frames that end before `offset`."""
         while self._frames and self._origin + FRAME <= offset:
             self._frames.popleft()
             self._arrivals.popleft()

@@ -1,11 +1,13 @@
 """Sound files, of any kind that people's devices write, to float samples.
 
-Owns which kinds are read, the decoder, how far one goes on in a file that is damaged or was never ended, and what of it
-is missing. FFmpeg's libraries (PyAV) do the work. They could do much more than is wanted of a stranger's file, such as
-following a playlist to other files: only containers that hold sound themselves, and only decoders of sound, are let in.
+Owns which kinds are read, the decoder, how far it continues in a file that is damaged or was never ended, and what of
+it is missing. Knows nothing of speech, of paths, or of where the file comes from.
 
-A length is what was decoded: what a header announces is believed only to say that something is missing. Times within a
-container are not looked at: sound follows sound. Knows nothing of speech, of paths, or of where the file comes from.
+FFmpeg's libraries (PyAV) do the work. They could do much more than is wanted of a stranger's file, such as following a
+playlist to other files. So only containers that hold sound themselves, and only decoders of sound, are allowed.
+
+A length is what was decoded: what a header announces is used only to say that something is missing. Times within a
+container are ignored: sound follows sound.
 """
 
 from __future__ import annotations
@@ -57,21 +59,23 @@ _FIRST_FRAME = 2048  # of an MP3, at most
 
 
 class RecordingError(Exception):
-    """This is no recording that can be heard; the message says why, and what to do."""
+    """The file is no recording that can be heard; the message says why, and what to do."""
 
 
-class Recording:
+class RecordingReader:
     """A file of sound, from its beginning.
 
-    file: can be gone through in any order; stays the caller's.
-
-    Attributes:
-        sample_rate, channels: of all that `read` gives, though a chain of recordings may change them on the way.
-        announced: seconds that it says it has, if it does.
-        heard: samples so far.
+    Args:
+        file: can be read in any order; stays the caller's.
 
     Raises:
         RecordingError: it holds no sound that can be decoded.
+
+    Attributes:
+        sample_rate: of all that `read` gives, even if a chain of recordings changes it on the way.
+        channels: likewise.
+        announced: seconds that the file says it has, if it does.
+        heard: samples so far.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -89,7 +93,7 @@ class Recording:
         decoder = cast(Any, stream.codec_context if stream is not None else None)
         if decoder is None or not decoder.sample_rate or not decoder.channels:
             self._container.close()
-            raise RecordingError("there is no sound in it that can be decoded")
+            raise RecordingError("it contains no sound that can be decoded")
         self._stream = cast(av.AudioStream, stream)
         self.sample_rate: int = decoder.sample_rate
         self.channels: int = decoder.channels
@@ -106,13 +110,20 @@ class Recording:
         return self.heard / self.sample_rate
 
     def read(self) -> Samples | None:
-        """What comes next: one packet, which may be none; None at the end. Whatever is damaged is left out."""
+        """Return the samples of the next packet, possibly none; None at the end.
+
+        What is damaged is left out.
+        """
         samples = next(self._turns, None)
         self.heard += 0 if samples is None else len(samples)
         return samples
 
     def missing(self) -> str | None:
-        """After the end: what of the recording was not heard, in words. None: it is whole, as far as one can tell."""
+        """Return, after the end, what of the recording was not heard, in words.
+
+        Returns:
+            None when it is whole, as far as one can tell.
+        """
         said = []
         if self._lost:
             said.append(f"{self._lost} of its packets could not be decoded")
@@ -124,7 +135,7 @@ class Recording:
             said.append(cut)
         if said:
             return f"{self.seconds:.1f} s were heard; {'; '.join(said)}"
-        return None if self.heard else "there is no sound in it"
+        return None if self.heard else "it contains no sound"
 
     def close(self) -> None:
         self._container.close()
@@ -148,7 +159,7 @@ class Recording:
         try:
             yield from self._container.demux(self._stream)
         except (av.error.PatchWelcomeError, av.error.ArgumentError):
-            self._broken = "a recording of another kind is joined to it: make a file of each"
+            self._broken = "a recording in another format is appended to it: make a file of each"
         except _FAULTS as error:
             self._broken = _reason(error)
 
@@ -179,14 +190,14 @@ class Recording:
         """What the sizes in the file say of its end."""
         size = self._size_by_head()
         if size is not None and self._size < size < _UNKNOWN_SIZE:
-            return f"the file is cut off: {size - self._size} bytes that it announces are not there"
+            return f"the file is cut off: {size - self._size} bytes that it announces are missing"
         behind = self._wav.behind if self._wav is not None else _passed_over(size, self._size)
         if behind > _BEHIND:
-            return f"{behind} bytes behind the sound that it announces were passed over"
+            return f"{behind} bytes after the sound that it announces were skipped"
         if self._head.startswith(b"OggS"):
             last = self._tail.rfind(b"OggS")
             if last < 0 or len(self._tail) < last + 6 or not self._tail[last + 5] & 4:
-                return "the recording breaks off: it was never ended"
+                return "the recording breaks off: it was never finished"
         return None
 
     def _size_by_head(self) -> int | None:
@@ -204,9 +215,9 @@ class Recording:
         if self._size == 0:
             return "it is empty"
         if self._head[4:8] == b"ftyp" and isinstance(error, av.error.InvalidDataError):
-            return "its index (moov) is missing: the recording was never ended, and without it no sound is found"
+            return "its index (moov) is missing: the recording was never finished, and its sound cannot be found"
         if isinstance(error, av.error.InvalidDataError | EOFError | av.error.ArgumentError):
-            return "its format is none that is known here, or it is too short to hold sound"
+            return "its format is unknown, or it is too short to contain sound"
         return _reason(error)
 
     def _part(self, at: int, size: int) -> bytes:
@@ -248,7 +259,11 @@ class _Fit:
 
 
 def _interleaved(frame: av.AudioFrame) -> Samples:
-    """A frame as it was decoded: full scale is 1. Raises: ValueError."""
+    """A frame as it was decoded; full scale is 1.
+
+    Raises:
+        ValueError: PyAV cannot convert it.
+    """
     raw: NDArray[Any] = frame.to_ndarray()
     values = raw.T if frame.format.is_planar else raw.reshape(-1, frame.layout.nb_channels)
     if values.dtype == np.uint8:
@@ -267,12 +282,14 @@ class _Wav:
 
     A recorder writes that size when it begins, perhaps now and then, and last when it ends. Where it died, more sound
     stands behind what it has announced, and nothing else does: other chunks come in a file that was ended. Sound does
-    not look like one, which has a name of four letters, and a size that fits.
+    not look like a chunk, which has a name of four letters, and a size that fits.
 
-    part: what is in the file from there on, so many bytes. size: of the file.
+    Args:
+        part: returns what is in the file from a place on, so many bytes.
+        size: of the file.
 
     Attributes:
-        stale: where a size stands that is too small; None: it is heeded, or says itself that nobody knew.
+        stale: where a size stands that is too small; None where it is right, or says itself that nobody knew.
         behind: bytes at the end of the file that are in no chunk, and not heard.
     """
 
@@ -315,7 +332,7 @@ class _Wav:
 
 
 class _Reader:
-    """What FFmpeg sees of the file. unknown: where a size of four bytes stands that shall read as not known."""
+    """What FFmpeg sees of the file, in which the four bytes of a size at `unknown` read as not known."""
 
     def __init__(self, file: IO[bytes], size: int, unknown: int | None = None) -> None:
         self._file = file
@@ -325,7 +342,7 @@ class _Reader:
     def read(self, size: int) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise OSError("it leads back and forth without an end")
+            raise OSError("it seeks back and forth without an end")
         if self._unknown is None:
             return self._file.read(size)
         at = self._unknown - self._file.tell()

@@ -1,8 +1,8 @@
 """Endpointing: speech probabilities in, segments out, in absolute sample offsets.
 
-Owns when an utterance opens and closes and which samples are its own. Knows neither samples nor models: what
-comes in is one probability and one level for each frame of 512 samples. Offsets only ever grow by what was
-heard; nothing is inserted or removed, so they are the stream's one clock.
+Owns when an utterance opens and closes, and which samples belong to it. Offsets only ever grow by what was heard;
+nothing is inserted or removed, so they are the stream's one clock. Knows neither samples nor models: what comes in is
+one probability and one level for each frame of 512 samples.
 
     silence ....|  pre-roll  |  voiced ... voiced  | tail |  rest of the hangover | silence ....
                 ^ audio_start ^ start              ^ end  ^ audio_end             ^ closed here
@@ -18,23 +18,23 @@ from streaming.job import SAMPLE_RATE
 
 @dataclass(frozen=True, slots=True)
 class SegmentSettings:
-    """Seconds, unless said otherwise.
+    """When utterances open and close; in seconds, unless said otherwise.
 
-    threshold: a frame with this probability or more may open an utterance.
-    release: inside an utterance a frame is voiced down to this probability (hysteresis: a word's soft end is
-        not cut).
-    onset: voiced in a row that open an utterance. Two frames: a click is over in one, the shortest words last
-        six.
-    pre_roll: audio before the first voiced frame that belongs to the segment; a word's soft first consonant
-        is in it.
-    hangover: silence that closes an utterance. People pause for 0.2 to 0.5 inside a command; each tenth more
-        is a tenth more of waiting for every final.
-    tail: audio after the last voiced frame that belongs to the segment: a released "p" or "t" comes up to
-        0.15 after the voice. The rest of the hangover is silence that a model would only have to listen to.
-    longest: a segment's audio at most, pre-roll included. Half a minute is the model's own limit; half of
-        that keeps the cost of hearing a growing segment again low, and people seldom speak that long without
-        a pause.
-    cut_window: a segment that grows too long is cut at the quietest point of this much of its end.
+    Attributes:
+        threshold: a frame with this probability or more may open an utterance.
+        release: inside an utterance a frame is voiced down to this probability (hysteresis: a word's soft end is not
+            cut).
+        onset: how long speech must be voiced without a break to open an utterance. Two frames: a click is over in one,
+            the shortest words last six.
+        pre_roll: audio before the first voiced frame that belongs to the segment; a word's soft first consonant is in
+            it.
+        hangover: silence that closes an utterance. People pause for 0.2 to 0.5 inside a command; each tenth more delays
+            every final by a tenth.
+        tail: audio after the last voiced frame that belongs to the segment: a released "p" or "t" comes up to 0.15
+            after the voice. The rest of the hangover is silence that a model would only have to listen to.
+        longest: a segment's audio at most, pre-roll included. Half a minute is the model's own limit; half of that
+            keeps the cost of hearing a growing segment again low, and people seldom speak that long without a pause.
+        cut_window: a segment that grows too long is cut at the quietest point of this much of its end.
     """
 
     threshold: float = 0.5
@@ -64,8 +64,13 @@ class SegmentSettings:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Absolute sample offsets. `start` to `end` is the speech, `audio_start` to `audio_end` what a model
-    should hear.
+    """The samples of an utterance, as absolute offsets.
+
+    Attributes:
+        audio_start: the first sample that a model should hear.
+        start: the first sample of speech.
+        end: one past the last sample of speech.
+        audio_end: one past the last sample that a model should hear.
     """
 
     audio_start: int
@@ -93,7 +98,7 @@ class Segmenter:
     Attributes:
         open: the segment that is growing, or None.
         heard: samples so far, in whole frames.
-        voiced: those of them that were speech, by the threshold that held at the time.
+        voiced: how many of them were speech, by the threshold that held at the time.
     """
 
     def __init__(self, settings: SegmentSettings | None = None) -> None:
@@ -114,14 +119,17 @@ class Segmenter:
 
     @property
     def keep_from(self) -> int:
-        """Samples before this offset will not be part of any segment to come, nor of the open one."""
+        """Samples before this offset will not be part of any later segment, nor of the open one."""
         if self.open:
             return self.open.audio_start
         return max(self._taken, self.heard - self._run * FRAME - self._pre_roll, 0)
 
     def push(self, probability: float, level: float) -> list[Boundary]:
-        """One more frame: its speech probability and its mean square. At most a close and an open come of
-        it.
+        """Take one more frame; at most a close and an open come of it.
+
+        Args:
+            probability: of speech, 0 to 1.
+            level: the mean square of the samples.
         """
         self.heard += FRAME
         voiced = probability >= (self.settings.threshold if self.open is None else self.settings.release)
@@ -129,8 +137,10 @@ class Segmenter:
         return self._listen(voiced, level) if self.open is None else self._grow(self.open, voiced, level)
 
     def flush(self, received: int) -> list[Boundary]:
-        """Close what is open. `received` counts every sample, those of the frame not yet complete
-        included.
+        """Close what is open.
+
+        Args:
+            received: every sample so far, including those of the frame that is not complete.
         """
         if self.open is None:
             return []

@@ -1,16 +1,15 @@
 """One stream, without input or output: samples, jobs and results in; jobs and events out.
 
-Owns the utterances of a stream: which is open, which wait for their final, what has been said to whom in
-which order. The caller brings samples, asks for a job whenever it can run one, and brings its result, at any
-time and in any order. Nothing here waits, sleeps or reads a clock: `now` comes with each call, and serves for
-`lag_ms` and `latency_ms` alone.
+Owns the utterances of a stream: which is open, which wait for their final, and what has been said in which order. The
+caller brings samples, asks for a job whenever it can run one, and brings its result, at any time and in any order.
+Nothing here waits, sleeps or reads a clock: `now` comes with each call, and serves only for `lag_ms` and `latency_ms`.
 
     receive -> vad -> segment -> an utterance opens, grows, closes
-    next_job -> a final for each that closed; a partial for the open one, made when asked, so it covers the
-    newest audio receive_result -> partial; or the final, once those of all utterances before it are out
+    next_job -> a final for each that closed; a partial for the open one, made when asked, so it has the newest audio
+    receive_result -> partial; or the final, once those of all utterances before it are out
 
-A result that fits no job in flight (of an utterance that closed meanwhile, or a second copy) is ignored: each
-job has a revision of its own, and a job that is no longer wanted is struck from the list.
+A result that fits no job in flight (of an utterance that closed meanwhile, or a second copy) is ignored: each job has
+its own revision, and a job that is no longer wanted is removed from the list.
 """
 
 from __future__ import annotations
@@ -47,10 +46,15 @@ steps are those of all others in its batch. A final may be as long as the checkp
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """partial_interval: seconds of new audio that make the next partial due.
-    first_partial: seconds of speech that make an utterance's first partial due.
-    ask_teacher_below: the teacher decides a final of which the student is less sure (`NEVER`, `ALWAYS`).
-    ask_teacher_from: of so many seconds of audio or more; what is shorter the student decides alone.
+    """How a stream is transcribed.
+
+    Attributes:
+        segment: when utterances open and close.
+        confidence: when a result is believed.
+        partial_interval: seconds of new audio that make the next partial due.
+        first_partial: seconds of speech that make an utterance's first partial due.
+        ask_teacher_below: the teacher decides a final of which the student is less sure (`NEVER`, `ALWAYS`).
+        ask_teacher_from: seconds of audio below which the student decides alone.
     """
 
     segment: SegmentSettings = field(default_factory=SegmentSettings)
@@ -105,11 +109,14 @@ class _Closed:
 class Session:
     """One stream.
 
-    source: the name that its events carry.
-    detector: what gives the stream's next frame its speech probability: a `vad.Detector` of the stream's own.
-    text: the checkpoint's.
-    language: a code, or None for the checkpoint to detect.
-    partials, words: whether partials, and the words of finals, are wanted.
+    Args:
+        source: the name that its events carry.
+        settings: how it is transcribed.
+        detector: gives the stream's next frame its speech probability: a `vad.Detector` of the stream's own.
+        text: the checkpoint's.
+        language: a code, or None for the checkpoint to detect it.
+        partials: whether partials are wanted.
+        words: whether the words of finals are wanted.
     """
 
     def __init__(
@@ -143,8 +150,11 @@ class Session:
     # --- what comes in --------------------------------------------------------------------------------------
 
     def receive(self, samples: Waveform, now: float) -> list[Event]:
-        """The next samples of the stream, shape [n], of which the last arrived at `now` (seconds, any steady
-        clock).
+        """Take the next samples of the stream.
+
+        Args:
+            samples: shape `[n]`.
+            now: when the last of them arrived, in seconds of any steady clock.
 
         Raises:
             RuntimeError: the stream was stopped.
@@ -159,8 +169,7 @@ class Session:
         return events
 
     def flush(self, id: str | None, now: float) -> list[Event]:
-        """Make final what was heard. `Flushed` comes after the finals of all of it, from here or a later
-        result.
+        """Make final what was heard; `Flushed` comes after the finals of all of it, from here or from a later result.
 
         Raises:
             RuntimeError: the stream was stopped.
@@ -168,7 +177,7 @@ class Session:
         return self._end(Flushed(id), now)
 
     def discard(self, id: str | None, now: float) -> list[Event]:
-        """Forget what is open: it gets no final. `Flushed` comes after the finals of all that was said before it.
+        """Forget what is open, which gets no final; `Flushed` comes after the finals of all that was said before it.
 
         Raises:
             RuntimeError: the stream was stopped.
@@ -176,7 +185,7 @@ class Session:
         return self._end(Flushed(id), now, forget=True)
 
     def stop(self, now: float) -> list[Event]:
-        """No more audio. `Stopped` comes after the last final, and then the session is `finished`.
+        """End the audio; `Stopped` comes after the last final, and then the session is `finished`.
 
         Raises:
             RuntimeError: the stream was stopped already.
@@ -186,10 +195,10 @@ class Session:
         return events
 
     def receive_result(self, result: Result, now: float) -> list[Event]:
-        """The result of a job, in any order; one that no longer fits is ignored.
+        """Take the result of a job, in any order; one that no longer fits is ignored.
 
-        A final's job that failed gives an error event in the final's place. Whoever loses a job must say so
-        with a result of its revision and an `error`, or the finals behind it wait for it.
+        A final's job that failed gives an error event in the final's place. Whoever loses a job must say so with a
+        result of its revision and an `error`, or the finals behind it wait for it.
         """
         job = self._in_flight.pop(result.revision, None)
         if isinstance(job, _PartialJob):
@@ -201,13 +210,13 @@ class Session:
     # --- what goes out --------------------------------------------------------------------------------------
 
     def pending(self) -> Literal["final", "partial"] | None:
-        """What `next_job` would give."""
+        """Return what kind of job `next_job` would give."""
         if self._due:
             return "final"
         return "partial" if self._partial_due() else None
 
     def next_job(self) -> Job | None:
-        """The most urgent job, over the newest audio; None when there is nothing to do."""
+        """Return the most urgent job, over the newest audio; None when there is nothing to do."""
         if self._due:
             return self._final_job(self._due.popleft())
         return self._partial_job() if self._partial_due() else None
@@ -219,14 +228,12 @@ class Session:
 
     @property
     def voiced_seconds(self) -> float:
-        """Those of them that were speech."""
+        """How much of it was speech."""
         return _seconds(self._segmenter.voiced)
 
     @property
     def backlog_seconds(self) -> float:
-        """Audio of closed utterances whose final is not decided: what this session keeps beyond the open
-        one.
-        """
+        """Audio of closed utterances whose final is not decided: what this session keeps beside the open one."""
         waiting = (item for item in self._outbox if isinstance(item, _Closed) and item.audio is not None)
         return _seconds(sum(closed.segment.audio_end - closed.segment.audio_start for closed in waiting))
 
@@ -355,9 +362,7 @@ class Session:
         return self._revision
 
     def _decide(self, closed: _Closed, result: Result) -> None:
-        """Take a final's result: as it is, without its loop, as nothing; or have the teacher look at a loop,
-        once.
-        """
+        """Take a final's result as it is, without its loop, or as nothing; or have the teacher look at a loop, once."""
         if result.error is not None:
             self._settle(closed, self._failure(closed, result.error))
             return

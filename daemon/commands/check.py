@@ -1,7 +1,7 @@
 """`whisperd check`: is everything there that the configuration asks for?
 
-Owns the questions, and the sentence that says what to do about each answer. Each probe gives a line of detail or
-raises; none changes anything. Knows nothing of the parts that it asks about but their settings.
+Owns the questions, and the sentence that says what to do about each answer. Each probe returns a line of detail or
+raises, and none changes anything. Knows nothing of the parts that it asks about but their settings.
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CheckResult:
     what: str
     fine: bool
     detail: str
 
 
-def ask(probes: Sequence[Probe]) -> Iterator[Answer]:
-    """One after the other, as they come: some take seconds."""
+def ask(probes: Sequence[Probe]) -> Iterator[CheckResult]:
+    """Ask one probe after the other, and give each answer as it comes: some take seconds."""
     return (_ask(probe) for probe in probes)
 
 
-def row(answer: Answer, probes: Sequence[Probe]) -> str:
-    """A line of the table of `probes`."""
+def row(answer: CheckResult, probes: Sequence[Probe]) -> str:
+    """Return an answer as a line of the table of `probes`."""
     width = max(len(probe.what) for probe in probes)
     return f"{'ok  ' if answer.fine else 'FAIL'}  {answer.what:{width}}  {answer.detail}"
 
 
-def as_json(answers: Sequence[Answer]) -> str:
+def as_json(answers: Sequence[CheckResult]) -> str:
     return json.dumps([asdict(answer) for answer in answers], indent=2)
 
 
-def _ask(probe: Probe) -> Answer:
+def _ask(probe: Probe) -> CheckResult:
     try:
-        return Answer(probe.what, True, probe.ask())
+        return CheckResult(probe.what, True, probe.ask())
     except Exception as error:  # whatever a probe meets is an answer
-        return Answer(probe.what, False, " ".join(str(error).split()) or type(error).__name__)
+        return CheckResult(probe.what, False, " ".join(str(error).split()) or type(error).__name__)
 
 
 # --- probes ----------------------------------------------------------------------------------------------------------
@@ -85,21 +85,30 @@ def python() -> str:
 
 
 def configuration(path: Path | None, unheeded: Sequence[str]) -> str:
-    """Which file it is, and what is there and has no effect. unheeded: sentences, see `config.unheeded`."""
+    """Return which file the configuration is, and what is there and has no effect.
+
+    Args:
+        path: the file; None for the defaults.
+        unheeded: sentences about what has no effect.
+    """
     return "; ".join([str(path or "the defaults"), *unheeded])
 
 
 def address(server: ServerSettings) -> str:
-    """That the port is free and the address ours, or that a whisperd is there already; and that it is guarded.
+    """Check that the port is free or a whisperd is there already, that the address is ours, and that it is guarded.
 
-    server: with all tokens, see `config.with_tokens`.
+    Args:
+        server: the settings of the port, with all tokens.
+
+    Raises:
+        ProbeError: one of these is not so.
     """
     if trouble := exposed([server.host], server.tokens, open_to_all=server.open):
         raise ProbeError(trouble)
     place = f"{server.host}:{server.port}"
     where = _bind(server.host, server.port, _SERVER, lambda: _is_whisperd(server))
     if where is None:
-        return f"{place}: a whisperd runs there{_holder(server.port)}"
+        return f"{place}: a whisperd is already running there{_holder(server.port)}"
     guarded = "with tokens" if server.tokens else "without tokens"
     remark = "" if server.tokens or is_local(where) else ": anybody who reaches it may listen (server.open)"
     short = sum(len(each.token) < _GUESSABLE for each in server.tokens)
@@ -108,23 +117,31 @@ def address(server: ServerSettings) -> str:
 
 
 def wyoming(settings: WyomingSettings) -> str:
-    """Likewise, and that it can be announced if it shall be."""
+    """Check the port as `address` does, and that it can be announced if it shall be.
+
+    Raises:
+        ProbeError: one of these is not so.
+    """
     if not settings.host:
         return "off"
     if settings.zeroconf and (mend := zeroconf.missing()):
         raise ProbeError(f"wyoming.zeroconf {mend}")
     place = f"{settings.host}:{settings.port}"
     if _bind(settings.host, settings.port, _WYOMING, lambda: _speaks_wyoming(settings)) is None:
-        return f"{place}: a whisperd runs there{_holder(settings.port)}"
+        return f"{place}: a whisperd is already running there{_holder(settings.port)}"
     remark = wyoming_remark(settings.host)
     return f"{place}{', announced by zeroconf' if settings.zeroconf else ''}{f'; {remark}' if remark else ''}"
 
 
 def dialect(name: str, port: int, server: ServerSettings) -> str:
-    """That a dialect's own port is free, or that a whisperd is there already."""
+    """Check that a dialect's own port is free, or that a whisperd is there already.
+
+    Raises:
+        ProbeError: the port is taken, or not ours.
+    """
     place, keys = f"{server.host}:{port}", (f"dialects.{name}", f"dialects.{name}")
     if _bind(server.host, port, keys, lambda: _is_whisperd(server.model_copy(update={"port": port}))) is None:
-        return f"{place}: a whisperd runs there{_holder(port)}"
+        return f"{place}: a whisperd is already running there{_holder(port)}"
     return place
 
 
@@ -133,8 +150,9 @@ _WYOMING = ("wyoming.port", "wyoming.host and wyoming.port")
 
 
 def _bind(host: str, port: int, keys: tuple[str, str], is_ours: Callable[[], bool]) -> str | None:
-    """The address that `host` is, if one can listen there; None if what listens there already is ours. keys: that of
-    the port, and those of the address.
+    """Return the address that `host` is, if one can listen there; None if what listens there already is ours.
+
+    `keys` are the key of the port, and those of the whole address.
 
     Raises:
         ProbeError: neither.
@@ -153,7 +171,7 @@ def _bind(host: str, port: int, keys: tuple[str, str], is_ours: Callable[[], boo
         if error.errno == errno.EACCES:
             raise ProbeError(f"{place}: only root may use ports below 1024: choose another {keys[0]}") from None
         raise ProbeError(
-            f"{place}: {error.strerror or error}{holder}: stop what listens there, or set {keys[1]}"
+            f"{place}: {error.strerror or error}{holder}: stop the program that listens there, or set {keys[1]}"
         ) from None
     return str(where[0])
 
@@ -172,8 +190,16 @@ def _speaks_wyoming(settings: WyomingSettings) -> bool:
 
 
 def secrets(files: Mapping[str, Path], config: Path | None, plain: Sequence[str]) -> str:
-    """That files with secrets can be read, and not by everybody. files: by their keys. plain: keys of secrets that
-    `config` holds itself."""
+    """Check that files with secrets can be read, and not by everybody.
+
+    Args:
+        files: those that the settings name, by their keys.
+        config: the file of the settings.
+        plain: the keys of secrets that `config` itself contains.
+
+    Raises:
+        ProbeError: a file cannot be read, or everybody may read it.
+    """
     if trouble := [said for key, path in files.items() if (said := secret_trouble(key, path))]:
         raise ProbeError("; ".join(trouble))
     remark = ""
@@ -183,9 +209,13 @@ def secrets(files: Mapping[str, Path], config: Path | None, plain: Sequence[str]
 
 
 def state(folder: Path | None) -> str:
-    """That what outlives the process can be written."""
+    """Check that what outlives the process can be written.
+
+    Raises:
+        ProbeError: it cannot.
+    """
     if folder is None:
-        return "nowhere: nothing outlives the process"
+        return "none: nothing survives the process"
     there = next(each for each in (folder, *folder.parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -198,7 +228,7 @@ def state(folder: Path | None) -> str:
 
 
 def _holder(port: int) -> str:
-    """` (name, process N)` of whoever listens on `port`, as far as this user may see it (proc(5))."""
+    """Return ` (name, process N)` for what listens on `port`, as far as this user may see it (proc(5))."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
@@ -242,7 +272,10 @@ def tls(server: ServerSettings) -> str:
 
 
 def no_microphone(input_devices: Callable[[], Sequence[str]]) -> str:
-    """What could record if a microphone were asked for. That nothing could is no fault then, whatever the reason."""
+    """Return what could record if a microphone were asked for.
+
+    That nothing could is no fault then, whatever the reason.
+    """
     try:
         found = len(input_devices())
     except Exception as error:
@@ -251,7 +284,11 @@ def no_microphone(input_devices: Callable[[], Sequence[str]]) -> str:
 
 
 def devices(models: ModelSettings) -> str:
-    """That the devices are there, and their memory. Loads torch, which takes seconds."""
+    """Check that the devices are there, and return their memory. It loads torch, which takes seconds.
+
+    Raises:
+        ProbeError: one is not there.
+    """
     return "; ".join(_device(name, models.threads) for name in models.devices)
 
 
@@ -265,7 +302,7 @@ def _device(wanted: str, threads: int | None) -> str:
     index = int(wanted.partition(":")[2] or 0)
     if wanted.startswith("cuda") and index >= torch.cuda.device_count():
         raise ProbeError(
-            f"{wanted} is not there: set models.device to auto or cpu, or install a CUDA build of torch "
+            f"{wanted} is not available: set models.device to auto or cpu, or install a CUDA build of torch "
             f"and the driver (this is {known})"
         )
     if wanted != "cpu" and torch.cuda.is_available():
@@ -278,7 +315,11 @@ def _device(wanted: str, threads: int | None) -> str:
 
 
 def broker(mqtt: MqttSettings, password: str | None) -> str:
-    """That it lets us in, and lets us publish: one message, not retained, to `check` below our topic."""
+    """Check that the broker lets us in, and lets us publish: one message, not retained, to `check` below our topic.
+
+    Raises:
+        ProbeError: it does not.
+    """
     if not mqtt.host:
         return "off"
     place = f"{mqtt.host}:{mqtt.port}"
@@ -286,19 +327,19 @@ def broker(mqtt: MqttSettings, password: str | None) -> str:
         remark = _within(_PATIENCE, lambda: asyncio.run(_publish(mqtt, password)))
     except RefusedError as error:
         raise ProbeError(
-            f"{place}: we may not publish to {mqtt.topic}/check ({error}): allow {mqtt.topic}/# in the broker's access "
-            "list, or set mqtt.topic"
+            f"{place}: publishing to {mqtt.topic}/check is not allowed ({error}): allow {mqtt.topic}/# in the "
+            "broker's access list, or set mqtt.topic"
         ) from None
     except (aiomqtt.MqttError, OSError, ValueError) as error:
         raise ProbeError(
-            f"{place}: {sentence(error)}: start the broker, or mend the mqtt section; the service runs without it and "
-            "keeps trying"
+            f"{place}: {sentence(error)}: start the broker, or correct the mqtt section; the service runs without it "
+            "and keeps trying"
         ) from None
     return f"{place}, may publish to {mqtt.topic}/...{remark}"
 
 
 async def _publish(mqtt: MqttSettings, password: str | None) -> str:
-    """A remark, where the broker cannot say whether it took the message.
+    """Publish a message, and return a remark where the broker cannot say whether it took it.
 
     Raises:
         RefusedError: it does not take it.
@@ -316,11 +357,11 @@ async def _publish(mqtt: MqttSettings, password: str | None) -> str:
         version = "3.1.1"
         async with make_client(mqtt, password, context, version) as client:
             await client.deliver(f"{mqtt.topic}/check", "whisperd check")
-    return "" if version == "5" else " (not certain: MQTT 3.1.1 does not tell)"
+    return "" if version == "5" else " (not certain: MQTT 3.1.1 does not report it)"
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work` gives. It may hang in a resolver, which nothing interrupts.
+    """Return what `work` returns, within so many seconds. It may hang in a resolver, which nothing interrupts.
 
     Raises:
         TimeoutError: it took longer. And whatever `work` raises.

@@ -26,7 +26,7 @@ from daemon.commands.output import OutputError, give_up_output, standard_output
 from daemon.common.version import our_version
 
 if TYPE_CHECKING:
-    from daemon.commands.install import Layout
+    from daemon.commands.install import InstallPaths
     from daemon.commands.terminal import TerminalLines
     from daemon.core.audio_files import AudioFile
     from daemon.core.pipeline import Pipeline
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(work: Callable[[], int]) -> int:
-    """Of `work`, which may be interrupted, or have nowhere left to print to."""
+    """Return the exit code of `work`, which may be interrupted, or have nowhere left to print to."""
     try:
         code = work()
         sys.stdout.flush()  # here, so that a reader who left is noticed here
@@ -79,80 +79,82 @@ def _obey(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="whisperd",
-        description="Live speech in over a websocket or a microphone, text out over websockets and MQTT.",
+        description="Live speech to text: speech from websockets or a microphone, text to websockets and MQTT.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {our_version() or 'not installed'}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument(
         "-c", "--config", type=Path, metavar="FILE",
-        help="settings; without it ./whisperd.yaml or /etc/whisperd/whisperd.yaml where there is one",
+        help="settings (default: ./whisperd.yaml or /etc/whisperd/whisperd.yaml, if there is one)",
     )  # fmt: skip
 
-    commands.add_parser("run", parents=[config], help="the service")
+    commands.add_parser("run", parents=[config], help="run the service")
 
     files = commands.add_parser(
-        "transcribe", parents=[config], help="sound files, as fast as the machine allows",
-        description="Sound files through the same path as live speech. Text goes to standard output, a line for each "
-        "utterance.",
+        "transcribe", parents=[config], help="transcribe sound files as fast as the machine allows",
+        description="Transcribe sound files on the same path as live speech. Text goes to standard output, one line "
+        "per utterance.",
     )  # fmt: skip
-    files.add_argument("files", nargs="+", metavar="FILE", help="-: standard input")
-    files.add_argument("--json", action="store_true", help="one event a line; only finals, unless --partials")
-    files.add_argument("--partials", action="store_true", help="what was thought meanwhile, too")
-    files.add_argument("--words", action="store_true", help="times and confidence of each word (with --json)")
-    files.add_argument("--realtime", action="store_true", help="at the pace of a microphone")
+    files.add_argument("files", nargs="+", metavar="FILE", help="- is standard input")
+    files.add_argument("--json", action="store_true", help="print one event per line; only finals, unless --partials")
+    files.add_argument("--partials", action="store_true", help="print partials too")
+    files.add_argument("--words", action="store_true", help="add the times and confidence of each word (with --json)")
+    files.add_argument("--realtime", action="store_true", help="feed the audio at the pace of a microphone")
 
-    microphone = commands.add_parser("listen", parents=[config], help="the microphone, live in this terminal")
+    microphone = commands.add_parser(
+        "listen", parents=[config], help="live captions of the microphone in this terminal"
+    )
     microphone.add_argument("--device", help="a device's number or part of its name; see `whisperd devices`")
 
-    _add_models(commands.add_parser("models", parents=[config], help="checkpoints: which are here, fetch one"))
-    commands.add_parser("devices", help="the devices that can record")
-    check = commands.add_parser("check", parents=[config], help="is everything there? and if not, what to do")
-    check.add_argument("--json", action="store_true", help="the answers as a list of objects")
+    _add_models(commands.add_parser("models", parents=[config], help="list, fetch, import and export models"))
+    commands.add_parser("devices", help="list the devices that can record")
+    check = commands.add_parser("check", parents=[config], help="test every part and say what to do")
+    check.add_argument("--json", action="store_true", help="print the answers as a JSON list of objects")
     for name, text in (
-        ("install-service", "units and settings for systemd on this machine, and what to do next"),
-        ("uninstall-service", "remove the units again; settings stay"),
+        ("install-service", "install units and settings for systemd on this machine"),
+        ("uninstall-service", "remove the units; settings stay"),
     ):
         service = commands.add_parser(name, help=text)
         service.add_argument(
             "--user", action="store_true", help="for your own manager (systemctl --user), without root"
         )
-        service.add_argument("--dry-run", action="store_true", help="only show what would be done")
-        service.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="below DIR: for packagers")
+        service.add_argument("--dry-run", action="store_true", help="only show what it would do")
+        service.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="below DIR, for packagers")
 
     commands.add_parser(
-        "bench", help="how fast is this machine? (`whisperd bench` lists what can be measured)", add_help=False
+        "bench", help="measure this machine (`whisperd bench` lists what can be measured)", add_help=False
     )
-    commands.add_parser("distill", help="make a student of your own (`whisperd distill --help`)", add_help=False)
+    commands.add_parser("distill", help="make your own student (`whisperd distill --help`)", add_help=False)
     return parser
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    listing = verbs.add_parser("list", help="what is here, and what is recommended for this machine (the default)")
-    listing.add_argument("directories", nargs="*", metavar="DIRECTORY", help="where else checkpoints lie")
-    fetch = verbs.add_parser("pull", help="fetch one from the model hub; one broken off goes on where it was")
-    fetch.add_argument("name", metavar="NAME", help="its name there, such as distil-whisper/distil-large-v3")
-    show = verbs.add_parser("show", help="what is in one")
-    show.add_argument("name", metavar="NAME", help="a shipped name, a directory, an imported one, or a hub name")
+    listing = verbs.add_parser("list", help="list the models here and those recommended for this machine (the default)")
+    listing.add_argument("directories", nargs="*", metavar="DIRECTORY", help="more directories with checkpoints")
+    fetch = verbs.add_parser("pull", help="fetch a model from the hub; an interrupted download continues")
+    fetch.add_argument("name", metavar="NAME", help="its name on the hub, such as distil-whisper/distil-large-v3")
+    show = verbs.add_parser("show", help="describe a model")
+    show.add_argument("name", metavar="NAME", help="a shipped name, a directory, an imported name, or a hub name")
     bring = verbs.add_parser(
-        "import", help="make weights of another program a model here",
-        description="Weights of faster-whisper (CTranslate2's folder), OpenAI (.pt) or whisper.cpp (ggml) become a "
-        "model of this machine, whose name works like any other.",
+        "import", help="import weights of another program",
+        description="Import weights of faster-whisper (CTranslate2's folder), OpenAI (.pt) or whisper.cpp (ggml) as a "
+        "model on this machine, whose name works like any other.",
     )  # fmt: skip
     bring.add_argument("source", type=Path, metavar="SOURCE", help="the folder with model.bin, or the file")
-    bring.add_argument("--name", help="the model's name; without it, what SOURCE is called")
+    bring.add_argument("--name", help="the model's name (default: that of SOURCE)")
     bring.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="its tokenizer.json, where there is none beside the weights"
+        "--tokenizer", type=Path, metavar="FILE", help="its tokenizer.json, if there is none beside the weights"
     )
-    bring.add_argument("--force", action="store_true", help="take the place of an earlier import of the same name")
+    bring.add_argument("--force", action="store_true", help="replace an earlier import of the same name")
     export = verbs.add_parser(
-        "export", help="write one in the plain Hugging Face layout", description="transformers loads what is written."
+        "export", help="write a model in the plain Hugging Face layout", description="transformers can load the result."
     )
-    export.add_argument("name", metavar="NAME", help="as `show` takes it; NAME/teacher is a shipped pair's teacher")
+    export.add_argument("name", metavar="NAME", help="as for `show`; NAME/teacher is the teacher of a shipped pair")
     export.add_argument("--dtype", choices=("float16", "float32", "bfloat16"), default="float16", help="of the weights")
-    export.add_argument("directory", type=Path, metavar="DIR", help="which is made")
-    export.add_argument("--force", action="store_true", help="though there is something in DIR")
+    export.add_argument("directory", type=Path, metavar="DIR", help="folder to create")
+    export.add_argument("--force", action="store_true", help="write even if DIR is not empty")
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _with_engines(settings: Settings, work: Callable[[Pipeline], Coroutine[Any, Any, int]]) -> int:
-    """The exit code of a command that needs engines for a while."""
+    """Return the exit code of a command that needs engines for a while."""
     from daemon.common.logs import to_stderr
     from daemon.core.pipeline import Pipeline
 
@@ -203,8 +205,10 @@ def _with_engines(settings: Settings, work: Callable[[Pipeline], Coroutine[Any, 
 
 
 def _run_interruptibly(work: Coroutine[Any, Any, int]) -> int:
-    """What `work` gives. The kernel may hand Ctrl-C to any thread, a busy engine's too: only a handler of the loop's
-    own wakes the loop then.
+    """Return what `work` returns.
+
+    The kernel may hand Ctrl-C to any thread, that of a busy engine too. Only a handler of the loop's own wakes the loop
+    then.
 
     Raises:
         KeyboardInterrupt: it came; `work` was cancelled.
@@ -226,7 +230,7 @@ def _run_interruptibly(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _leave(pipeline: Pipeline, code: int) -> int:
-    """`code`, to be returned. Where an engine is still busy, the process ends here: torch would abort it later."""
+    """Return `code`. Where an engine is still busy, end the process here instead: torch would abort it later."""
     pipeline.close()
     try:
         ended = pipeline.ended()
@@ -321,7 +325,7 @@ async def _listen(pipeline: Pipeline, options: argparse.Namespace) -> int:
         async with running(pipeline) as model:
             microphone = Microphone(chosen, pipeline.metrics)
             stop_on_signals(microphone.stop)
-            print(f"listening with {model.student}; Ctrl-C ends it", file=sys.stderr)
+            print(f"listening with {model.student}; press Ctrl-C to stop", file=sys.stderr)
             printer = asyncio.create_task(show_all(pipeline.hub.subscribe(), Live(sys.stdout).show))
             printer.add_done_callback(lambda _: microphone.stop())  # who cannot print has nobody to listen for
             try:
@@ -345,7 +349,8 @@ def devices(_: argparse.Namespace) -> int:
         return FAILED
     if not found:
         print(
-            "whisperd: no device can record: plug one in, and see that its driver or sound server runs", file=sys.stderr
+            "whisperd: no device can record: plug one in, and check that its driver or sound server is running",
+            file=sys.stderr,
         )
         return FAILED
     print("\n".join(found))
@@ -399,16 +404,16 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
 def install_service(options: argparse.Namespace) -> int:
     from daemon.commands import install
 
-    layout = _layout(options)
+    paths = _install_paths(options)
     try:
-        wanted = install.files(layout, install.program(), install.groups())
+        wanted = install.files(paths, install.program(), install.groups())
         # A packager's tree is for another machine.
         trouble = install.unseen() if options.root == Path("/") and not options.user else None
         if trouble is not None and not options.dry_run:
             raise install.InstallError(trouble)
         install.write(wanted, options.root, dry=options.dry_run, say=print)
-        print(install.next_steps(layout, install.program()))
-        trouble = trouble or _unguarded(layout, options.root)
+        print(install.next_steps(paths, install.program()))
+        trouble = trouble or _unguarded(paths, options.root)
         if trouble is not None:
             raise install.InstallError(trouble)
     except install.InstallError as error:
@@ -417,18 +422,18 @@ def install_service(options: argparse.Namespace) -> int:
     return OK
 
 
-def _unguarded(layout: Layout, root: Path) -> str | None:
-    """Why the service will not start with the settings that are there: the same judgement as its own."""
+def _unguarded(paths: InstallPaths, root: Path) -> str | None:
+    """Return why the service will not start with the settings that are there: the same judgement as its own."""
     from daemon.common.errors import ConfigurationError
     from daemon.common.permissions import exposed
     from daemon.settings.load import load
     from daemon.settings.secrets import with_tokens
     from daemon.settings.surroundings import Surroundings
 
-    settings = root / layout.settings_file.relative_to("/")
+    settings = root / paths.settings_file.relative_to("/")
     # The credential is handed over at the start; what is in it is root's secret.
     stores = (root / "etc" / name / "server_tokens" for name in ("credstore", "credstore.encrypted"))
-    if not settings.is_file() or (not layout.user and any(map(os.path.exists, stores))):
+    if not settings.is_file() or (not paths.user and any(map(os.path.exists, stores))):
         return None
     try:
         server = with_tokens(load(settings, {}), Surroundings()).server
@@ -441,18 +446,18 @@ def uninstall_service(options: argparse.Namespace) -> int:
     from daemon.commands import install
 
     try:
-        install.remove(_layout(options), options.root, dry=options.dry_run, say=print)
+        install.remove(_install_paths(options), options.root, dry=options.dry_run, say=print)
     except install.InstallError as error:
         print(f"whisperd: {error}", file=sys.stderr)
         return FAILED
     return OK
 
 
-def _layout(options: argparse.Namespace) -> Layout:
-    from daemon.commands.install import Layout
+def _install_paths(options: argparse.Namespace) -> InstallPaths:
+    from daemon.commands.install import InstallPaths
     from daemon.settings.surroundings import user_folder
 
-    return Layout.of(user_folder() if options.user else None)
+    return InstallPaths.of(user_folder() if options.user else None)
 
 
 def models(settings: Settings, options: argparse.Namespace) -> int:
@@ -471,7 +476,7 @@ def models(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _configured(settings: Settings) -> list[str]:
-    """The directories among the models that the settings name."""
+    """Return the directories among the models that the settings name."""
     names = dict.fromkeys(name for name in (settings.models.student, settings.models.teacher) if name)
     return [name for name in names if Path(name).expanduser().is_dir()]
 
@@ -483,10 +488,10 @@ def _pull(name: str) -> int:
     from streaming.whisper.locate import is_hub_name, is_imported, is_shipped
 
     if is_shipped(name) or is_imported(name) or (name and Path(name).expanduser().is_dir()):
-        print(f"{name} is on this machine: there is nothing to fetch")
+        print(f"{name} is already on this machine: there is nothing to fetch")
         return OK
     if not is_hub_name(name):
-        print(f"whisperd: {name!r} is no name of the model hub: those look like openai/whisper-small", file=sys.stderr)
+        print(f"whisperd: {name!r} is not a name on the model hub: use one like openai/whisper-small", file=sys.stderr)
         return BAD_USAGE
     try:
         listing = pull.look_up(name)

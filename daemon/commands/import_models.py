@@ -31,13 +31,16 @@ class ImportFailed(Exception):  # noqa: N818 - it says what did not happen
 
 
 def bring(source: Path, name: str | None, tokenizer: Path | None, *, force: bool = False) -> str:
-    """Makes the weights in `source` a checkpoint of this machine; what it is, in a line.
+    """Make the weights in `source` a checkpoint of this machine, and return what it is, in a line.
 
-    name: its name from then on; None: what `source` is called. tokenizer: its `tokenizer.json`, where it is not found
-    by itself. force: take the place of an earlier import of this name.
+    Args:
+        source: a folder with weights, or the file.
+        name: its name from then on; None for what `source` is called.
+        tokenizer: its `tokenizer.json`, where that is not found by itself.
+        force: whether it takes the place of an earlier import of this name.
 
     Raises:
-        ImportFailed
+        ImportFailed: the weights cannot be read or written, or the name is taken or wrong.
     """
     from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
     from streaming.whisper.formats.foreign import FormatError
@@ -74,12 +77,16 @@ def bring(source: Path, name: str | None, tokenizer: Path | None, *, force: bool
 
 
 def take_out(name: str, dtype: str, folder: Path, *, force: bool = False) -> str:
-    """Writes a checkpoint in the plain Hugging Face layout, its weights as `dtype`; what was written, in a line.
+    """Write a checkpoint in the plain Hugging Face layout, and return what was written, in a line.
 
-    name: of any checkpoint, with "/teacher" behind a shipped name for its teacher.
+    Args:
+        name: that of any checkpoint, with "/teacher" behind a shipped name for its teacher.
+        dtype: the type of the weights, one of `DTYPES`.
+        folder: where it is written.
+        force: whether there may be something in the folder.
 
     Raises:
-        ImportFailed
+        ImportFailed: the checkpoint cannot be read, or the folder is not empty or cannot be written.
     """
     import torch
 
@@ -88,7 +95,7 @@ def take_out(name: str, dtype: str, folder: Path, *, force: bool = False) -> str
     from streaming.whisper.weights import read_weights
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise ImportFailed(f"{folder} is there already, and not empty: give another, or --force")
+        raise ImportFailed(f"{folder} already exists and is not empty: choose another, or use --force")
     shipped, _, role = name.partition("/")
     try:
         if is_shipped(shipped) and role in ("student", "teacher"):
@@ -129,7 +136,7 @@ def _write(contents: Contents, folder: Path, dtype: str) -> None:
 
 
 def _called(source: Path) -> str:
-    """The name of a file or folder, without what it shares with all others of its format."""
+    """Return the name of a file or folder, without what it shares with all others of its format."""
     place = source.resolve() if source.name in ("", ".", "..") else source
     if place.name == "model.bin":
         place = place.absolute().parent
@@ -141,19 +148,23 @@ def _called(source: Path) -> str:
 
 
 def _free_name(name: str, *, force: bool) -> str:
-    """Raises ImportFailed."""
+    """Return `name`, if a model may have it.
+
+    Raises:
+        ImportFailed: it may not.
+    """
     if not is_imported_name(name):
-        raise ImportFailed(f"{name!r} is no name for a model: letters, digits, dots and dashes (--name NAME)")
+        raise ImportFailed(f"{name!r} is not a name for a model: use letters, digits, dots and dashes (--name NAME)")
     if is_shipped(name):
-        raise ImportFailed(f"{name} is the name of a shipped model: give another (--name NAME)")
+        raise ImportFailed(f"{name} is the name of a shipped model: choose another (--name NAME)")
     if (imports() / name).exists() and not force:
-        raise ImportFailed(f"{name} was imported before: give another name (--name NAME), or --force to replace it")
+        raise ImportFailed(f"{name} was imported before: choose another name (--name NAME), or replace it with --force")
     return name
 
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """What a disk raises, as ImportFailed."""
+    """Turn what a disk raises into ImportFailed."""
     from safetensors import SafetensorError
 
     try:
@@ -162,7 +173,7 @@ def _explained(folder: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise ImportFailed(
-                f"the disk of {folder.parent} is full, and nothing was written: make room, then give the command again"
+                f"the disk of {folder.parent} is full, and nothing was written: make room, then run the command again"
             ) from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ImportFailed(f"{folder} cannot be written ({reason})") from error

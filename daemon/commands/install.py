@@ -36,8 +36,13 @@ class InstallError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """path: where it belongs, on the machine that it is for. kept: one that is there already stays as it is."""
+class ServiceFile:
+    """A file of the service.
+
+    Attributes:
+        path: where it belongs, on the machine that it is for.
+        kept: whether one that is there already stays as it is.
+    """
 
     path: Path
     text: str
@@ -46,16 +51,26 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where a service lives. user: whose own manager runs it; else the system's."""
+class InstallPaths:
+    """Where a service lives.
+
+    Attributes:
+        units: the folder of its units.
+        settings: the folder of its settings.
+        user: whether the user's own manager runs it, and not the system's.
+    """
 
     units: Path
     settings: Path
     user: bool
 
     @classmethod
-    def of(cls, config_home: Path | None) -> Layout:
-        """config_home: the user's folder for settings; None for a service of the system."""
+    def of(cls, config_home: Path | None) -> InstallPaths:
+        """Return the paths of a user's service, or of the system's.
+
+        Args:
+            config_home: the user's folder for settings; None for a service of the system.
+        """
         if config_home is None:
             return cls(_SYSTEM_UNITS, _SYSTEM_SETTINGS, user=False)
         return cls(config_home / "systemd" / "user", config_home / "whisperd", user=True)
@@ -68,26 +83,31 @@ class Layout:
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def files(layout: Layout, program: Sequence[str], groups: Iterable[str]) -> list[File]:
-    """program: the words that start `whisperd`. groups: those that the machine has.
+def files(paths: InstallPaths, program: Sequence[str], groups: Iterable[str]) -> list[ServiceFile]:
+    """Return the files of the service.
+
+    Args:
+        paths: where they belong.
+        program: the words that start `whisperd`.
+        groups: those that the machine has.
 
     Raises:
         InstallError: the shipped files are not there, or systemd cannot start a program of this name.
     """
-    unit = _shipped("systemd/user/whisperd.service" if layout.user else "systemd/whisperd.service")
+    unit = _shipped("systemd/user/whisperd.service" if paths.user else "systemd/whisperd.service")
     unit = _with_groups(unit.replace(_SHIPPED_PROGRAM, " ".join(_quoted(word) for word in program)), set(groups))
     socket = _shipped("systemd/whisperd.socket")
     settings = _shipped("config/whisperd.yaml")
     return [
-        File(layout.units / "whisperd.service", _MARK + unit, 0o644),
-        File(layout.units / "whisperd.socket", _MARK + socket, 0o644),
+        ServiceFile(paths.units / "whisperd.service", _MARK + unit, 0o644),
+        ServiceFile(paths.units / "whisperd.socket", _MARK + socket, 0o644),
         # The system's service has a user of its own that must be able to read them.
-        File(layout.settings_file, settings, 0o600 if layout.user else 0o644, kept=True),
+        ServiceFile(paths.settings_file, settings, 0o600 if paths.user else 0o644, kept=True),
     ]
 
 
 def program() -> list[str]:
-    """The words that start this very `whisperd`."""
+    """Return the words that start this very `whisperd`."""
     script = Path(sys.executable).with_name("whisperd")
     # -P: the folder that it runs in must not be a place for modules.
     return [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "daemon.commands.cli"]
@@ -98,7 +118,7 @@ def groups() -> list[str]:
 
 
 def unseen(places: Iterable[Path] | None = None) -> str | None:
-    """Why a service of the system could not start this `whisperd`; None when it could."""
+    """Return why a service of the system could not start this `whisperd`; None if it could."""
     if places is None:
         places = (
             Path(sys.executable),
@@ -109,7 +129,7 @@ def unseen(places: Iterable[Path] | None = None) -> str | None:
     for place in places:
         if (reason := _out_of_sight(place)) is not None:
             return (
-                f"the service could not start from {place}: {reason}: install whisperd with a Python of the system's "
+                f"the service could not start from {place}: {reason}: install whisperd with the system's Python "
                 "into /opt (python3 -m venv /opt/whisperd), or install the service for yourself with --user"
             )
     return None
@@ -122,14 +142,14 @@ def _out_of_sight(place: Path) -> str | None:
                 return f"{line} hides {folder}"
     for above in reversed(place.parents):
         if not above.exists():
-            return f"{above} is not there"
+            return f"{above} does not exist"
         if not above.stat().st_mode & stat.S_IXOTH:
             return f"{above} is closed to other users"
     return None
 
 
 def _shipped(name: str) -> str:
-    """In a clone, where this file's project is; installed, where the package's data went."""
+    """Return a shipped file: in a clone from its project, and once installed from the package's data."""
     installed = Path(sysconfig.get_path("data")) / "share" / "whisperd" / Path(name).relative_to(Path(name).parts[0])
     for place in (Path(__file__).parent.parent.parent / name, installed):
         if place.is_file():
@@ -138,7 +158,7 @@ def _shipped(name: str) -> str:
 
 
 def _with_groups(unit: str, there: set[str]) -> str:
-    """A group that the machine lacks would keep the service from starting (216/GROUP)."""
+    """Return a unit without groups that the machine lacks, which would keep the service from starting (216/GROUP)."""
     lines = []
     for line in unit.splitlines(keepends=True):
         key, _, wanted = line.partition("=")
@@ -150,9 +170,9 @@ def _with_groups(unit: str, there: set[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """As systemd reads the words of a command (systemd.service(5))."""
+    """Return a word as systemd reads those of a command (systemd.service(5))."""
     if set(word) & set("\"'\\"):
-        raise InstallError(f"systemd starts no program with a quote or backslash in its path: move {word}")
+        raise InstallError(f"systemd cannot start a program with a quote or backslash in its path: move {word}")
     word = word.replace("%", "%%")
     return f'"{word}"' if any(letter.isspace() for letter in word) else word
 
@@ -160,8 +180,14 @@ def _quoted(word: str) -> str:
 # --- writing and removing --------------------------------------------------------------------------------------------
 
 
-def write(wanted: Iterable[File], root: Path, *, dry: bool, say: Callable[[str], None]) -> None:
-    """Each file below `root`, whole or not at all. dry: only say what would be done.
+def write(wanted: Iterable[ServiceFile], root: Path, *, dry: bool, say: Callable[[str], None]) -> None:
+    """Write each file below `root`, whole or not at all.
+
+    Args:
+        wanted: the files.
+        root: `/`, or the folder of a packager.
+        dry: whether to say only what would be done.
+        say: prints a line.
 
     Raises:
         InstallError: a place cannot be written to.
@@ -174,16 +200,16 @@ def write(wanted: Iterable[File], root: Path, *, dry: bool, say: Callable[[str],
             raise InstallError(f"{target} cannot be written: {error.strerror}{_mend(error)}") from None
 
 
-def _write(file: File, target: Path, *, dry: bool, say: Callable[[str], None]) -> None:
+def _write(file: ServiceFile, target: Path, *, dry: bool, say: Callable[[str], None]) -> None:
     there = target.read_text(encoding="utf-8") if target.exists() else None
     if there == file.text:
-        say(f"as it was  {target}")
+        say(f"unchanged  {target}")
         return
     if there is not None and file.kept:
         say(f"kept       {target}")
         return
     old = target.with_name(f"{target.name}.old")
-    beside = "" if there is None else f" (the one before is {old.name})"
+    beside = "" if there is None else f" (the previous one is {old.name})"
     say(f"{'would write' if dry else 'wrote     '} {target}{beside}")
     if dry:
         say(
@@ -201,17 +227,23 @@ def _write(file: File, target: Path, *, dry: bool, say: Callable[[str], None]) -
     fresh.replace(target)
 
 
-def remove(layout: Layout, root: Path, *, dry: bool, say: Callable[[str], None]) -> None:
-    """The units that were written by `write`; settings and state stay.
+def remove(paths: InstallPaths, root: Path, *, dry: bool, say: Callable[[str], None]) -> None:
+    """Remove the units that `write` wrote. Settings and state stay.
+
+    Args:
+        paths: where the service lives.
+        root: `/`, or the folder of a packager.
+        dry: whether to say only what would be done.
+        say: prints a line.
 
     Raises:
         InstallError: one is still enabled, was not written by us, or cannot be removed.
     """
-    found = [target for name in _UNITS if (target := _below(root, layout.units / name)).exists()]
-    systemctl = "systemctl --user" if layout.user else "systemctl"
+    found = [target for name in _UNITS if (target := _below(root, paths.units / name)).exists()]
+    systemctl = "systemctl --user" if paths.user else "systemctl"
     for target in found:
         if any(target.parent.glob(f"*.wants/{target.name}")):
-            raise InstallError(f"{target.name} is enabled: {systemctl} disable --now {target.name}, then again")
+            raise InstallError(f"{target.name} is enabled: run {systemctl} disable --now {target.name}, then try again")
         if not target.read_text(encoding="utf-8").startswith(_MARK):
             raise InstallError(f"{target} was not written by `whisperd install-service`: remove it yourself")
     for target in found:
@@ -222,8 +254,8 @@ def remove(layout: Layout, root: Path, *, dry: bool, say: Callable[[str], None])
             except OSError as error:
                 raise InstallError(f"{target} cannot be removed: {error.strerror}{_mend(error)}") from None
     if not found:
-        say(f"there is no service in {_below(root, layout.units)}")
-    say(f"kept     {_below(root, layout.settings)}, and what the service has stored")
+        say(f"there is no service in {_below(root, paths.units)}")
+    say(f"kept     {_below(root, paths.settings)}, and what the service has stored")
 
 
 def _below(root: Path, path: Path) -> Path:
@@ -231,25 +263,25 @@ def _below(root: Path, path: Path) -> Path:
 
 
 def _mend(error: OSError) -> str:
-    return ": do it as root (sudo), or with --user" if isinstance(error, PermissionError) and os.geteuid() else ""
+    return ": run it as root (sudo), or with --user" if isinstance(error, PermissionError) and os.geteuid() else ""
 
 
 # --- what to do next -------------------------------------------------------------------------------------------------
 
 
-def next_steps(layout: Layout, program: Sequence[str]) -> str:
+def next_steps(paths: InstallPaths, program: Sequence[str]) -> str:
     systemctl, journal = "systemctl", "journalctl -u whisperd -f"
-    if layout.user:
+    if paths.user:
         systemctl, journal = "systemctl --user", "journalctl --user -u whisperd -f"
     steps = [
-        (f"{shlex.join(program)} check -c {layout.settings_file}", "is everything there? and if not, what to do"),
+        (f"{shlex.join(program)} check -c {paths.settings_file}", "test every part and say what to do"),
         (f"{systemctl} daemon-reload", ""),
         (f"{systemctl} enable --now whisperd", "start it, now and at every boot"),
         (f"{systemctl} enable --now whisperd.socket", "optional: the port stays open across restarts"),
-        (journal, "what it says"),
+        (journal, "read its log"),
     ]
-    if layout.user:
+    if paths.user:
         steps.insert(3, ("loginctl enable-linger", "also while you are not logged in"))
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}  {why and '# ' + why}".rstrip() for command, why in steps]
-    return "\n".join(["next:", f"  edit {layout.settings_file}", *lines])
+    return "\n".join(["next:", f"  edit {paths.settings_file}", *lines])

@@ -20,8 +20,15 @@ from streaming.whisper.locate import CheckpointError, Role, imported, is_shipped
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A pair for a kind of machine. gpu: memory in GB from which on it fits; 0: none is needed. student: its name, or
-    OWN. cores: fewest that it is for.
+    """A pair for a kind of machine.
+
+    Attributes:
+        machine: the kind, in words.
+        gpu: the memory of its GPU in GB from which on the pair fits; 0 if it needs none.
+        student: its name, or OWN.
+        teacher: its name.
+        figures: what to expect, in words.
+        cores: the fewest that it is for.
     """
 
     machine: str
@@ -33,7 +40,7 @@ class Advice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of checkpoints that can be fetched."""
+        """The names of the checkpoints that can be fetched."""
         return tuple(name for name in (self.student, self.teacher) if name != OWN)
 
 
@@ -44,8 +51,8 @@ OWN = "one of your own"
 ADVICE = (
     Advice(
         "CPU, 2 cores", 0, "tiny-en", "tiny-en",
-        "English. OpenAI's tiny.en and a student that hears short windows, 37.8 M parameters each, of which they "
-        "share the embeddings; how well and how fast is on its card",
+        "English. OpenAI's tiny.en and a student that hears short windows, 37.8 M parameters each, some of them "
+        "shared; its card has accuracy and speed",
     ),
     Advice(
         "CPU, 4 cores", 0, OWN, "openai/whisper-base.en",
@@ -87,13 +94,13 @@ class Machine:
         return f"{self.cores} cores, {gpu}"
 
     def best(self) -> str:
-        """The kind of machine, among those that there is advice for, that this one is."""
+        """Return the kind of machine that this one is, among those that there is advice for."""
         fitting = [each for each in ADVICE if each.gpu <= self.gpu_gigabytes and each.cores <= self.cores]
         return fitting[-1].machine
 
 
 def this_machine() -> Machine:
-    """Loads torch, which takes seconds: what it can use is what counts."""
+    """Return what torch can use of this machine. It loads torch, which takes seconds."""
     import torch
 
     cores = len(os.sched_getaffinity(0))
@@ -108,7 +115,16 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """state: in words, empty where all is well."""
+    """A checkpoint that is here.
+
+    Attributes:
+        name: as `whisperd models show` takes it, with its role if it is shipped.
+        where: the kind of place, in words.
+        size: the bytes of its weights.
+        layers: of the encoder and the decoder, in words.
+        languages: how many, or which one.
+        state: what is wrong, in words; empty where all is well.
+    """
 
     name: str
     where: str
@@ -119,7 +135,10 @@ class Here:
 
 
 def here(directories: Iterable[str]) -> list[Here]:
-    """What is shipped, imported, in the hub's cache, and in `directories`, each a checkpoint or a folder of some."""
+    """Return what is shipped, imported, in the hub's cache, and in `directories`.
+
+    Each of these is a checkpoint, or a folder of checkpoints.
+    """
     found = [_shipped(name, role) for name in shipped() for role in _roles(name)]
     found += [_imported(name) for name in imported()]
     found += [entry for name in _cached_names() if (entry := _in_cache(name)) is not None]
@@ -148,7 +167,7 @@ def _cached_names() -> list[str]:
 
 
 def _in_cache(name: str) -> Here | None:
-    """None for what is no Whisper, or was only asked about."""
+    """Return a model in the hub's cache; None for what is no Whisper, or was only asked about."""
     try:
         return _described(name, "hub cache", locate(name, "student")[1])
     except _NoWhisper:
@@ -173,7 +192,7 @@ def _in_directory(directory: Path) -> list[Here]:
             found.append(_described(str(candidate), "directory", candidate))
         except _NoWhisper as error:
             found.append(Here(str(candidate), "directory", state=str(error)))
-    return found or [Here(str(directory), "directory", state="no checkpoint is in it")]
+    return found or [Here(str(directory), "directory", state="it contains no checkpoint")]
 
 
 class _NoWhisper(Exception):  # noqa: N818 - an answer, not a fault
@@ -181,7 +200,11 @@ class _NoWhisper(Exception):  # noqa: N818 - an answer, not a fault
 
 
 def _described(name: str, where: str, directory: Path) -> Here:
-    """Raises _NoWhisper."""
+    """Return a checkpoint with what its files say.
+
+    Raises:
+        _NoWhisper: it is of another kind.
+    """
     config = _json(directory / "config.json")
     if config.get("model_type") != "whisper":
         raise _NoWhisper(f"not a Whisper model ({config.get('model_type', 'no config.json that can be read')})")
@@ -209,7 +232,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def listing(found: Sequence[Here], machine: Machine) -> str:
-    """What is here, and what is recommended."""
+    """Return what is here, and what is recommended, as text."""
     head = ("NAME", "LAYERS", "LANGUAGES", "WEIGHTS", "WHERE")
     rows = [
         (
@@ -242,9 +265,7 @@ def listing(found: Sequence[Here], machine: Machine) -> str:
     wanted = [name for advice in ADVICE if advice.machine == machine.best() for name in advice.names]
     missing = [name for name in dict.fromkeys(wanted) if name not in names and not is_shipped(name)]
     lines += (
-        ["", "To fetch what is missing of that:", *(f"  whisperd models pull {name}" for name in missing)]
-        if missing
-        else []
+        ["", "To fetch what is missing:", *(f"  whisperd models pull {name}" for name in missing)] if missing else []
     )
     return "\n".join(line.rstrip() for line in lines)
 
@@ -255,7 +276,11 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def description(name: str, others: Sequence[str] = ()) -> str:
-    """What is in a checkpoint, from its files. others: names of checkpoints that may be its teacher, or its student.
+    """Return what is in a checkpoint, from its files.
+
+    Args:
+        name: the checkpoint's.
+        others: the names of checkpoints that may be its teacher, or its student.
 
     Raises:
         CheckpointError: it is not here, or cannot be read.
@@ -293,7 +318,7 @@ def _description(name: str, role: Role, others: Sequence[str]) -> str:
 
 
 def _relatives(name: str, role: Role, others: Sequence[str]) -> str:
-    """Those with the very same encoder, which then runs once for both; with whether they can be a pair."""
+    """Return the checkpoints with the very same encoder, which then runs once, and whether they can be a pair."""
     from streaming.whisper.checkpoint import open_checkpoint, require_same_vocabulary
     from streaming.whisper.weights import same_encoder
 

@@ -18,7 +18,7 @@ class OutputError(Exception):
     """Standard output cannot be written to; the message says why.
 
     Attributes:
-        unread: because whoever read it has seen enough, which is no news to anybody.
+        unread: whether that is because the reader has seen enough, which is no news to anybody.
     """
 
     def __init__(self, error: OSError) -> None:
@@ -42,9 +42,12 @@ class _Output(io.TextIOWrapper):
 
 @contextmanager
 def standard_output() -> Iterator[None]:
-    """What is printed meanwhile goes out a line at a time, and fails with `OutputError`.
+    """Send what is printed within a block to standard output, a line at a time.
 
-    In UTF-8, as JSON must be, whatever the locale; a terminal has its own encoding. What that lacks is escaped.
+    It is UTF-8, as JSON must be, whatever the locale; a terminal has its own encoding. What that lacks is escaped.
+
+    Raises:
+        OutputError: from each print, if standard output cannot be written to.
     """
     if sys.stdout is None:  # it was closed by whoever started us
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
@@ -58,5 +61,5 @@ def standard_output() -> Iterator[None]:
 
 
 def give_up_output() -> None:
-    """What was not written is dropped: Python would fail once more when it closes standard output."""
+    """Drop what was not written: Python would fail once more when it closes standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

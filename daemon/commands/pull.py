@@ -1,10 +1,10 @@
 """Fetching a checkpoint from the model hub into its cache: `whisperd models pull`.
 
-Owns the download, the room it needs, going on where it was broken off, the check of every byte, and what a hub may say:
+Owns the download, the room it needs, continuing where it broke off, the check of every byte, and what a hub may say:
 nothing of its answers is a path. A digest is hexadecimal, a file's name has no folder in it, or all is refused.
 Addresses and tokens are the library's, and so is the cache's layout: contents lie in `blobs`, each under its digest,
-names in a snapshot point there, and a ref says which is the newest. The library is not asked to fetch: it would begin a
-broken file of gigabytes anew, and takes a hub's word for a path.
+names in a snapshot point there, and a ref says which is the newest. The library does not fetch: it would begin a broken
+file of gigabytes anew, and takes a hub's word for a path.
 """
 
 from __future__ import annotations
@@ -46,12 +46,18 @@ Advance = Callable[[int], object]
 
 
 class PullError(Exception):
-    """A model cannot be had; the message says why and what to do."""
+    """A model cannot be fetched; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """digest: SHA-256 of the large ones, git's own of the others: by that the cache calls them."""
+class HubFile:
+    """A file of a model.
+
+    Attributes:
+        path: its name, without a folder.
+        size: its bytes.
+        digest: SHA-256 of a large file, git's own of the others. The cache calls it by that.
+    """
 
     path: str
     size: int
@@ -60,23 +66,34 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the hub has under a name, of what a checkpoint needs. folder: the model's in the cache."""
+    """What the hub has under a name, of what a checkpoint needs.
+
+    Attributes:
+        name: the model's name on the hub.
+        commit: the version.
+        files: those that a checkpoint needs.
+        folder: the model's folder in the cache.
+    """
 
     name: str
     commit: str
-    files: tuple[File, ...]
+    files: tuple[HubFile, ...]
     folder: Path
 
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
-    def blob(self, file: File) -> Path:
+    def blob(self, file: HubFile) -> Path:
         return self.folder / "blobs" / file.digest
 
 
 def look_up(name: str) -> Listing:
-    """Raises PullError."""
+    """Ask the hub what it has under a name.
+
+    Raises:
+        PullError: it has no such model, cannot be reached, or answers something else.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
@@ -92,14 +109,18 @@ def look_up(name: str) -> Listing:
     paths = [file.path for file in files]
     if "config.json" not in paths or not any(path.endswith((".safetensors", ".index.json")) for path in paths):
         raise PullError(
-            f"{name} has no config.json with model.safetensors: it is no checkpoint that whisperd can read (other "
+            f"{name} has no config.json with model.safetensors: it is not a checkpoint that whisperd can read (other "
             "weights can be converted: transformers' from_pretrained, then save_pretrained)"
         )
     return Listing(name, commit, files, folder(name))
 
 
-def _file(sibling: RepoSibling) -> File:
-    """Raises ValueError: what the hub says of it cannot be."""
+def _file(sibling: RepoSibling) -> HubFile:
+    """Return a file as the hub lists it.
+
+    Raises:
+        ValueError: what the hub says of it cannot be.
+    """
     path = _matching(_NAME, sibling.rfilename)
     size: object = sibling.size or 0
     digest: object = sibling.blob_id
@@ -107,13 +128,13 @@ def _file(sibling: RepoSibling) -> File:
         size, digest = sibling.lfs.size, sibling.lfs.sha256
     if not isinstance(size, int) or not 0 <= size <= _LARGEST:
         raise ValueError(f"{path} has {_shown(size)} bytes")
-    return File(path, size, _matching(_DIGEST, digest))
+    return HubFile(path, size, _matching(_DIGEST, digest))
 
 
 def _matching(pattern: re.Pattern[str], value: object) -> str:
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
         raise ValueError(
-            f"{_shown(value)} is no digest" if pattern is not _NAME else f"{_shown(value)} is no file's name"
+            f"{_shown(value)} is not a digest" if pattern is not _NAME else f"{_shown(value)} is not a file name"
         )
     return value
 
@@ -127,16 +148,21 @@ def _no_listing(name: str, error: Exception) -> str:
 
     said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
     return (
-        f"{constants.ENDPOINT} answers what is no listing of {name} ({said[:120]}), and nothing was fetched: is it the "
-        "hub that you mean (HF_ENDPOINT)?"
+        f"{constants.ENDPOINT} answered with an invalid listing of {name} ({said[:120]}), and nothing was fetched: is "
+        "it the right hub (HF_ENDPOINT)?"
     )
 
 
 def pull(listing: Listing, advance: Advance) -> Path:
-    """All files of `listing`, each checked; the directory of the checkpoint. `advance` is told of `listing.size` bytes
-    in all, those that were here already included.
+    """Fetch all files of a listing, check each, and return the directory of the checkpoint.
 
-    Raises PullError. What came until then is kept, and is where the next call goes on.
+    Args:
+        listing: what the hub has.
+        advance: called with the bytes that were done since the last call. In all they are `listing.size`, which
+            includes those that were here already.
+
+    Raises:
+        PullError: it cannot be fetched. What came until then is kept, and the next call goes on from there.
     """
     with _explained(listing.name):
         missing = [file for file in listing.files if not _is_here(listing.blob(file), file, advance)]
@@ -148,7 +174,7 @@ def pull(listing: Listing, advance: Advance) -> Path:
 
 
 def _name_contents(listing: Listing) -> None:
-    """The snapshot, whose names point at the contents, and the ref, which says that it is the newest."""
+    """Make the snapshot, whose names point at the contents, and the ref, which says that it is the newest."""
     snapshot = listing.folder / "snapshots" / listing.commit
     snapshot.mkdir(parents=True, exist_ok=True)
     for file in listing.files:
@@ -160,7 +186,7 @@ def _name_contents(listing: Listing) -> None:
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Another process may read it meanwhile, or do the same."""
+    """Make a file anew in one step: another process may read it meanwhile, or do the same."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.unlink(missing_ok=True)
     make(new)
@@ -168,22 +194,22 @@ def _replace(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def folder(name: str) -> Path:
-    """Where the cache keeps a model."""
+    """Return the folder where the cache keeps a model."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def broken_off(name: str) -> int:
-    """Bytes here of files that are not all here yet."""
+    """Return how many bytes are here of files that are not all here yet."""
     return sum(file.stat().st_size for file in (folder(name) / "blobs").glob(f"*{PARTIAL}"))
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def _is_here(blob: Path, file: File, advance: Advance) -> bool:
-    """Whether it is, unharmed; a harmed one is taken away."""
+def _is_here(blob: Path, file: HubFile, advance: Advance) -> bool:
+    """Return whether a file is here, unharmed. A harmed one is removed."""
     if not blob.exists():
         return False
     if blob.stat().st_size == file.size and _digest(blob, file) == file.digest:
@@ -193,32 +219,32 @@ def _is_here(blob: Path, file: File, advance: Advance) -> bool:
     return False
 
 
-def _require_room(listing: Listing, missing: Sequence[File]) -> None:
+def _require_room(listing: Listing, missing: Sequence[HubFile]) -> None:
     listing.folder.joinpath("blobs").mkdir(parents=True, exist_ok=True)
     needed = sum(file.size for file in missing) - broken_off(listing.name)
     free = shutil.disk_usage(listing.folder).free
     if needed > free:
-        raise PullError(_no_room(listing, f"needs {megabytes(needed)} more, and {megabytes(free)} are free"))
+        raise PullError(_no_room(listing, f"needs {megabytes(needed)} more, but only {megabytes(free)} are free"))
 
 
-def _fetch(listing: Listing, file: File, advance: Advance) -> None:
+def _fetch(listing: Listing, file: HubFile, advance: Advance) -> None:
     blob = listing.blob(file)
     partial = blob.with_name(blob.name + PARTIAL)
     with open(partial, "ab") as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PullError(f"another `whisperd models pull` fetches {listing.name}: let it finish") from None
+            raise PullError(f"another `whisperd models pull` is fetching {listing.name}: let it finish") from None
         _fill(listing, file, out, advance)
         out.flush()
         if _digest(partial, file) != file.digest:
             partial.unlink()
-            raise PullError(f"{file.path} of {listing.name} came damaged, and was thrown away: pull it again")
+            raise PullError(f"{file.path} of {listing.name} arrived damaged and was deleted: pull it again")
         os.replace(partial, blob)
 
 
-def _fill(listing: Listing, file: File, out: IO[bytes], advance: Advance) -> None:
-    """Until `out` has all bytes: from its end on, over as many connections as it takes."""
+def _fill(listing: Listing, file: HubFile, out: IO[bytes], advance: Advance) -> None:
+    """Fetch until `out` has all bytes: from its end on, over as many connections as it takes."""
     have = out.seek(0, os.SEEK_END)
     if have > file.size:
         have = _empty(out)
@@ -235,7 +261,7 @@ def _fill(listing: Listing, file: File, out: IO[bytes], advance: Advance) -> Non
         before, have = have, out.seek(0, os.SEEK_END)
         idle = 0 if have > before else idle + 1
         if idle == _ATTEMPTS:
-            raise failure or PullError(f"{file.path} of {listing.name} came short: pull it again")
+            raise failure or PullError(f"{file.path} of {listing.name} arrived incomplete: pull it again")
         if failure is not None:
             time.sleep(_PAUSE)
 
@@ -246,7 +272,7 @@ def _empty(out: IO[bytes]) -> int:
     return 0
 
 
-def _receive(listing: Listing, file: File, out: IO[bytes], have: int, advance: Advance) -> None:
+def _receive(listing: Listing, file: HubFile, out: IO[bytes], have: int, advance: Advance) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -267,7 +293,7 @@ def _receive(listing: Listing, file: File, out: IO[bytes], have: int, advance: A
                 return  # the check says what to do
 
 
-def _digest(path: Path, file: File) -> str:
+def _digest(path: Path, file: HubFile) -> str:
     if len(file.digest) == 64:
         digest = hashlib.sha256()
     else:
@@ -291,7 +317,7 @@ def _network_error() -> type[Exception]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What the library and the system raise, as PullError."""
+    """Turn what the library and the system raise into PullError."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -308,7 +334,7 @@ def _explained(name: str) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise PullError("HF_HUB_OFFLINE is set, which forbids downloads: unset it") from None
     except HFValidationError as error:
-        raise PullError(f"{name} is no name of the model hub: {error}") from None
+        raise PullError(f"{name} is not a name on the model hub: {error}") from None
     except GatedRepoError:
         raise PullError(
             f"{name} is gated: accept its terms at {hub}/{name}, then log in (`hf auth login`) or set HF_TOKEN"
@@ -321,7 +347,7 @@ def _explained(name: str) -> Iterator[None]:
     except (_network_error(), LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PullError(
-            f"{hub} is out of reach ({reason[:120]}): check the network; what came so far is kept"
+            f"{hub} cannot be reached ({reason[:120]}): check the network; what has arrived so far is kept"
         ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

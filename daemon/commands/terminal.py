@@ -17,12 +17,15 @@ Show = Callable[[Event], None]
 
 
 class TerminalLines:
-    """One event a line: as JSON, or its text. Errors go to standard error.
+    """Prints one event a line: as JSON, or its text. Errors go to standard error.
 
-    write: prints one line; the progress bar's own way of printing, where there is one.
+    Args:
+        write: prints one line. Where there is a progress bar, it is the bar's own way of printing.
+        json: whether lines are JSON.
+        partials: whether partials are printed too.
 
     Attributes:
-        failed: an error was among them.
+        failed: whether an error was among the events.
     """
 
     def __init__(self, write: Callable[[str], None], *, json: bool, partials: bool) -> None:
@@ -47,7 +50,7 @@ class TerminalLines:
 
 
 class Live:
-    """One line that grows while somebody speaks and stays when it is final; the tail, which may yet change, is dim.
+    """Prints one line that grows while somebody speaks, and stays when it is final. The tail, which can change, is dim.
 
     Where the output is no terminal, only finals are printed.
     """
@@ -74,7 +77,7 @@ class Live:
 
 
 def _fit(stable: str, tail: str, columns: int) -> tuple[str, str]:
-    """Both in one line: what does not fit loses its beginning."""
+    """Return both as they fit into one line: what does not fit loses its beginning."""
     text = stable + tail
     begin = len(text)
     while begin and (columns := columns - _columns(text[begin - 1])) >= 0:
@@ -90,6 +93,6 @@ def _columns(letter: str) -> int:
 
 
 async def show_all(events: AsyncIterable[Event], show: Show) -> None:
-    """Until they end."""
+    """Show events until they end."""
     async for event in events:
         show(event)

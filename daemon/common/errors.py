@@ -1,6 +1,6 @@
-"""What goes wrong, on its way from whoever found it to whoever tells: the client its fault, the operator the service's.
+"""The exceptions: the faults of clients, and what stops the service.
 
-Owns the exceptions and nothing else. The codes are given where the faults are found.
+Owns the classes and nothing else. The place where a fault is found decides its code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,13 @@ from streaming.events import Error
 
 
 class Fault(Exception):  # noqa: N818 - the word of the trade for what a client did; `Error` is the event
-    """Something that a client did wrong or cannot have. `fatal`: the stream cannot go on after it."""
+    """A mistake of a client, or something that it cannot have.
+
+    Attributes:
+        code: the kind of the fault, such as `bad_source`.
+        message: what the client is told.
+        fatal: whether the stream must end.
+    """
 
     def __init__(self, code: str, message: str, *, fatal: bool = False) -> None:
         super().__init__(message)
@@ -18,13 +24,21 @@ class Fault(Exception):  # noqa: N818 - the word of the trade for what a client 
         self.fatal = fatal
 
     def event(self, *, fatal: bool | None = None) -> Error:
-        """What the client reads. `fatal` overrides, where the place in the stream decides."""
+        """Return the error event that the client receives.
+
+        Args:
+            fatal: replaces the fault's own `fatal`, where the place in the stream decides; None keeps it.
+        """
         return Error(self.code, self.message, self.fatal if fatal is None else fatal)
 
 
 class ServiceError(Exception):
-    """The service cannot start or go on; the message says why."""
+    """The service cannot start or continue; the message says why."""
 
 
 class ConfigurationError(Exception):
-    """One or more sentences, one a line, each beginning with the key's path."""
+    """The settings cannot be used.
+
+    The message has one or more sentences, one a line. Each begins with the path of the key, or the file, that it is
+    about.
+    """

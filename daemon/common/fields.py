@@ -1,5 +1,8 @@
-"""What a client sent, read as JSON or judged as a text, or shown to it in its own error; and texts as bare words. Knows
-no dialect."""
+"""Reading what clients send (JSON, texts, language tags), and quoting it in errors.
+
+Owns the limits on a client's text, how a value is shown in an error or the log, and the form of bare words. Knows no
+dialect.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def read_json(text: str | bytes) -> Any:
     """Parse a JSON text.
 
     Raises:
-        ValueError: it is not JSON that can be read; says why.
+        ValueError: it is not JSON that can be read; the message says why.
     """
     try:
         return json.loads(text)
@@ -35,15 +38,15 @@ def read_json(text: str | bytes) -> Any:
 
 
 def is_text(value: object, most: int = LONGEST_TEXT) -> TypeGuard[str]:
-    """Whether it is one of at most `most` characters that can be sent back.
+    """Return whether `value` is a string of at most `most` characters that can be sent back.
 
-    Half a surrogate pair, which JSON can write, could not be: UTF-8 has no bytes for it.
+    Half of a surrogate pair cannot: JSON can write it, but UTF-8 has no bytes for it.
     """
     return isinstance(value, str) and len(value) <= most and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def bare(word: str) -> str:
-    """Without punctuation around it, in small letters; "" where it is nothing else."""
+    """Return `word` in lower case without the punctuation around it; "" where nothing is left."""
     return word.strip().strip(_SIGNS).lower()
 
 
@@ -52,18 +55,22 @@ def bare_text(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` as JSON, cut: what a client sent must not fill its own error or our log."""
+    """Return `value` as JSON, cut: what a client sent must not fill its own error or the log."""
     return shortened(json.dumps(value, ensure_ascii=True), _LONGEST)
 
 
 def quoted(value: object, most: int = _LONGEST) -> str:
-    """The same as Python writes it, for what came in an address, a header or a form rather than as JSON."""
+    """Return `value` as Python writes it, cut to `most` characters.
+
+    It is for what came in an address, a header or a form rather than as JSON.
+    """
     return shortened(ascii(value), most)
 
 
 def language_code(tag: str | None) -> str | None:
-    """The code of a language tag, however a client writes it: `en` of `en`, `EN`, `en-US` and `en_us`. None of nothing.
+    """Return the code of a language tag, or None where there is no tag.
 
-    Whether there is such a language is the model's to say, not a dialect's.
+    Clients write tags in several ways: `en`, `EN`, `en-US` and `en_us` are all `en`. The model decides whether there is
+    such a language, not a dialect.
     """
     return tag.strip().replace("_", "-").partition("-")[0].lower() if tag else None

@@ -1,10 +1,11 @@
 """Where log lines go, and how they look: standard error, as text or as JSON, with a priority for the journal.
 
-Owns the root logger's handler and its level, what a task speaks of (its stream's session and source, which each of its
-lines then names), the secrets that no line may hold, and how long lines may be and how many. Knows nothing of who logs.
+Owns the handler and the level of the root logger, the context of each task (the source and session of its stream, which
+each of its lines names), the secrets that no line may contain, and the limits on the length and the number of lines.
+Knows nothing of the modules that log.
 
-Who logs says nothing of streams: `bind_log_context` is called once, where a stream begins, and holds for the task that
-began it, for tasks that this one begins, and for what the scheduler does on the stream's behalf.
+The code that logs does not mention streams. `bind_log_context` is called once, where a stream begins. It holds for that
+task, for the tasks that it starts, and for what the scheduler does for the stream.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ _subject: ContextVar[Mapping[str, str]] = ContextVar("subject", default=MappingP
 
 
 def bind_log_context(*, source: str | None = None, session: str | None = None) -> None:
-    """From now on each line of this task names these, and so do the lines of tasks that it begins."""
+    """Name the source and the session in all later log lines of this task and of the tasks that it starts.
+
+    None leaves what was bound before.
+    """
     names = {"source": source, "session": session}
     _subject.set({**_subject.get(), **{name: value for name, value in names.items() if value is not None}})
 
 
 @contextlib.contextmanager
 def log_context(*, source: str | None = None) -> Iterator[None]:
-    """The same within a block; behind it the task speaks of what it spoke of before."""
+    """Name the source in the log lines of a block, and return to the earlier context after it."""
     token = _subject.set(_subject.get())
     try:
         bind_log_context(source=source)
@@ -58,8 +62,11 @@ _HEAD = 16
 
 
 class _Secrets:
-    """What is struck out of every line, whoever wrote it: a library, a traceback, a client that put it in the wrong
-    place. It is a last net: nothing of ours writes one on purpose, or cuts what may hold one (see `shortened`)."""
+    """Removes secrets from every line, no matter where it comes from.
+
+    That may be a library, a traceback, or a client that put a secret in the wrong place. This is the last safeguard:
+    our own code never logs a secret on purpose, and never cuts a text that may contain one (see `shortened`).
+    """
 
     def __init__(self) -> None:
         self._whole: re.Pattern[str] | None = None
@@ -92,7 +99,7 @@ class _Secrets:
 
 
 def _written(secret: str) -> Iterator[str]:
-    """All the ways in which it may come."""
+    """Yield all forms in which a secret may appear."""
     yield from (secret, quote(secret, safe=""), quote(secret), ascii(secret)[1:-1], json.dumps(secret)[1:-1])
 
 
@@ -102,7 +109,7 @@ def _anywhere(form: str) -> str:
 
 
 def _in_common(form: str, text: str, at: int) -> int:
-    """How much of `form` is in `text` from there on."""
+    """Return how many characters of `form` are in `text` from `at` on."""
     return next((i for i, char in enumerate(form) if text[at + i : at + i + 1] != char), len(form))
 
 
@@ -110,8 +117,11 @@ _secrets = _Secrets()
 
 
 def shortened(text: str, most: int) -> str:
-    """`text` for an error or a line of the log, no longer than that: whoever cuts a text cuts it so, for half a secret
-    is not known for one any more."""
+    """Return `text`, cut to `most` characters, for an error or a log line.
+
+    Everything that cuts a text cuts it with this: secrets are removed first, because half of one is not recognised any
+    more.
+    """
     # What is far behind is not looked at: it does not come near what is shown.
     text = _secrets.struck_out(text[: most + 4096])
     return text if len(text) <= most else text[: most - 3] + "..."
@@ -132,7 +142,7 @@ def _bounded(text: str) -> str:
 
 
 class _Text(logging.Formatter):
-    """`... name: [source session] text`, for people."""
+    """Formats lines for people: `... name: [source session] text`."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         if subject := " ".join(_subject.get().values()):
@@ -144,7 +154,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One object a line, for programs; an exception with its traceback is one text in it."""
+    """Formats lines for programs: an object a line. An exception with its traceback is one text in it."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -164,7 +174,7 @@ class _Json(logging.Formatter):
 
 
 class _Prioritised(logging.Formatter):
-    """`<3>...` before each line. The journal has the time, and takes each line for a message of its own."""
+    """Puts `<3>` before each line. The journal has the time, and takes each line for a message of its own."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -182,7 +192,7 @@ all the time in the world fills no disk; and nobody else's lines are left out fo
 
 
 class _Budgets:
-    """What each place in the program may still say."""
+    """What each place in the program may still log."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[str, int], _Budget] = {}  # as many as there are lines that log
@@ -208,7 +218,11 @@ class _Budget:
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg] # it is generic for checkers alone
-    """journal: whether it leads into the journal."""
+    """Writes log lines to standard error.
+
+    Args:
+        journal: whether standard error leads into the journal.
+    """
 
     def __init__(self, journal: bool) -> None:
         super().__init__(sys.stderr)
@@ -236,12 +250,18 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg] # it is generic 
 
 
 def _left_out(record: logging.LogRecord, number: int) -> logging.LogRecord:
-    told = "%d lines like the next were left out: there were too many"
+    told = "%d lines like the next one were left out: there were too many"
     return logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, told, (number,), None)
 
 
 def to_stderr(level: str, journal: str | None = None, format: Format = "text") -> None:
-    """journal: the value of JOURNAL_STREAM, device and inode of the stream that leads into the journal."""
+    """Log to standard error, with Python's warnings and uncaught exceptions.
+
+    Args:
+        level: the lowest level that is logged, such as `info`.
+        journal: the value of JOURNAL_STREAM: device and inode of the stream that leads into the journal.
+        format: how lines look.
+    """
     handler = _Stderr(journal is not None and journal == _stream_of(sys.stderr.fileno()))
     handler.use(format)
     logging.basicConfig(handlers=[handler])
@@ -256,7 +276,7 @@ def set_format(format: Format) -> None:
 
 
 def _catch_what_others_print() -> None:
-    """Python's warnings, and the exceptions that nobody caught, are lines of the log as well."""
+    """Log Python's warnings and uncaught exceptions too."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda told: _log_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
@@ -266,11 +286,11 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace:
     if issubclass(kind, KeyboardInterrupt):
         return
     exception = error if error is not None else kind()
-    logging.getLogger("whisperd").critical("an error that nobody caught", exc_info=(kind, exception, trace))
+    logging.getLogger("whisperd").critical("uncaught exception", exc_info=(kind, exception, trace))
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """From now on no line holds one of these."""
+    """Remove these secrets from all later log lines, in place of those that were given before."""
     _secrets.hide(secrets)
 
 

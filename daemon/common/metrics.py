@@ -1,10 +1,10 @@
-"""Every counter of the service, declared in one place.
+"""Every metric of the service, declared in one place.
 
-Owns the names, the help texts and the registry. Knows nothing of who counts. Nothing is labelled by source or by
-client: a client chooses those names, and could make as many series as it likes.
+Owns the names, the help texts and the registry. Knows nothing of the code that counts. No label names a source or a
+client: clients choose those names, and could create any number of series.
 
-Three kinds are not counted but read when somebody asks: ages, which grow while nothing happens (`set_function` of a
-gauge); what is still going on (`Reading`); and what follows from other counters (`_Drops`).
+Three kinds are not counted but read at each scrape: ages, which grow while nothing happens (`set_function` of a gauge);
+work that is still going on (`Reading`); and what follows from other counters (`_Drops`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ _MODELS = ("student", "teacher")
 
 
 class Declared(NamedTuple):
-    """name: as a scrape has it; of a histogram without its `_bucket`, `_sum` and `_count`. kind: Prometheus' word."""
+    """A metric, as it was declared.
+
+    Attributes:
+        name: as in a scrape; that of a histogram is without its `_bucket`, `_sum` and `_count`.
+        kind: Prometheus' word for its type.
+    """
 
     name: str
     kind: str
@@ -33,7 +38,7 @@ class Declared(NamedTuple):
 
 
 class Reading(Collector):
-    """A counter whose value somebody else has: it is asked for at each scrape."""
+    """A counter whose value is kept elsewhere, and read at each scrape."""
 
     def __init__(self, name: str, help: str) -> None:
         self._name = name
@@ -41,7 +46,7 @@ class Reading(Collector):
         self._read: Callable[[], float] = lambda: 0.0
 
     def set_function(self, read: Callable[[], float]) -> None:
-        """`read` never decreases."""
+        """Set the function that returns the value, which must never decrease."""
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
@@ -49,13 +54,13 @@ class Reading(Collector):
 
 
 class _Drops(Collector):
-    """All that was given up, of whatever kind, beside its cause: counters that are counted elsewhere, side by side."""
+    """Everything that was given up, with its cause: counters that are counted elsewhere, side by side."""
 
     declared = Declared(
         "whisperd_drops_total",
         "counter",
         ("what", "cause"),
-        "What was given up, and why; most causes have a counter of their own too",
+        "Everything that was dropped, by what and why; most causes also have their own counter",
     )
 
     def __init__(self, causes: Mapping[tuple[str, str], Counter]) -> None:
@@ -70,7 +75,13 @@ class _Drops(Collector):
 
 
 class GpuMemory(NamedTuple):
-    """Bytes. held: taken from the device. used: the part of it that holds something."""
+    """The memory of a GPU, in bytes.
+
+    Attributes:
+        used: the part of `held` that holds something.
+        held: what the service took from the device.
+        total: what the device has.
+    """
 
     used: float
     held: float
@@ -78,13 +89,13 @@ class GpuMemory(NamedTuple):
 
 
 class _Gpus(Collector):
-    """Where there is no GPU in use there is no series."""
+    """The memory of the GPUs. Where no GPU is in use there is no series."""
 
     declared = Declared(
         "whisperd_gpu_memory_bytes",
         "gauge",
         ("device", "kind"),
-        "Only of GPUs in use: what is filled (used), what the service holds (held), and what there is (total)",
+        "Memory of the GPUs in use: allocated (used), reserved by the service (held), and in total (total)",
     )
 
     def __init__(self) -> None:
@@ -102,10 +113,10 @@ class _Gpus(Collector):
 
 
 class Metrics:
-    """One registry of its own, so that several services may live in one process.
+    """All metrics, in a registry of their own, so that several services can live in one process.
 
     Attributes:
-        declared: all that a scrape may hold, but what the library says of the process.
+        declared: all metrics that a scrape may contain, except what the library reports about the process.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -136,107 +147,108 @@ class Metrics:
         self.gpus = _Gpus()
         registry.register(self.gpus)
 
-        self.ready = gauge("ready", "1 while /readyz says so")
+        self.ready = gauge("ready", "1 while /readyz reports ready")
         self.build = gauge(
-            "build_info", "Always 1; the labels say what runs", "version", "student", "teacher", "device"
+            "build_info", "Always 1; the labels name what runs", "version", "student", "teacher", "device"
         )
-        self.streams_open = gauge("streams_open", "Streams that are open, or whose finals are still to come")
-        self.streams = counter("streams", "Streams that were opened")
-        self.streams_waiting = gauge("streams_waiting", "Streams whose connection dropped: they wait to be resumed")
-        self.streams_resumed = counter("streams_resumed", "Times that a client went on with its stream")
-        self.streams_expired = counter("streams_expired", "Streams that waited, and whose client did not come back")
-        self.client_errors = counter("client_errors", "Faults of clients, by the code they were told", "code")
-        self.errors = counter("errors", "Faults of the service itself, by the code that clients were told", "code")
+        self.streams_open = gauge("streams_open", "Streams that are open or still wait for finals")
+        self.streams = counter("streams", "Streams opened")
+        self.streams_waiting = gauge("streams_waiting", "Streams that wait to be resumed after a dropped connection")
+        self.streams_resumed = counter("streams_resumed", "Times that a client resumed its stream")
+        self.streams_expired = counter("streams_expired", "Streams whose client did not come back in time")
+        self.client_errors = counter("client_errors", "Errors caused by clients, by the code sent to them", "code")
+        self.errors = counter("errors", "Errors of the service itself, by the code sent to clients", "code")
         self.connections_refused = counter(
             "connections_refused",
-            "Connections that had to go before they were served, for others or for descriptors",
+            "Connections closed before they were served, to make room for others or to save file descriptors",
             "reason",
         )
         self.slowed_seconds = counter(
-            "slowed_seconds", "How long clients that send too many messages were not read, in all"
+            "slowed_seconds", "Total time that reading paused for clients that send too many messages"
         )
         self.accept_failures = counter(
-            "accept_failures", "Times that a connection had to wait: no file descriptor was left"
+            "accept_failures", "Times that a connection had to wait because no file descriptor was left"
         )
-        self.wyoming_clients = gauge("wyoming_clients", "Connections to the Wyoming port")
+        self.wyoming_clients = gauge("wyoming_clients", "Open connections to the Wyoming port")
         self.audio_seconds = counter("audio_seconds", "Audio received")
-        self.voiced_seconds = counter("voiced_seconds", "Audio received that voice detection called speech")
+        self.voiced_seconds = counter("voiced_seconds", "Received audio that voice detection counted as speech")
         self.muted_seconds = counter(
-            "muted_seconds", "Audio received of sources that are switched off: not listened to"
+            "muted_seconds", "Received audio that was ignored because its source is switched off"
         )
         self.backpressure = counter("backpressure", "Times that reading a stream paused until its finals caught up")
         self.backpressure_seconds = counter(
-            "backpressure_seconds", "How long reading streams paused for their finals, in all"
+            "backpressure_seconds", "Total time that reading streams paused for their finals"
         )
         self.microphone_lost_seconds = counter(
-            "microphone_lost_seconds", "Microphone audio lost: nobody took it in time"
+            "microphone_lost_seconds", "Microphone audio lost because it was not read in time"
         )
-        self.microphones_open = gauge("microphones_open", "Microphones that are open")
-        self.microphone_reopened = counter("microphone_reopened", "Times that the microphone had to be opened again")
+        self.microphones_open = gauge("microphones_open", "Open microphones")
+        self.microphone_reopened = counter("microphone_reopened", "Times that a microphone had to be reopened")
 
-        self.reloads = counter("reloads", "Times that the settings were read again", "outcome")
+        self.reloads = counter("reloads", "Times that the settings were reloaded", "outcome")
 
         self.jobs = counter("jobs", "Jobs run", "kind")
         self.jobs_waiting = gauge("jobs_waiting", "Streams that wait for the engine", "kind")
         self.jobs_oldest = gauge(
-            "jobs_oldest_seconds", "For how long the stream that waits longest for the engine has waited", "kind"
+            "jobs_oldest_seconds", "How long the stream that waits longest has waited for the engine", "kind"
         )
         self.job_failures = counter("job_failures", "Jobs that failed")
         self.batches_halved = counter(
-            "batches_halved", "Batches that did not fit into memory, and were run again in halves"
+            "batches_halved", "Batches that did not fit into memory and were run again in halves"
         )
-        self.batch_size = histogram("batch_size", "Jobs run at once", _BATCHES)
-        self.batch_seconds = histogram("batch_seconds", "How long the engine took for a batch", _SECONDS)
-        self.engines = gauge("engines", "Engines, one a device")
+        self.batch_size = histogram("batch_size", "Jobs in a batch", _BATCHES)
+        self.batch_seconds = histogram("batch_seconds", "Time that the engine took for a batch", _SECONDS)
+        self.engines = gauge("engines", "Engines, one per device")
         self.engine_busy_seconds = reading(
-            "engine_busy_seconds", "How long the engines have worked in all, the batches that run now included"
+            "engine_busy_seconds", "Total time that the engines have worked, including batches in progress"
         )
-        self.tokens = counter("tokens", "Tokens of all results")
+        self.tokens = counter("tokens", "Tokens in all results")
         self.draft_tokens = counter("draft_tokens", "Tokens offered as drafts, by the model that checked them", "model")
         self.draft_tokens_accepted = counter(
-            "draft_tokens_accepted", "Tokens taken over from drafts: not decoded again", "model"
+            "draft_tokens_accepted", "Draft tokens that were accepted and not decoded again", "model"
         )
         self.passes = counter("passes", "Decoder passes", "model")
-        self.graphs = gauge("graphs", "CUDA graphs that were captured before the service was ready")
+        self.graphs = gauge("graphs", "CUDA graphs captured before the service was ready")
         self.graphs_missing = gauge("graphs_missing", "CUDA graphs that did not fit into memory")
-        self.graphs_seconds = gauge("graphs_seconds", "Seconds that capturing took, of all devices")
+        self.graphs_seconds = gauge("graphs_seconds", "Seconds that capturing the graphs took, on all devices together")
         self.graphs_bytes = gauge("graphs_bytes", "Memory that the graphs hold")
         self.canary_failures = counter("canary_failures", "Canary decodes that failed")
 
         self.partials = counter("partials", "Partials published")
         self.partial_lag = histogram(
-            "partial_lag_seconds", "From the newest sample a partial heard to its publishing", _SECONDS
+            "partial_lag_seconds", "Time from the newest sample in a partial to its publication", _SECONDS
         )
         self.finals = counter("finals", "Finals published", "model")
         self.final_latency = histogram(
-            "final_latency_seconds", "From the end of speech to the final's publishing", _SECONDS
+            "final_latency_seconds", "Time from the end of speech to the publication of the final", _SECONDS
         )
-        self.partials_thinned = counter("partials_thinned", "Partials replaced before a subscriber took them")
-        self.subscribers = gauge("subscribers", "Subscribers, streams' own clients included")
-        self.subscribers_dropped = counter("subscribers_dropped", "Subscribers disconnected: too far behind")
+        self.partials_thinned = counter(
+            "partials_thinned", "Partials replaced by newer ones before a subscriber took them"
+        )
+        self.subscribers = gauge("subscribers", "Subscribers, including the clients of streams")
+        self.subscribers_dropped = counter(
+            "subscribers_dropped", "Subscribers disconnected because they were too far behind"
+        )
 
         self.mqtt_connected = gauge("mqtt_connected", "1 while connected to the broker")
         self.mqtt_waiting = gauge("mqtt_waiting_finals", "Finals that wait for the broker")
-        self.mqtt_waiting_bytes = gauge("mqtt_waiting_bytes", "Bytes of the finals that wait for the broker")
-        self.mqtt_oldest = gauge("mqtt_oldest_final_seconds", "For how long the oldest final has waited for the broker")
-        self.mqtt_dropped = counter("mqtt_dropped_finals", "Finals dropped: the broker was away for too long")
-        self.mqtt_expired = counter("mqtt_expired_finals", "Finals dropped: they had waited for too long")
-        self.mqtt_refused = counter("mqtt_refused", "Messages that the broker refused: its access rules, mostly")
+        self.mqtt_waiting_bytes = gauge("mqtt_waiting_bytes", "Size of the finals that wait for the broker")
+        self.mqtt_oldest = gauge("mqtt_oldest_final_seconds", "How long the oldest final has waited for the broker")
+        self.mqtt_dropped = counter("mqtt_dropped_finals", "Finals dropped because too many waited for the broker")
+        self.mqtt_expired = counter("mqtt_expired_finals", "Finals dropped because they had waited too long")
+        self.mqtt_refused = counter("mqtt_refused", "Messages that the broker refused, mostly by its access rules")
         self.mqtt_too_big = counter(
-            "mqtt_too_big", "Messages larger than the broker takes, or that cost the connection: shortened or given up"
+            "mqtt_too_big",
+            "Messages too large for the broker, or that made it close the connection: shortened or given up",
         )
         self.mqtt_bad_commands = counter(
-            "mqtt_bad_commands", "Commands that were ignored: neither ON nor OFF, or for no source"
+            "mqtt_bad_commands", "Commands that were ignored: neither ON nor OFF, or without a valid source"
         )
         self.mqtt_spool_on_disk = gauge(
-            "mqtt_spool_on_disk", "1 while what waits for the broker would outlive a restart"
+            "mqtt_spool_on_disk", "1 while the finals that wait for the broker would survive a restart"
         )
-        self.mqtt_spool_errors = counter(
-            "mqtt_spool_errors", "Times that the spool's file could not be read or written"
-        )
-        self.mqtt_spool_damaged = counter(
-            "mqtt_spool_damaged", "Rows of the spool that were damaged, and put aside in its file"
-        )
+        self.mqtt_spool_errors = counter("mqtt_spool_errors", "Times that the spool file could not be read or written")
+        self.mqtt_spool_damaged = counter("mqtt_spool_damaged", "Damaged rows of the spool, moved aside in its file")
         self.mqtt_connections = counter("mqtt_connections", "Connections made to the broker")
         registry.register(self._drops())
         self._begin_at_zero()
@@ -257,7 +269,10 @@ class Metrics:
         )
 
     def _begin_at_zero(self) -> None:
-        """What is there from the start can be divided by, and its first event is an increase."""
+        """Create the series that are known from the start.
+
+        They can then be divided by, and their first event is an increase.
+        """
         for each in (self.jobs, self.jobs_waiting, self.jobs_oldest):
             for kind in _KINDS:
                 each.labels(kind)
@@ -268,5 +283,5 @@ class Metrics:
             self.reloads.labels(outcome)
 
     def text(self) -> bytes:
-        """The exposition in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

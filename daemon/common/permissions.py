@@ -1,7 +1,8 @@
-"""Who may do what: tokens, the sources that each may speak as and read, and which addresses are open to others.
+"""Who may do what: tokens, the sources that each may send and read, and which addresses are open to others.
 
-Owns the comparison of tokens, the patterns of source names, and the sentence that refuses to open a port without a
-guard. Knows nothing of sockets, requests or files: an edge shows what it was given, the settings say what there is.
+Owns the comparison of tokens, the patterns of source names, and the sentence that refuses to open an unguarded port.
+Knows nothing of sockets, requests or files: the edges show the tokens of their clients, and the settings list the valid
+ones.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from daemon.common.sources import check_name
 EVERYTHING = ("*",)
 
 
-class Token(Protocol):
-    """As the settings have it."""
+class TokenGrant(Protocol):
+    """A token with what it allows, as the settings have it."""
 
     @property
     def token(self) -> str: ...
@@ -35,7 +36,12 @@ class Token(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Patterns of the sources that may be spoken as, and read; in them `*` stands for any characters."""
+    """What a client may do, as patterns of source names, in which `*` stands for any characters.
+
+    Attributes:
+        send: the sources that it may speak as.
+        read: the sources that it may read.
+    """
 
     send: tuple[str, ...] = EVERYTHING
     read: tuple[str, ...] = EVERYTHING
@@ -44,7 +50,9 @@ class Rights:
         return _matches(self.read, source)
 
     def check_send(self, source: str) -> str:
-        """The source's name as it is known here. It is judged before anything is done with it.
+        """Return the name of `source` as it is known here, if the client may speak as it.
+
+        Nothing may be done with the name before this check.
 
         Raises:
             Fault: `bad_source`, `forbidden`.
@@ -55,7 +63,10 @@ class Rights:
         return source
 
     def check_read(self, source: str | None) -> str | None:
-        """The same. source: None for all that may be read at all.
+        """Return the name of `source` as it is known here, if the client may read it.
+
+        Args:
+            source: None for all sources that it may read, of which there must be some.
 
         Raises:
             Fault: `bad_source`, `forbidden`.
@@ -67,10 +78,11 @@ class Rights:
         return source
 
 
-def rights_of(given: Iterable[str], tokens: Sequence[Token]) -> Rights | None:
-    """What whoever showed `given` may do; None if no token is among them. Without tokens everybody may everything.
+def rights_of(given: Iterable[str], tokens: Sequence[TokenGrant]) -> Rights | None:
+    """Return the rights of a client that shows the tokens `given`, or None if none of them is valid.
 
-    Of a token that is listed twice, all that either entry allows.
+    Where no tokens are configured, everybody may do everything. A token that is listed twice allows what either entry
+    does.
     """
     if not tokens:
         return Rights()
@@ -92,7 +104,11 @@ def _matches(patterns: Iterable[str], source: str) -> bool:
 
 
 def _fits(pattern: str, source: str) -> bool:
-    """Each part between two `*` is where it comes first: whatever fits fits so, and no part is looked for twice."""
+    """Return whether `source` matches `pattern`.
+
+    Each part between two `*` is taken where it comes first. If anything matches, this does, and no part is looked for
+    twice.
+    """
     first, *others = pattern.split("*")
     if not others:
         return source == pattern
@@ -117,7 +133,10 @@ def _forbidden(what: str, patterns: Sequence[str]) -> Fault:
 
 
 def is_local(host: str) -> bool:
-    """Whether only programs of this machine reach `host`. Names are not looked up: a name server may say anything."""
+    """Return whether only programs of this machine can reach `host`.
+
+    Names are not looked up, because a name server may answer anything.
+    """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
         # A socket for both families has IPv4 addresses inside those of IPv6.
@@ -126,20 +145,23 @@ def is_local(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def exposed(hosts: Iterable[str], tokens: Sequence[Token], *, open_to_all: bool) -> str | None:
-    """Why a service on `hosts` with these tokens must not start; None where it may."""
+def exposed(hosts: Iterable[str], tokens: Sequence[TokenGrant], *, open_to_all: bool) -> str | None:
+    """Return why a service on `hosts` with these tokens must not start, or None if it may."""
     wide = [host for host in hosts if not is_local(host)]
     if not wide or tokens or open_to_all:
         return None
     return (
-        f"server.host: {wide[0] or 'every address'} can be reached from other machines, and there is no token, so "
-        "anybody there could listen to what is said: set server.tokens or server.tokens_file (or, under systemd, the "
-        "credential server_tokens); or server.open: true, if that is meant or something else guards the port"
+        f"server.host: {wide[0] or 'every address'} can be reached from other machines and there is no token, so "
+        "anybody there could listen: set server.tokens or server.tokens_file (or, under systemd, the "
+        "credential server_tokens), or set server.open: true if that is intended or something else protects the port"
     )
 
 
 def wyoming_remark(host: str) -> str | None:
-    """What to know of a Wyoming port at `host`; None where there is nothing. Its protocol has no place for a token."""
+    """Return a remark about a Wyoming port at `host`, or None if it needs none.
+
+    The protocol has no place for a token.
+    """
     if is_local(host):
         return None
-    return "no passwords: anybody who reaches the port may speak to it; allow only Home Assistant in your firewall"
+    return "no passwords: anybody who reaches the port may use it; allow only Home Assistant in your firewall"

@@ -1,7 +1,7 @@
-"""The sources: which there are, what state each is in, and whether it shall be listened to.
+"""The sources: which there are, the state of each, and whether it is listened to.
 
-Owns the names' rule, the switch of each source and its state. Knows nothing of audio, of topics or of who looks.
-Streams report here, the edges that show a state or turn a switch read and write here; neither knows the other.
+Owns the rule for names, and the switch and the state of each source. Knows nothing of audio, of topics or of observers.
+Streams report here, and the edges that show a state or turn a switch read and write here. Neither knows the other.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ script's marks Burmese has five in plain words, and Hebrew with vowels and accen
 
 
 def check_name(name: str) -> str:
-    """`name` as it is known here, if it may name a source: it becomes one level of a topic, and people tell sources
-    apart by it. So one name has one spelling (NFC), and nothing is in it that cannot be seen.
+    """Return `name` in its one spelling (NFC), if it can name a source.
+
+    A name becomes one level of a topic, and people tell sources apart by it. So every character in it can be seen.
 
     Raises:
         Fault: `bad_source`.
@@ -55,28 +56,32 @@ def check_name(name: str) -> str:
 
 
 def check_pattern(pattern: str) -> str:
-    """`pattern` as it is compared with names; in it `*` stands for any characters.
+    """Return `pattern` as it is compared with names; `*` stands for any characters.
 
     Raises:
-        ValueError: no name fits it. Says why, and does not quote it: in the settings it stands beside a secret.
+        ValueError: no name can match it. The message says why, and does not quote it: in the settings it stands beside
+            a secret.
     """
     pattern = normalised(pattern)
     fits = len(pattern.replace("*", "")) <= _LONGEST_NAME
     broken = _broken(_example(pattern)) if fits else _SPACES
     if broken is not None:
-        raise ValueError(f"no source can have such a name: it must be {_RULE} {broken}")
+        raise ValueError(f"not a valid source name: it must be {_RULE} {broken}")
     return pattern
 
 
 def normalised(name: str) -> str:
-    """The one spelling of a name, or of a pattern of names."""
+    """Return the one spelling of a name, or of a pattern of names."""
     # One that is far too long is refused as it is.
     return unicodedata.normalize("NFC", name) if len(name) <= 4 * _LONGEST_NAME else name
 
 
 def _example(pattern: str) -> str:
-    """A text that fits, and that breaks the rule only where all do: each `*` is what lets the most stand beside it, a
-    letter of Arabic script before what joins letters or parts them, and a virama behind it."""
+    """Return a text that matches `pattern`, and breaks the rule only if all such texts do.
+
+    Each `*` becomes what allows the most beside it: an Arabic letter, and before a joiner or non-joiner also a letter
+    with a virama.
+    """
     first, *others = pattern.split("*")
     return first + "".join(
         ("\u0628\u0915\u094d" if each.startswith((_NON_JOINER, _JOINER)) else "\u0628") + each for each in others
@@ -84,27 +89,30 @@ def _example(pattern: str) -> str:
 
 
 _RULE = f"1..{_LONGEST_NAME} printable characters without any of {' '.join(sorted(_FORBIDDEN))}"
-_SPACES = "without spaces around it or several in a row"
+_SPACES = "with no leading, trailing or consecutive spaces"
 
 
 def _broken(name: str) -> str | None:
-    """The part of the rule, beside its length, that `name` breaks."""
+    """Return the part of the rule, beside its length, that `name` breaks."""
     if not name or name != name.strip() or "  " in name or _FORBIDDEN & set(name):
         return _SPACES
     if unicodedata.category(name[0]).startswith("M"):
-        return "and begin with one that stands alone"
+        return "and must not begin with a combining mark"
     if (unseen := _unseen(name)) is not None:
-        return f"each of which can be seen (U+{ord(unseen):04X} cannot)"
+        return f"all of them visible (U+{ord(unseen):04X} is not)"
     letters = list(_letters(name))
     if any(_looks_plain(letter, marks) for letter, marks in letters):
-        return "without U+0307 on i or j, which looks as if it were not there"
+        return "without U+0307 on i or j, where nobody can see it"
     if any(_piled(marks) for _, marks in letters):
-        return f"with at most {_MOST_ACCENTS} accents or {_MOST_MARKS} marks on one of them, none of them twice"
+        return f"with at most {_MOST_ACCENTS} accents or {_MOST_MARKS} marks on each, none of them twice"
     return None
 
 
 def _letters(name: str) -> Iterator[tuple[str, str]]:
-    """Each with the marks on it, taken apart. What joins or parts letters is neither: marks go on behind it."""
+    """Yield each letter with the marks on it, taken apart.
+
+    Joiners and non-joiners are neither: marks go on behind them.
+    """
     letter, marks = "", ""
     for char in unicodedata.normalize("NFD", name):
         if unicodedata.category(char).startswith("M"):
@@ -117,7 +125,7 @@ def _letters(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _looks_plain(letter: str, marks: str) -> bool:
-    """Whether the only dot that is seen is the one that the letter has anyway."""
+    """Return whether the only dot that is seen is the one that the letter has anyway."""
     above = next((each for each in marks if unicodedata.combining(each) == _ABOVE), "")
     return above == _DOT_ABOVE and unicodedata.normalize("NFKD", letter)[0] in _DOTTED
 
@@ -128,10 +136,10 @@ def _piled(marks: str) -> bool:
 
 
 def _unseen(name: str) -> str | None:
-    """The first character that nobody would see.
+    """Return the first character that nobody would see.
 
-    Persian and the scripts of India are not written right without the two that join and part letters, so these are let
-    through where they show: as in the names of domains (RFC 5892, A.1 and A.2), but for any letters of Arabic script.
+    Persian and the scripts of India need the joiner and the non-joiner, so these are allowed where they show: as in the
+    names of domains (RFC 5892, A.1 and A.2), but for any letters of Arabic script.
     """
     for at, char in enumerate(name):
         if char in (_NON_JOINER, _JOINER) and _shows(name, at):
@@ -173,9 +181,10 @@ class _Source:
 
 
 class Sources:
-    """All sources since the start. Several streams may carry one name: a satellite that reconnects, for one.
+    """All sources since the start.
 
-    At most 1024 names are remembered beside those that are streamed under now.
+    Several streams can have one name, such as those of a satellite that reconnects. At most 1024 names are remembered
+    beside those that are in use.
     """
 
     def __init__(self) -> None:
@@ -183,7 +192,7 @@ class Sources:
         self._watchers: list[Callable[[str, State], None]] = []
 
     def watch(self, tell: Callable[[str, State], None]) -> None:
-        """Call `tell(source, state)` at every change of a state, and whenever a switch is turned, from now on."""
+        """Call `tell(source, state)` from now on at every change of a state, and whenever a switch is turned."""
         self._watchers.append(tell)
 
     def states(self) -> dict[str, State]:
@@ -198,7 +207,7 @@ class Sources:
         return source is None or source.on
 
     def switch(self, name: str, on: bool) -> None:
-        """Listen to `name`, or do not; for streams to come as well."""
+        """Start or stop listening to `name`, in its later streams too."""
         source = self._source(name)
         turned_off = source.on and not on
         source.on = on
@@ -208,17 +217,27 @@ class Sources:
                 mute()
 
     def opened(self, name: str, mute: Callable[[], None] = _nothing) -> None:
-        """mute: called when `name` is switched off meanwhile: whoever speaks then has said all that is wanted."""
+        """Note that a stream has opened.
+
+        Args:
+            name: the source of the stream.
+            mute: called when the source is switched off while the stream is open: what was said until then is complete.
+        """
         self._source(name).open.append(mute)
         self._tell(name)
 
     def closed(self, name: str, mute: Callable[[], None] = _nothing) -> None:
-        """mute: as it was given to `opened`."""
+        """Note that a stream has closed.
+
+        Args:
+            name: the source of the stream.
+            mute: what was given to `opened`.
+        """
         self._source(name).open.remove(mute)
         self._tell(name)
 
     def speech(self, name: str, started: bool) -> None:
-        """In one stream of `name` an utterance opened, or closed."""
+        """Note that an utterance has opened, or closed, in a stream of `name`."""
         self._source(name).speaking += 1 if started else -1
         self._tell(name)
 

@@ -1,6 +1,6 @@
-"""Which release of whisperd this is.
+"""The release of whisperd that is running.
 
-Owns the question to the installed package. Knows nothing else.
+Owns the look-up in the installed package. Knows nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def our_version() -> str | None:
-    """As in `pyproject.toml`; None where it is run from its sources without having been installed."""
+    """Return the version in `pyproject.toml`, or None if whisperd runs from its sources without being installed."""
     try:
         return version("whisperd")
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""What clients find behind the listening ports: streams, subscriptions, and which sources there are.
+"""What clients find behind the listening ports: streams, subscriptions, and the list of sources.
 
 Owns who is admitted: nobody before the engine is warm, and nobody while finals wait too long. Knows no port and no
-protocol; microphones, which are always heard, open their streams at the pipeline itself.
+protocol. Microphones are always heard, so they open their streams at the pipeline itself.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from daemon.common.errors import Fault
 from daemon.common.sources import check_name
 from daemon.core.hub import Outbox
 from daemon.core.pipeline import Pipeline
-from daemon.core.stream import Model, Stream
+from daemon.core.stream import ModelInfo, Stream
 from streaming.events import Start
 
 
 class Gateway:
-    """As `daemon.endpoints.websocket` and `daemon.endpoints.wyoming` ask for it."""
+    """All that the listening ports ask the core for."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -32,9 +32,10 @@ class Gateway:
         return self._pipeline.open_stream(start)
 
     def _admit(self) -> None:
-        """Nobody new while those who are here wait too long for their finals: one more would only make all wait longer.
+        """Refuse a new client while the others wait too long for their finals.
 
-        For clients alone; microphones are the machine's own, and are always heard.
+        One more would only make all of them wait longer. Microphones do not pass here: they are the machine's own, and
+        are always heard.
 
         Raises:
             Fault: `busy`.
@@ -43,18 +44,22 @@ class Gateway:
         if wait > limit:
             raise Fault(
                 "busy",
-                f"finals wait for {wait:.1f} s (scheduler.longest_wait is {limit:g}): try again later",
+                f"finals have waited {wait:.1f} s (scheduler.longest_wait is {limit:g}): try again later",
                 fatal=True,
             )
 
-    async def wait_model(self) -> Model:
+    async def wait_model(self) -> ModelInfo:
         return await self._pipeline.wait_model()
 
     def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool] | None = None) -> Outbox:
         return self._pipeline.hub.subscribe(source, since, may_read)
 
     def sources(self, may_read: Callable[[str], bool]) -> bytes:
-        """Those that may be read, as JSON: what a subscriber must know to ask for the finals that it has not got."""
+        """Return the sources that a client may read, as JSON.
+
+        It has what a subscriber needs to ask for the finals that it missed: the run, and the seq of each source's
+        newest final.
+        """
         newest = self._pipeline.hub.newest_finals()
         states = dict.fromkeys(newest, "idle") | self._pipeline.sources.states()
         listed = [{"source": name, "state": state, "final": newest.get(name, 0)}

@@ -1,7 +1,7 @@
-"""Sound files as a source like any other.
+"""Sound files as sources.
 
-Owns where they come from (a path, a pipe, an upload), reading them in pieces, and that nobody on the event loop waits
-for it: a decoder has its time in a thread. Knows nothing of what becomes of the audio.
+Owns where they come from (a path, a pipe, an upload), reading them in pieces, and that the event loop does not wait for
+a decoder, which runs in a thread. Knows nothing of what becomes of the audio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, cast
 import numpy as np
 
 from streaming.events import Audio, Start
-from streaming.recording import Recording, RecordingError, Samples
+from streaming.recording import RecordingError, RecordingReader, Samples
 
 _BLOCK_SECONDS = 0.1
 _TURN_SECONDS = 1.0  # that are decoded at a time
@@ -31,23 +31,26 @@ class FileError(Exception):
 
 
 def printable(path: str) -> str:
-    """`path` as text for messages and events: a path is bytes, and they need not be UTF-8."""
+    """Return `path` as text for messages and events: a path is bytes, which need not be UTF-8."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 class AudioFile:
-    """An open file, of any kind that `Recording` decodes.
+    """An open file, of any kind that `RecordingReader` decodes.
 
-    path: its name in messages, and where it is, unless it is open already: `file`. "-": standard input. What cannot be
-        read twice, such as a pipe, is read to its end first.
-
-    Attributes:
-        name: the path, as it can be printed.
-        sample_rate, channels: as in the file.
-        announced: seconds that it says it has, if it does.
+    Args:
+        path: its name in messages, and where it is, unless `file` is given. "-" is standard input. What cannot be read
+            twice, such as a pipe, is read to its end first.
+        file: the file, if it is already open.
 
     Raises:
         FileError: there is no such file, or it holds no sound.
+
+    Attributes:
+        name: the path as printable text.
+        sample_rate: as in the file, in Hz.
+        channels: as in the file.
+        announced: the length that the file says it has, in seconds; None if it does not say.
     """
 
     def __init__(self, path: str, file: IO[bytes] | None = None) -> None:
@@ -55,31 +58,35 @@ class AudioFile:
         self._decoding = threading.Lock()  # what a thread still reads is not closed
         self._kept = _file(path) if file is None else None  # ours to close
         try:
-            self._recording = Recording(cast(IO[bytes], self._kept or file))
+            self._recording = RecordingReader(cast(IO[bytes], self._kept or file))
         except (RecordingError, OSError, ValueError) as error:  # ValueError: it was closed meanwhile
             self._forget()
-            raise FileError(f"{self.name}: is no sound file that can be read: {_reason(error)}") from None
+            raise FileError(f"{self.name}: is not a sound file that can be read: {_reason(error)}") from None
         self.sample_rate = self._recording.sample_rate
         self.channels = self._recording.channels
         self.announced = self._recording.announced
 
     @classmethod
     async def opened(cls, path: str, file: IO[bytes] | None = None) -> AudioFile:
-        """One that nobody waits for while it is looked at. Raises: FileError."""
+        """Open a file in a thread, because its beginning may take long to read. See the class for the arguments.
+
+        Raises:
+            FileError: there is no such file, or it holds no sound.
+        """
         return await asyncio.to_thread(cls, path, file)
 
     @property
     def seconds(self) -> float:
-        """Of it that were decoded so far."""
+        """The seconds that were decoded so far."""
         return self._recording.seconds
 
     @property
     def missing(self) -> str | None:
-        """After its end: what of it was not heard, and why, in words."""
+        """What could not be heard, and why, in words. It is known after the end."""
         return self._recording.missing()
 
     def start(self, *, partials: bool, words: bool) -> Start:
-        """The parameters of its stream. The source is its name."""
+        """Return the `Start` of its stream. The source is the file's name."""
         return Start(
             source=self.name,
             encoding="pcm_f32le",
@@ -90,7 +97,7 @@ class AudioFile:
         )
 
     async def blocks(self) -> AsyncIterator[tuple[Audio, float]]:
-        """Its audio, and the seconds of each piece. Whatever is damaged is left out: see `missing`."""
+        """Yield the audio in pieces, each with its length in seconds. What is damaged is left out: see `missing`."""
         size = max(1, round(_BLOCK_SECONDS * self.sample_rate))
         while (turn := await asyncio.to_thread(self._turn)) is not None:
             for at in range(0, len(turn), size):
@@ -98,7 +105,7 @@ class AudioFile:
                 yield Audio(block.astype("<f4").tobytes()), len(block) / self.sample_rate
 
     def _turn(self) -> Samples | None:
-        """About as much as is decoded at a time; None at the end."""
+        """Return about as much as is decoded at a time; None at the end."""
         pieces: list[Samples] = []
         count = 0
         with self._decoding:
@@ -123,7 +130,7 @@ class AudioFile:
 
 
 def _reason(error: Exception) -> str:
-    """Without the path, which is said before."""
+    """Return what is wrong, without the path, which is named before."""
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -146,11 +153,11 @@ def _file(path: str) -> IO[bytes]:
         with Path(path).open("rb") as pipe:
             return _whole(pipe)
     except OSError as error:
-        raise FileError(f"{printable(path)}: is no sound file that can be read: {_reason(error)}") from None
+        raise FileError(f"{printable(path)}: is not a sound file that can be read: {_reason(error)}") from None
 
 
 def _whole(pipe: IO[bytes]) -> IO[bytes]:
-    """All of it, so that it can be gone through as a file can."""
+    """Return all of a pipe as a file that can be read in any order."""
     kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it lives as long as the sound file
     shutil.copyfileobj(pipe, kept)
     return cast(IO[bytes], kept)

@@ -1,10 +1,10 @@
-"""How many threads an engine may use just now: as many as find a core of their own.
+"""How many threads an engine may use now: as many as find a core of their own.
 
-Owns the reading of how busy the cores are, and with whom. PyTorch's threads spin while they wait for one another, which
-is the fastest way as long as each has a core. Where another program is at work on one of them, each wait lasts for as
-long as the system lets that program run, and a pass of a small model has hundreds: it takes many times as long as with
-one thread less. Knows nothing of engines, and nothing of other systems than Linux: where there is nothing to read, all
-cores are taken to be free.
+Owns the measurement of how busy the cores are. PyTorch's threads spin while they wait for one another, which is fastest
+as long as each has a core. Where another program works on one of the cores, each wait lasts for as long as the system
+lets that program run, and a pass of a small model has hundreds of waits: it takes many times as long as with one thread
+less. Knows nothing of engines, and nothing of systems other than Linux: where nothing can be read, all cores count as
+free.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _MOST_TAKEN = 0.5
 
 
 def busy_seconds() -> tuple[float, int]:
-    """Of the cores that this process may use: seconds of work so far, and their number."""
+    """Return how busy the cores were that this process may use.
+
+    Returns:
+        The seconds of work so far, all cores together, and the number of cores.
+    """
     mine = os.sched_getaffinity(0)
     try:
         lines = _STATISTICS.read_text(encoding="ascii").splitlines()
@@ -43,8 +47,12 @@ def busy_seconds() -> tuple[float, int]:
 
 
 class FreeCores:
-    """busy: seconds for which the cores have been at work so far, for anybody, and how many cores those are. own: for
-    this process. clock: seconds.
+    """Measures how many cores are free.
+
+    Args:
+        busy: returns the seconds for which the cores have worked so far, for any program, and the number of cores.
+        own: returns the seconds of that which were for this process.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -60,7 +68,7 @@ class FreeCores:
         self._look()
 
     def threads(self, most: int) -> int:
-        """As many as had a core to themselves of late, 1 to `most`."""
+        """Return how many threads had a core to themselves of late, from 1 to `most`."""
         elapsed = self._clock() - self._looked
         if elapsed >= _LEAST_SECONDS:
             before = self._others

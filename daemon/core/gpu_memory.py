@@ -1,8 +1,8 @@
 """How full the GPUs are.
 
-Owns where that is read: from torch's own books, which it keeps without asking the device, so that a GPU that hangs
-does not hang whoever asks. Knows nothing of engines. Where torch was not loaded, or uses no GPU, there is nothing to
-tell; nothing is loaded in order to say so.
+Owns where that is read: in torch's own records, which do not ask the device, so that a GPU that hangs does not hang its
+reader. Knows nothing of engines. Where torch is not loaded, or uses no GPU, there is nothing to report, and torch is
+not loaded for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from daemon.common.metrics import GpuMemory
 
 
 def memory() -> dict[str, GpuMemory]:
-    """Device, as in `models.device` -> its memory; only those that this process uses."""
+    """Return the memory of the GPUs that this process uses, by their names in `models.device`."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}

@@ -1,7 +1,7 @@
-"""Is the service alive, ready, getting on?
+"""Whether the service is alive, ready, and making progress.
 
-Owns the canary, a small decode that runs when nothing else has for a while, and the judgement of the engine's
-progress, which feeds `/readyz` and the watchdog. Knows the scheduler's clock readings and nothing of what is decoded.
+Owns the canary, a small decode that runs when nothing else has run for a while, and the judgement of the engine's
+progress, on which `/readyz` and the watchdog depend. Knows the clocks of the scheduler, and nothing of what is decoded.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ _log = logging.getLogger(__name__)
 
 
 class Health:
-    """interval: seconds without a decode after which the canary sings. stall: seconds that a batch may take.
+    """Judges the progress of the engine, with the help of a canary.
 
-    A client of the scheduler, like any stream, with jobs of partials' urgency.
+    It is a client of the scheduler, like any stream. Its jobs are as urgent as partials.
+
+    Args:
+        scheduler: runs the canary.
+        interval: seconds without a decode after which the canary is decoded.
+        stall: seconds that a batch may take.
+        metrics: count the canaries that failed.
 
     Attributes:
-        first: set when the first canary came back. trouble: what is wrong with the latest one; None when it sang.
+        warm: whether the service has started; the service sets it.
+        first: set when the first canary came back.
+        trouble: what is wrong with the latest canary; None if it was decoded.
+        stopping: whether the service is shutting down; the service sets it.
     """
 
     def __init__(self, scheduler: Scheduler, interval: float, stall: float, metrics: Metrics) -> None:
@@ -44,24 +53,24 @@ class Health:
         self._audio = (0.001 * noise).astype(np.float32)
 
     def unready(self) -> str | None:
-        """Why no stream should be sent here; None when ready."""
+        """Return why no stream should be sent here, or None when ready."""
         if self.stopping:
             return "shutting down"
         if not self.warm:
             return "warming up"
         if not self.getting_on:
-            return f"nothing was decoded for {self._silence():.0f} s"
+            return f"nothing has been decoded for {self._silence():.0f} s"
         return None
 
     @property
     def getting_on(self) -> bool:
-        """Whether the engine decodes: no batch takes too long, and the canary has not been silent for too long."""
+        """Whether the engine decodes: no batch takes too long, and something was decoded not too long ago."""
         since = self._scheduler.busy_since
         hangs = since is not None and time.monotonic() - since > self._stall
         return not hangs and self._silence() <= self._interval + self._stall
 
     async def run(self) -> None:
-        """Sing at once, and then whenever it has been silent for the interval; until cancelled."""
+        """Decode the canary at once, and then whenever nothing was decoded for the interval; until cancelled."""
         self._since = time.monotonic()
         self._scheduler.add(self)
         self._sing()
@@ -75,7 +84,7 @@ class Health:
         self._scheduler.schedule(self)
 
     def _silence(self) -> float:
-        """Seconds since something was decoded, or since this began to listen."""
+        """Return the seconds since something was decoded, or since `run` began."""
         return time.monotonic() - (self._scheduler.decoded_at or self._since)
 
     # --- a client of the scheduler ---------------------------------------------------------------------------------
@@ -92,7 +101,7 @@ class Health:
         self.trouble = result.error
         if result.error is not None:
             self._metrics.canary_failures.inc()
-            _log.error("the canary's decode failed: %s", result.error)
+            _log.error("the canary decode failed: %s", result.error)
 
     def broke(self, error: Exception) -> None:
-        _log.error("the canary is dead: %s", error)
+        _log.error("the canary stopped: %s", error)

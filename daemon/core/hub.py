@@ -1,10 +1,10 @@
-"""Fan-out: what streams say, to whoever listens.
+"""Fan-out: the events of streams, to everybody who listens.
 
 Owns the numbering of a source's partials and finals, the ids of finals, the finals kept for a reconnect, that a final
-is told only once it is kept for MQTT (`keep_first`), and the policy for those who are slow: every subscriber has a
-bounded queue of its own; a newer partial of an utterance replaces the older, and its final replaces both; nothing else
-is ever dropped; a subscriber whose queue is full regardless has fallen too far behind, and its queue ends. Knows
-nothing of sockets, topics or audio.
+is told only once it is kept for MQTT (`keep_first`), and the policy for slow subscribers. Every subscriber has a
+bounded queue of its own. A newer partial of an utterance replaces the older, and its final replaces both. A full queue
+gives up partials, and nothing else is ever dropped. A subscriber whose queue is full of other events is too far behind,
+and its queue ends. Knows nothing of sockets, topics or audio.
 """
 
 from __future__ import annotations
@@ -35,9 +35,15 @@ _MOST_SOURCES = 1024
 class Outbox:
     """One subscriber's queue: many put, one takes.
 
+    Args:
+        limit: the events that may wait.
+        metrics: count the partials that are replaced.
+        forget: called once, when it is closed.
+        before: awaited with each event before it is given.
+
     Attributes:
-        overflowed: it was full of what must not be dropped. It took nothing more, and gives nothing more.
-        closed: nothing more will be put; what is in it is still given.
+        overflowed: whether it was full of what must not be dropped. Then it takes nothing more, and gives nothing more.
+        closed: whether it takes nothing more. What is in it is still given.
     """
 
     def __init__(
@@ -47,7 +53,6 @@ class Outbox:
         forget: Callable[[Outbox], None],
         before: Callable[[Event], Awaitable[None]] | None = None,
     ) -> None:
-        """before: what is waited for before an event is given."""
         self.overflowed = False
         self.closed = False
         self._limit = limit
@@ -64,7 +69,12 @@ class Outbox:
         return len(self._items)
 
     def put(self, event: Event, stream: str = "") -> None:
-        """`stream` tells apart the utterances of streams whose source has one name."""
+        """Add an event, unless the outbox is closed or has overflowed.
+
+        Args:
+            event: replaces the partial of its utterance, if it is a newer partial or the final.
+            stream: the id of the stream, which tells apart the utterances of streams whose sources have one name.
+        """
         if self.closed or self.overflowed:
             return
         if isinstance(event, Partial | Final):
@@ -81,16 +91,16 @@ class Outbox:
         self._changed.set()
 
     def close(self) -> None:
-        """Nothing more comes; what is in it is still given."""
+        """Take nothing more. What is in it is still given."""
         if not self.closed:
             self.closed = True
             self._forget(self)
             self._changed.set()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """What was put, in order, until it is closed and empty, or overflows.
+        """Yield the events in order, until the outbox is closed and empty, or overflows.
 
-        Whoever takes may be cancelled, and another go on: an event is given, or still here.
+        The reader may be cancelled, and another may go on: an event that was not given is still here.
         """
         while True:
             while self._items:
@@ -143,12 +153,14 @@ class _Subscription:
 
 @dataclass(slots=True, eq=False)
 class Hub:
-    """queue: events that a subscriber may be behind. keep: finals kept of each source.
+    """Gives the events of streams to subscribers.
 
     Attributes:
-        last_final_at: when one was last published (`time.monotonic`); None before the first.
+        queue: the events that a subscriber may be behind.
+        keep: the finals kept of each source.
+        last_final_at: when a final was last published (`time.monotonic`); None before the first.
+        on_final: called with each final as it is published.
         run: tells this numbering from that of another run of the service.
-        on_final: told each final as it is published.
     """
 
     queue: int
@@ -163,8 +175,10 @@ class Hub:
     _unkept: OrderedDict[str, asyncio.Event] = field(default_factory=OrderedDict)
 
     def keep_first(self) -> Outbox:
-        """For the one who keeps finals for later: all that is published. From now on the others are given a final only
-        once it is `kept`, so that what anybody was told outlives a kill; but none waits for longer than half a second.
+        """Subscribe the keeper of finals, which receives all that is published.
+
+        From now on the others are given a final only once it is `kept`, so that what anybody was told outlives a kill.
+        None of them waits for longer than half a second.
         """
         self._keeps = True
         outbox = Outbox(self.queue, self.metrics, self._forget)
@@ -172,19 +186,23 @@ class Hub:
         return outbox
 
     def kept(self, id: str) -> None:
-        """Of a final: it outlives this process, or cannot be made to."""
+        """Note that the final `id` will outlive this process, or that this is impossible."""
         if (waiting := self._unkept.pop(id, None)) is not None:
             waiting.set()
 
     def subscribe(
         self, source: str | None = None, since: int | None = None, may_read: Callable[[str], bool] | None = None
     ) -> Outbox:
-        """All that is published from now on, of one source or of all (that `may_read` allows); the finals after
-        `since` first.
+        """Subscribe to all that is published from now on.
 
-        Of a reconnecting subscriber that gives the last seq it saw, nothing is lost and nothing repeated, as long as
-        its finals are kept. If some are not, an error event says so first. A `since` that the source has not
-        reached is from before a restart: then all that is kept is new to it.
+        A subscriber that reconnects with the last seq that it saw loses nothing and gets nothing twice, as long as its
+        finals are kept. If some are not, an error event says so first.
+
+        Args:
+            source: the source to hear; None for all of them.
+            since: the last seq that the subscriber saw of `source`: it gets the finals after it first. If the source
+                has not reached it, it is from before a restart, and all finals that are kept are new.
+            may_read: says which sources the subscriber may read; None if all.
         """
         outbox = self._outbox()
         if source is not None and since is not None:
@@ -193,22 +211,27 @@ class Hub:
         return outbox
 
     def follow(self, stream: str) -> Outbox:
-        """One stream's events, and what else is put into the outbox: the stream's own client."""
+        """Subscribe a stream's own client to that stream alone. What else is put into the outbox reaches it too."""
         outbox = self._outbox()
         self._attach(_Subscription(outbox, stream=stream))
         return outbox
 
     def newest_finals(self) -> dict[str, int]:
-        """Source -> seq of its newest final that is kept, 0 for none."""
+        """Return the seq of the newest final that is kept of each source, 0 for none."""
         return {source: past.finals[-1].seq if past.finals else 0 for source, past in self._past.items()}
 
     def close(self) -> None:
-        """Nobody gets anything more."""
+        """Close all outboxes: subscribers get what is in them, and nothing more."""
         for outbox in list(self._subscriptions):
             outbox.close()
 
     def publish(self, event: Event, stream: str) -> None:
-        """To all who want it. A partial or final gets its seq here, a final its id and its time as well."""
+        """Send an event to all who want it. A partial or final gets its seq here, a final also its id and its time.
+
+        Args:
+            event: what the stream says.
+            stream: the id of the stream.
+        """
         source: str | None = getattr(event, "source", None)
         if isinstance(event, Partial):
             event = self._numbered(event)
@@ -284,7 +307,7 @@ class Hub:
             outbox.put(
                 Error(
                     "replay_incomplete",
-                    f"finals up to seq {past.forgotten} are not kept any more; those after it follow",
+                    f"finals up to seq {past.forgotten} are no longer kept; later ones follow",
                     fatal=False,
                     source=source,
                 )

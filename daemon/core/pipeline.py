@@ -1,8 +1,8 @@
 """Audio in, events out, in this process: the engines, the scheduler, the hub, and the streams that they serve.
 
-Owns the loading and the warming up of the engines, one a device, and what streams to come are made of: all that the
-service, `whisperd transcribe` and `whisperd listen` have in common. Knows no socket, no broker and no microphone:
-whoever hears something opens a stream here.
+Owns the loading and the warming up of the engines, one for each device, and what new streams are made of: all that the
+service and the commands that transcribe have in common. Knows no socket, no broker and no microphone: whatever brings
+audio opens a stream here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from daemon.core import gpu_memory
 from daemon.core.free_cores import FreeCores
 from daemon.core.hub import Hub
 from daemon.core.scheduler import EngineThread, Scheduler, Worker
-from daemon.core.stream import Model, Neighbours, Stream
+from daemon.core.stream import ModelInfo, Neighbours, Stream
 from daemon.settings.schema import Settings
 from streaming.events import Start
 from streaming.job import Captured, Job, Result
@@ -31,7 +31,7 @@ from streaming.vad import Detector
 
 
 class Engine(Protocol):
-    """What is asked of `streaming.whisper.engine.Engine`."""
+    """The part of `streaming.whisper.engine.WhisperEngine` that is used here."""
 
     @property
     def student(self) -> str: ...
@@ -63,10 +63,10 @@ LoadEngine = Callable[[Settings], Engine]
 
 
 def describe_models(settings: Settings) -> str:
-    """The models' names and what they can hear, from their files; the weights stay where they are.
+    """Return the models' names and what they can hear, from their files, without the weights.
 
     Raises:
-        ServiceError: one of them cannot be had, or they do not go together.
+        ServiceError: one of them is not there, or they do not go together.
     """
     from streaming.whisper.checkpoint import CheckpointError, open_checkpoint, require_same_vocabulary
 
@@ -84,12 +84,12 @@ def load_engine(settings: Settings) -> Engine:
     """Load the engine that the settings ask for.
 
     Raises:
-        ServiceError: a model cannot be had, or does not fit the settings.
+        ServiceError: a model is not there, or does not fit the settings.
     """
     cores = FreeCores()  # what others do is measured while torch is imported
     # Here, so that whatever needs no engine does not wait seconds for torch.
     from streaming.whisper.checkpoint import CheckpointError
-    from streaming.whisper.engine import Engine as WhisperEngine
+    from streaming.whisper.engine import WhisperEngine
 
     models = settings.models
     try:
@@ -102,7 +102,7 @@ def load_engine(settings: Settings) -> Engine:
         raise ServiceError(str(error)) from None
 
 
-class _Host:
+class _EngineHost:
     """An engine in the thread that owns it."""
 
     def __init__(self, settings: Settings, load: LoadEngine) -> None:
@@ -125,17 +125,17 @@ class _Host:
         return await self.thread.call(self._engine.warm)
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """In the thread."""
+        """Run a batch. It is called in the thread."""
         assert self._engine is not None, "nothing is scheduled before the engine is warm"
         return self._engine.run(jobs)
 
     def teacher_apart(self) -> bool:
-        """On a GPU a teacher's check of many texts costs about what one costs."""
+        """Return whether the teacher runs apart. On a GPU, a check of many texts costs about what one costs."""
         return self._engine is not None and self._engine.teacher is not None and self._engine.device == "cpu"
 
 
 class Pipeline:
-    """Engines, one a device, and all that streams share: what the service, `transcribe` and `listen` have in common."""
+    """The engines, one for each device, and all that streams share."""
 
     def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
@@ -143,15 +143,15 @@ class Pipeline:
         self.metrics.gpus.read = gpu_memory.memory
         self.sources = Sources()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
-        self._hosts = [_Host(each, load) for each in settings.for_each_device()]
+        self._hosts = [_EngineHost(each, load) for each in settings.for_each_device()]
         workers = [Worker(host.thread, host.run, host.teacher_apart) for host in self._hosts]
         self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
         self._engine: Engine | None = None  # one of them: all hold the same models
         self._shared: Neighbours | None = None
         self._warm = asyncio.Event()
 
-    async def warm_up(self) -> Model:
-        """Load and warm the engine of every device; streams can be opened afterwards.
+    async def warm_up(self) -> ModelInfo:
+        """Load and warm the engine of every device, and return what was loaded. Streams can be opened afterwards.
 
         Raises:
             ServiceError: see `load_engine`.
@@ -166,7 +166,7 @@ class Pipeline:
         # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
         Detector(self.settings.vad_settings())
         devices = ", ".join(each.device for each in engines)
-        model = Model(
+        model = ModelInfo(
             engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
         )
         self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
@@ -190,7 +190,7 @@ class Pipeline:
         self.metrics.graphs_bytes.set(sum(each.held for each in captured))
 
     def reload(self, settings: Settings) -> None:
-        """For streams to come.
+        """Use `settings` for new streams.
 
         Raises:
             ConfigurationError: they do not go with the models; nothing has changed then.
@@ -207,8 +207,8 @@ class Pipeline:
             backlog=settings.scheduler.backlog,
         )
 
-    async def wait_model(self) -> Model:
-        """What was loaded, once it is warm."""
+    async def wait_model(self) -> ModelInfo:
+        """Wait until the engines are warm, and return what was loaded."""
         await self._warm.wait()
         assert self._shared is not None, "it is warm"
         return self._shared.model
@@ -227,7 +227,10 @@ class Pipeline:
             host.thread.close()
 
     def ended(self) -> bool:
-        """Whether the engines' threads have ended. One that is busy with torch must not meet the interpreter's end."""
+        """Wait a moment for the threads of the engines, and return whether they have ended.
+
+        A thread that is busy with torch must not meet the interpreter's end.
+        """
         return all(host.thread.ended(1.0) for host in self._hosts)
 
 
@@ -240,8 +243,12 @@ def _check_longest(settings: Settings, engine: Engine) -> None:
 
 
 @asynccontextmanager
-async def running(pipeline: Pipeline) -> AsyncIterator[Model]:
-    """The pipeline, warm and scheduling, for as long as it is needed."""
+async def running(pipeline: Pipeline) -> AsyncIterator[ModelInfo]:
+    """Warm the pipeline and run its scheduler for a block.
+
+    Yields:
+        What was loaded.
+    """
     try:
         model = await pipeline.warm_up()
         task = asyncio.create_task(pipeline.scheduler.run())

@@ -1,14 +1,14 @@
-"""Who is transcribed next.
+"""Which jobs run next.
 
-Owns the engines' threads and the order of jobs: finals first, then partials, each stream in turn, as many at once as a
-batch may hold. Where there are several engines, whichever is free takes the next batch; a stream is with one of them at
-a time, so that its results come in order. A stream waits at most once, and its job is made when an engine is ready to
-take it, so that a partial covers the newest audio and lag cannot pile up: what has no time is simply never made. An
-exception fails its job alone; a batch that does not fit into memory is run in halves.
+Owns the engines' threads and the order of jobs: finals first, then partials; each stream in turn; as many at once as a
+batch may hold. Where there are several engines, the first that is free takes the next batch. A stream is with one of
+them at a time, so that its results come in order. A stream waits at most once, and its job is made when an engine is
+ready to take it. So a partial covers the newest audio, and lag cannot pile up: a job for which there is no time is
+never made. An exception fails its own job alone; a batch that does not fit into memory is run in halves.
 
-On a processor a teacher's pass takes as long as many of its student's. There the student hears a batch first, and what
-it is unsure of goes to the teacher one text at a time, in turns with the other batches: nobody's partial waits for more
-than one pass of the teacher. Knows nothing of streams but their jobs, and nothing of an engine but `run`.
+On a CPU a teacher's pass takes as long as many of its student's. There the student hears a batch first, and the texts
+that it is unsure of go to the teacher one at a time, in turns with the other batches: no partial waits for more than
+one pass of the teacher. Knows nothing of streams but their jobs, and nothing of an engine but `run`.
 """
 
 from __future__ import annotations
@@ -36,23 +36,27 @@ Kind = Literal["final", "partial"]
 _KINDS: tuple[Kind, ...] = ("final", "partial")
 
 
-class Client(Protocol):
-    """Whoever has jobs. Called in the event loop, never from a thread."""
+class SchedulerClient(Protocol):
+    """Something that has jobs. It is called in the event loop, never from a thread."""
 
     def pending(self) -> Kind | None: ...
 
     def next_job(self) -> Job | None: ...
 
-    def receive_result(self, result: Result) -> None: ...
+    def receive_result(self, result: Result) -> None:
+        """Take in the result of one of its jobs. If it has another job now, it says so (`Scheduler.schedule`)."""
 
     def broke(self, error: Exception) -> None:
-        """One of the others raised: an error of ours. Nothing more will be asked of this client."""
+        """Note that one of the other methods raised, which is a fault of the service.
+
+        Nothing more is asked of this client.
+        """
 
 
 class EngineThread:
-    """The one thread that may touch the engine: an engine is never locked, it is owned.
+    """The one thread that may touch an engine, which therefore needs no lock.
 
-    A daemon thread: an engine that hangs must not keep the process from ending.
+    It is a daemon thread: an engine that hangs must not keep the process from ending.
     """
 
     def __init__(self) -> None:
@@ -61,7 +65,7 @@ class EngineThread:
         self._thread.start()
 
     async def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """`function(*arguments)`, in the thread; its result or exception, here."""
+        """Run `function(*arguments)` in the thread, and give its result or exception here."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[_T] = loop.create_future()
 
@@ -82,17 +86,17 @@ class EngineThread:
             try:
                 loop.call_soon_threadsafe(settle, value, error)
             except RuntimeError:
-                _log.debug("the loop ended before the engine did")
+                _log.debug("the event loop ended before the engine")
 
         self._calls.put(work)
         return await outcome
 
     def close(self) -> None:
-        """End after what was called already."""
+        """End the thread after what was called already."""
         self._calls.put(None)
 
     def ended(self, seconds: float) -> bool:
-        """Whether it has, at the latest `seconds` from now."""
+        """Wait at most `seconds` for the thread to end, and return whether it has."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -103,31 +107,39 @@ class EngineThread:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Worker:
-    """An engine: its thread, and what runs there (`Engine.run`)."""
+    """An engine, as the scheduler sees it.
+
+    Attributes:
+        thread: the engine's own.
+        run: runs a batch in that thread (`WhisperEngine.run`).
+        teacher_apart: returns whether it has a teacher whose passes are too long to come with its student's.
+    """
 
     thread: EngineThread
     run: Callable[[Sequence[Job]], list[Result]]
     teacher_apart: Callable[[], bool] = lambda: False
-    """Whether it has a teacher whose passes are too long to come with its student's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Unsure:
-    """A job that the teacher is to decide, or that waits behind one of the same stream. heard: what the student made of
-    it. settled: whether that is the result.
+    """A job that the teacher is to decide, or that waits behind one of the same stream.
+
+    Attributes:
+        heard: what the student made of it.
+        settled: whether that is the result.
     """
 
-    client: Client
+    client: SchedulerClient
     job: Job
     heard: Result
     settled: bool
 
     def again(self) -> Job:
-        """The student's text is its own draft now, which it checks in one pass."""
+        """Return the job for the teacher. The student's text is its own draft now, which it checks in one pass."""
         return replace(self.job, draft=self.heard.tokens, ask_teacher_below=ALWAYS)
 
     def decided(self, result: Result) -> Result:
-        """As if it had been one run: the first tells how the stream's draft fared."""
+        """Return the result as if it had been one run: the first run tells how the stream's draft fared."""
         if result.error is not None:
             return result
         return replace(result, accepted=self.heard.accepted, passes=self.heard.passes + result.passes)
@@ -136,7 +148,10 @@ class _Unsure:
 class Scheduler:
     """Runs the jobs of all clients, a batch at a time on each engine.
 
-    batch: jobs at once.
+    Args:
+        workers: the engines.
+        batch: the most jobs at once.
+        metrics: count jobs, batches and tokens.
 
     Attributes:
         decoded_at: when a batch last succeeded (`time.monotonic`); None before the first.
@@ -148,11 +163,11 @@ class Scheduler:
         self._batch = batch
         self._metrics = metrics
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
-        self._away: set[Client] = set()  # those in a batch that runs, or unsure
+        self._away: set[SchedulerClient] = set()  # those in a batch that runs, or unsure
         self._unsure: deque[_Unsure] = deque()
-        self._clients: dict[Client, contextvars.Context] = {}
+        self._clients: dict[SchedulerClient, contextvars.Context] = {}
         # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
-        self._waiting: dict[Kind, dict[Client, float]] = {kind: {} for kind in _KINDS}
+        self._waiting: dict[Kind, dict[SchedulerClient, float]] = {kind: {} for kind in _KINDS}
         self._work = asyncio.Event()
         self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
         self._worked = 0.0  # seconds, of batches that are over
@@ -163,37 +178,40 @@ class Scheduler:
 
     @property
     def busy_since(self) -> float | None:
-        """When the oldest of the batches that run now began; None while all engines are idle."""
+        """When the oldest of the running batches began (`time.monotonic`); None while all engines are idle."""
         return min(self._busy.values(), default=None)
 
     @property
     def final_wait(self) -> float:
-        """Seconds for which the stream that waits longest for its turn with a final has waited; 0 where none does.
+        """The longest time, in seconds, that a stream has waited for its turn with a final; 0 where none waits.
 
-        It is what a stream that comes now would have to wait as well. One that has much to catch up with waits no
-        longer than others for each of its turns, and so keeps nobody out.
+        A stream that comes now would have to wait as long. One that has much to catch up with waits no longer than
+        others for each of its turns, and so keeps nobody out.
         """
         return self._waited("final")
 
     @property
     def busy_seconds(self) -> float:
-        """How long all engines together have worked. Batches that run count too: one that hangs is no idle engine."""
+        """The seconds that all engines together have worked.
+
+        Running batches count too: an engine that hangs is not idle.
+        """
         now = time.monotonic()
         return self._worked + sum(now - since for since in self._busy.values())
 
     def _waited(self, kind: Kind) -> float:
-        """Seconds, of the stream that waits longest for its turn with a job of this kind."""
+        """Return the longest time, in seconds, that a stream has waited for its turn with a job of this kind."""
         since = next(iter(self._waiting[kind].values()), None)
         return 0.0 if since is None else time.monotonic() - since
 
     # --- the three verbs -------------------------------------------------------------------------------------------
 
-    def add(self, client: Client) -> None:
-        """What it is asked for from now on it does as whoever adds it: its lines in the log name the same stream."""
+    def add(self, client: SchedulerClient) -> None:
+        """Add a client. Whatever it is asked for from now on runs in the log context of the caller."""
         self._clients[client] = contextvars.copy_context()
 
-    def schedule(self, client: Client) -> None:
-        """`client` may have a job now. It keeps its place if it waits already."""
+    def schedule(self, client: SchedulerClient) -> None:
+        """Put a client into the queue if it has a job. It keeps its place if it waits already."""
         if client not in self._clients:
             return
         pending = self._guarded(client, client.pending)
@@ -205,19 +223,18 @@ class Scheduler:
                 self._waiting[kind].pop(client, None)
         self._count_waiting()
 
-    async def deliver(self, batch: Sequence[tuple[Client, Job]], results: Sequence[Result]) -> None:
+    async def deliver(self, batch: Sequence[tuple[SchedulerClient, Job]], results: Sequence[Result]) -> None:
         for (client, job), result in zip(batch, results, strict=True):
             self._count(job, result)
             if client in self._clients:
                 self._guarded(client, client.receive_result, result)
-                self.schedule(client)
             await asyncio.sleep(0)  # whoever reads what came of it must not find the next twenty on top
         unsure = {each.client for each in self._unsure}
         self._away.difference_update(client for client, _ in batch if client not in unsure)
         self._work.set()  # what these wait for may be taken now
 
-    def remove(self, client: Client) -> None:
-        """Nothing more is asked of `client`, nor told to it."""
+    def remove(self, client: SchedulerClient) -> None:
+        """Remove a client: nothing more is asked of it, nor told to it."""
         self._clients.pop(client, None)
         for kind in _KINDS:
             self._waiting[kind].pop(client, None)
@@ -226,7 +243,7 @@ class Scheduler:
     # --- the loop --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run jobs until cancelled."""
         await asyncio.gather(*(self._serve(worker) for worker in self._workers))
 
     async def _serve(self, worker: Worker) -> None:
@@ -244,12 +261,12 @@ class Scheduler:
             else:
                 self._work.clear()
 
-    async def _hear(self, worker: Worker, batch: list[tuple[Client, Job]]) -> None:
+    async def _hear(self, worker: Worker, batch: list[tuple[SchedulerClient, Job]]) -> None:
         apart = worker.teacher_apart()
         jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch]
         results = await self._execute(worker, jobs)
-        decided: list[tuple[tuple[Client, Job], Result]] = []
-        waiting: set[Client] = set()
+        decided: list[tuple[tuple[SchedulerClient, Job], Result]] = []
+        waiting: set[SchedulerClient] = set()
         for (client, job), result in zip(batch, results, strict=True):
             sure = not apart or result.error is not None or result.student_confidence >= job.ask_teacher_below
             if sure and client not in waiting:
@@ -267,10 +284,10 @@ class Scheduler:
             result = unsure.decided(heard)
         await self.deliver([(unsure.client, unsure.job)], [result])
 
-    def _take(self) -> list[tuple[Client, Job]]:
-        """The next batch: all of one kind, so that no final waits for a partial's decoding."""
+    def _take(self) -> list[tuple[SchedulerClient, Job]]:
+        """Return the next batch, all of one kind, so that no final waits for a partial's decoding."""
         for kind in _KINDS:
-            batch: list[tuple[Client, Job]] = []
+            batch: list[tuple[SchedulerClient, Job]] = []
             while (client := self._next(kind)) is not None and len(batch) < self._batch:
                 del self._waiting[kind][client]
                 job = self._guarded(client, client.next_job)
@@ -284,12 +301,12 @@ class Scheduler:
                 return batch
         return []
 
-    def _next(self, kind: Kind) -> Client | None:
-        """Whoever waits longest and is not with an engine already."""
+    def _next(self, kind: Kind) -> SchedulerClient | None:
+        """Return the client that waits longest and is not with an engine already."""
         return next((client for client in self._waiting[kind] if client not in self._away), None)
 
     async def _execute(self, worker: Worker, jobs: list[Job]) -> list[Result]:
-        """A result for each job, whatever the engine does."""
+        """Return a result for each job, whatever the engine does."""
         started = self._busy[worker] = time.monotonic()
         try:
             results = await worker.thread.call(isolated, worker.run, jobs, self._failed)
@@ -303,7 +320,7 @@ class Scheduler:
         return results
 
     def _failed(self, jobs: Sequence[Job], error: Exception) -> None:
-        """In an engine's thread."""
+        """Log why a batch failed. It is called in an engine's thread."""
         if len(jobs) == 1 or not out_of_memory(error):
             _log.error("a batch of %d jobs failed", len(jobs), exc_info=error)
             return
@@ -311,20 +328,20 @@ class Scheduler:
         if len(jobs) < self._too_many:  # said once; and again only where even less does not fit
             self._too_many = len(jobs)
             _log.warning(
-                "a batch of %d jobs does not fit into memory and is run in halves, as all such will be: "
-                "a lower scheduler.batch saves the first try (%s)",
+                "a batch of %d jobs does not fit into memory and runs in halves; later ones are not logged: "
+                "a lower scheduler.batch avoids the failed attempts (%s)",
                 len(jobs),
                 str(error).partition("\n")[0],
             )
 
-    def _guarded(self, client: Client, call: Callable[..., _T], *arguments: Any) -> _T | None:
-        """`call`, so that a client that raises harms nobody but itself."""
+    def _guarded(self, client: SchedulerClient, call: Callable[..., _T], *arguments: Any) -> _T | None:
+        """Make a call so that a client that raises harms only itself."""
         # A copy, for it may ask for its next turn meanwhile, and a context cannot be entered twice.
         context = self._clients[client].copy()
         try:
             return context.run(call, *arguments)
         except Exception as error:
-            context.run(_log.exception, "a stream broke")
+            context.run(_log.exception, "a stream failed")
             self.remove(client)
             client.broke(error)
             return None

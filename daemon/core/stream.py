@@ -1,8 +1,8 @@
 """One client's pump: source -> session -> scheduler -> hub.
 
-Owns the life of one stream: its decoder, its session, its place with the scheduler, and the moment at which its last
-final is out. Here meet the neighbours that must not know each other. Knows nothing of sockets or topics: whoever
-brings the audio calls `receive` with the vocabulary's own messages.
+Owns the life of one stream: its decoder, its session, its place with the scheduler, and the moment when its last final
+is out. Here meet the neighbours that must not know each other. Knows nothing of sockets or topics: the edge that brings
+the audio calls `receive` with the messages of the common vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.core.hub import Hub
 from daemon.core.scheduler import Kind, Scheduler
-from streaming.audio import AudioDecoder, AudioFormat, FormatError
+from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError
 from streaming.events import (
     Audio,
     Discard,
@@ -39,7 +39,7 @@ from streaming.events import (
     Stopped,
 )
 from streaming.job import SAMPLE_RATE, Job, Result, Waveform
-from streaming.opus import OpusDecoder
+from streaming.opus.decoder import OpusDecoder
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
 from streaming.vad import Detector, VadSettings
@@ -58,7 +58,7 @@ _MUTED = "\0muted"
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelInfo:
     """What a stream must know of the engine."""
 
     student: str
@@ -70,9 +70,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """What all streams share. backlog: seconds of audio that may wait for finals before reading pauses."""
+    """What all streams share.
 
-    model: Model
+    Attributes:
+        backlog: seconds of audio that may wait for finals before reading pauses.
+    """
+
+    model: ModelInfo
     session: SessionSettings
     vad: VadSettings
     backlog: float
@@ -83,16 +87,20 @@ class Neighbours:
 
 
 class Stream:
-    """From a `Start` to `Stopped`. A client of the scheduler.
+    """A stream, from its `Start` to `Stopped`. It is a client of the scheduler.
 
-    Everything that it says goes to the hub; what concerns its own client alone (ready, flushed, stopped, errors) goes
-    only into `outbox`, which follows this stream among all.
+    All that it says goes to the hub. What concerns its own client alone (ready, flushed, stopped, errors) goes only
+    into `outbox`, which follows this stream.
 
-    Attributes:
-        flushes: those that came so far.
+    Args:
+        start: the parameters that its client chose.
+        shared: what all streams share.
 
     Raises:
         Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_endpointing`; fatal.
+
+    Attributes:
+        flushes: how many came so far.
     """
 
     def __init__(self, start: Start, shared: Neighbours) -> None:
@@ -122,7 +130,7 @@ class Stream:
         shared.sources.opened(self.source, self._mute)
         shared.metrics.streams.inc()
         shared.metrics.streams_open.inc()
-        _log.debug("begun: %s at %d Hz", start.encoding, start.sample_rate)
+        _log.debug("stream started: %s at %d Hz", start.encoding, start.sample_rate)
 
     @property
     def settled(self) -> bool:
@@ -131,23 +139,25 @@ class Stream:
 
     @property
     def samples(self) -> int:
-        """Heard so far, of every channel, in the client's rate."""
+        """The samples of each channel that were heard so far, at the client's rate."""
         return self._decoder.heard
 
     @property
     def greeting(self) -> Ready:
-        """What the client talks to."""
+        """The `Ready` event, which says what the client talks to."""
         model = self._shared.model
         return Ready(self.id, self.source, model.student, model.teacher, model.device)
-
-    def ready(self) -> None:
-        """Tell the client what it talks to."""
-        self.outbox.put(self.greeting)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
     async def receive(self, message: Inbound) -> None:
-        """One message. Returns when there is room for the next: whoever calls this reads no faster than we hear."""
+        """Take in one message, and return when there is room for the next.
+
+        So the caller reads no faster than the stream hears.
+
+        Raises:
+            Fault: `late_start`, or audio that cannot be read.
+        """
         match message:
             case Audio(data):
                 await self._hear(data, time.monotonic())
@@ -159,19 +169,22 @@ class Stream:
             case Stop():
                 self._end()
             case Start():
-                raise Fault("late_start", "the stream has begun: open another connection to change parameters")
+                raise Fault("late_start", "the stream has started: open another connection to change parameters")
 
     def cut(self) -> None:
-        """The connection broke off. Half a sample is not kept: its client goes on at `samples`."""
+        """Note that the connection broke. Half a sample is not kept: the client continues at `samples`."""
         self._decoder.forget_leftover()
 
     async def finish(self) -> None:
-        """No more audio; returns when the last final is out. The same for a stop, a lost client and a shutdown."""
+        """Take no more audio, and return when the last final is out.
+
+        A stop, a lost client and a shutdown all end a stream like this.
+        """
         self._end()
         await self._finished.wait()
 
     def close(self) -> None:
-        """Leave, finished or not; however often it is said."""
+        """Close the stream, finished or not. It may be called again."""
         if self._closed:
             return
         self._closed = True
@@ -180,10 +193,10 @@ class Stream:
         self._set_speaking(False)
         self._shared.sources.closed(self.source, self._mute)
         self._shared.metrics.streams_open.dec()
-        _log.debug("ended: %.1f s heard, of which %.1f s speech", *self._heard())
+        _log.debug("stream ended: %.1f s of audio, %.1f s of it speech", *self._heard())
 
     def _heard(self) -> tuple[float, float]:
-        """Seconds of audio, and of speech."""
+        """Return the seconds of audio, and of speech."""
         return self._session.audio_seconds, self._session.voiced_seconds
 
     async def _hear(self, data: bytes, now: float) -> None:
@@ -201,7 +214,7 @@ class Stream:
     def _decode(self, data: bytes) -> Waveform:
         try:
             return self._decoder.feed(data)
-        except FormatError as error:
+        except AudioFormatError as error:
             self._decoder.forget_leftover()  # it is this that cannot be read, and not cut off as well
             raise _fault(error) from None
 
@@ -226,7 +239,7 @@ class Stream:
         return events
 
     def _mute(self) -> None:
-        """The source was switched off: what was said until now becomes final, though no more audio may come."""
+        """Make final what was said until now, because the source was switched off and no more audio may come."""
         if not self._ended:
             self._say(self._session.flush(_MUTED, time.monotonic()))
 
@@ -292,7 +305,7 @@ class Stream:
 
     def broke(self, error: Exception) -> None:
         self._shared.metrics.errors.labels("internal").inc()
-        self.outbox.put(Error("internal", "this stream failed inside the service; the log says how", fatal=True))
+        self.outbox.put(Error("internal", "an internal error ended this stream; see the service's log", fatal=True))
         self._ended = True
         self._finished.set()
         self._progress.set()
@@ -303,17 +316,17 @@ def _decoder(start: Start) -> AudioDecoder | OpusDecoder:
         if start.encoding == "opus":
             return OpusDecoder()
         return AudioDecoder(AudioFormat(start.encoding, start.sample_rate, start.channels))
-    except FormatError as error:
+    except AudioFormatError as error:
         raise _fault(error) from None
 
 
-def _fault(error: FormatError) -> Fault:
+def _fault(error: AudioFormatError) -> Fault:
     got = "".join(f", got {shown(each)}" for each in error.got)
     return Fault(error.code, f"{error}{got}", fatal=True)
 
 
 def _session_settings(settings: SessionSettings, wanted: Endpointing) -> SessionSettings:
-    """`settings`, with what this stream wants otherwise."""
+    """Return `settings`, with what this stream wants otherwise."""
     changes = {key: value for key, value in asdict(wanted).items() if value is not None}
     if not changes:
         return settings
@@ -326,7 +339,7 @@ def _session_settings(settings: SessionSettings, wanted: Endpointing) -> Session
         raise Fault("bad_endpointing", str(error), fatal=True) from None
 
 
-def _language(start: Start, model: Model) -> str | None:
+def _language(start: Start, model: ModelInfo) -> str | None:
     if start.language is not None and start.language not in model.languages:
         known = ", ".join(model.languages)
         raise Fault("bad_language", f"language must be one of {known}, got {quoted(start.language)}", fatal=True)
@@ -334,4 +347,4 @@ def _language(start: Start, model: Model) -> str | None:
 
 
 def _odd_bytes(decoder: AudioDecoder | OpusDecoder) -> Error:
-    return Error("odd_bytes", f"the audio ended with {decoder.remains}; all before it was heard", fatal=False)
+    return Error("odd_bytes", f"the audio ended with {decoder.remains}; everything before it was heard", fatal=False)

@@ -1,1 +1,1 @@
-"""One file per wire protocol: wire <-> events, without I/O."""
+"""The wire protocols, a file each: their words <-> our events, without I/O."""

@@ -2,8 +2,8 @@
 
 Owns the shape of a codec and of a dialect, and the few readings of a request that several dialects share. Knows no
 dialect. A dialect is one file: it says which words of its protocol are which messages of ours, and which events of ours
-are which words of its own. It holds no model, no queue, no policy; who may come in, how much, how fast and what happens
-to those that do not read is decided for all of them in one place.
+are which words of its own. It holds no model, no queue and no policy: who may come in, how much, how fast, and what
+happens to clients that do not read is decided for all of them in one place.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CLOSE_CODES = {
 
 
 def close_code(code: str) -> int:
-    """The websocket close code that follows the fatal fault `code`, where a dialect has none of its own."""
+    """Return the websocket close code that follows the fatal fault `code`, where a dialect has none of its own."""
     return _CLOSE_CODES.get(code, _CLOSE_BAD_DATA)
 
 
@@ -60,7 +60,14 @@ Message = Inbound | Resume | Reply
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What a client said before its first frame. query: as in the address. headers: by their names in small letters."""
+    """What a client said before its first frame.
+
+    Attributes:
+        path: without a slash at its end.
+        query: as in the address.
+        headers: by their names in lower case.
+        subprotocols: those that it offers.
+    """
 
     path: str
     query: str = ""
@@ -73,51 +80,51 @@ class Codec(Protocol):
 
     What comes in becomes messages, in order. Each is taken in before the next is asked for: a generator that gives
     audio and then a reply makes the reply when the audio has been heard. A `Start` opens the stream, and one that comes
-    after audio finishes the stream before it, with its finals and its `Stopped`; a `Stop` ends the conversation. A
+    after audio finishes the stream before it, with its finals and its `Stopped`. A `Stop` ends the conversation. A
     `Resume` in place of the first `Start` goes on with a stream that another connection began.
 
     Attributes:
-        grace: seconds that the client has for its first frame, before `assume`; None: as long as it likes.
+        grace: seconds that the client has for its first frame, before `assume`; None for as long as it likes.
     """
 
     grace: float | None = None
 
     def greet(self) -> Iterable[Message]:
-        """Before anything came. A dialect whose address says all begins its stream here."""
+        """Return the messages to take in before any frame. A dialect whose address says all begins its stream here."""
         return ()
 
     def assume(self) -> Iterable[Message]:
-        """When nothing came within the grace."""
+        """Return the messages to take in when no frame came within the grace."""
         return ()
 
     def decode(self, frame: Frame) -> Iterable[Message]:
         """Turn a client's frame into messages.
 
         Raises:
-            Fault: it will not do. One that is fatal ends the conversation; after any other it goes on.
+            Fault: the frame is wrong. A fatal fault ends the conversation; after any other it goes on.
         """
         ...
 
     def encode(self, event: Event) -> Iterable[Frame]:
-        """What the client is told of an event of its stream: often nothing, sometimes several frames."""
+        """Return the frames that tell the client of an event of its stream: often none, sometimes several."""
         ...
 
     def blame(self, fault: Fault) -> Iterable[Frame]:
-        """What the client is told of its own fault; where it is fatal, before the close."""
+        """Return the frames that tell the client of its own fault. If it is fatal, a close follows."""
         return self.encode(fault.event())
 
     def part(self, code: int) -> Iterable[Frame]:
-        """Last words, behind the last final: a close with `code` follows."""
+        """Return the last frames, behind the last final: a close with `code` follows."""
         return ()
 
 
 def no_reason(fault: Fault) -> str:
-    """Where what is told of a fault says enough."""
+    """Return no reason for a close, where what the client is told of a fault says enough."""
     return ""
 
 
 def close_reason(fault: Fault) -> str:
-    """The fault as far as a close has room for it."""
+    """Return the message of a fault, as far as a close has room for it."""
     return fault.message.encode()[:_LONGEST_REASON].decode(errors="ignore")
 
 
@@ -134,19 +141,21 @@ class Rejection:
 class Dialect:
     """One wire protocol.
 
-    name: in messages and logs.
-    make: a codec for whoever made this handshake and was let in. Raises Fault: the address will not do.
-    tokens: those that the handshake shows, wherever this protocol has them. Raises Fault likewise.
-    refuse: what is told to one that has no codec yet, or for whom there is no room, before the close.
-    refuse_by_name: the same, with the client's first frame, where its like understand nothing before they have said who
-        they are. None: nothing is waited for.
-    close_code: by the fault's code.
-    close_reason: what the close says beside it.
-    paths: on the port that all share. None: it answers under any path, on a port of its own.
-    subprotocols: those that it accepts when they are offered.
-    largest: bytes of a frame where its clients need more than `server.max_message`.
-    reject: where its clients expect a refusal in place of the handshake. None: the handshake is made, and then
-        `refuse` and a close tell more than a browser would ever see otherwise.
+    Attributes:
+        name: in messages and logs.
+        make: returns a codec for the client that made this handshake and was let in. Raises `Fault` if its address is
+            wrong.
+        tokens: returns the tokens that the handshake shows, wherever this protocol has them. Raises `Fault` likewise.
+        refuse: returns what a client without a codec, or without room, is told before the close.
+        refuse_by_name: the same with the client's first frame, for a protocol whose clients understand nothing before
+            they have said who they are. None: no frame is waited for.
+        close_code: returns the code of a close, for the code of a fault.
+        close_reason: returns what the close says beside it.
+        paths: those on the shared port. A dialect with a port of its own has none, and answers under any path.
+        subprotocols: those that it accepts when they are offered.
+        largest: the bytes of a frame, where its clients need more than `server.max_message`.
+        reject: returns a refusal in place of the handshake, for clients that expect one. None: the handshake is made,
+            and then `refuse` and a close tell more than a browser would ever see otherwise.
     """
 
     name: str
@@ -166,7 +175,7 @@ class Dialect:
 
 
 def query_pairs(text: str, most: int = 16) -> list[tuple[str, str]]:
-    """The parameters of an address, as often as they come.
+    """Return the parameters of an address, as often as they come.
 
     Raises:
         Fault: `bad_parameter`: there are more than `most`.
@@ -178,7 +187,7 @@ def query_pairs(text: str, most: int = 16) -> list[tuple[str, str]]:
 
 
 def query_once(text: str, most: int = 16) -> dict[str, str]:
-    """The same where each may come once.
+    """Return the parameters of an address, where each may come once.
 
     Raises:
         Fault: `bad_parameter`.
@@ -186,7 +195,7 @@ def query_once(text: str, most: int = 16) -> dict[str, str]:
     pairs = query_pairs(text, most)
     query = dict(pairs)
     if len(query) != len(pairs):
-        raise Fault("bad_parameter", "a parameter in the address may come once")
+        raise Fault("bad_parameter", "each parameter in the address may appear only once")
     return query
 
 
@@ -194,17 +203,17 @@ def check_known(query: Mapping[str, str], *known: str) -> None:
     """Check that the query has no parameters but `known` and the token.
 
     Raises:
-        Fault: `unknown_parameter`: there is another one than `known`, or the token.
+        Fault: `unknown_parameter`.
     """
     for name in query:
         if name not in (*known, "token"):
             raise Fault(
-                "unknown_parameter", f"unknown parameter {quoted(name)} in the address: {', '.join(known)} or token"
+                "unknown_parameter", f"unknown parameter {quoted(name)} in the address: use {', '.join(known)} or token"
             )
 
 
 def named_source(handshake: Handshake) -> str | None:
-    """The source that the address names, where it can name nothing else; None if it does not.
+    """Return the source that the address names, where it can name nothing else; None if it names none.
 
     Raises:
         Fault: `bad_parameter`, `unknown_parameter`.
@@ -215,7 +224,7 @@ def named_source(handshake: Handshake) -> str | None:
 
 
 def bearer_tokens(handshake: Handshake) -> list[str]:
-    """Those of a protocol that has no place of its own for them.
+    """Return the tokens that a client shows, in a protocol that has no place of its own for them.
 
     Raises:
         Fault: `bad_parameter`.
@@ -224,7 +233,7 @@ def bearer_tokens(handshake: Handshake) -> list[str]:
 
 
 def shown_tokens(handshake: Handshake, *schemes: str) -> list[str]:
-    """Those in `?token=`, and in the header Authorization under one of `schemes` (in small letters).
+    """Return the tokens in `?token=`, and in the Authorization header under one of `schemes` (in lower case).
 
     Raises:
         Fault: `bad_parameter`.

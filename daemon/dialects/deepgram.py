@@ -1,17 +1,17 @@
 """Deepgram's live transcription (`/v1/listen`): a query and websocket frames <-> events, without I/O.
 
-Owns what may stand in the query and what of it is refused, the JSON of both directions, and the marks on a result.
-Knows nothing of sockets, of streams, or of which languages there are. Where the two differ, ours is told so in their
-words:
+Owns what may be in the query and what of it is refused, the JSON of both directions, and the marks on a result. Knows
+nothing of sockets, of streams, or of which languages there are. Where the two protocols differ, clients are told of
+ours in Deepgram's words:
 
 - an utterance's final is one result with `is_final`. It is `speech_final` too where a pause ended the utterance, and
-  not where that was only cut for its length
+  not where it was only cut for its length
 - the last result that a Finalize brings out says `from_finalize`. Where nothing was left to say an empty one does, so
   that a client which waits for it never waits in vain
-- `UtteranceEnd` goes by the audio's clock: so much audio came after the last word, and nobody spoke in it (by the
-  clock on the wall, where audio comes in a container)
-- a notice that the audio carries nothing by its form is one of the `warnings` of the last `Metadata`: their live
-  protocol has no message for a warning
+- `UtteranceEnd` goes by the audio's clock: so much audio came after the last word, and nobody spoke in it (by the clock
+  on the wall, where audio comes in a container)
+- a notice that the audio has the wrong form is one of the `warnings` of the last `Metadata`: the live protocol has no
+  message for a warning
 """
 
 from __future__ import annotations
@@ -82,39 +82,39 @@ _SHORTEST_UTTERANCE_END, _LONGEST_UTTERANCE_END = 0.1, 60.0
 _MOST_MILLISECONDS = 600_000
 
 _REFUSED = {
-    "alternatives": "there is one alternative of each text",
-    "callback": "results are sent on this connection alone",
-    "callback_method": "results are sent on this connection alone",
-    "detect_entities": "entities are not looked for",
-    "detect_language": "leave language out, and a model of several languages finds out",
-    "dictation": "spoken punctuation is not turned into signs",
-    "diarize": "speakers are not told apart",
-    "diarize_model": "speakers are not told apart",
-    "diarize_version": "speakers are not told apart",
-    "intents": "intents are not looked for",
+    "alternatives": "each text has only one alternative",
+    "callback": "results are sent only on this connection",
+    "callback_method": "results are sent only on this connection",
+    "detect_entities": "entities are not detected",
+    "detect_language": "leave language out, and a multilingual model detects it",
+    "dictation": "spoken punctuation is not turned into punctuation marks",
+    "diarize": "speakers are not distinguished",
+    "diarize_model": "speakers are not distinguished",
+    "diarize_version": "speakers are not distinguished",
+    "intents": "intents are not detected",
     "keyterm": "the models cannot be told which words to expect",
     "keywords": "the models cannot be told which words to expect",
-    "language_hint": "ask for one language, or leave it out",
+    "language_hint": "request one language, or leave it out",
     "multichannel": "channels are mixed into one: open a connection for each",
     "paragraphs": "text is not arranged in paragraphs",
-    "profanity_filter": "nothing that was said is left out",
-    "redact": "nothing that was said is left out",
+    "profanity_filter": "no words are left out",
+    "redact": "no words are left out",
     "replace": "text is not replaced",
     "search": "audio is not searched",
     "sentiment": "sentiment is not judged",
     "summarize": "text is not summarized",
-    "topics": "topics are not looked for",
+    "topics": "topics are not detected",
     "translate": "text is not translated",
     "utt_split": "endpointing says how long a pause ends an utterance",
-    "utterances": "each final is an utterance already",
+    "utterances": "each final is already an utterance",
 }
 """What would change a result, and cannot be had -> why, or what to do instead."""
 
 _WITHOUT_EFFECT = {
-    "filler_words": "the model writes an um, or leaves it out, as it was trained to",
-    "measurements": "the model writes measures as it was trained to",
+    "filler_words": "the model writes or omits filler words as it was trained to",
+    "measurements": "the model writes measurements as it was trained to",
     "numerals": "the model writes numbers as it was trained to",
-    "smart_format": "punctuation is written, and numbers and dates as the model was trained to",
+    "smart_format": "the model writes punctuation, numbers and dates as it was trained to",
 }
 """How a text is written, which is right with or without them. Whoever asks is told in the last `Metadata`."""
 
@@ -131,12 +131,18 @@ _UNREADABLE = {"bad_json", "unknown_type", "unknown_field", "bad_field"}
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a client asked for. Seconds.
+    """What a client asked for. Times are in seconds.
 
-    start: its stream's. interim, vad_events: whether those messages are wanted. endpointing: whether results are marked
-    `speech_final`. pause: what it named to end an utterance. utterance_end: after how much silence `UtteranceEnd` is
-    due; None: never. written: the text as the model wrote it, rather than bare words in small letters. extra: goes back
-    with each result. warnings: what was asked for, and is not as it was asked for.
+    Attributes:
+        start: that of its stream.
+        interim: whether partials are wanted.
+        vad_events: whether `SpeechStarted` is wanted.
+        endpointing: whether results are marked `speech_final`.
+        pause: what the client named to end an utterance.
+        utterance_end: after how much silence `UtteranceEnd` is due; None for never.
+        written: whether texts are as the model wrote them, rather than bare words in lower case.
+        extra: goes back with each result.
+        warnings: what was asked for, and is not as it was asked for.
     """
 
     start: Start
@@ -161,7 +167,7 @@ def parse(query: str) -> Parameters:
 
 
 class _Query:
-    """Each parameter is taken once; what is left over at the end is not known."""
+    """A query, of which each parameter is taken once. What is left over at the end is not known."""
 
     def __init__(self, query: str) -> None:
         self._values: dict[str, list[str]] = {}
@@ -198,10 +204,10 @@ class _Query:
                 if value.lower() not in ("", "false") and (name, value) != ("alternatives", "1"):
                     raise Fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
         if self._one("version") not in (None, "latest"):
-            raise Fault("unsupported", "version may be latest: there is one version of the model")
+            raise Fault("unsupported", "version must be latest: there is only one version of the model")
 
     def _pass_over(self) -> list[str]:
-        """Of what changes no result, that for which somebody asked in vain."""
+        """Return what was asked for in vain, of what changes no result."""
         for name in _ALREADY_SO:
             self._values.pop(name, None)
         asked = [name for name in _WITHOUT_EFFECT if self._switch(name)]
@@ -215,10 +221,10 @@ class _Query:
     # --- values ----------------------------------------------------------------------------------------------------
 
     def _one(self, name: str) -> str | None:
-        """None where it is not there, or empty."""
+        """Return the value of a parameter; None where it is not there, or empty."""
         values = self._values.pop(name, [""])
         if len(values) > 1:
-            raise Fault("bad_parameter", f"{name} may come once")
+            raise Fault("bad_parameter", f"{name} may appear only once")
         if not is_text(values[0]) or not values[0].isprintable():
             raise Fault("bad_parameter", f"{name} must be a string of at most {LONGEST_TEXT} characters")
         return values[0] or None
@@ -239,17 +245,17 @@ class _Query:
         return int(value)
 
     def _milliseconds(self, name: str, low: float, high: float) -> float | None:
-        """As the nearest seconds that can be had."""
+        """Return a time in seconds, the nearest that is possible."""
         wanted = self._number(name, 0, _MOST_MILLISECONDS)
         if wanted is None:
             return None
         had = min(max(wanted / 1000, low), high)
         if had != wanted / 1000:
-            self._warn(name, f"{wanted} was taken as {had * 1000:g}, the nearest that can be had")
+            self._warn(name, f"{wanted} was changed to {had * 1000:g}, the nearest possible value")
         return had
 
     def _endpointing(self) -> tuple[bool, float | None]:
-        """Whether results are marked, and the pause that was named."""
+        """Return whether results are marked, and the pause that was named."""
         if self._values.get("endpointing") in (["true"], ["false"]):
             return self._switch("endpointing"), None
         return True, self._milliseconds("endpointing", _SHORTEST_PAUSE, _LONGEST_PAUSE)
@@ -264,7 +270,7 @@ class _Query:
             )
         rate = self._number("sample_rate", 8000, 192000)
         if name is not None and rate is None:
-            raise Fault("bad_parameter", f"sample_rate is needed with encoding={name}")
+            raise Fault("bad_parameter", f"sample_rate is required with encoding={name}")
         return Start(
             source=self._one("source") or SOURCE,
             # A container says itself what is in it.
@@ -278,12 +284,12 @@ class _Query:
         )
 
     def _language(self) -> str | None:
-        """The code of a tag: `en` of `en-US`. `multi`: the model finds out, as it does without one."""
+        """Return the code of a tag: `en` of `en-US`. For `multi` the model finds out, as it does without one."""
         tag = self._one("language")
         return None if tag == "multi" else language_code(tag)
 
     def _extra(self) -> dict[str, str]:
-        """`extra=key:value`, as often as it comes."""
+        """Return the pairs of `extra=key:value`, which may come several times."""
         pairs = [each.partition(":") for each in self._values.pop("extra", []) if each]
         if not all(colon and is_text(key) and is_text(value) for key, colon, value in pairs):
             raise Fault("bad_parameter", f"extra must be key:value, each of at most {LONGEST_TEXT} characters")
@@ -294,9 +300,11 @@ class _Query:
 
 
 class Deepgram(Codec):
-    """One client of `/v1/listen`.
+    """The codec of one client of `/v1/listen`.
 
-    now: when it came.
+    Args:
+        handshake: the client's.
+        now: returns the time.
 
     Raises:
         Fault: see `parse`.
@@ -325,7 +333,7 @@ class Deepgram(Codec):
         """Turn a client's frame into messages.
 
         Raises:
-            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`; none is fatal.
+            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`. None is fatal.
         """
         if isinstance(frame, str):
             yield from self._obey(_command(frame))
@@ -400,7 +408,10 @@ class Deepgram(Codec):
 
     @property
     def _seconds(self) -> float:
-        """Of audio that came. How much a container holds is not known here: it is taken to come at its own pace."""
+        """The seconds of audio that came.
+
+        How much a container holds is not known here: it is taken to come at its own pace.
+        """
         start = self._parameters.start
         if start.encoding == "opus":
             return (self._now() - self._first).total_seconds()
@@ -410,12 +421,12 @@ class Deepgram(Codec):
     # --- messages --------------------------------------------------------------------------------------------------
 
     def _interim(self, partial: Partial) -> str:
-        """Words have no times yet, nor has the text a confidence."""
+        """Return the result of a partial, whose words have no times yet, and whose text has no confidence."""
         alternative = {"transcript": self._text(partial.stable + partial.tail), "confidence": 0.0, "words": []}
         return self._results(partial.start, partial.end, alternative, "student", is_final=False)
 
     def _result(self, final: Final | None, *, from_finalize: bool = False) -> str:
-        """None: nothing was left to say."""
+        """Return the result of a final, or an empty one for None, where nothing was left to say."""
         if final is None:
             nothing = {"transcript": "", "confidence": 0.0, "words": []}
             at = self._seconds
@@ -500,7 +511,7 @@ class Deepgram(Codec):
             "ConfigureFailure",
             request_id=self._request_id,
             code="CONFIGURE_KEYTERMS_NOT_SUPPORTED",
-            description="nothing of a stream can change while it is on: open another connection",
+            description="a running stream cannot be changed: open another connection",
         )
 
     def _text(self, text: str) -> str:
@@ -532,12 +543,12 @@ class _Silence:
             self._after.popleft()
 
     def before_next(self, final: Final) -> float:
-        """Silence between this utterance and the next, if that is known."""
+        """Return the silence between this utterance and the next, if that is known."""
         starts = (start for number, start, _ in self._after if number > final.utterance)
         return next(starts, float("inf")) - final.end
 
     def due(self, now: float) -> float | None:
-        """The end of the last word, once it is as long ago as was wanted, and nobody has spoken since."""
+        """Return the end of the last word, once it is as long ago as was wanted, and nobody has spoken since."""
         if self._wanted is None or self._last_word is None:
             return None
         since: float = self._last_word
@@ -566,12 +577,12 @@ def _command(frame: str) -> str:
     kind = body.get("type") if isinstance(body, dict) else None
     if kind not in ("KeepAlive", "Finalize", "CloseStream", "Configure"):
         raise Fault(
-            "unknown_type", "a text frame is of type KeepAlive, Finalize or CloseStream; audio goes in binary frames"
+            "unknown_type", "a text frame has the type KeepAlive, Finalize or CloseStream; audio goes in binary frames"
         )
     if kind == "Configure":
         return "Configure"
     if kind == "Finalize" and body.pop("channel", 0) not in (0, None):
-        raise Fault("bad_field", "channel may be 0: channels are mixed into one")
+        raise Fault("bad_field", "channel must be 0: channels are mixed into one")
     if unknown := [name for name in body if name != "type"]:
         raise Fault("unknown_field", f"unknown field {quoted(unknown[0])} in {kind}: it takes none")
     return str(kind)
@@ -590,7 +601,9 @@ def _error(what: Fault | Error) -> str:
 
 
 def _tokens(handshake: Handshake) -> list[str]:
-    """In the header, as `Token K` or `Bearer K`; or, from a browser, as the subprotocols `token`, `K`.
+    """Return the tokens that the client shows.
+
+    They are in the header, as `Token K` or `Bearer K`; or, from a browser, in the subprotocols `token`, `K`.
 
     Raises:
         Fault: `bad_parameter`.

@@ -1,8 +1,8 @@
 """The native protocol: websocket frames <-> events, without I/O.
 
-Owns the JSON of what comes in, what a client may write in it, and when a stream begins that nobody began. Knows nothing
-of sockets, of streams, or of whether a format can be decoded. A frame that cannot be read raises a `Fault` whose
-message says what to send instead.
+Owns the JSON of what comes in, what a client may write in it, and when a stream begins that has no `start`. Knows
+nothing of sockets, of streams, or of whether a format can be decoded. A frame that cannot be read raises a `Fault`
+whose message says what to send instead.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def refuse(fault: Fault) -> list[Frame]:
 
 
 class Native(Codec):
-    """One client of `/v1/stream`.
+    """The codec of one client of `/v1/stream`.
 
     Raises:
         Fault: `bad_parameter`, `unknown_parameter`.
@@ -57,7 +57,7 @@ class Native(Codec):
 
     def __init__(self, handshake: Handshake) -> None:
         self._source = named_source(handshake)
-        self._decoder = Decoder()
+        self._decoder = NativeDecoder()
         self._started = False
 
     def assume(self) -> Iterable[Message]:
@@ -84,11 +84,11 @@ class Native(Codec):
         return replace(start, source=start.source if start.source is not None else self._source)
 
 
-class Decoder:
-    """One client's frames, in order.
+class NativeDecoder:
+    """Reads one client's frames, in order.
 
     Attributes:
-        begun: whether anything well-formed came: from then on the parameters stand, and a bad text frame is not fatal.
+        begun: whether anything valid came. From then on the parameters stand, and a wrong text frame is not fatal.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,8 @@ class Decoder:
         if message in (Start, Resume) and self.begun:
             raise Fault(
                 "late_start",
-                f"{kind} comes once, before any audio: open another connection to change parameters or to resume",
+                f"{kind} may come only once, before any audio: open another connection to change parameters or "
+                "to resume",
             )
         said = _checked(message, body)
         if "language" in said:
@@ -132,7 +133,7 @@ class Decoder:
         if self.begun and not frame.lstrip().startswith("{"):
             raise Fault(
                 "text_for_audio",
-                "audio goes in binary frames; this was a text frame, and those hold JSON objects such as "
+                "audio goes in binary frames; this was a text frame, and text frames must be JSON objects such as "
                 '{"type":"stop"}',
             )
         try:
@@ -156,9 +157,9 @@ def _unknown_type(kind: object) -> str:
 
 
 def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
-    """`body`, if its keys are fields of `message`, none that is needed is missing, and its values have the right type.
+    """Return `body`, if it fits `message`: its keys are fields, none that is needed is missing, and its values fit.
 
-    The numbers of a format and the encoding are left to whoever decodes the audio, who knows which will do.
+    The numbers of a format and the encoding are left to the stream that decodes the audio.
     """
     # Endpointing is the service's; a few dialects whose protocols have it may set it.
     known = [field.name for field in fields(message) if field.name != "endpointing"]
@@ -178,16 +179,16 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wanted(field: str, hint: object, value: object) -> str | None:
-    """What `value` should be of a field with this type; None where it is that, or where others will judge."""
+    """Return what `value` should be in a field of this type; None where it is that, or where it is judged elsewhere."""
     if hint is bool:
         return None if isinstance(value, bool) else "true or false"
     if hint in (str, str | None):
         fits = is_text(value) or (value is None and hint is not str)
         return None if fits else f"a string of at most {LONGEST_TEXT} characters of Unicode"
     if field == "start.resume":
-        return None if _is_number(value) else "a number of seconds from 0 on"
+        return None if _is_number(value) else "a number of seconds, 0 or more"
     if field == "resume.events":
-        return None if _is_number(value) and isinstance(value, int) else "a whole number from 0 on"
+        return None if _is_number(value) and isinstance(value, int) else "a whole number, 0 or more"
     return None
 
 

@@ -1,8 +1,7 @@
 """OpenAI's transcription of files (`POST /v1/audio/transcriptions`): its form and its answers, without I/O.
 
-Owns the fields of the form, what of them cannot be given here, and the five formats of the answer. Knows nothing of
-HTTP, of files, or of how audio becomes finals. Nothing that cannot be given is ignored: it is a fault that names its
-field.
+Owns the fields of the form, which of them are refused, and the five formats of the answer. Knows nothing of HTTP, of
+files, or of how audio becomes finals. Nothing that cannot be given is ignored: it is a fault that names its field.
 """
 
 from __future__ import annotations
@@ -54,7 +53,16 @@ _STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the form asks for."""
+    """What the form asks for.
+
+    Attributes:
+        language: a code; None if the model finds out.
+        response_format: one of `FORMATS`.
+        words: whether the answer lists words.
+        segments: whether the answer lists segments.
+        stream: whether the answer comes as a stream.
+        log_probs: whether the answer has a log probability for each word.
+    """
 
     language: str | None
     response_format: str
@@ -70,10 +78,10 @@ class Wanted:
 
 
 def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
-    """The form without its file.
+    """Read the fields of a form, without its file.
 
     Raises:
-        Refused.
+        Refused: something in it is wrong, or cannot be given.
     """
     once = _once(fields)
     response_format = once.get("response_format") or "json"
@@ -81,7 +89,7 @@ def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
         raise _bad("response_format", f"must be one of {', '.join(FORMATS)}, got {quoted(response_format)}")
     stream = _flag("stream", once.get("stream", "false"))
     if stream and response_format not in ("json", "text"):
-        raise _bad("response_format", "a stream carries events: ask for json, or leave it out")
+        raise _bad("response_format", "a stream consists of events: use json, or leave it out")
     _check_not_asked(once)
     given = [value for name, value in fields if name == "timestamp_granularities[]"]
     if unknown := set(given) - {"word", "segment"}:
@@ -105,25 +113,25 @@ def _once(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
     once: dict[str, str] = {}
     for name, value in fields:
         if name not in _KNOWN:
-            raise _cannot(quoted(name)[1:-1], "it cannot be asked for here: leave it out")
+            raise _cannot(quoted(name)[1:-1], "this is not supported here: leave it out")
         if name in once and not name.endswith("[]"):
-            raise _bad(name, "may come once")
+            raise _bad(name, "may appear only once")
         once[name] = value
     return once
 
 
 def _check_not_asked(once: dict[str, str]) -> None:
     if once.get("prompt"):
-        raise _cannot("prompt", "the models here take no prompt: leave it out")
+        raise _cannot("prompt", "the models here accept no prompt: leave it out")
     temperature = once.get("temperature") or "0"
     try:
         warm = float(temperature) != 0
     except ValueError:
         raise _bad("temperature", f"must be a number, got {quoted(temperature)}") from None
     if warm:
-        raise _cannot("temperature", "decoding is greedy here: leave it out, or 0")
+        raise _cannot("temperature", "decoding is greedy here: leave it out, or set it to 0")
     if once.get("chunking_strategy", "auto") != "auto":
-        raise _cannot("chunking_strategy", "audio is cut as the service's settings say: leave it out, or auto")
+        raise _cannot("chunking_strategy", "the service's settings define it: leave it out, or set it to auto")
 
 
 def _flag(name: str, value: str) -> bool:
@@ -140,7 +148,14 @@ def text_of(finals: Sequence[Final]) -> str:
 
 
 def answer(finals: Sequence[Final], seconds: float, asked: Wanted, warnings: Sequence[str] = ()) -> str:
-    """The body. seconds: how long the audio was. warnings: in JSON, a field of our own, where there are any."""
+    """Return the body of an answer.
+
+    Args:
+        finals: all finals of the file.
+        seconds: how long the audio was.
+        asked: what the form asks for.
+        warnings: what the client should know of the file. JSON has them in a field of our own.
+    """
     match asked.response_format:
         case "text":
             return text_of(finals) + "\n"
@@ -159,12 +174,12 @@ def answer(finals: Sequence[Final], seconds: float, asked: Wanted, warnings: Seq
 
 
 def headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Those of an answer, for the formats that have no place in their body."""
+    """Return the headers with the warnings, for the formats that have no place for them in their body."""
     return {"Whisperd-Warning": "; ".join(warnings).encode("ascii", "replace").decode()} if warnings else {}
 
 
 def delta(more: str) -> str:
-    """What an utterance adds to a stream."""
+    """Return the event with what an utterance adds to a stream."""
     return _sse({"type": "transcript.text.delta", "delta": more})
 
 
@@ -178,7 +193,7 @@ def stream_error(fault: Fault) -> str:
 
 
 def error(fault: Fault) -> tuple[int, str]:
-    """The status, and the body."""
+    """Return the status and the body of a refusal."""
     return _STATUS.get(fault.code, 400), _json(error_body(fault))
 
 
@@ -189,7 +204,7 @@ def error_body(fault: Fault) -> dict[str, Any]:
 
 
 def models(names: Sequence[str], created: int) -> bytes:
-    """`GET /v1/models`. created: seconds since 1970."""
+    """Return the answer to `GET /v1/models`; `created` is in seconds since 1970."""
     listed = [{"id": name, "object": "model", "created": created, "owned_by": "whisperd"} for name in names]
     return _json({"object": "list", "data": listed}).encode()
 
@@ -211,7 +226,7 @@ def _verbose(finals: Sequence[Final], seconds: float, asked: Wanted) -> dict[str
 
 
 def _segment(number: int, final: Final) -> dict[str, Any]:
-    """An utterance. What is not known of it is null: tokens are no part of a final, nor what the silence said."""
+    """Return an utterance. What is not known of it is null: a final has no tokens, and no probability of silence."""
     text = final.text.encode()
     return {
         "id": number,
@@ -233,7 +248,7 @@ def _log_probs(finals: Sequence[Final], asked: Wanted) -> dict[str, Any]:
 
 
 def _log_prob(word: Word) -> dict[str, Any]:
-    """A word in place of a token, as in the realtime protocol."""
+    """Return a word in place of a token, as in the realtime protocol."""
     return {"token": word.text, "bytes": list(word.text.encode()), "logprob": _log(word.confidence)}
 
 

@@ -3,14 +3,15 @@
 Owns the events of both sides, in the present shape and the earlier ("beta") one, and which utterance is which item.
 What a session may ask for is read in `openai_session`. Knows nothing of sockets, of streams, or of the models.
 
-An item is what was said in one turn. With turn detection a turn is an utterance of the stream; without it is all that
-was said up to the client's commit, however many utterances that was. Text that has been sent cannot be taken back in
-this protocol, so deltas carry what is stable, while somebody still speaks; `completed` is right where they were not.
+An item is what was said in one turn. With turn detection a turn is an utterance of the stream. Without it, a turn is
+all that was said up to the client's commit, however many utterances that was. Text that has been sent cannot be taken
+back in this protocol, so deltas carry what is stable, while somebody still speaks; `completed` is right where they were
+not.
 
 A change of the session after audio came begins another stream, behind the last final of the one before.
 
-There is no event for a warning, and clients take any `error` for a failure: that audio carries nothing by its form is
-in the log alone.
+There is no event for a warning, and clients take any `error` for a failure. So a notice that audio has the wrong form
+goes to the log alone.
 """
 
 from __future__ import annotations
@@ -73,9 +74,13 @@ _NO_CONVERSATION = frozenset(
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """end: seconds since the session began, where its client committed it. said: of its utterances.
+    """One turn.
 
-    forgotten: the client cleared the buffer: nothing is told of it.
+    Attributes:
+        begun: seconds since the session began.
+        end: likewise; infinite until it is known.
+        said: the text of its utterances.
+        forgotten: whether the client cleared the buffer, so that nothing is told of it.
     """
 
     id: str
@@ -87,7 +92,7 @@ class _Item:
 
 
 class Realtime(Codec):
-    """One client.
+    """The codec of one client.
 
     Raises:
         Fault: `bad_parameter`, `unsupported_parameter`.
@@ -96,7 +101,7 @@ class Realtime(Codec):
     def __init__(self, handshake: Handshake) -> None:
         query = dict(query_pairs(handshake.query, 64))
         if (intent := query.get("intent", "transcription")) != "transcription":
-            raise Fault("unsupported_parameter", f"the intent can only be transcription here, not {quoted(intent)}")
+            raise Fault("unsupported_parameter", f"the intent must be transcription here, not {quoted(intent)}")
         headers = ",".join(handshake.headers.get("openai-beta", ()))
         self._beta = "realtime=v1" in headers or _BETA_PROTOCOL in handshake.subprotocols
         self._source = query.get("source", SOURCE)
@@ -145,7 +150,7 @@ class Realtime(Codec):
                 yield Reply(_event("transcription_session.updated", session=self._session()))
             case kind if isinstance(kind, str) and kind in _NO_CONVERSATION:
                 raise Refused(
-                    "unsupported_event", f"{kind}: this service transcribes, and holds no conversation", "type"
+                    "unsupported_event", f"{kind}: this service only transcribes, and holds no conversation", "type"
                 )
             case kind:
                 raise Refused("invalid_value", f"unknown event type {quoted(kind)}", "type")
@@ -193,7 +198,7 @@ class Realtime(Codec):
         yield Reply(_event("input_audio_buffer.cleared"))
 
     def _now(self) -> float:
-        """Seconds of audio since the session began."""
+        """Return the seconds of audio since the session began."""
         return self._offset + (self._heard / self._live.bytes_per_second if self._live is not None else 0.0)
 
     # --- what goes out ---------------------------------------------------------------------------------------------
@@ -235,17 +240,20 @@ class Realtime(Codec):
                 asked = self._flushes.popleft()
                 yield from self._complete(each for each in self._items if each.end <= asked)
                 if id == "commit" and not self._fresh:
-                    yield error(Refused("input_audio_buffer_commit_empty", "nothing was said since the last turn"))
+                    yield error(Refused("input_audio_buffer_commit_empty", "nothing has been said since the last turn"))
 
     def _complete(self, items: Iterable[_Item]) -> Iterable[Frame]:
-        """These had no final when theirs was due, for finals come in order: they were silence, or were cleared."""
+        """Complete items that had no final when theirs was due.
+
+        Finals come in order, so these were silence, or were cleared.
+        """
         for item in list(items):
             yield from self._tell_completed(item)
 
     # without
 
     def _buffer(self) -> _Item:
-        """The item that is not committed."""
+        """Return the item that is not committed."""
         if not self._items or not math.isinf(self._items[-1].end):
             self._items.append(_Item(_new_id("item"), begun=self._committed_at))
         return self._items[-1]
@@ -392,11 +400,11 @@ _LINE_BREAKS = dict.fromkeys(map(ord, " \t\r\n"))
 
 def _audio(value: object) -> bytes:
     if not isinstance(value, str):
-        raise Refused("invalid_value", f"audio must be a string of base64, got {quoted(value)}", "audio")
+        raise Refused("invalid_value", f"audio must be a base64 string, got {quoted(value)}", "audio")
     try:
         return base64.b64decode(value.translate(_LINE_BREAKS), validate=True)
     except (binascii.Error, ValueError) as wrong:
-        advice = "send its standard alphabet (A-Z a-z 0-9 + /) with padding"
+        advice = "use the standard alphabet (A-Z a-z 0-9 + /) with padding"
         raise Refused(
             "invalid_value", f"audio must be base64, got {quoted(value)}: {str(wrong)[:60]}; {advice}", "audio"
         ) from None
@@ -409,7 +417,7 @@ def _event(kind: str, **fields: Any) -> str:
 
 
 def _log_prob(word: Word) -> dict[str, Any]:
-    """A word in place of a token: words are what the service is sure or unsure of."""
+    """Return a word in place of a token: words are what the service is sure or unsure of."""
     return {
         "token": word.text,
         "bytes": list(word.text.encode()),

@@ -1,8 +1,8 @@
 """The session object of the OpenAI realtime protocol, in its present shape and its earlier ("beta") one.
 
-Owns what a client may ask of a transcription session, what of it cannot be given here, and the stream that it means.
-Both shapes are read into one `SessionConfig`, and each is written back as it was asked for. Nothing that cannot be
-given is ignored: it is a fault that names its parameter, and then the whole update is not taken.
+Owns what a client may ask of a transcription session, what of that is refused, and the stream that it means. Both
+shapes are read into one `SessionConfig`, and each is written back as it was asked for. Nothing that cannot be given is
+ignored: it is a fault that names its parameter, and then the whole update is not taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ _PCM_RATE, _TELEPHONE_RATE = 24000, 8000
 
 
 class Refused(Fault):
-    """A fault as this protocol tells it. param: the parameter that it is about. event_id: of the client's event."""
+    """A fault as this protocol tells it.
+
+    Attributes:
+        param: the parameter that it is about.
+        event_id: the id of the client's event.
+    """
 
     def __init__(self, code: str, message: str, param: str | None = None, event_id: str | None = None) -> None:
         super().__init__(code, message)
@@ -36,7 +41,13 @@ class Refused(Fault):
 
 @dataclass(frozen=True, slots=True)
 class TurnDetection:
-    """Milliseconds. None of a value: the service's own."""
+    """How turns are detected. None of a value is the service's own.
+
+    Attributes:
+        threshold: the probability from which on a frame is speech.
+        prefix_padding_ms: the audio before the speech that belongs to a turn.
+        silence_duration_ms: the silence that ends a turn.
+    """
 
     threshold: float | None = None
     prefix_padding_ms: int | None = None
@@ -53,7 +64,16 @@ class TurnDetection:
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """turns: None: the client commits. model: whatever was asked for; the service has one, and says so in its docs."""
+    """What a session is.
+
+    Attributes:
+        format: one of the protocol's names.
+        rate: samples a second.
+        model: whatever was asked for, though the service has only one.
+        language: a code; None if the model finds out.
+        turns: how turns are detected; None if the client commits them.
+        log_probs: whether texts have a log probability for each word.
+    """
 
     format: str = "audio/pcm"
     rate: int = _PCM_RATE
@@ -63,7 +83,7 @@ class SessionConfig:
     log_probs: bool = False
 
     def start(self, source: str) -> Start:
-        """The stream that this is."""
+        """Return the `Start` of the stream that this means."""
         return Start(
             source=source,
             encoding=_NAMES[self.format][0],
@@ -109,15 +129,15 @@ class SessionConfig:
 
 
 def updated(config: SessionConfig, session: object) -> SessionConfig:
-    """`config` with what a `session.update` in the present shape says; what it leaves out stays.
+    """Return `config` with what a `session.update` in the present shape says; what it leaves out stays.
 
     Raises:
-        Refused.
+        Refused: something in it is wrong, or cannot be given.
     """
     body = _object(session, "session")
     kind = body.pop("type", "transcription")
     if kind != "transcription":
-        raise _cannot("session.type", f"sessions here are of the type transcription, not {quoted(kind)}")
+        raise _cannot("session.type", f"the session type must be transcription here, not {quoted(kind)}")
     audio = _object(body.pop("audio", None) or {}, "session.audio")
     heard = _object(audio.pop("input", None) or {}, "session.audio.input")
     _nothing_else(audio, "session.audio")
@@ -132,10 +152,10 @@ def updated(config: SessionConfig, session: object) -> SessionConfig:
 
 
 def updated_beta(config: SessionConfig, session: object) -> SessionConfig:
-    """The same in the earlier shape.
+    """Return `config` with what a `session.update` in the earlier shape says; what it leaves out stays.
 
     Raises:
-        Refused.
+        Refused: something in it is wrong, or cannot be given.
     """
     body = _object(session, "session")
     if (name := body.pop("input_audio_format", None)) is not None:
@@ -146,7 +166,7 @@ def updated_beta(config: SessionConfig, session: object) -> SessionConfig:
     config = _with_shared(config, body, "session", "input_audio_noise_reduction", "input_audio_transcription")
     config = _with_include(config, body)
     if body.pop("modalities", None) not in (None, [], ["text"]):
-        raise _cannot("session.modalities", "only text comes back: leave it out")
+        raise _cannot("session.modalities", "the service sends only text: leave it out")
     _nothing_else(body, "session")
     return config
 
@@ -166,9 +186,9 @@ def _with_format(config: SessionConfig, format: dict[str, Any], at: str) -> Sess
 
 
 def _with_shared(config: SessionConfig, body: dict[str, Any], at: str, noise: str, words: str) -> SessionConfig:
-    """What both shapes have, under their names `noise` and `words`."""
+    """Return `config` with what both shapes have, under their names `noise` and `words`."""
     if body.pop(noise, None) is not None:
-        raise _cannot(f"{at}.{noise}", "noise is not reduced here: leave it out, or null")
+        raise _cannot(f"{at}.{noise}", "noise reduction is not available here: leave it out, or set it to null")
     if (asked := body.pop(words, None)) is not None:
         config = _with_transcription(config, _object(asked, f"{at}.{words}"), f"{at}.{words}")
     if "turn_detection" in body:
@@ -184,10 +204,10 @@ def _with_transcription(config: SessionConfig, asked: dict[str, Any], at: str) -
         language = _text(asked.pop("language"), f"{at}.language")
         config = replace(config, language=language_code(language))
     if asked.pop("prompt", None):
-        raise _cannot(f"{at}.prompt", "the models here take no prompt: leave it out")
+        raise _cannot(f"{at}.prompt", "the models here accept no prompt: leave it out")
     for name in ("delay", "keywords", "languages"):
         if asked.pop(name, None):
-            raise _cannot(f"{at}.{name}", "this cannot be asked of the models here: leave it out")
+            raise _cannot(f"{at}.{name}", "the models here do not support this: leave it out")
     _nothing_else(asked, at)
     return config
 
@@ -199,13 +219,13 @@ def _turns(value: object, at: str) -> TurnDetection | None:
     kind = body.pop("type", "server_vad")
     if kind != "server_vad":
         raise _cannot(
-            f"{at}.type", f"turns are detected by server_vad here, or by your commits (null): no {quoted(kind)}"
+            f"{at}.type", f"turns are detected by server_vad or by your commits (null), not by {quoted(kind)}"
         )
     for name in ("create_response", "interrupt_response"):
         if body.pop(name, None):
-            raise _cannot(f"{at}.{name}", "there are no responses in a transcription session: leave it out, or false")
+            raise _cannot(f"{at}.{name}", "a transcription session has no responses: leave it out, or set it to false")
     if body.pop("idle_timeout_ms", None) is not None:
-        raise _cannot(f"{at}.idle_timeout_ms", "silence is not answered here: leave it out")
+        raise _cannot(f"{at}.idle_timeout_ms", "the service does not respond to silence: leave it out")
     turns = TurnDetection(
         threshold=_number(body.pop("threshold", None), f"{at}.threshold", 0.01, 1.0),
         prefix_padding_ms=_whole(body.pop("prefix_padding_ms", None), f"{at}.prefix_padding_ms", 0, 5000),
@@ -228,17 +248,17 @@ def _with_include(config: SessionConfig, body: dict[str, Any]) -> SessionConfig:
 
 
 def _object(value: object, at: str) -> dict[str, Any]:
-    """A copy, from which its readers take what they know."""
+    """Return a copy, from which its readers take what they know."""
     if not isinstance(value, Mapping):
         raise _bad(at, f"must be an object, got {quoted(value)}")
     return dict(value)
 
 
 def _nothing_else(body: Mapping[str, Any], at: str) -> None:
-    """What is null asks for nothing."""
+    """Check that nothing is left. What is null asks for nothing."""
     for name, value in body.items():
         if value is not None:
-            raise _cannot(f"{at}.{quoted(name)[1:-1]}", "it is no part of a transcription session here: leave it out")
+            raise _cannot(f"{at}.{quoted(name)[1:-1]}", "it is not part of a transcription session: leave it out")
 
 
 def _text(value: object, at: str) -> str | None:

@@ -1,14 +1,16 @@
 """One text out of several finals, for clients that can only be told more of a text, and never another one.
 
-Owns how finals are joined, and what of the whole such a client knows already. Knows no dialect.
+Owns how finals are joined, and how much of the whole such a client knows already. Knows no dialect.
 """
 
 from __future__ import annotations
 
 
 class Transcript:
-    """What a partial has stable is told while somebody speaks. Where a final does change it, no more is told: then only
-    the whole text, which each of these protocols has at its end, is right.
+    """The text of a turn, and how much of it the client knows.
+
+    What a partial has stable is told while somebody speaks. Where a final changes it all the same, no more is told:
+    then only the whole text is right, which each of these protocols has at its end.
 
     Attributes:
         text: the finals so far.
@@ -19,11 +21,11 @@ class Transcript:
         self._told = ""
 
     def partial(self, stable: str) -> str:
-        """What is to be told now that so much of the next final is known; often nothing."""
+        """Return what to tell now that this much of the next final is known; often nothing."""
         return self._more(self._with(stable))
 
     def final(self, text: str) -> str:
-        """What is to be told now that the next final is there."""
+        """Return what to tell now that the next final is there."""
         self.text = self._with(text)
         return self._more(self.text)
 

@@ -1,12 +1,12 @@
 """The protocol of Vosk's websocket server: frames <-> events, without I/O.
 
-Owns its JSON, the settings that a client may send before its audio, and the rule that its clients live by: each frame
+Owns its JSON, the settings that a client may send before its audio, and the rule that its clients rely on: each frame
 of audio, each `reset` and the `eof` gets exactly one answer. An answer to audio is the final that is ready and was not
-told yet, or else the text so far; one to `reset` and `eof` is all that was not told yet. Texts are bare words in small
-letters, as Vosk's models write them: their clients compare words. Knows nothing of sockets or streams.
+told yet, or else the text so far; one to `reset` and `eof` is all that was not told yet. Texts are bare words in lower
+case, as Vosk's models write them: its clients compare words. Knows nothing of sockets or streams.
 
 The protocol has no word for errors, nor for warnings. A client whose fault ends the conversation reads the reason in
-the close; that its audio carries nothing by its form is in the log alone.
+the close. A notice that its audio has the wrong form goes to the log alone.
 """
 
 from __future__ import annotations
@@ -41,14 +41,19 @@ _REFUSED = {
     "grammar": "the model cannot be told which words to expect",
     "model": "the service's settings name the model",
     "phrase_list": "the model cannot be told which words to expect",
-    "spk": "speakers are not told apart",
-    "spk_model": "speakers are not told apart",
+    "spk": "speakers are not distinguished",
+    "spk_model": "speakers are not distinguished",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """words: whether answers list them. alternatives: whether texts come as a list of such."""
+    """What a client may set before its audio.
+
+    Attributes:
+        words: whether answers list them.
+        alternatives: whether texts come as a list of alternatives.
+    """
 
     sample_rate: int
     words: bool = True
@@ -56,9 +61,11 @@ class _Config:
 
 
 class Vosk(Codec):
-    """One client.
+    """The codec of one client.
 
-    sample_rate: of audio whose client says nothing of it.
+    Args:
+        handshake: the client's.
+        sample_rate: that of audio for which the client names none, in Hz.
 
     Raises:
         Fault: `bad_parameter`, `unknown_parameter`.
@@ -78,8 +85,8 @@ class Vosk(Codec):
         """Turn a client's frame into messages.
 
         Raises:
-            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`, `unsupported`, `late_config`; all are
-                fatal, for what the client would wait for does not come.
+            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`, `unsupported`, `late_config`. All are
+                fatal, because what the client waits for will not come.
         """
         if isinstance(frame, bytes):
             yield from self._begin()
@@ -123,7 +130,7 @@ class Vosk(Codec):
                     raise _fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
             case _:
                 raise _fault(
-                    "unknown_field", f"unknown setting {shown(name)}: there are sample_rate, words, max_alternatives"
+                    "unknown_field", f"unknown setting {shown(name)}: use sample_rate, words or max_alternatives"
                 )
 
     # --- what goes out ---------------------------------------------------------------------------------------------
@@ -172,12 +179,12 @@ class Vosk(Codec):
 
 
 def _confidence(finals: list[Final]) -> float:
-    """The least, for all of them must be right for the text to be."""
+    """Return the least confidence: all finals must be right for the text to be."""
     return min((final.confidence for final in finals), default=1.0)
 
 
 def _request(frame: str) -> tuple[str, object]:
-    """`config`, `reset` or `eof`, and what is said with it.
+    """Return `config`, `reset` or `eof`, and its value.
 
     Raises:
         Fault: `bad_json`, `unknown_type`.
@@ -188,13 +195,13 @@ def _request(frame: str) -> tuple[str, object]:
         raise _fault("bad_json", f'a text frame must be JSON such as {{"eof" : 1}}: {error}') from None
     known = [name for name in ("config", "reset", "eof") if isinstance(body, dict) and body.get(name)]
     if len(known) != 1 or len(body) != 1:
-        advice = 'a text frame is {"config" : {...}}, {"reset" : 1} or {"eof" : 1}; audio is binary'
+        advice = 'a text frame must be {"config" : {...}}, {"reset" : 1} or {"eof" : 1}; audio is binary'
         raise _fault("unknown_type", advice)
     return known[0], body[known[0]]
 
 
 def _whole(name: str, value: object, low: int, high: int) -> int:
-    """Clients write 16000.0 for 16000, and true for 1."""
+    """Return a whole number, which clients may write as 16000.0, or 1 as true."""
     # Not `in range(...)`, which compares a float with each number of it.
     if not isinstance(value, int | float) or not low <= value <= high or value != int(value):
         raise _fault("bad_field", f"{name} must be {low}..{high}, got {shown(value)}")
@@ -209,6 +216,6 @@ def _fault(code: str, message: str) -> Fault:
 
 
 def dialect(sample_rate: int) -> Dialect:
-    """sample_rate: of audio whose client names none."""
+    """Return the dialect, with the sample rate in Hz of audio whose client names none."""
     make: Callable[[Handshake], Codec] = lambda handshake: Vosk(handshake, sample_rate)  # noqa: E731
     return Dialect("vosk", make, bearer_tokens, lambda fault: (), close_reason=close_reason)

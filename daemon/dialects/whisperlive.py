@@ -1,9 +1,9 @@
 """The protocol of WhisperLive: websocket frames <-> events, without I/O.
 
-Owns its JSON, what a client says of itself in its first frame, and the list of segments that it reads over and over:
+Owns its JSON, what a client says of itself in its first frame, and the list of segments that it reads again and again:
 the last that are completed, and the one that is open. Knows nothing of sockets or streams.
 
-Its clients take no notice of a message without their own `uid`, so nobody is told anything before he has named it.
+Its clients ignore a message without their own `uid`, so no client is told anything before it has named that.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _WAIT_MINUTES = 1.0
 _TRY_LATER = {"full", "busy", "too_many_connections"}
 
 _REFUSED = {
-    "enable_diarization": "speakers are not told apart",
+    "enable_diarization": "speakers are not distinguished",
     "enable_translation": "text is not translated",
 }
 _USUAL: dict[str, object] = {
@@ -68,7 +68,12 @@ _PASSED_OVER = {
 
 @dataclass(frozen=True, slots=True)
 class _Hello:
-    """last: how many completed segments each message has."""
+    """What a client said of itself.
+
+    Attributes:
+        last: how many completed segments each message has.
+        without_effect: the names of what it asked for in vain.
+    """
 
     uid: str
     language: str | None
@@ -79,7 +84,7 @@ class _Hello:
 
 
 class WhisperLive(Codec):
-    """One client.
+    """The codec of one client.
 
     Raises:
         Fault: `bad_parameter`, `unknown_parameter`.
@@ -99,7 +104,7 @@ class WhisperLive(Codec):
         """Turn a client's frame into messages.
 
         Raises:
-            Fault: `bad_json`, `bad_field`, `bad_order`, `unsupported`; all are fatal.
+            Fault: `bad_json`, `bad_field`, `bad_order`, `unsupported`. All are fatal.
         """
         if self._hello is None:
             self._hello = self._introduced(frame)
@@ -114,7 +119,7 @@ class WhisperLive(Codec):
         elif isinstance(frame, bytes):
             yield Audio(frame)
         else:
-            raise _fault("bad_order", f"after the first frame comes audio, in binary frames, and {_END_OF_AUDIO}")
+            raise _fault("bad_order", f"after the first frame, send audio in binary frames, then {_END_OF_AUDIO}")
 
     def _introduced(self, frame: Frame) -> _Hello:
         body = _object(frame)
@@ -163,7 +168,7 @@ class WhisperLive(Codec):
         if hello.model not in (None, student):
             yield self._status("WARNING", f"the model here is {student}")
         if hello.without_effect:
-            yield self._status("WARNING", f"without effect here: {', '.join(hello.without_effect)}")
+            yield self._status("WARNING", f"this has no effect here: {', '.join(hello.without_effect)}")
         yield self._say(message="SERVER_READY", backend=_BACKEND)
 
     def _complete(self, final: Final) -> Iterator[Frame]:
@@ -216,7 +221,7 @@ def _json(uid: str | None, **values: Any) -> str:
 
 
 def _object(frame: Frame) -> dict[str, Any]:
-    advice = 'the first frame is a text, such as {"uid":"1","language":"en","task":"transcribe","model":"small"}'
+    advice = 'the first frame must be text, such as {"uid":"1","language":"en","task":"transcribe","model":"small"}'
     if isinstance(frame, bytes):
         raise _fault("bad_order", f"{advice}; audio comes after it")
     try:
@@ -229,7 +234,7 @@ def _object(frame: Frame) -> dict[str, Any]:
 
 
 def _without_effect(body: dict[str, Any]) -> Iterator[str]:
-    """Of what is left in it, what is asked for in vain; names that we do not know are cut."""
+    """Yield what is asked for in vain, of what is left in `body`. Names that are not known are cut."""
     for name, value in body.items():
         if name not in _PASSED_OVER and (name not in _USUAL or value not in (None, _USUAL[name])):
             yield name if name.isidentifier() and len(name) <= 40 else "something unknown"
@@ -261,7 +266,7 @@ def _fault(code: str, message: str) -> Fault:
 
 
 def _refuse_by_name(fault: Fault, frame: Frame) -> list[Frame]:
-    """Whatever is wrong with the first frame: this fault came before."""
+    """Refuse a client that has sent its first frame, whatever is wrong with that: the fault came before."""
     try:
         return _refusal(fault, _text(_object(frame), "uid"))
     except Fault:

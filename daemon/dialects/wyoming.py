@@ -4,8 +4,8 @@ Owns the framing (a line of JSON, the JSON data and the payload that it announce
 what a turn (`audio-start` to `transcript`) looks like on the wire. Knows nothing of sockets, of streams, or of when a
 turn is over.
 
-The stock library serves in the tests, as the client; it does not read for us: it takes in whatever length a header
-names, and answers what it cannot read with silence. What we need of it is one line of JSON.
+The stock library serves in the tests, as the client. It does not read for us, because it takes in whatever length a
+header names, and answers what it cannot read with silence. What we need of it is one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WIDTHS = range(1, 5)
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """What is offered here? Answered by `info`."""
+    """A request for what is offered here, answered by `info`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,21 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Transcribe:
-    """A turn is to come. model: by its name; None for any. Its language is in the turn's `Start`."""
+    """The announcement of a turn. Its language is in the turn's `Start`.
+
+    Attributes:
+        model: a name; None for any.
+    """
 
     model: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Passed over, as the protocol wants; it counts as a message all the same."""
+    """A message that is passed over, as the protocol wants; it counts as a message all the same."""
 
 
-Message = Describe | Ping | Transcribe | Start | Audio | Stop | Unknown
+WyomingMessage = Describe | Ping | Transcribe | Start | Audio | Stop | Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +72,20 @@ class _Header:
     payload_length: int
 
 
-class Decoder:
-    """One client's bytes, in order, split anywhere.
+class WyomingDecoder:
+    """Reads one client's bytes, in order, split anywhere.
 
     A chunk of audio without an `audio-start` before it begins a turn itself: it says all that a start says.
 
     Attributes:
-        parsed: bytes of JSON in the last message.
+        parsed: the bytes of JSON in the last message.
     """
 
     def __init__(self) -> None:
         self.parsed = 0
         self._buffer = bytearray()
         self._header: _Header | None = None
-        self._ready: deque[Message] = deque()
+        self._ready: deque[WyomingMessage] = deque()
         self._language: str | None = None
         self._audio: _Samples | None = None  # of the turn that is on
 
@@ -93,12 +97,12 @@ class Decoder:
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
-    def next(self) -> Message | None:
-        """The next message; None until more bytes come.
+    def next(self) -> WyomingMessage | None:
+        """Return the next message; None until more bytes come.
 
         Raises:
-            Fault: `message_too_big`, `bad_json`, `bad_field`, `bad_format`, `bad_order`. Fatal: where the next message
-                begins, or what it would mean, is not known any more.
+            Fault: `message_too_big`, `bad_json`, `bad_field`, `bad_format`, `bad_order`. Fatal, because it is no longer
+                known where the next message begins, or what it would mean.
         """
         while not self._ready:
             header = self._header = self._header or self._read_header()
@@ -115,7 +119,7 @@ class Decoder:
         end = self._buffer.find(b"\n")
         self.parsed = max(end, 0)
         if end > MAX_HEADER or (end < 0 and len(self._buffer) > MAX_HEADER):
-            raise _fault("message_too_big", f"a header line may have {MAX_HEADER} bytes")
+            raise _fault("message_too_big", f"a header line may have at most {MAX_HEADER} bytes")
         if end < 0:
             return None
         header = _object(self._take(end + 1), "a header")
@@ -139,7 +143,7 @@ class Decoder:
 
     # --- messages --------------------------------------------------------------------------------------------------
 
-    def _messages(self, kind: str, data: dict[str, Any], payload: bytes) -> Sequence[Message]:
+    def _messages(self, kind: str, data: dict[str, Any], payload: bytes) -> Sequence[WyomingMessage]:
         match kind:
             case "describe":
                 return [Describe()]
@@ -160,7 +164,7 @@ class Decoder:
         self._audio = audio
         return Start(sample_rate=audio.rate, channels=audio.channels, language=self._language)
 
-    def _chunk(self, data: dict[str, Any], payload: bytes) -> Sequence[Message]:
+    def _chunk(self, data: dict[str, Any], payload: bytes) -> Sequence[WyomingMessage]:
         begun = self._audio
         audio = _Samples.of(data, begun)
         if begun is None:
@@ -168,7 +172,7 @@ class Decoder:
         if (audio.rate, audio.width, audio.channels) != (begun.rate, begun.width, begun.channels):
             raise _fault(
                 "bad_format",
-                f"the audio began as {begun}, and a chunk says {audio}: audio-stop and audio-start change it",
+                f"the audio began as {begun}, but a chunk says {audio}: send audio-stop and audio-start to change it",
             )
         return [Audio(begun.narrow(payload))]
 
@@ -207,7 +211,7 @@ class _Samples:
         return f"{shown(self.rate)} Hz, {self.width} bytes, {shown(self.channels)} channel(s)"
 
     def narrow(self, data: bytes) -> bytes:
-        """Signed little-endian samples of any width as such of 16 bits: the upper two bytes of each."""
+        """Return signed little-endian samples of any width as such of 16 bits: the upper two bytes of each."""
         width = self.width
         if width == 2:
             return data
@@ -242,7 +246,7 @@ def _length(header: dict[str, Any], name: str, most: int) -> int:
     if type(value) is not int or value < 0:
         raise _fault("bad_field", f"{name} must be a number of bytes, got {shown(value)}")
     if value > most:
-        raise _fault("message_too_big", f"{name} may be {most}, got {shown(value)}: send smaller messages")
+        raise _fault("message_too_big", f"{name} may be at most {most}, got {shown(value)}: send smaller messages")
     return value
 
 
@@ -269,7 +273,15 @@ def encode(kind: str, data: dict[str, Any] | None = None) -> bytes:
 def info(
     version: str | None, model: str, description: str, languages: Sequence[str], *, requires_external_vad: bool
 ) -> bytes:
-    """The answer to `describe`. model: a hub name tells whose it is; any other is this machine's own."""
+    """Return the answer to `describe`.
+
+    Args:
+        version: the release of whisperd.
+        model: its name. A hub name tells whose it is; any other is this machine's own.
+        description: the model's.
+        languages: the codes of those that the model knows.
+        requires_external_vad: whether the client hears where speech ends.
+    """
     owner, slash, _ = model.partition("/")
     whose = {"name": owner, "url": f"https://huggingface.co/{model}"} if slash else {"name": "whisperd", "url": ""}
     program = {
@@ -308,7 +320,7 @@ class Answer:
     A client takes the first transcript for the whole answer, so all utterances of a turn are joined in it.
 
     Attributes:
-        failed: an error was the answer. There is no transcript then: half a command must not be obeyed.
+        failed: whether an error was the answer. There is no transcript then: half a command must not be obeyed.
     """
 
     def __init__(self) -> None:
@@ -323,7 +335,7 @@ class Answer:
         return self._said.text
 
     def encode(self, event: Event) -> bytes:
-        """What the client is told of `event`: often nothing."""
+        """Return what the client is told of `event`; often nothing."""
         if self.failed:
             return b""
         match event:

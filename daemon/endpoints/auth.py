@@ -1,7 +1,8 @@
 """Who may come in at the listening ports, whatever they speak there.
 
-Owns the judgement of a request: the page it comes from, the name it was sent to, and the tokens it shows; and what
-browsers are told of that. Knows no socket and no dialect; a dialect says where in its requests tokens are.
+Owns the judgement of a request: the page that it comes from, the name that it was sent to, and the tokens that it
+shows; and what browsers are told of that. Knows no socket and no dialect: a dialect says where its requests have
+tokens.
 """
 
 from __future__ import annotations
@@ -28,13 +29,21 @@ _PRIVATE_NAMES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".inter
 
 
 class RequestGuard:
-    """settings: those in force; they may change, and nobody who is here has to leave."""
+    """Judges requests.
+
+    Attributes:
+        settings: those in force. They may change, and nobody who is here has to leave.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
 
     def authorise(self, handshake: Handshake, shown: Iterable[str]) -> Rights:
-        """What whoever sent this may do.
+        """Return the rights of the client that sent a request.
+
+        Args:
+            handshake: the request.
+            shown: the tokens that it shows.
 
         Raises:
             Fault: `bad_origin`, `unauthorised`.
@@ -43,14 +52,15 @@ class RequestGuard:
         rights = rights_of(shown, self.settings.tokens)
         if rights is None:
             raise Fault(
-                "unauthorised", "a token is needed: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
+                "unauthorised", "a token is required: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"
             )
         return rights
 
     def check_name(self, handshake: Handshake) -> None:
-        """Our own page has our own name, but so has a stranger's whose public name was made to point at this machine.
+        """Check that a request was sent to a name that can only be ours.
 
-        So without a token, which a stranger would need, only names are ours that no stranger can own.
+        A page of ours has our name, but so has a stranger's page whose public name was made to point at this machine.
+        So where there is no token, which a stranger would need, only names that no stranger can own count as ours.
 
         Raises:
             Fault: `bad_origin`.
@@ -61,17 +71,20 @@ class RequestGuard:
         if "*" not in settings.origins and host not in (split(origin).netloc for origin in settings.origins):
             raise Fault(
                 "bad_origin",
-                f"{quoted(host)} is a public name that anybody might point here: add its https://... to "
+                f"{quoted(host)} is a public name that anybody could point here: add its https://... to "
                 "server.origins, or set server.tokens",
             )
 
     def _check_origin(self, handshake: Handshake) -> None:
-        """Browsers let any page connect to any address and say only whose page it is; programs say nothing."""
+        """Check the page that a request comes from.
+
+        Browsers let any page connect to any address, and say only whose page it is. Programs say nothing.
+        """
         for origin in handshake.headers.get("origin", ()):
             if self._is_listed(origin):
                 continue
             if split(origin).netloc != _host(handshake):
-                raise Fault("bad_origin", f"pages of {quoted(origin)} may not connect: add it to server.origins")
+                raise Fault("bad_origin", f"pages from {quoted(origin)} may not connect: add it to server.origins")
             self.check_name(handshake)
 
     def _is_listed(self, origin: str) -> bool:
@@ -80,8 +93,11 @@ class RequestGuard:
     # --- answers that pages of others may read (CORS) --------------------------------------------------------------
 
     def sharing(self, handshake: Handshake) -> dict[str, str]:
-        """What the head of every answer says of it: without this a browser keeps the answer from the page that asked.
-        A token it sends itself, in a header, so cookies and the like are not spoken of."""
+        """Return the headers that let the page which asked read the answer (CORS).
+
+        Without them its browser keeps the answer from it. Such a page sends its token itself, in a header, so cookies
+        and the like are not mentioned.
+        """
         if not self.settings.origins:
             return {}
         origin = _only(handshake, "origin")
@@ -90,7 +106,7 @@ class RequestGuard:
         return {"Vary": "Origin", "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED}
 
     def preflight(self, handshake: Handshake) -> dict[str, str]:
-        """What a browser wants to know before it sends what such a page asks for.
+        """Return the headers for a browser that asks before it sends the request of such a page.
 
         Raises:
             Fault: `bad_origin`.
@@ -112,7 +128,7 @@ def is_preflight(method: str, handshake: Handshake) -> bool:
 
 
 def handshake_of(url: str, headers: Iterable[tuple[str, str]]) -> Handshake:
-    """A request, whichever library read it; subprotocols are for those to read that speak them."""
+    """Return a request that any library read, without subprotocols: those that speak them read them."""
     by_name: dict[str, tuple[str, ...]] = {}
     for name, value in headers:
         by_name[name.lower()] = (*by_name.get(name.lower(), ()), value)
@@ -120,12 +136,12 @@ def handshake_of(url: str, headers: Iterable[tuple[str, str]]) -> Handshake:
 
 
 def path_of(url: str) -> str:
-    """Its path, as pages and dialects are known by it: a slash at its end says nothing."""
+    """Return the path of a URL as pages and dialects know it, without a slash at its end."""
     return split(url).path.rstrip("/") or "/"
 
 
 def split(url: str) -> SplitResult:
-    """Its parts; none of what is no URL at all."""
+    """Return the parts of a URL, which are empty if it is none."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -137,13 +153,13 @@ def _host(handshake: Handshake) -> str:
 
 
 def _only(handshake: Handshake, name: str) -> str | None:
-    """A header that came once."""
+    """Return a header that came once."""
     values = handshake.headers.get(name, ())
     return values[0] if len(values) == 1 else None
 
 
 def _is_ours(name: str) -> bool:
-    """Whether `name` is an address, or one that the public name service does not give away."""
+    """Return whether `name` is an address, or a name that the public name service does not give away."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

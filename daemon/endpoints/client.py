@@ -1,8 +1,8 @@
-"""One websocket client, as those see it who talk to it.
+"""One websocket client.
 
-Owns how it is told things (in order, within the time that a peer may take to take in a message, or it is disconnected),
-what of its messages is taken in, how many frames that are no messages, how its faults are counted and logged, and a
-close that does not wait for ever. Knows no dialect.
+Owns how it is told things (in order, within the time that it may take for a message, or it is disconnected), which of
+its messages are taken in, how many frames it may send that are no messages, how its faults are counted and logged, and
+a close that does not wait for ever. Knows no dialect.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConcurrencyError, ConnectionClosed
@@ -23,7 +23,7 @@ from websockets.protocol import State
 from daemon.common.errors import Fault
 from daemon.common.metrics import Metrics
 from daemon.dialects.codec import CLOSE_TRY_LATER
-from daemon.endpoints.limits import Outbox, RateLimiter
+from daemon.endpoints.limits import RateLimiter
 from streaming.events import Event
 
 _log = logging.getLogger(__name__)
@@ -46,14 +46,20 @@ _MOST_UNREAD = 1024 * 1024
 
 
 class Connection(ServerConnection):
-    """The library's, not answered without bound, not kept for a message that never ends, and not read faster than a
-    peer may send.
+    """The library's connection, with limits.
 
-    pace: of frames that nobody waits for, and that therefore nobody else paces: pings, pongs, continuations, and
-    whatever comes once no message is taken in any more.
+    It is not answered without bound, not kept for a message that never ends, and not read faster than a client may
+    send.
+
+    Args:
+        metrics: count the clients that send without reading.
+        pace: the limiter for frames that no reader paces: pings, pongs, continuations, and whatever comes once no
+            message is taken in any more.
+        arguments: the library's.
+        options: the library's.
 
     Attributes:
-        in_pieces: a message came in too many of them; nothing is taken in since.
+        in_pieces: whether a message came in too many fragments. Nothing is taken in since.
     """
 
     def __init__(self, metrics: Metrics, pace: RateLimiter, *arguments: Any, **options: Any) -> None:
@@ -99,11 +105,11 @@ class Connection(ServerConnection):
         super().process_event(event)
 
     def _is_unpaced(self, frame: Frame) -> bool:
-        """Whether it is of no message that somebody takes in at a pace of his own."""
+        """Return whether a frame belongs to no message that a reader takes in at its own pace."""
         return frame.opcode not in _BEGINNINGS or self.in_pieces or self.protocol.state is not State.OPEN
 
     def _rest(self) -> None:
-        """Until so many frames may have come."""
+        """Read nothing until so many frames may have come."""
         if self._resting is None and (ahead := self._pace.pause()):
             self._resting = self.loop.call_later(ahead, self._rested)
             self.transport.pause_reading()
@@ -117,11 +123,26 @@ class Connection(ServerConnection):
             self.transport.resume_reading()
 
 
+class EventQueue(Protocol):
+    """Events for one client, in order."""
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether it has ended because the client fell too far behind."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+
 class Peer:
-    """patience: seconds that it may take to take in one message.
+    """The client at the other end of a connection.
+
+    Args:
+        ws: the connection.
+        patience: seconds that the client may take for one message.
+        metrics: count its faults.
 
     Attributes:
-        reason: what its close shall say beside the code.
+        reason: what its close says beside the code.
     """
 
     def __init__(self, ws: Connection, patience: float, metrics: Metrics) -> None:
@@ -136,15 +157,15 @@ class Peer:
 
     @property
     def left(self) -> bool:
-        """Whether it closed the connection on purpose, and not because something failed."""
+        """Whether the client closed the connection on purpose, and not because something failed."""
         close = self.ws.protocol.close_rcvd
         return close is not None and close.code in _LEFT
 
     async def tell(self, frames: Iterable[str | bytes]) -> None:
-        """All of `frames`. One that does not take them in is disconnected; the next call then raises.
+        """Send all of `frames`. A client that does not take them in is disconnected, and the next call raises.
 
         Raises:
-            ConnectionClosed: it has gone.
+            ConnectionClosed: the client has gone.
         """
         async with self._telling:
             try:
@@ -154,8 +175,16 @@ class Peer:
             except TimeoutError:
                 await self._drop()
 
-    async def write(self, outbox: Outbox, encode: Callable[[Event], Iterable[str | bytes]]) -> bool:
-        """All of `outbox`, until it or the peer ends; whether it was all. One too far behind is disconnected."""
+    async def write(self, outbox: EventQueue, encode: Callable[[Event], Iterable[str | bytes]]) -> bool:
+        """Send all events of a queue, until it or the connection ends. A client that is too far behind is disconnected.
+
+        Args:
+            outbox: the queue.
+            encode: turns an event into frames.
+
+        Returns:
+            Whether all were sent.
+        """
         try:
             async for event in outbox:
                 await self.tell(encode(event))
@@ -166,37 +195,43 @@ class Peer:
         return not outbox.overflowed
 
     def note(self, fault: Fault) -> None:
-        """Count it; one line for each client: whoever sends rubbish does so by the thousand."""
+        """Count a fault, and log the first of a client: one that sends rubbish does so by the thousand."""
         self._metrics.client_errors.labels(fault.code).inc()
         level = logging.DEBUG if self._blamed else logging.INFO
         _log.log(level, "%s: %s: %s", name_of(self.ws), fault.code, fault.message)
         self._blamed = True
 
     async def hear(self) -> str | bytes:
-        """What it says next.
+        """Return the client's next message.
 
         Raises:
-            ConnectionClosed: it has gone.
+            ConnectionClosed: the client has gone.
             Fault: `message_too_big`.
         """
         message = await self.ws.recv()
         if self.ws.in_pieces:
             raise Fault(
-                "message_too_big", f"a message may come in {MOST_PIECES} fragments: send it in fewer", fatal=True
+                "message_too_big", f"a message may have at most {MOST_PIECES} fragments: send fewer", fatal=True
             )
         return message
 
     async def first(self) -> str | bytes | None:
-        """What it says first; None if it says nothing for as long as it may take to take in a message."""
+        """Return the client's first message; None if there is none within its patience."""
         with contextlib.suppress(TimeoutError, ConnectionClosed, Fault):
             async with asyncio.timeout(self._patience):
                 return await self.hear()
         return None
 
     async def close(self, code: int, patience: float | None = None, reason: str | None = None) -> bool:
-        """Close, and do not wait for ever for a peer that does not answer. Whether it did: it read all before that.
+        """Close the connection, without waiting for ever for a client that does not answer.
 
-        patience: seconds; None for `CLOSE_TIMEOUT`.
+        Args:
+            code: the code of the close.
+            patience: seconds to wait; None for `CLOSE_TIMEOUT`.
+            reason: what the close says; None for that of the client.
+
+        Returns:
+            Whether the client answered, which means that it read everything before the close.
         """
         # Its answer comes behind all that it is still sending, which somebody must take in.
         discarding = asyncio.create_task(self._discard())
@@ -225,7 +260,7 @@ class Peer:
 
 
 def name_of(ws: ServerConnection) -> str:
-    """For the log."""
+    """Return the client's address, for the log."""
     address = ws.remote_address
     return f"{address[0]}:{address[1]}" if address else "a client that left"
 

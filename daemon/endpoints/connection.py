@@ -1,15 +1,15 @@
 """A connection's way in, before anything is known of it but its address.
 
 Owns that it is counted from the moment that it is accepted until it has ended (`ConnectionLimiter`), the handshake of
-TLS, that nothing is made for it before its first byte, by which it is decided who serves it from there, and that what
-it sends is handed on in pieces, with turns for the others between them. Knows no protocol above TLS.
+TLS, that nothing is made for it before its first byte, which decides who serves it, and that what it sends is handed on
+in pieces, with turns for the others between them. Knows no protocol above TLS.
 
-The handshake is made here, and not by the listener: asyncio tells of a connection only once that is over, which may be
-never, and counts nothing before.
+The handshake is made here, and not by the listener, because asyncio reports a connection only once that is over, which
+may be never, and counts nothing before.
 
-The pieces are made here, because the libraries that read a protocol take in whatever they are given in one go: of what
-the system gives at once that is tens of thousands of frames or chunks, and none of them need ever become a message that
-somebody would wait with.
+The pieces are made here, because the libraries that read a protocol take in whatever they are given in one go. What the
+system gives at once can be tens of thousands of frames or chunks, and none of them need become a message, so that no
+limit on messages would slow them down.
 """
 
 from __future__ import annotations
@@ -33,10 +33,15 @@ Choose = Callable[[bytes], asyncio.Protocol]
 
 
 class IncomingConnection(asyncio.Protocol):
-    """tls: None for a port without. choose: asked once.
+    """Accepts a connection, and hands it to the protocol that serves it.
+
+    Args:
+        guests: counts it.
+        tls: the port's; None for a port without TLS.
+        choose: returns what serves a connection that begins with these bytes; called once.
 
     Attributes:
-        guest: as it is counted; None: there was no room.
+        guest: the connection as it is counted; None if there was no room.
     """
 
     def __init__(self, guests: ConnectionLimiter, tls: ssl.SSLContext | None, choose: Choose) -> None:
@@ -101,7 +106,7 @@ class IncomingConnection(asyncio.Protocol):
 
     @contextlib.contextmanager
     def watched(self, told: Callable[[int], object]) -> Iterator[None]:
-        """Within, `told` is called with the bytes of each piece, when it is handed on."""
+        """Call `told` within a block with the bytes of each piece, when it is handed on."""
         self._told = told
         try:
             yield
@@ -109,7 +114,7 @@ class IncomingConnection(asyncio.Protocol):
             self._told = _nothing
 
     def hold(self) -> None:
-        """Whoever serves it wants no more, not even what is here already."""
+        """Hand on nothing more for now, not even what is here already."""
         self._held = True
         self._read_or_wait()
 
@@ -118,7 +123,7 @@ class IncomingConnection(asyncio.Protocol):
         self._read_or_wait()
 
     def pass_over(self) -> None:
-        """Nobody wants what is here."""
+        """Drop what is here."""
         self._rest, self._at = b"", 0
 
     @property
@@ -126,7 +131,7 @@ class IncomingConnection(asyncio.Protocol):
         return self._transport is not None
 
     def _hand_on(self) -> None:
-        """What is here, as far as one turn goes."""
+        """Hand on what is here, as far as one turn goes."""
         clock = asyncio.get_running_loop().time
         until = clock() + TURN
         while self._rest and not self._held:
@@ -136,8 +141,11 @@ class IncomingConnection(asyncio.Protocol):
         self._read_or_wait()
 
     def _hand_on_at_last(self) -> None:
-        """Before the end is told. Sound of a client that left is little work, and is heard; no more than a turn's work
-        is done for one that has gone."""
+        """Hand on what is here before the end is told.
+
+        The last sound of a client that left is little work, and is heard; but no more than a turn's work is done for
+        it.
+        """
         clock = asyncio.get_running_loop().time
         until = clock() + TURN
         while self._rest and clock() < until:
@@ -161,7 +169,7 @@ class IncomingConnection(asyncio.Protocol):
         self._told(len(piece))
 
     def _read_or_wait(self) -> None:
-        """No more is read before all that is here is handed on, and that in turns."""
+        """Read more only once all that is here is handed on, and that in turns."""
         if self._transport is None:
             return
         if self._rest and not self._held and not self._scheduled:
@@ -210,8 +218,10 @@ class IncomingConnection(asyncio.Protocol):
 
 
 class _Tap:
-    """A connection's transport, as whoever serves the connection has it: what it holds up and gives up is also what was
-    read, and is not handed on yet."""
+    """A connection's transport, as the protocol that serves it has it.
+
+    What holds it up, or gives it up, does the same to what was read and is not handed on yet.
+    """
 
     def __init__(self, door: IncomingConnection, transport: asyncio.Transport) -> None:
         self._door = door
@@ -240,7 +250,7 @@ class _Tap:
 
 
 def address_of(transport: asyncio.BaseTransport) -> str | None:
-    """None where there is none: it came by a path, or has left."""
+    """Return the address of the client; None where there is none, because it came by a path, or has left."""
     address = transport.get_extra_info("peername")
     return str(address[0]) if isinstance(address, tuple) and address else None
 
@@ -249,7 +259,7 @@ def incoming_of(transport: asyncio.BaseTransport | None) -> IncomingConnection:
     """Return the `IncomingConnection` behind a transport.
 
     Raises:
-        ConnectionError: it has left.
+        ConnectionError: the client has left.
     """
     door = transport.get_protocol() if transport is not None else None
     if not isinstance(door, IncomingConnection):
@@ -261,7 +271,7 @@ def limited_of(transport: asyncio.BaseTransport | None) -> LimitedConnection:
     """Return the `LimitedConnection` behind a transport.
 
     Raises:
-        ConnectionError: it has left.
+        ConnectionError: the client has left.
     """
     guest = incoming_of(transport).guest
     if guest is None:

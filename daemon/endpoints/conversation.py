@@ -1,10 +1,10 @@
 """One websocket connection of a client that streams, from its first frame to its close, whatever dialect it speaks.
 
 Owns the order of things: the codec's messages are taken in one by one, a start opens a stream, what the stream says is
-encoded and told, and whatever ends it (the client, its fault, the service), all that was heard becomes final first.
-What a client should know of its audio, and its dialect has no word for, is a warning of the log.
-Where the connection alone ends, the stream is left behind for the next (`resume.py`). Knows the shape of a codec and
-none of the dialects; of what lies behind only that streams can be begun, and found again.
+encoded and sent, and whatever ends it (the client, its fault, the service), all that was heard becomes final first. A
+notice about the audio for which the dialect has no word goes to the log. Where the connection alone ends, the stream is
+left behind for the next (`resume.py`). Knows the shape of a codec and none of the dialects; of what lies behind, only
+that streams can be begun, and found again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Host(Protocol):
     """The port that the client came by.
 
     Attributes:
-        readers: those who listen until the service stops. max_message: bytes of a frame. lines: streams to be resumed.
+        readers: the tasks that read from clients, until the service stops.
+        max_message: the bytes that a frame may have.
+        lines: the streams that can be resumed.
     """
 
     @property
@@ -49,14 +51,27 @@ class Host(Protocol):
     def lines(self) -> ResumableStreams: ...
 
     async def begin(self, start: Start) -> ResumableStream:
-        """Waits until the engine is warm. Raises: Fault."""
+        """Open a stream, once the engine is warm.
+
+        Raises:
+            Fault: it cannot be opened.
+        """
 
     def pace(self) -> RateLimiter:
-        """Of one client."""
+        """Return the limiter of one client's messages."""
 
 
 class Conversation:
-    """arrived: called when it has a stream, and so a seat."""
+    """The conversation with one client.
+
+    Args:
+        host: the port that the client came by.
+        peer: the client.
+        dialect: what it speaks.
+        codec: its own codec of that dialect.
+        rights: what it may do.
+        arrived: called when it has a stream, and so a seat.
+    """
 
     def __init__(
         self, host: Host, peer: Peer, dialect: Dialect, codec: Codec, rights: Rights, arrived: Callable[[], None]
@@ -74,8 +89,10 @@ class Conversation:
         self._writer: asyncio.Task[bool] | None = None
 
     async def run(self) -> int | None:
-        """Until the stream has ended and its client was told, or the connection dropped; the code to close with, None
-        where it is closed already.
+        """Serve the client until its stream has ended and it was told, or the connection dropped.
+
+        Returns:
+            The code to close with; None if the connection is closed already.
 
         Raises:
             Fault: `taken_over`.
@@ -91,7 +108,7 @@ class Conversation:
     # --- what comes in ---------------------------------------------------------------------------------------------
 
     async def _listen(self) -> int | None:
-        """The code to close with; None: the connection is closed."""
+        """Return the code to close with; None if the connection is closed."""
         try:
             async with self._host.readers.reading():
                 await self._converse()
@@ -108,7 +125,7 @@ class Conversation:
         except Exception as error:
             if self._line is None:
                 raise
-            _log.exception("a stream broke")
+            _log.exception("a stream failed")
             self._line.stream.broke(error)
             return self._dialect.close_code("internal")
         return CLOSE_DONE
@@ -120,7 +137,7 @@ class Conversation:
             frame = await self._next()
 
     async def _first(self) -> Frame | None:
-        """None when there was none within the grace."""
+        """Return the first frame; None if there was none within the grace."""
         try:
             async with asyncio.timeout(self._codec.grace):
                 return await self._next()
@@ -134,11 +151,11 @@ class Conversation:
             self._pace.charge(len(frame))
         limit = max(self._host.max_message, self._dialect.largest)
         if len(frame) > limit:
-            raise Fault("message_too_big", f"a message may have {limit} bytes, got {len(frame)}: send smaller frames")
+            raise Fault("message_too_big", f"a message may have at most {limit} bytes, got {len(frame)}: send less")
         return frame
 
     async def _take_in(self, give: Callable[[], Iterable[Message]]) -> bool:
-        """False once the client has said all."""
+        """Take in all messages that `give` returns, and return whether more may come."""
         try:
             for message in give():
                 if isinstance(message, Stop):
@@ -168,7 +185,7 @@ class Conversation:
         self._peer.note(fault)
         if self._line is not None and self._line.seconds:
             # In the order of the stream's own events, for its client counts what it gets.
-            self._line.put(fault.event())
+            self._line.stream.outbox.put(fault.event())
         else:
             await self._peer.tell(self._codec.blame(fault))
 
@@ -189,7 +206,7 @@ class Conversation:
         await self._hold(line, wanted.events)
 
     async def _hold(self, line: ResumableStream, events: int | None) -> None:
-        """events: of one that is resumed, how many its client has got."""
+        """Take a stream as this client's. Of one that is resumed, `events` is how many its client has got."""
         await self._holding.enter_async_context(self._host.lines.holding(line))
         if events is not None:
             self._host.lines.resume(line, events)
@@ -209,15 +226,15 @@ class Conversation:
             yield frame
         if isinstance(event, Notice) and not told:
             # Else its user would wait for text, and the operator look for a fault here.
-            _log.warning("%s: %s (not told to a client of %s)", event.source, event.message, self._dialect.name)
+            _log.warning("%s: %s (not sent to the client: %s)", event.source, event.message, self._dialect.name)
 
     async def _leave(self) -> None:
-        """Have no stream any more; what it has said is still told."""
+        """Let go of the stream; what it has said is still told."""
         # Forgotten first: a writer that fails must not have the stream ended twice.
         line, writer, self._line, self._writer = self._line, self._writer, None, None
         if line is not None:
             line.over = True
-            line.discard()
+            line.stream.close()
         try:
             if writer is not None:
                 await writer
@@ -225,7 +242,7 @@ class Conversation:
             await self._holding.aclose()
 
     async def _end(self, code: int | None) -> int | None:
-        """After `code`, see `_listen`: the same as `run` gives."""
+        """End what the code of `_listen` leaves to end, and return what `run` returns."""
         line = self._line
         if line is None:
             await self._part(code)

@@ -1,9 +1,8 @@
-"""File descriptors: how many connections there may be so that the rest of the service always has some, and what to do
-when there are none left to accept a connection with all the same.
+"""File descriptors: how many connections there is room for, and what happens when a connection finds none.
 
-Owns the process's limit, and that a failure is said once, and counted. asyncio itself leaves the connections in the
-kernel's queue and tries again each second; it would say so up to a hundred times at every try. Knows nothing of who
-listens.
+Owns the process's limit, of which the rest of the service always keeps some, and that a failure to accept is logged
+once, and counted. asyncio leaves such connections in the kernel's queue and tries again each second, but it would log
+up to a hundred lines at every try. Knows nothing of who listens.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ _OWN = 192
 
 
 def room_for(connections: int) -> int:
-    """How many connections there may be, of so many that the settings allow. The limit is raised to that, as far as
-    whoever started the process lets it."""
+    """Return how many of these `connections`, which the settings allow, there is room for.
+
+    The process's limit is raised to that number, as far as it may be.
+    """
     wanted = connections + _OWN
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -37,7 +38,7 @@ def room_for(connections: int) -> int:
         return connections
     room = max(1, soft - _OWN)
     _log.warning(
-        "%d file descriptors are too few for what the settings allow: there will be room for %d connections and not "
+        "%d file descriptors are too few for what the settings allow: there is room for %d connections, not "
         "for %d; set LimitNOFILE=%d (ulimit -n), or lower server.max_streams and server.max_subscribers",
         soft, room, connections, wanted,
     )  # fmt: skip
@@ -45,14 +46,14 @@ def room_for(connections: int) -> int:
 
 
 class Accepting:
-    """The loop's exception handler."""
+    """The loop's exception handler, which knows the failures to accept a connection."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._failed_at: float | None = None
 
     def watch(self) -> None:
-        """The running loop."""
+        """Handle the exceptions of the running loop."""
         asyncio.get_running_loop().set_exception_handler(self._handle)
 
     def _handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -63,8 +64,8 @@ class Accepting:
         now = time.monotonic()
         if self._failed_at is None or now - self._failed_at > _QUIET:
             _log.error(
-                "a connection cannot be accepted (%s): it waits until another ends; a higher LimitNOFILE (ulimit -n), "
-                "or lower server.max_streams and server.max_subscribers, avoid that",
+                "a connection cannot be accepted (%s): it waits until another one ends; to avoid this, raise "
+                "LimitNOFILE (ulimit -n), or lower server.max_streams and server.max_subscribers",
                 context.get("exception"),
             )
         self._failed_at = now

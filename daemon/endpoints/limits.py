@@ -1,8 +1,8 @@
-"""What the listening edges have in common.
+"""The limits that the listening edges have in common.
 
-Owns the shape of what lies behind an edge (`Stream`, `Outbox`), how many clients may sit at one at once, how many
-connections there may be, of one address and in all, how many messages each is read in a second, and the last moment
-that they are given when the service stops. Knows no protocol, no socket, and nothing that has these shapes.
+Owns how many clients there may be at once, how many connections, from one address and in all, how many messages of each
+are read in a second, and the last moment that they are given when the service stops. Knows no protocol, no socket, and
+nothing of what lies behind an edge.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
-from typing import Protocol
 
 from daemon.common.errors import Fault
 from daemon.common.permissions import is_local
-from streaming.events import Event, Inbound, Ready
 
 OPEN_TIMEOUT = 10.0
 """Seconds in which a connection must have said what it wants, whatever has to come before that."""
@@ -41,51 +39,14 @@ TURN = 0.01
 """Seconds after which whoever has more in hand lets the others have their turn."""
 
 
-class Outbox(Protocol):
-    @property
-    def overflowed(self) -> bool: ...
-
-    def put(self, event: Event) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __aiter__(self) -> AsyncIterator[Event]: ...
-
-
-class Stream(Protocol):
-    source: str
-    flushes: int
-
-    @property
-    def outbox(self) -> Outbox: ...
-
-    @property
-    def settled(self) -> bool: ...
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def greeting(self) -> Ready: ...
-
-    def ready(self) -> None: ...
-
-    async def receive(self, message: Inbound) -> None: ...
-
-    def cut(self) -> None: ...
-
-    async def finish(self) -> None: ...
-
-    def broke(self, error: Exception) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class CapacityLimiter:
-    """So many at once, and no more.
+    """Lets in so many at once, and no more.
+
+    Args:
+        what: their name in errors, such as `streams`.
 
     Attributes:
-        number: how many; it may change, and nobody who sits has to leave.
+        number: how many; it may change, and nobody who is in has to leave.
     """
 
     def __init__(self, number: int, what: str) -> None:
@@ -110,7 +71,7 @@ class CapacityLimiter:
             self._free.set()
 
     async def wait_free(self) -> None:
-        """Until none is taken."""
+        """Wait until no place is taken."""
         while self._taken:
             self._free.clear()
             await self._free.wait()
@@ -123,21 +84,25 @@ class CapacityLimiter:
 
 
 class ConnectionLimiter:
-    """Every connection of a port, from the moment that it is accepted until it has ended: nothing that one may cost
-    comes before it is counted, and nothing after.
+    """Limits the connections of a port, each from the moment that it is accepted until it has ended.
+
+    Nothing that a connection may cost comes before it is counted, and nothing after.
 
     A connection is served, or it waits: it has not said what it wants, was refused, or is on its way out. Of those that
     are served, so many may come from one address (how many there may be in all is for `CapacityLimiter`). Those that
-    wait are few, from one address and in all: where one comes too many, the one goes that has waited longest, of
-    whoever has most of them, and rather one that has said nothing than one that is about to say what it wants. So
-    whoever holds connections open takes the room of his own. This machine's addresses are not limited each: a proxy
+    wait are limited from one address and in all. Where one comes too many, the one goes that has waited longest, of the
+    address that has most of them, and rather one that has said nothing than one that is about to say what it wants. So
+    a client that holds connections open takes only its own room. This machine's addresses are not limited each: a proxy
     here stands for many.
 
-    turned_away: told why whenever one goes that would have stayed.
+    Args:
+        turned_away: called with the reason whenever a connection goes that would have stayed.
 
     Attributes:
-        of_address: how many may be served, and may wait, from one address. waiting: how many may wait in all. These may
-            change, and nobody who is here has to leave. in_all: how many there may be whatever they do; None: any.
+        of_address: how many may be served, and may wait, from one address. It may change, and nobody who is here has to
+            leave.
+        waiting: how many may wait in all. It may change likewise.
+        in_all: how many there may be in all; None for any number.
     """
 
     def __init__(self, of_address: int, waiting: int, turned_away: Callable[[str], object]) -> None:
@@ -150,9 +115,14 @@ class ConnectionLimiter:
         self._here: set[LimitedConnection] = set()
 
     def enter(self, address: str | None, leave: Callable[[bool], object]) -> LimitedConnection | None:
-        """One more; None where there is no room, whoever goes.
+        """Count one more connection.
 
-        address: None where there is none, as of a path. leave: called when it has to go, with whether others are why.
+        Args:
+            address: the client's; None where there is none, as on a unix socket.
+            leave: called when the connection has to go, with whether that is to make room for others.
+
+        Returns:
+            The connection as it is counted; None if there is no room for it.
         """
         if is_limited(address):
             while len(mine := self._waiting.get(address, {})) >= self.of_address:
@@ -174,7 +144,7 @@ class ConnectionLimiter:
         return sum(map(len, self._waiting.values()))
 
     def end(self) -> None:
-        """Whoever has not said what it wants goes."""
+        """Turn away all that have not said what they want."""
         for guest in [each for mine in self._waiting.values() for each in mine if not each.asked]:
             guest.turn_away(crowded=False)
 
@@ -198,7 +168,7 @@ class ConnectionLimiter:
         if self._served[address] >= self.of_address:
             raise Fault(
                 "too_many_connections",
-                f"{self.of_address} connections from one address is all there may be: close one, or try again later",
+                f"one address may have at most {self.of_address} connections: close one, or try again later",
             )
         self._served[address] += 1
 
@@ -221,17 +191,21 @@ class ConnectionLimiter:
 
 
 def _first(waiting: Iterable[LimitedConnection]) -> LimitedConnection:
-    """Who goes first: those that are done, those that have said nothing, those that say what they want, those that
-    are being answered; and of each, who has waited longest."""
+    """Return the one that goes first.
+
+    Those that are done go first, then those that have said nothing, then those that are saying what they want, then
+    those that are being answered; and of each kind, the one that has waited longest.
+    """
     return min(waiting, key=lambda each: (not each.idle, each.idle != each.asked))
 
 
 class LimitedConnection:
-    """One connection, as `ConnectionLimiter` count it.
+    """One connection, as `ConnectionLimiter` counts it.
 
     Attributes:
-        address: None where there is none. asked: whether it has said what it wants. idle: it says nothing, yet or any
-            more.
+        address: the client's; None where there is none.
+        asked: whether it has said what it wants.
+        idle: whether it is silent, because it has said nothing yet, or is done.
     """
 
     def __init__(self, guests: ConnectionLimiter, address: str | None, leave: Callable[[bool], object]) -> None:
@@ -244,13 +218,13 @@ class LimitedConnection:
         self._patience = self._for(OPEN_TIMEOUT)
 
     def ask(self) -> None:
-        """It has said what it wants, and need not hurry so any more."""
+        """Note that it has said what it wants. It then has more time."""
         self.asked = True
         self._wait()
 
     @contextlib.contextmanager
     def visiting(self) -> Iterator[None]:
-        """It is served within.
+        """Count it among those that are served, for a block.
 
         Raises:
             Fault: `too_many_connections`.
@@ -277,7 +251,7 @@ class LimitedConnection:
         leave(crowded)
 
     def left(self) -> None:
-        """It has ended; however often it is said."""
+        """Note that it has ended. It may be called again."""
         self._gone = True
         self._patience.cancel()
         self._guests.forget(self)
@@ -296,15 +270,19 @@ def _nothing(_: bool) -> None: ...
 
 
 def is_limited(address: str | None) -> bool:
-    """Whether there may be so many connections from there, and no more."""
+    """Return whether the number of connections from `address` is limited."""
     return address is not None and not is_local(address)
 
 
 class RateLimiter:
-    """So many messages of one client in a second. More are read later, as fast as this allows: the network's own
-    back-pressure slows the client down, and nothing that it says is lost.
+    """Limits how many messages of one client are read in a second.
 
-    slowed: told the seconds of each pause.
+    More are read later, as fast as this allows: the network's own back-pressure slows the client down, and nothing that
+    it sends is lost.
+
+    Args:
+        rate: messages a second.
+        slowed: called with the seconds of each pause.
     """
 
     def __init__(self, rate: int, slowed: Callable[[float], object]) -> None:
@@ -314,8 +292,10 @@ class RateLimiter:
         self._turn = 0.0  # when others had theirs
 
     async def wait(self) -> None:
-        """Before each message. Whoever was silent for a second has as many in hand as a second has: those are read
-        without a pause, but not without the others' turn, for what is buffered is read without waiting for anything.
+        """Wait before a message is read, if the client has sent too many.
+
+        A client that was silent for a second may send as many at once as a second has. Those are read without a pause,
+        but the others have their turn all the same, because reading what is buffered waits for nothing.
         """
         self.count()
         now = asyncio.get_running_loop().time()
@@ -328,11 +308,11 @@ class RateLimiter:
         self._turn = asyncio.get_running_loop().time()
 
     def count(self) -> None:
-        """One more came."""
+        """Count one more message."""
         self._due = max(self._due, asyncio.get_running_loop().time() - 1.0) + self._interval
 
     def pause(self) -> float:
-        """Seconds for which nothing more shall be read; 0 where they are too few to matter."""
+        """Return the seconds for which nothing more shall be read; 0 where they are too few to matter."""
         ahead = self._due - asyncio.get_running_loop().time()
         if ahead <= _LEAST_PAUSE:
             return 0.0
@@ -340,13 +320,15 @@ class RateLimiter:
         return ahead
 
     def charge(self, text: int) -> None:
-        """For a message with so many characters that are parsed: a long one takes as much of everybody's time as many
-        short ones."""
+        """Charge a message of `text` characters that are parsed.
+
+        A long one takes as much of everybody's time as many short ones.
+        """
         self._due += text // _SHORT * self._interval
 
 
 class Readers:
-    """Those who listen to a client until the service stops."""
+    """The tasks that read from clients, until the service stops."""
 
     def __init__(self) -> None:
         self._stop_at: float | None = None  # the loop's time from which on nobody is read
@@ -354,7 +336,11 @@ class Readers:
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Within, the service's end raises TimeoutError a moment after it was announced."""
+        """Read within a block.
+
+        Raises:
+            TimeoutError: the service stops, and the last moment is over.
+        """
         async with asyncio.timeout_at(self._stop_at) as reader:
             self._reading.add(reader)
             try:
@@ -363,7 +349,7 @@ class Readers:
                 self._reading.discard(reader)
 
     def stop(self) -> None:
-        """The service stops: what is on its way is heard, and then nothing more."""
+        """Announce that the service stops: what is on its way is read, and then nothing more."""
         self._stop_at = asyncio.get_running_loop().time() + _LAST_WORDS
         for reader in self._reading:
             reader.reschedule(self._stop_at)

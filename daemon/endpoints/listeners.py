@@ -1,4 +1,4 @@
-"""The listening ports, all of them: which there are, on whose sockets, and that none is open to anybody by mistake.
+"""All listening ports: which there are, on whose sockets, and that none is open to anybody by mistake.
 
 Owns which edges serve (websockets and pages, a dialect's own port, uploads, Wyoming), the sockets that the service
 manager hands over, and the order in which the ports open and close. Knows nothing of what lies behind them: the gateway
@@ -33,14 +33,22 @@ _log = logging.getLogger(__name__)
 
 
 class Ports:
-    """settings: those of the start, with all tokens. inherited: descriptors of sockets that the service manager listens
-    on for us.
+    """The listening ports that the settings ask for.
 
-    Attributes:
-        server, uploads, wyoming: the edges; the last two are None where the settings do not ask for them.
+    Args:
+        settings: those of the start, with all tokens.
+        inherited: the file descriptors of sockets that the service manager listens on for the service.
+        gateway: what lies behind the ports.
+        pages: the plain pages of the shared port.
+        metrics: count connections and faults.
 
     Raises:
         ConfigurationError: Wyoming cannot be served as the settings say.
+
+    Attributes:
+        server: the websockets and pages.
+        uploads: the files; None where the settings do not ask for them.
+        wyoming: likewise.
     """
 
     def __init__(
@@ -53,15 +61,15 @@ class Ports:
         self.server = Server(
             settings.server, settings.subscribers.send_timeout, gateway, pages, metrics, _dialects(settings.dialects)
         )
-        self.uploads = self._make_uploads()
+        self.uploads = self._make_uploads(gateway)
         self.wyoming = self._make_wyoming(gateway)
 
     async def listen(self) -> None:
         """Listen on every port that the settings ask for.
 
         Raises:
-            ConfigurationError: anybody could come in, and nobody said that this is meant.
-            ServiceError: a port cannot be had.
+            ConfigurationError: anybody could come in, and the settings do not say that this is intended.
+            ServiceError: a port cannot be opened.
         """
         Accepting(self._metrics).watch()
         self._make_room(self._settings.server)
@@ -82,7 +90,7 @@ class Ports:
                 address = "the socket that the service manager handed over"
             raise ServiceError(f"cannot listen on {address}: {error.strerror or error}") from None
         if self._sockets:
-            _log.info("the service manager listens for us: server.host and server.port do not count")
+            _log.info("using the socket of the service manager: server.host and server.port have no effect")
         _log.info("listening on %s", self.server.url)
         for dialect in _dialects_apart(self._settings.dialects):
             await self._listen_for(dialect)
@@ -124,12 +132,12 @@ class Ports:
         """Check that `settings` do not let anybody in by mistake.
 
         Raises:
-            ConfigurationError: with these settings anybody could come in, and nobody said that this is meant.
+            ConfigurationError: anybody could come in, and the settings do not say that this is intended.
         """
         check_guarded(settings, self._sockets)
 
     def reload(self, settings: ServerSettings) -> None:
-        """For connections to come.
+        """Use `settings` for new connections.
 
         Raises:
             OSError: the certificate cannot be used; nothing has changed then.
@@ -140,13 +148,13 @@ class Ports:
             self.wyoming.guests.of_address = settings.max_per_address
 
     def stop_accepting(self) -> None:
-        """No new clients; those who are here hear what is on its way."""
+        """Accept no new clients. What is on its way from the others is still heard."""
         self.server.stop_accepting()
         if self.wyoming is not None:
             self.wyoming.stop_accepting()
 
     async def wait_streams(self) -> None:
-        """Until the last final of every client's stream is on its way to it."""
+        """Wait until the last final of every client's stream is on its way to it."""
         await self.server.wait_streams()
         if self.uploads is not None:
             await self.uploads.close()
@@ -154,19 +162,19 @@ class Ports:
             await self.wyoming.wait_closed()
 
     async def wait_closed(self) -> None:
-        """Until every connection has ended: subscribers', too."""
+        """Wait until every connection has ended, those of subscribers too."""
         await self.server.wait_closed()
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
-    def _make_uploads(self) -> Uploads | None:
+    def _make_uploads(self, gateway: Gateway) -> Uploads | None:
         if not self._settings.dialects.openai:
             return None
         # Here: it takes a while to import, and not every command serves.
         from daemon.endpoints.uploads import Uploads
 
         send_timeout = self._settings.subscribers.send_timeout
-        return Uploads(self.server, self._settings.dialects.max_upload, send_timeout, self._metrics)
+        return Uploads(self.server, gateway, self._settings.dialects.max_upload, send_timeout, self._metrics)
 
     def _make_wyoming(self, gateway: Gateway) -> Wyoming | None:
         settings = self._settings.wyoming
@@ -184,10 +192,14 @@ class Ports:
 
 
 def check_guarded(server: ServerSettings, inherited: Sequence[socket.socket] = ()) -> None:
-    """inherited: sockets that listen already, instead of at the address of the settings.
+    """Check that a port does not let anybody in by mistake.
+
+    Args:
+        server: the settings of the port, with all tokens.
+        inherited: sockets that listen already, in place of the address in the settings.
 
     Raises:
-        ConfigurationError: anybody could come in, and nobody said that this is meant.
+        ConfigurationError: anybody could come in, and the settings do not say that this is intended.
     """
     # A path of the file system is guarded by its permissions.
     names = [each.getsockname()[0] for each in inherited if each.family != socket.AF_UNIX]
@@ -197,13 +209,13 @@ def check_guarded(server: ServerSettings, inherited: Sequence[socket.socket] = (
 
 
 def _dialects(settings: DialectSettings) -> list[Dialect]:
-    """Those that are spoken on the port that all share."""
+    """Return the dialects that are spoken on the shared port."""
     optional = ((settings.openai, openai_realtime.DIALECT), (settings.deepgram, deepgram.DIALECT))
     return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
 
 
 def _dialects_apart(settings: DialectSettings) -> list[Dialect]:
-    """Those that have a port of their own."""
+    """Return the dialects that have a port of their own."""
     known = (vosk.dialect(settings.vosk_sample_rate), whisperlive.DIALECT)
     return [dialect for dialect in known if dialect.name in settings.ports]
 
@@ -216,5 +228,5 @@ def _inherit(descriptor: int) -> socket.socket:
     """
     inherited = socket.socket(fileno=descriptor)
     if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(f"descriptor {descriptor} does not listen: Accept=no is needed in the socket unit")
+        raise OSError(f"descriptor {descriptor} is not a listening socket: set Accept=no in the socket unit")
     return inherited

@@ -1,7 +1,8 @@
 """The plain HTTP pages that share the port with the websockets.
 
 Owns their paths and their texts, and the browser's page: the files of `daemon/page/`, each under a name that is written
-here, with what a browser may do with them. Knows whom to ask, and nothing of sockets or of who may come in.
+here, with what a browser may do with them. Knows whom to ask for contents, and nothing of sockets or of who may come
+in.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ _KEEP = {"Cache-Control": "no-cache"}
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """headers: beside those that every answer has."""
+    """An answer in plain HTTP.
+
+    Attributes:
+        headers: those beside the headers that every answer has.
+    """
 
     status: HTTPStatus
     body: bytes
@@ -73,8 +78,15 @@ NOTHING = Page(
 
 
 class Pages:
-    """unready: why the service is not ready, or None. metrics: the exposition, and its content type. sources: JSON
-    of those that one may read. models: JSON, as OpenAI's clients read it; None: there is no such page."""
+    """All pages, by their paths.
+
+    Args:
+        unready: returns why the service is not ready, or None.
+        metrics: returns the exposition of the metrics.
+        metrics_type: the content type of the exposition.
+        sources: returns the sources that one may read, as JSON.
+        models: returns the models in JSON, as OpenAI's clients read it; None if there is no such page.
+    """
 
     def __init__(
         self,
@@ -92,7 +104,13 @@ class Pages:
         self._files = {path: _read(*named) for path, named in _FILES.items()}
 
     def get(self, path: str, known: str = "", may_read: MayRead = lambda _: True) -> Page:
-        """`known`: the If-None-Match of the request. `may_read`: which sources whoever asks may know of."""
+        """Return the page under a path.
+
+        Args:
+            path: without a slash at its end.
+            known: the If-None-Match of the request.
+            may_read: says which sources the client may know of.
+        """
         if (page := self._files.get(path)) is not None:
             return _unchanged(page) if page.headers["ETag"] in known else page
         if path == SOURCES:
@@ -115,7 +133,7 @@ class Pages:
 
 
 def refusal(status: HTTPStatus, error: str) -> Page:
-    """`error`: the event, as JSON."""
+    """Return the page that refuses a request, with the error event as JSON."""
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
     return Page(status, error.encode(), _JSON, headers)
 

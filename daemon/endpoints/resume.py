@@ -1,8 +1,8 @@
 """Streams that outlive their connections.
 
 Owns who has such a stream just now, the secret under which it is found again, how long it waits when nobody has it, and
-which of its events its client has not got. Knows nothing of sockets, of protocols or of audio: whoever has a stream
-brings it what comes in and carries out what it says.
+which of its events its client has not got. Knows nothing of sockets, of protocols or of audio: the connection that has
+a stream brings it what comes in, and sends what it says.
 
     begin -> held -> (the connection drops) waiting -> held by the next -> ...
                                             waiting -> its time is up: the stream ends, as if it had been stopped
@@ -22,7 +22,8 @@ from dataclasses import replace
 
 from daemon.common.errors import Fault
 from daemon.common.metrics import Metrics
-from daemon.endpoints.limits import Readers, Stream
+from daemon.core.stream import Stream
+from daemon.endpoints.limits import Readers
 from streaming.events import Error, Event, Partial, Ready
 
 _log = logging.getLogger(__name__)
@@ -32,15 +33,19 @@ _MOST_KEPT = 1024
 
 
 class ResumableStream:
-    """One stream, and what its client was sent of it. An outbox: whoever has the line writes what comes out of it.
+    """One stream, and what its client was sent of it.
 
-    seconds: how long it waits for its client; 0 for not at all.
-    leave: called once, when it is over.
+    It is an `EventQueue`: the connection that has it writes what comes out of it.
+
+    Args:
+        stream: the stream.
+        seconds: how long it waits for its client; 0 for not at all.
+        leave: called once, when it is over.
 
     Attributes:
-        code: what its client's connection shall be closed with, once the stream has ended.
-        left: its client went on purpose; nobody waits for it.
-        over: it cannot be resumed any more.
+        code: the code to close its client's connection with, once the stream has ended.
+        left: whether its client went on purpose. Then nobody waits for it.
+        over: whether it can no longer be resumed.
     """
 
     def __init__(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> None:
@@ -68,15 +73,8 @@ class ResumableStream:
     def overflowed(self) -> bool:
         return self.stream.outbox.overflowed
 
-    def put(self, event: Event) -> None:
-        self.stream.outbox.put(event)
-
-    def close(self) -> None:
-        """Nothing more will be said; what was is still given."""
-        self.stream.outbox.close()
-
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """What its client has not got, in order. Whoever reads may be cancelled, and another begin anew."""
+        """Yield what its client has not got, in order. The reader may be cancelled, and another may begin anew."""
         if (greeting := self.take_greeting()) is not None:
             yield greeting
         while self._again:
@@ -95,7 +93,7 @@ class ResumableStream:
     # --- its connections -------------------------------------------------------------------------------------------
 
     def greet(self) -> None:
-        """`Ready` is the next thing that its client is told."""
+        """Tell its client `Ready` next."""
         self._greeting = self.stream.greeting
         if self.seconds:
             self._greeting = replace(
@@ -107,43 +105,40 @@ class ResumableStream:
             )
 
     def take_greeting(self) -> Ready | None:
-        """None where it was told already."""
+        """Return the greeting; None if it was told already."""
         greeting, self._greeting = self._greeting, None
         return greeting
 
     def resume(self, events: int) -> None:
-        """Another connection, whose client has got so many events.
+        """Continue on another connection, whose client has got so many events.
 
         Raises:
-            Fault: `bad_field`; it cannot have.
+            Fault: `bad_field`: it cannot have got so many.
         """
         if not self._confirmed <= events <= self._sent:
             raise Fault(
                 "bad_field",
-                f"events is how many were received of this stream, {self._confirmed}..{self._sent}: got {events}",
+                f"events must be the number of events received from this stream, {self._confirmed}..{self._sent}, "
+                f"got {events}",
                 fatal=True,
             )
         self.stream.cut()
         self.left = False
         self._again = deque([event for number, event in self._kept if number > events]) + self._again
         if self._forgotten > events:
-            message = f"{self._forgotten - events} events are not kept any more (partials counted); those after follow"
+            message = f"{self._forgotten - events} events are no longer kept (partials included); later ones follow"
             self._again.appendleft(Error("replay_incomplete", message, fatal=False))
         self._kept.clear()
         self._sent = self._confirmed = self._forgotten = events
         self.greet()
 
     async def finish(self) -> None:
-        """Until the last final is on its way; however often it is asked for."""
+        """End the stream, and return when its last final is on its way. It may be called again."""
         await self.stream.finish()
-        self.discard()
-
-    def discard(self) -> None:
-        """Its place among the streams is free, whether or not it has finished."""
         self.stream.close()
 
     def leave(self) -> None:
-        self.discard()
+        self.stream.close()
         self._leave()
 
 
@@ -156,7 +151,7 @@ class ResumableStreams:
         self._lines: dict[ResumableStream, bytes] = {}
 
     def begin(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> ResumableStream:
-        """Of a new stream. See `ResumableStream`."""
+        """Return a new stream as one that can be resumed. See the class `ResumableStream` for the arguments."""
         line = ResumableStream(stream, seconds, leave)
         self._lines[line] = _digest(line.token)
         line.greet()
@@ -176,7 +171,7 @@ class ResumableStreams:
         return found[0]
 
     def resume(self, line: ResumableStream, events: int) -> None:
-        """By whoever holds it now. See `ResumableStream.resume`.
+        """Resume a stream for the caller, who holds it. See `ResumableStream.resume`.
 
         Raises:
             Fault: `bad_field`.
@@ -186,11 +181,13 @@ class ResumableStreams:
 
     @asynccontextmanager
     async def holding(self, line: ResumableStream) -> AsyncIterator[None]:
-        """Within, the stream is the caller's alone. Who has it now loses it, and so does the caller when somebody comes
-        later. Afterwards it waits for the next, if it is not over.
+        """Give a stream to the caller alone, for a block.
+
+        The one who has it now loses it, and so does the caller when somebody comes later. Afterwards it waits for the
+        next, if it is not over.
 
         Raises:
-            Fault: `cannot_resume`, it ended meanwhile; `taken_over`, by somebody who came later.
+            Fault: `cannot_resume`: it ended meanwhile. `taken_over`: somebody came later.
         """
         line.claims += 1
         turn = asyncio.timeout(None)
@@ -223,7 +220,7 @@ class ResumableStreams:
             raise _gone()
 
     def _settle(self, line: ResumableStream) -> None:
-        """What becomes of it when nobody has it or wants it."""
+        """Decide what becomes of it when nobody has it or wants it."""
         if line.claims or line not in self._lines:
             return
         if line.over:
@@ -233,7 +230,7 @@ class ResumableStreams:
             line.waiting = asyncio.create_task(self._wait(line))
 
     async def _wait(self, line: ResumableStream) -> None:
-        """For its client, who ends this by taking it; or until its time is up, or the service stops."""
+        """Wait for its client, who ends this by taking it, or until its time is up, or the service stops."""
         line.stream.cut()
         self._metrics.streams_waiting.inc()
         try:
@@ -241,7 +238,7 @@ class ResumableStreams:
                 await asyncio.sleep(0 if line.left else line.seconds)
             if line.seconds and not line.left:
                 self._metrics.streams_expired.inc()
-                _log.info("%s: its client did not come back within %g s", line.stream.source, line.seconds)
+                _log.info("%s: the client did not come back within %g s", line.stream.source, line.seconds)
         except TimeoutError:
             pass  # the service stops
         finally:
@@ -262,11 +259,11 @@ def _digest(token: str) -> bytes:
 def _gone() -> Fault:
     return Fault(
         "cannot_resume",
-        "no stream waits under this token: it is not one of ours, its time was up, or its stream has ended; begin "
-        'another with {"type":"start"}',
+        "no stream waits under this token: it is unknown, its time is up, or its stream has ended; begin "
+        'a new one with {"type":"start"}',
         fatal=True,
     )
 
 
 def _taken_over() -> Fault:
-    return Fault("taken_over", "another connection showed this stream's token, and goes on with it", fatal=True)
+    return Fault("taken_over", "another connection sent this stream's token and continues the stream", fatal=True)

@@ -1,16 +1,16 @@
-"""Files that are sent to be transcribed: `POST /v1/audio/transcriptions` on the port that all share.
+"""Files that are sent to be transcribed: `POST /v1/audio/transcriptions` on the shared port.
 
 Owns the requests with bodies: reading a form within its limit, the stream that its audio becomes, and the answer, whole
-or as it comes. Who may come in, how many, and when the service stops is decided by the port (`Host`). Knows the words
-of one dialect, and of what lies behind only that streams can be opened.
+or as it comes. The port (`Server`) decides who may come in, how many, and when the service stops. Knows the words of
+one dialect, and of what lies behind only that streams can be opened.
 
 The websockets library that listens reads no bodies, so aiohttp does, on the same port: the listener hands it each
-connection that begins with a POST. One port, because clients have one address for both (`base_url`); aiohttp, because
-multipart forms, `Expect: 100-continue` and chunked bodies are a library's work.
+connection that begins with a POST. There is one port because clients have one address for both (`base_url`), and
+aiohttp because multipart forms, `Expect: 100-continue` and chunked bodies are a library's work.
 
-A file takes a seat among the streams and its utterances wait in the same queue, one at a time like everybody's: it is
+A file takes a seat among the streams, and its utterances wait in the same queue as everybody's, one at a time. So it is
 transcribed as fast as the machine allows, and no live final waits longer than for one more row in a batch. A client
-that leaves ends its stream; when the service stops, what was heard of a file becomes final for the others, and its
+that leaves ends its stream. When the service stops, what was heard of a file becomes final for the others, and its
 client is told to come again.
 """
 
@@ -21,10 +21,10 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import IO, Protocol, TypeVar, cast
+from typing import IO, TypeVar, cast
 
 from aiohttp import (
     BadContentDispositionHeader,
@@ -41,16 +41,19 @@ from daemon.common.errors import Fault
 from daemon.common.fields import quoted
 from daemon.common.metrics import Metrics
 from daemon.common.permissions import Rights
+from daemon.core.admission import Gateway
 from daemon.core.audio_files import AudioFile, FileError
+from daemon.core.hub import Outbox
+from daemon.core.stream import Stream
 from daemon.dialects import openai_files as dialect
 from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.transcript import Transcript
-from daemon.endpoints.auth import RequestGuard, handshake_of, is_preflight
+from daemon.endpoints.auth import handshake_of, is_preflight
 from daemon.endpoints.connection import incoming_of, limited_of
-from daemon.endpoints.limits import TURN, CapacityLimiter, Outbox, Readers, Stream
-from daemon.endpoints.pages import Page
-from streaming.events import Error, Final, Notice, Start
+from daemon.endpoints.limits import TURN, Readers
+from daemon.endpoints.websocket import Server
+from streaming.events import Error, Final, Notice
 
 _log = logging.getLogger(__name__)
 
@@ -78,35 +81,22 @@ _LINGER = 2.0
 """Seconds for which the rest of a body is passed over, so that its client can read why."""
 
 
-class Host(Protocol):
-    """The port that requests come by."""
-
-    @property
-    def entrance(self) -> RequestGuard: ...
-
-    @property
-    def seats(self) -> CapacityLimiter: ...
-
-    @property
-    def readers(self) -> Readers: ...
-
-    @property
-    def open_stream(self) -> Callable[[Start], Awaitable[Stream]]:
-        """Opens a stream for a file.
-
-        Raises:
-            Fault: no stream can be opened.
-        """
-
-    def answer(self, method: str, handshake: Handshake) -> Page:
-        """To a request that brings nothing, on a connection which began otherwise."""
-
-
 class Uploads:
-    """max_upload: bytes of a request. send_timeout: seconds that a client may take to take in a piece of an answer."""
+    """Answers the requests with files.
 
-    def __init__(self, host: Host, max_upload: int, send_timeout: float, metrics: Metrics) -> None:
-        self._host = host
+    Args:
+        server: the port that they come by.
+        gateway: opens their streams.
+        max_upload: the bytes that a request may have.
+        send_timeout: seconds that a client may take for a piece of an answer.
+        metrics: count faults.
+    """
+
+    def __init__(
+        self, server: Server, gateway: Gateway, max_upload: int, send_timeout: float, metrics: Metrics
+    ) -> None:
+        self._server = server
+        self._gateway = gateway
         self._max_upload = max_upload
         self._send_timeout = send_timeout
         self._metrics = metrics
@@ -123,8 +113,11 @@ class Uploads:
         )  # fmt: skip
 
     def _make_logger(self) -> logging.Logger:
-        """For the library. What is not HTTP is a client's fault like any other: it is counted, and nobody fills the log
-        with it, nor reads there what it sent."""
+        """Return a logger for the library.
+
+        What is not HTTP is a client's fault like any other. It is counted, and does not fill the log with what the
+        client sent.
+        """
 
         def is_ours(record: logging.LogRecord) -> bool:
             error = record.exc_info[1] if record.exc_info else None
@@ -145,7 +138,7 @@ class Uploads:
         await self._runner.setup()
 
     def protocol(self) -> asyncio.Protocol:
-        """For one connection."""
+        """Return the protocol for one connection."""
         server = self._runner.server
         assert server is not None, "open it first"
         return server()
@@ -155,7 +148,7 @@ class Uploads:
         return self._runner.server.connections if self._runner.server is not None else []
 
     async def close(self) -> None:
-        """Every connection ends; no answer is waited for that has not begun."""
+        """End every connection, without waiting for an answer that has not begun."""
         await self._runner.cleanup()
 
     # --- requests --------------------------------------------------------------------------------------------------
@@ -164,12 +157,12 @@ class Uploads:
         limited_of(request.transport).ask()
         handshake = _handshake(request)
         if handshake.path == dialect.PATH and not is_preflight(request.method, handshake):
-            refusal = self._refusal(request, Fault("method_not_allowed", "files are sent here with POST"))
+            refusal = self._refusal(request, Fault("method_not_allowed", "send files with POST"))
             refusal.headers["Allow"] = "POST"
             return refusal
-        page = self._host.answer(request.method, handshake)
+        page = self._server.answer(request.method, handshake)
         if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
-            fault = Fault("method_not_allowed", f"only GET and HEAD; files go to {dialect.PATH}")
+            fault = Fault("method_not_allowed", f"only GET and HEAD are allowed; send files to {dialect.PATH}")
             refusal = self._refusal(request, fault)
             refusal.headers.update(page.headers)
             return refusal
@@ -181,15 +174,15 @@ class Uploads:
         return web.Response(status=page.status, body=page.body or None, headers=headers)
 
     async def _share(self, request: web.Request, response: web.StreamResponse) -> None:
-        """With pages of others that may read it: whatever is answered, refusals too."""
-        response.headers.update(self._host.entrance.sharing(_handshake(request)))
+        """Let pages of others that may read an answer do so, whatever is answered, refusals too."""
+        response.headers.update(self._server.entrance.sharing(_handshake(request)))
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
         try:
             with limited_of(request.transport).visiting():
                 handshake = _handshake(request)
-                rights = self._host.entrance.authorise(handshake, tokens(handshake))
-                with self._host.seats:
+                rights = self._server.entrance.authorise(handshake, tokens(handshake))
+                with self._server.seats:
                     return await self._answer(request, rights)
         except Fault as fault:
             return self._refusal(request, fault)
@@ -199,16 +192,16 @@ class Uploads:
             raise  # the client has gone
         except Exception:
             _log.exception("a file's handler failed")
-            return self._refusal(request, Fault("internal", "this failed inside the service; its log says how"))
+            return self._refusal(request, Fault("internal", "an internal error occurred; see the service's log"))
 
     async def _answer(self, request: web.Request, rights: Rights) -> web.StreamResponse:
         source = rights.check_send(request.query.get("source", SOURCE))
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as upload:
             try:
-                async with self._host.readers.reading():
+                async with self._server.readers.reading():
                     fields = await self._read_form(request, upload)
             except TimeoutError:
-                raise Fault("shutting_down", "the service stops: send the file again later") from None
+                raise Fault("shutting_down", "the service is stopping: send the file again later") from None
             asked = dialect.wanted(fields)
             try:
                 file = await AudioFile.opened("the file", upload)
@@ -216,8 +209,8 @@ class Uploads:
                 raise Fault("bad_audio", str(error)) from None
             with contextlib.closing(file):
                 start = replace(file.start(partials=False, words=asked.word_times), source=source)
-                heard = _Heard(await self._host.open_stream(replace(start, language=asked.language)), file)
-                async with heard.hearing(self._host.readers) as finals:
+                heard = _Heard(await self._gateway.open_stream(replace(start, language=asked.language)), file)
+                async with heard.hearing(self._server.readers) as finals:
                     if asked.stream:
                         return await self._stream(request, asked, heard, finals)
                     said = [final async for final in finals]
@@ -268,7 +261,7 @@ class Uploads:
     # --- forms -----------------------------------------------------------------------------------------------------
 
     async def _read_form(self, request: web.Request, upload: IO[bytes]) -> list[tuple[str, str]]:
-        """The fields; the file goes into `upload`.
+        """Read the form, and return its fields. The file goes into `upload`.
 
         Raises:
             Fault: `message_too_big`, `bad_form`, `missing_file`.
@@ -276,7 +269,7 @@ class Uploads:
         if not request.content_type.startswith("multipart/"):
             raise Fault("bad_form", "send a form: multipart/form-data with the field file")
         if (encoding := request.headers.get("Content-Encoding", "identity")).strip().lower() != "identity":
-            raise Fault("bad_form", f"send the form as it is, without Content-Encoding: {quoted(encoding)}")
+            raise Fault("bad_form", f"send the form without Content-Encoding, got {quoted(encoding)}")
         if (request.content_length or 0) > self._max_upload:  # before any of it is read
             raise _too_big(self._max_upload)
         try:
@@ -293,10 +286,10 @@ class Uploads:
         parts = MultipartReader(headers, cast(StreamReader, body))
         while (part := await body.patiently(parts.next())) is not None:
             if isinstance(part, MultipartReader):
-                raise Fault("bad_form", "a form within a form: send fields and one file")
+                raise Fault("bad_form", "the form contains another form: send fields and one file")
             if part.name == "file":
                 if found:
-                    raise Fault("bad_form", "one file at a time")
+                    raise Fault("bad_form", "send one file at a time")
                 found = True
                 async for chunk in _chunks(body, part, self._max_upload):
                     upload.write(chunk)
@@ -304,7 +297,7 @@ class Uploads:
                 value = b"".join([chunk async for chunk in _chunks(body, part, _FIELD)])
                 fields.append((part.name or "", value.decode("utf-8", "replace")))
             if len(fields) > _MOST_FIELDS:
-                raise Fault("bad_form", f"a form may have {_MOST_FIELDS} fields")
+                raise Fault("bad_form", f"a form may have at most {_MOST_FIELDS} fields")
         if not found:
             raise Fault("missing_file", "the form has no field file: send the audio in it")
         upload.seek(0)
@@ -333,7 +326,7 @@ class _Heard:
     """The stream that a file becomes.
 
     Attributes:
-        warnings: at its end: what its client should know of the file, though there is an answer.
+        warnings: what its client should know of the file although there is an answer; complete at the end.
     """
 
     def __init__(self, stream: Stream, file: AudioFile) -> None:
@@ -344,7 +337,7 @@ class _Heard:
 
     @contextlib.asynccontextmanager
     async def hearing(self, readers: Readers) -> AsyncIterator[AsyncIterator[Final]]:
-        """Its finals, as they come, while it is heard."""
+        """Hear the file during a block, which gets the finals as they come."""
         hearing = asyncio.create_task(self._hear(readers))
         try:
             yield self._finals(self._stream.outbox)
@@ -370,14 +363,14 @@ class _Heard:
                 async for audio, _ in self.file.blocks():
                     await self._stream.receive(audio)
                     if self.file.seconds > _LONGEST:
-                        self.warnings.append(f"{self.file.name}: only its first {_LONGEST / 3600:g} h were heard")
+                        self.warnings.append(f"{self.file.name}: only the first {_LONGEST / 3600:g} h were heard")
                         break
                 else:
                     self._judge(self.file.missing)
         except TimeoutError:
-            self._fault = Fault("shutting_down", "the service stops: send the file again later")
+            self._fault = Fault("shutting_down", "the service is stopping: send the file again later")
         except Exception as error:
-            _log.exception("a stream broke")
+            _log.exception("a stream failed")
             self._stream.broke(error)
         await self._stream.finish()
         self._stream.close()
@@ -400,13 +393,14 @@ class _Heard:
                 case Error(code=code, message=message):
                     self._fault = self._fault or Fault(code, message)
         if outbox.overflowed:
-            self._fault = Fault("internal", "the answer was not taken in fast enough")
+            self._fault = Fault("internal", "the client reads the answer too slowly")
 
 
 class _Body:
-    """A request's body, as the library's reader of forms asks for it, and no further than a client may drive that: all
-    its bytes count, whatever they are, those of the chunks that it may come in too; it must not come too slowly; and
-    one that is all there is not read in one go.
+    """A request's body, as the library's reader of forms asks for it, with limits.
+
+    All its bytes count, whatever they are, also those of the chunks that it may come in. It must not come too slowly,
+    and one that is all there is not read in one go.
     """
 
     def __init__(self, content: StreamReader, most: int) -> None:
@@ -419,8 +413,11 @@ class _Body:
         self._waiting: asyncio.Timeout | None = None
 
     def came(self, size: int) -> None:
-        """So much of the connection. Whoever waits for contents is told when there were too many bytes: there may never
-        be any."""
+        """Count bytes of the connection.
+
+        A reader that waits for contents is told when there were too many bytes, because there may never be any
+        contents.
+        """
         if self._content.is_eof():
             return  # it belongs to the next request
         self._raw += size
@@ -428,7 +425,7 @@ class _Body:
             self._waiting.reschedule(self._clock())
 
     async def patiently(self, work: Awaitable[_T]) -> _T:
-        """`work`, which reads it.
+        """Wait for `work`, which reads the body.
 
         Raises:
             Fault: `timeout`: no more comes. Or see `read`.
@@ -438,7 +435,7 @@ class _Body:
                 return await work
         except TimeoutError:
             self._check_size()
-            raise Fault("timeout", f"half a form came, and no more of it in {_IDLE:g} s") from None
+            raise Fault("timeout", f"half a form arrived, and nothing more for {_IDLE:g} s") from None
         finally:
             self._waiting = None
 
@@ -453,7 +450,7 @@ class _Body:
     async def readline(self, **options: int | None) -> bytes:
         self._lines += 1
         if self._lines > _MOST_LINES:
-            raise Fault("bad_form", f"a form may have {_MOST_LINES} lines beside what is in its fields")
+            raise Fault("bad_form", f"a form may have at most {_MOST_LINES} lines outside its fields")
         return await self._counted(await self._content.readline(**options))
 
     def at_eof(self) -> bool:
@@ -466,7 +463,7 @@ class _Body:
         self._check_size()
         now = self._clock()
         if now - self._began > _IDLE + self._content.total_bytes / _SLOWEST:
-            raise Fault("timeout", f"the form comes too slowly: it must bring {_SLOWEST} bytes a second")
+            raise Fault("timeout", f"the form arrives too slowly: send at least {_SLOWEST} bytes a second")
         if now - self._paused > TURN:
             await asyncio.sleep(0)
             self._paused = self._clock()
@@ -478,7 +475,7 @@ class _Body:
 
 
 def _too_big(most: int) -> Fault:
-    return Fault("message_too_big", f"a request may have {most} bytes (dialects.max_upload)")
+    return Fault("message_too_big", f"a request may have at most {most} bytes (dialects.max_upload)")
 
 
 async def _chunks(body: _Body, part: BodyPartReader, most: int) -> AsyncIterator[bytes]:
@@ -486,7 +483,7 @@ async def _chunks(body: _Body, part: BodyPartReader, most: int) -> AsyncIterator
     while chunk := await body.patiently(part.read_chunk(_CHUNK)):
         size += len(chunk)
         if size > most:
-            raise Fault("bad_form", f"a field may have {most} bytes")
+            raise Fault("bad_form", f"a field may have at most {most} bytes")
         yield chunk
 
 

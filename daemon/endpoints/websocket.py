@@ -1,9 +1,9 @@
 """The listening ports: websockets and a few plain pages.
 
 Owns the sockets, who may come in and how many, and the limits on what they send. Picks the dialect by the path, or by
-the port where it has one of its own, and hands the client to a `Conversation`; of what lies behind it knows only that
-streams can be opened and events subscribed to (`Gateway`). Every fault of a client becomes an error in the words of its
-dialect and, when fatal, a close; none becomes a traceback.
+the port where it has one of its own, and hands the client to a `Conversation`. Of what lies behind, it knows only that
+streams can be opened and events subscribed to. Every fault of a client becomes an error in the words of its dialect
+and, when fatal, a close; none becomes a traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
@@ -31,6 +31,7 @@ from daemon.common.errors import Fault
 from daemon.common.fields import quoted
 from daemon.common.metrics import Metrics
 from daemon.common.permissions import Rights
+from daemon.core.admission import Gateway
 from daemon.dialects import native
 from daemon.dialects.codec import (
     CLOSE_SHUTTING_DOWN,
@@ -47,7 +48,7 @@ from daemon.endpoints.auth import RequestGuard, handshake_of, is_preflight, path
 from daemon.endpoints.client import CLOSE_TIMEOUT, Connection, Peer
 from daemon.endpoints.connection import IncomingConnection, limited_of
 from daemon.endpoints.conversation import Conversation
-from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, Outbox, RateLimiter, Readers, Stream
+from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, RateLimiter, Readers
 from daemon.endpoints.pages import GUARDED, NOTHING, Page, Pages, refusal
 from daemon.endpoints.resume import ResumableStream, ResumableStreams
 from daemon.settings.schema import ServerSettings
@@ -76,23 +77,24 @@ Find = Callable[[str], Dialect | None]
 """The dialect that is spoken under a path."""
 
 
-class Gateway(Protocol):
-    """What lies behind the port."""
-
-    async def open_stream(self, start: Start) -> Stream:
-        """Waits until the engine is warm. Raises: Fault."""
-
-    def subscribe(self, source: str | None, since: int | None, may_read: Callable[[str], bool]) -> Outbox: ...
-
-
 class Server:
-    """send_timeout: seconds that a peer may take to take in one message.
-    dialects: those of the port that all share.
+    """The websockets and pages of all ports.
+
+    Args:
+        settings: those of the shared port, with all tokens.
+        send_timeout: seconds that a client may take for one message.
+        gateway: what lies behind the ports.
+        pages: the plain pages.
+        metrics: count faults and connections.
+        dialects: those of the shared port.
 
     Attributes:
-        listening: set once it does; url is then where. urls: of the dialects with ports of their own, by their names.
-        hand_over: what serves a connection on the shared port that begins with a POST, for the library here reads no
-            bodies; None: nothing does. guests: all connections, of all ports.
+        listening: set once the server listens.
+        url: where it listens then.
+        urls: the addresses of the dialects with ports of their own, by their names.
+        hand_over: returns what serves a connection on the shared port that begins with a POST, or another request which
+            may have a body: the library here reads none. None if nothing does.
+        guests: all connections, of all ports.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class Server:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def listen(self, inherited: Sequence[socket.socket] = ()) -> None:
-        """On `inherited`, sockets that listen already, or else where the settings say.
+        """Listen on `inherited`, sockets that listen already, or else where the settings say.
 
         Raises:
             OSError: the address is taken or not ours, or the certificate cannot be read.
@@ -145,7 +147,7 @@ class Server:
         self.listening.set()
 
     async def listen_for(self, dialect: Dialect, port: int) -> None:
-        """On a port of its own too, once the server listens.
+        """Listen for a dialect on a port of its own, once the server listens.
 
         Raises:
             OSError: the port is taken or not ours.
@@ -182,7 +184,11 @@ class Server:
     def _door(
         self, find: Find, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
     ) -> IncomingConnection:
-        """arguments, options: of the library's connection, which is made for those that speak its protocol."""
+        """Return what a new connection is first given to.
+
+        `arguments` and `options` are those of the library's connection, which is made for clients that speak its
+        protocol.
+        """
 
         def choose(data: bytes) -> asyncio.Protocol:
             if data[:1] in _BRING_BODIES and hand_over is not None:
@@ -198,7 +204,9 @@ class Server:
         return _url(next(iter(self._listeners[listener].sockets)), tls=self._tls is not None)
 
     def reload(self, settings: ServerSettings) -> None:
-        """For connections to come: tokens, origins, numbers, and the certificate, read again even under its old name.
+        """Use `settings` for new connections: tokens, origins, numbers, and the certificate.
+
+        The certificate is read again even under its old name.
 
         Raises:
             OSError: the certificate cannot be used; nothing has changed then.
@@ -212,26 +220,26 @@ class Server:
         self.guests.of_address, self.guests.waiting = settings.max_per_address, settings.max_handshakes
 
     def stop_accepting(self) -> None:
-        """No new connections; streams hear what is on its way and then end, each with its finals and a close."""
+        """Accept no new connections. Streams hear what is on its way and then end, each with its finals and a close."""
         for listener in self._listeners:
             listener.close(close_connections=False)
         self.guests.end()
         self.readers.stop()
 
     async def wait_streams(self) -> None:
-        """Until the last final of every stream is on its way to its client."""
+        """Wait until the last final of every stream is on its way to its client."""
         await self._lobby.wait_free()
         await self.seats.wait_free()
 
     async def wait_closed(self) -> None:
-        """Until every connection has ended."""
+        """Wait until every connection has ended."""
         for listener in self._listeners:
             await listener.wait_closed()
 
     # --- plain HTTP ------------------------------------------------------------------------------------------------
 
     def _respond(self, find: Find, ws: ServerConnection, request: Request) -> Response | None:
-        """None lets the websocket handshake go on."""
+        """Return the answer to a request; None lets the websocket handshake go on."""
         limited_of(ws.transport).ask()
         handshake = _handshake(request)
         if request.method == "GET" and ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
@@ -242,7 +250,7 @@ class Server:
         return _response(self.answer(request.method, handshake), body=request.method != "HEAD")
 
     def answer(self, method: str, handshake: Handshake) -> Page:
-        """To a request that brings nothing."""
+        """Return the answer to a request without a body."""
         page = self._answer(method, handshake)
         return replace(page, headers={"Cache-Control": "no-store", **page.headers, **self.entrance.sharing(handshake)})
 
@@ -264,14 +272,14 @@ class Server:
         """Check that the client may have the page it asks for, and return its rights.
 
         Raises:
-            Fault: the page is not for whoever asks.
+            Fault: the page is not for this client.
         """
         # A page asks its own origin without naming it.
         self.entrance.check_name(handshake)
         return self.entrance.authorise(handshake, native.tokens(handshake))
 
     def _reject(self, dialect: Dialect, ws: ServerConnection, handshake: Handshake) -> Response | None:
-        """The refusal that a dialect makes before the handshake, if it makes any."""
+        """Return the refusal that a dialect makes before the handshake, if it makes any."""
         if dialect.reject is None:
             return None
         try:
@@ -314,7 +322,7 @@ class Server:
             await peer.close(code, patience)
 
     async def _serve(self, dialect: Dialect, peer: Peer, request: Request) -> int | None:
-        """Until it is over; the code to close with, or None where it is closed already."""
+        """Serve a client, and return the code to close with; None where the connection is closed already."""
         if dialect is _EVENTS:
             return await self._serve_events(peer, request)
         codec, rights = self._admit(dialect, _handshake(request))
@@ -352,7 +360,7 @@ class Server:
         """Check that the client may come in, and return its codec and its rights.
 
         Raises:
-            Fault: it may not come in, or its address will not do.
+            Fault: it may not come in, or its address is wrong.
         """
         rights = self.entrance.authorise(handshake, dialect.tokens(handshake))
         return dialect.make(handshake), rights
@@ -367,7 +375,7 @@ class Server:
         """Take a seat and open a stream that its client can resume.
 
         Raises:
-            Fault: `full`; or see `Gateway`.
+            Fault: `full`, or the stream cannot be opened.
         """
         self.seats.take()
         try:
@@ -379,12 +387,8 @@ class Server:
         resume = 0.0 if start.encoding == "opus" else min(start.resume, self._settings.resume)
         return self.lines.begin(stream, resume, self.seats.give_back)
 
-    async def open_stream(self, start: Start) -> Stream:
-        """For one that has a seat of `seats` already. Raises: Fault."""
-        return await self._gateway.open_stream(start)
-
     def pace(self) -> RateLimiter:
-        """Of one client."""
+        """Return the limiter of one client's messages."""
         return RateLimiter(self._settings.max_rate, self._metrics.slowed_seconds.inc)
 
 
@@ -394,14 +398,14 @@ _EVENTS = Dialect(
 
 
 async def _refusal(dialect: Dialect, peer: Peer, fault: Fault) -> Iterable[Frame]:
-    """What `dialect` tells one that does not come in."""
+    """Return what `dialect` tells a client that does not come in."""
     if dialect.refuse_by_name is not None and (frame := await peer.first()) is not None:
         return dialect.refuse_by_name(fault, frame)
     return dialect.refuse(fault)
 
 
 async def _hear_nothing(peer: Peer) -> Fault | None:
-    """Until the client sends something, which is its fault, or goes."""
+    """Wait until the client sends something, which is its fault, or goes."""
     try:
         await peer.hear()
     except ConnectionClosed:
@@ -419,7 +423,7 @@ def _since(query: dict[str, str]) -> int | None:
     if text is None:
         return None
     if "source" not in query:
-        raise Fault("bad_parameter", "since needs a source: each source counts for itself")
+        raise Fault("bad_parameter", "since needs a source, because each source counts on its own")
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
         raise Fault("bad_parameter", f"since must be the seq of an event, got {quoted(text)}")
     return int(text)
@@ -432,7 +436,7 @@ def _handshake(request: Request) -> Handshake:
 
 
 def _always(dialect: Dialect, _: str) -> Dialect:
-    """Whatever the path: the port is its own."""
+    """Return the dialect whatever the path, because the port is its own."""
     return dialect
 
 
@@ -443,7 +447,7 @@ def _select_subprotocol(find: Find, ws: ServerConnection, offered: Sequence[Subp
 
 
 def _response(page: Page, *, body: bool = True) -> Response:
-    """body: whether it is sent, or only spoken of."""
+    """Return a page as the library's response. Without `body`, its length is told all the same."""
     headers = {"Connection": "close"} | page.headers
     if page.status not in (HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT):
         headers |= {"Content-Type": page.content_type, "Content-Length": str(len(page.body))}
@@ -476,7 +480,7 @@ def _url(sock: socket.socket, *, tls: bool) -> str:
 
 
 def _quiet_logger() -> logging.Logger:
-    """The library's, without a traceback for a client that does not speak HTTP, and without the tokens in requests."""
+    """Return the library's logger, without tracebacks for clients that do not speak HTTP, and without tokens."""
     logger = logging.getLogger("daemon.endpoints.websocket.websockets")
     logger.setLevel(logging.CRITICAL)
     return logger

@@ -1,8 +1,8 @@
-"""The Wyoming port: Home Assistant's voice pipeline, and whoever else speaks its protocol.
+"""The Wyoming port: Home Assistant's voice pipeline, and other clients of its protocol.
 
-Owns the listener, how many may connect and how long a client may keep silent, and when a turn is over. Knows the
-dialect, and of what lies behind only that streams can be opened and what the models are called (`Gateway`). A client's
-fault is answered by an `error` event and the end of its connection; nothing that was heard is lost to the others.
+Owns the listener, how many clients may connect and how long one may keep silent, and when a turn is over. Knows the
+dialect, and of what lies behind only that streams can be opened and what the models are called. A client's fault is
+answered by an `error` event and the end of its connection; nothing that was heard is lost to the others.
 
 A turn is one question and one answer: `audio-start`, chunks, `audio-stop`, and exactly one `transcript`, in which all
 utterances are joined. It is over
@@ -13,8 +13,8 @@ utterances are joined. It is over
 
 What a client still sends of a turn that was answered early is not listened to: it has taken the first transcript.
 
-That audio carries nothing by its form is in the log alone: the protocol has no word for it but `error`, which ends a
-turn.
+A notice that the audio has the wrong form goes to the log alone: the protocol has no word for it but `error`, which
+ends a turn.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from daemon.common.errors import Fault
 from daemon.common.metrics import Metrics
 from daemon.common.version import our_version
+from daemon.core.admission import Gateway
+from daemon.core.stream import Stream
 from daemon.dialects import wyoming as dialect
-from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, LimitedConnection, RateLimiter, Readers, Stream
+from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, LimitedConnection, RateLimiter, Readers
 from daemon.settings.schema import WyomingSettings
 from streaming.events import Audio, Final, Notice, Start, Stop
 
@@ -40,33 +41,19 @@ _READ = 65536
 _BACKLOG = 100
 
 
-class Model(Protocol):
-    @property
-    def student(self) -> str: ...
-
-    @property
-    def teacher(self) -> str | None: ...
-
-    @property
-    def languages(self) -> Sequence[str]: ...
-
-
-class Gateway(Protocol):
-    """What lies behind the port."""
-
-    async def open_stream(self, start: Start) -> Stream:
-        """Waits until the engine is warm. Raises: Fault."""
-
-    async def wait_model(self) -> Model:
-        """The same wait."""
-
-
 class Wyoming:
-    """send_timeout: seconds that a client may take to take in what it is told. pace: makes one for each client.
+    """Serves the clients of the port.
+
+    Args:
+        settings: those of the port.
+        send_timeout: seconds that a client may take for what it is told.
+        gateway: what lies behind the port.
+        metrics: count clients and faults.
+        guests: counts all connections.
+        pace: makes a limiter for each client's messages.
 
     Attributes:
         address: host and port, once it listens.
-        guests: all connections.
     """
 
     def __init__(
@@ -102,13 +89,13 @@ class Wyoming:
         self.address = self._listener.sockets[0].getsockname()[:2]
 
     def stop_accepting(self) -> None:
-        """No new connections; turns hear what is on its way, and are answered."""
+        """Accept no new connections. Turns hear what is on its way, and are answered."""
         if self._listener is not None:
             self._listener.close()
         self.readers.stop()
 
     async def wait_closed(self) -> None:
-        """Until every turn is answered, and every connection ended."""
+        """Wait until every turn is answered, and every connection has ended."""
         if self._clients:
             await asyncio.wait(self._clients)
 
@@ -149,7 +136,7 @@ class Wyoming:
 
 
 class _Connection:
-    """A client's socket. Sending never fails: who is gone is noticed by reading."""
+    """A client's socket. Sending never fails: that the client has gone is noticed by reading."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener: Wyoming) -> None:
         peer = writer.get_extra_info("peername")
@@ -160,7 +147,7 @@ class _Connection:
         self._listener = listener
 
     async def read(self) -> bytes:
-        """b"" when the client has said all."""
+        """Return what has come; b"" when the client has said all."""
         try:
             return await self._reader.read(_READ)
         except OSError:
@@ -183,7 +170,7 @@ class _Connection:
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """What was sent arrives: to close on a client that still sends would take it back."""
+        """Close so that what was sent arrives: to close on a client that still sends would take it back."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._listener.send_timeout):
                 if self._writer.can_write_eof() and not self._writer.is_closing():
@@ -203,12 +190,12 @@ class _Conversation:
         self._listener = listener
         self._settings = listener.settings
         self._connection = connection
-        self._decoder = dialect.Decoder()
+        self._decoder = dialect.WyomingDecoder()
         self._pace = listener.pace()
         self._turn: _Turn | None = None
 
     async def run(self) -> None:
-        """Until the client or the service ends it, whichever way: what was said becomes final, and is answered."""
+        """Serve the client until it or the service ends it. What was said becomes final, and is answered."""
         try:
             await self._listen()
             await self._end_turn()
@@ -229,7 +216,7 @@ class _Conversation:
         except Exception as error:
             if self._turn is None:
                 raise
-            _log.exception("a stream broke")
+            _log.exception("a stream failed")
             self._turn.broke(error)
 
     async def _converse(self) -> None:
@@ -252,8 +239,8 @@ class _Conversation:
             if turn is not None and turn.answer.failed:
                 return
 
-    async def _next(self) -> dialect.Message | None:
-        """None when the client has said all, or nothing for too long."""
+    async def _next(self) -> dialect.WyomingMessage | None:
+        """Return the next message; None when the client has said all, or nothing for too long."""
         await self._pace.wait()
         try:
             async with asyncio.timeout(self._settings.timeout):
@@ -267,7 +254,7 @@ class _Conversation:
         except TimeoutError:
             if self._decoder.halfway:
                 seconds = f"{self._settings.timeout:g} s"
-                raise Fault("timeout", f"half a message came, and no more of it in {seconds}", fatal=True) from None
+                raise Fault("timeout", f"half a message arrived, and nothing more for {seconds}", fatal=True) from None
             return None
 
     async def _describe(self) -> None:
@@ -288,7 +275,7 @@ class _Conversation:
             return
         model = await self._listener.gateway.wait_model()
         if name != model.student:
-            raise Fault("unknown_model", f"the model here is {model.student}: ask for that, or for none", fatal=True)
+            raise Fault("unknown_model", f"the model here is {model.student}: request that one or none", fatal=True)
 
     async def _begin_turn(self, start: Start) -> None:
         stream = await self._listener.gateway.open_stream(replace(start, source=self._settings.source))
@@ -310,7 +297,7 @@ class _Turn:
     """One stream and its answer.
 
     Attributes:
-        answered: it is over, and the rest of its audio is not asked for.
+        answered: whether it is over, and the rest of its audio is not asked for.
     """
 
     def __init__(self, stream: Stream, start: Start, settings: WyomingSettings, connection: _Connection) -> None:
@@ -330,7 +317,7 @@ class _Turn:
         await self._end_if_over()
 
     async def end(self) -> None:
-        """No more audio; returns when the answer is out. May be interrupted, and called again."""
+        """Take no more audio, and return when the answer is out. May be interrupted, and called again."""
         await self._stream.finish()
         self.close()
         await asyncio.wait({self._writer})
@@ -350,7 +337,7 @@ class _Turn:
         async for event in outbox:
             await self._connection.send(self.answer.encode(event))
             if isinstance(event, Notice):
-                _log.warning("%s: %s (not told to a client of wyoming)", event.source, event.message)
+                _log.warning("%s: %s (not sent to the client: wyoming)", event.source, event.message)
             if isinstance(event, Final):
                 await self._end_if_over()
         if outbox.overflowed:

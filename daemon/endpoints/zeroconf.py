@@ -1,4 +1,4 @@
-"""Zeroconf: say on the local network that a port is here.
+"""Zeroconf: announces on the local network that a port is here.
 
 Owns the library, which is an extra, and the record that is announced. Knows the kind of the service as a text, and
 nothing of who listens at the port.
@@ -16,16 +16,21 @@ _log = logging.getLogger(__name__)
 
 
 def missing() -> str | None:
-    """What to do about it, where the library is not installed."""
+    """Return what to do about the library if it is not installed."""
     if importlib.util.find_spec("zeroconf") is not None:
         return None
     return "needs the package zeroconf: pip install 'whisperd[zeroconf]'"
 
 
 async def announce(kind: str, address: str, port: int) -> None:
-    """Until cancelled. kind: such as "_wyoming._tcp". address: of the listener, which may be all of this machine's.
+    """Announce a port until cancelled.
 
-    A network that takes no announcement is told of in the log: the port works without.
+    Where the network takes no announcement, the log says so: the port works without.
+
+    Args:
+        kind: the kind of the service, such as "_wyoming._tcp".
+        address: that of the listener, which may stand for all addresses of this machine.
+        port: that of the listener.
     """
     import zeroconf
     from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
@@ -38,7 +43,7 @@ async def announce(kind: str, address: str, port: int) -> None:
     try:
         speaker = AsyncZeroconf(interfaces=zeroconf.InterfaceChoice.All if everywhere else [address])
     except OSError as error:
-        _log.warning("zeroconf: %s: nobody will find %s by itself", error.strerror or error, kind)
+        _log.warning("zeroconf: %s: clients will not find %s by themselves", error.strerror or error, kind)
         await asyncio.Event().wait()
         return
     try:
@@ -46,7 +51,7 @@ async def announce(kind: str, address: str, port: int) -> None:
             await (await speaker.async_register_service(service, allow_name_change=True))
             _log.info("zeroconf: announced as %s at %s", service.name, ", ".join(addresses))
         except (OSError, zeroconf.Error) as error:
-            _log.warning("zeroconf: %s: nobody will find %s by itself", error or type(error).__name__, kind)
+            _log.warning("zeroconf: %s: clients will not find %s by themselves", error or type(error).__name__, kind)
         await asyncio.Event().wait()
     finally:
         await speaker.async_close()  # with a goodbye

@@ -1,13 +1,13 @@
-"""The sound devices of this machine; and, run as a program, what one of them hears, on standard output.
+"""The sound devices of this machine; run as a program, it writes what one of them hears to standard output.
 
-Owns the sound library: finding devices, opening one, and the ring between the device's thread and whoever reads.
-Imports nothing of the daemon, whose modules a program of this folder would find under their plain names.
+Owns the sound library: finding devices, opening one, and the ring between the device's thread and the reader. Imports
+nothing of the daemon, because a program in this folder would find the modules beside it under their plain names.
 
-Each open device has a process of its own. PortAudio lists the devices once in a process; to see one that was plugged in
-later it must begin anew, which ends every stream that is open; and a driver that hangs or crashes takes its process
-along. So a microphone that comes back disturbs no other, and none can stop the service.
+Each open device has a process of its own. PortAudio lists the devices once in a process. To see one that was plugged in
+later it must be initialised again, which ends every open stream. And a driver that hangs or crashes takes its process
+down. So a microphone that comes back disturbs no other, and none can stop the service.
 
-    python sound.py '{"device": null, "buffer": 10}'
+    python capture.py '{"device": null, "buffer": 10}'
     -> a line of JSON: {"name", "sample_rate", "channels", "block"} or {"error", "hopeless"}
     -> blocks of 20 ms: four bytes, how many blocks were lost before this one (little-endian); `block` bytes of samples
        (16 bits, little-endian, channels interleaved)
@@ -33,7 +33,11 @@ _MOST_CHANNELS = 8
 
 
 class MicrophoneError(Exception):
-    """The device cannot be used; the message says why and what to do. hopeless: trying again will not help."""
+    """The device cannot be used; the message says why and what to do.
+
+    Attributes:
+        hopeless: whether trying again will not help.
+    """
 
     def __init__(self, message: str, *, hopeless: bool = False) -> None:
         super().__init__(message)
@@ -44,7 +48,7 @@ class MicrophoneError(Exception):
 
 
 def sound_library() -> Any:
-    """The module `sounddevice`.
+    """Return the module `sounddevice`.
 
     Raises:
         MicrophoneError: it, or PortAudio beneath it, is not installed.
@@ -59,10 +63,10 @@ def sound_library() -> Any:
 
 
 def _devices_now() -> Any:
-    """The library, with the devices that are there now.
+    """Return the library, with the devices that are there now.
 
-    PortAudio lists them once, and for beginning anew sounddevice has no public name. That ends the streams of the
-    process, but a device is opened only in a process of its own, after this.
+    PortAudio lists them once, and sounddevice has no public name for initialising it again. That ends the streams of
+    the process, but a device is opened only in a process of its own, after this.
 
     Raises:
         MicrophoneError: as `sound_library`.
@@ -74,7 +78,7 @@ def _devices_now() -> Any:
 
 
 def input_devices() -> list[str]:
-    """A line for each device that can record: its number, name, channels and rate.
+    """Return a line for each device that can record: its number, name, channels and rate.
 
     Raises:
         MicrophoneError: as `sound_library`.
@@ -90,7 +94,10 @@ def input_devices() -> list[str]:
 
 
 def find_device(wanted: str | int | None) -> str:
-    """The name of the input device `wanted`, or of the default one.
+    """Return the name of the input device `wanted`, or of the default one.
+
+    Args:
+        wanted: its number or a part of its name; None for the default.
 
     Raises:
         MicrophoneError: as `sound_library`, or there is no such device.
@@ -101,14 +108,20 @@ def find_device(wanted: str | int | None) -> str:
     except (library.PortAudioError, ValueError) as error:
         if wanted is None:
             raise MicrophoneError("there is no default input device: plug one in; see `whisperd devices`") from None
-        raise MicrophoneError(f"{error}: see `whisperd devices` for those that there are") from None
+        raise MicrophoneError(f"{error}: see `whisperd devices` for those available") from None
 
 
 # --- one device ------------------------------------------------------------------------------------------------------
 
 
 class Ring:
-    """Blocks from the device's thread to the reader's. Those for which there is no room are lost, and counted."""
+    """Blocks on their way from the device's thread to the reader's.
+
+    Those for which there is no room are lost, and counted.
+
+    Args:
+        seconds: how much audio it can hold.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._most = max(1, round(seconds / BLOCK_SECONDS))
@@ -119,7 +132,7 @@ class Ring:
         self._ended = False
 
     def put(self, block: bytes) -> None:
-        """Never waits: it is called by the device."""
+        """Add a block. It never waits, because the device calls it."""
         if len(self._blocks) >= self._most:
             self._lost += 1
             return
@@ -128,12 +141,12 @@ class Ring:
         self._changed.set()
 
     def end(self) -> None:
-        """Nothing more will be put."""
+        """Note that nothing more will be put."""
         self._ended = True
         self._changed.set()
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        """(blocks lost before it, block), until the end."""
+        """Yield each block, with the number of blocks that were lost before it, until the end."""
         while True:
             while self._blocks:
                 yield self._blocks.popleft()
@@ -143,8 +156,12 @@ class Ring:
             self._changed.clear()
 
 
-class Device:
+class CaptureDevice:
     """An open device that fills `ring`.
+
+    Args:
+        wanted: its number or a part of its name; None for the default.
+        ring: where its blocks go.
 
     Raises:
         MicrophoneError: it cannot be opened.
@@ -179,10 +196,10 @@ class Device:
 
 
 def _find_format(library: Any, wanted: str | int | None) -> tuple[int, int]:
-    """Rate and channels. Hardware without a converter in between has its own, and none else.
+    """Return a rate and a number of channels that the device takes. Hardware without a converter takes only its own.
 
     Raises:
-        the library's error: it takes none of those that were tried.
+        PortAudioError: it takes none of those that were tried.
     """
     device = library.query_devices(wanted, "input")
     rates = (_WANTED_RATE, int(device["default_samplerate"]))
@@ -209,7 +226,7 @@ def main(argument: str) -> int:
     ring = Ring(wanted["buffer"])
     out = sys.stdout.buffer
     try:
-        device = Device(wanted["device"], ring)
+        device = CaptureDevice(wanted["device"], ring)
     except MicrophoneError as error:
         _write(out, json.dumps({"error": str(error), "hopeless": error.hopeless}).encode() + b"\n")
         return 1

@@ -1,8 +1,8 @@
-"""Microphones as sources like any other.
+"""Microphones as sources.
 
-Owns the life of a device as a source: a process of `capture.py` that opens it, the stream that its audio goes into, and
-opening it again after growing pauses when it fails or is unplugged. Blocks that nobody took in time are lost, counted,
-and heard as silence, so that the stream's clock goes on. Knows nothing of what becomes of the audio.
+Owns the life of a device as a source: the process of `capture.py` that opens it, the stream that its audio goes into,
+and opening it again after growing pauses when it fails or is unplugged. Blocks that were not read in time are lost,
+counted, and heard as silence, so that the stream's clock goes on. Knows nothing of what becomes of the audio.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SILENT_DEVICE = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 
-class Stream(Protocol):
+class AudioConsumer(Protocol):
     async def receive(self, message: Inbound) -> None: ...
 
     async def finish(self) -> None: ...
@@ -52,7 +52,8 @@ class Microphone:
     """One device, as the source that its settings name.
 
     Attributes:
-        source: its name in events. trouble: why it does not hear now; None while it does.
+        source: its name in events.
+        trouble: why it does not hear now; None while it does.
     """
 
     def __init__(self, settings: MicrophoneSettings, metrics: Metrics) -> None:
@@ -64,16 +65,19 @@ class Microphone:
         self._device: _Device | None = None
 
     def stop(self) -> None:
-        """Hear no more; `run` then finishes its stream and returns."""
+        """Stop listening. `run` then finishes its stream and returns."""
         self._stopped.set()
         if self._device is not None:
             self._device.finish()
 
-    async def run(self, open_stream: Callable[[Start], Stream]) -> None:
-        """`listen`, and again after growing pauses when the device fails, until stopped.
+    async def run(self, open_stream: Callable[[Start], AudioConsumer]) -> None:
+        """Listen until stopped; when the device fails, open it again after growing pauses.
+
+        Args:
+            open_stream: opens the stream that its audio goes into.
 
         Raises:
-            MicrophoneError: there is no sound library: no pause would mend that.
+            MicrophoneError: there is no sound library, which no pause would change.
         """
         bind_log_context(source=self.source)
         pause = _FIRST_PAUSE
@@ -93,8 +97,11 @@ class Microphone:
                     await asyncio.wait_for(self._stopped.wait(), pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def listen(self, open_stream: Callable[[Start], Stream]) -> None:
-        """Open the device and pump it into a stream of its own, until stopped.
+    async def listen(self, open_stream: Callable[[Start], AudioConsumer]) -> None:
+        """Open the device and pump its audio into a stream of its own, until stopped.
+
+        Args:
+            open_stream: opens that stream.
 
         Raises:
             MicrophoneError: the device cannot be opened, or went away. What was heard has become final.
@@ -103,7 +110,7 @@ class Microphone:
             async with self._opened() as device:
                 await self._pump(device, open_stream)
 
-    async def _pump(self, device: _Device, open_stream: Callable[[Start], Stream]) -> None:
+    async def _pump(self, device: _Device, open_stream: Callable[[Start], AudioConsumer]) -> None:
         stream = open_stream(
             Start(
                 source=self.source,
@@ -140,7 +147,7 @@ class Microphone:
 
 @contextlib.asynccontextmanager
 async def _open(settings: MicrophoneSettings, metrics: Metrics) -> AsyncIterator[_Device]:
-    """A process that has opened the device; gone at the end.
+    """Open the device in a process of its own, for a block.
 
     Raises:
         MicrophoneError: the device cannot be opened.
@@ -178,11 +185,11 @@ async def _header(process: asyncio.subprocess.Process, name: str) -> dict[str, A
             line = await process.stdout.readline()
     except TimeoutError:
         raise MicrophoneError(
-            f"{name} could not be opened within {_OPENING:.0f} s: does its sound server run?"
+            f"{name} could not be opened within {_OPENING:.0f} s: is its sound server running?"
         ) from None
     if not line:
         code = await process.wait()
-        raise MicrophoneError(f"{name} cannot be opened: its driver ended the process that tried (code {code})")
+        raise MicrophoneError(f"{name} cannot be opened: its driver ended the process that opened it (code {code})")
     header: dict[str, Any] = json.loads(line)
     if "error" in header:
         raise MicrophoneError(header["error"], hopeless=header["hopeless"])
@@ -202,13 +209,13 @@ class _Device:
         self._finishing = False
 
     def finish(self) -> None:
-        """Hear no more; what was heard can still be read."""
+        """Stop listening. What was heard can still be read."""
         assert self._process.stdin is not None, "it was asked for"
         self._finishing = True
         self._process.stdin.close()
 
     async def read(self) -> bytes | None:
-        """The next block; None once finished and empty.
+        """Return the next block; None once it has finished and all was read.
 
         Raises:
             MicrophoneError: the device went silent, or away.
@@ -226,10 +233,10 @@ class _Device:
         except asyncio.IncompleteReadError:
             if self._finishing:
                 return None
-            raise MicrophoneError(f"{self.name} went away: is it unplugged?") from None
+            raise MicrophoneError(f"{self.name} disappeared: is it unplugged?") from None
         lost, block = int.from_bytes(frame[:4], "little"), frame[4:]
         if lost:
             seconds = lost * BLOCK_SECONDS
             self._metrics.microphone_lost_seconds.inc(seconds)
-            _log.warning("microphone: %.2f s were lost: nobody took them in time", seconds)
+            _log.warning("microphone: %.2f s of audio were lost: they were not read in time", seconds)
         return bytes(lost * len(block)) + block

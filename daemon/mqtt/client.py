@@ -1,7 +1,8 @@
 """How a broker is reached: versions, certificates, and what its refusals mean.
 
 Owns the making of an MQTT client from the settings, what a broker may do to it (limits that it sets, packets that are
-none, hanging up at any moment), and the sentences for whatever it answers. Knows nothing of topics or of what is sent.
+invalid, hanging up at any moment), and the sentences for whatever it answers. Knows nothing of topics or of what is
+sent.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ not, or does not heed it, loses the connection."""
 
 _REFUSALS = {
     _UNSUPPORTED_VERSION: "it does not speak this version of MQTT: set mqtt.version",
-    _BAD_CLIENT_ID: "it does not take this client id: set mqtt.client_id",
-    _BAD_PASSWORD: "wrong user or password: mend mqtt.username and mqtt.password (or password_file, or the credential)",
-    _NOT_AUTHORISED: "not authorised: mend mqtt.username and mqtt.password, or the broker's access rules",
-    _BANNED: "this client is banned there",
+    _BAD_CLIENT_ID: "it does not accept this client id: set mqtt.client_id",
+    _BAD_PASSWORD: "wrong user or password: correct mqtt.username and mqtt.password (or password_file, the credential)",
+    _NOT_AUTHORISED: "not authorised: correct mqtt.username and mqtt.password, or the broker's access rules",
+    _BANNED: "this client is banned",
 }
 
 
@@ -56,29 +57,36 @@ class RefusedError(Exception):
 
 
 class TooBigError(RefusedError):
-    """It is larger than this broker takes, or costs the connection each time."""
+    """A message is larger than this broker takes, or costs the connection each time."""
 
 
 def packet_size(topic: str, payload: str, qos: int = 1) -> int:
-    """Bytes of a message as MQTT 5 sends it, which is one more than 3.1.1 needs."""
+    """Return the bytes of a message as MQTT 5 sends it, which is one more than 3.1.1 needs."""
     rest = 2 + len(topic.encode()) + (2 if qos else 0) + 1 + len(payload.encode())
     return 1 + max(1, (rest.bit_length() + 6) // 7) + rest  # its length has seven bits a byte
 
 
-class Client(aiomqtt.Client):
-    """A client that a broker cannot harm: it heeds the limit that the broker sets, hears the reason with which a
-    message is refused or the connection ended, survives packets that are none, and leaves nothing open behind.
+class MqttClient(aiomqtt.Client):
+    """A client that a broker cannot harm.
 
-    It overrides callbacks of the library that have no public name; the tests of outages and refusals hold them to what
-    they are called by.
+    It heeds the limit that the broker sets, hears the reason with which a message is refused or the connection ended,
+    survives invalid packets, and leaves nothing open behind.
+
+    It overrides callbacks of the library that have no public name. The tests of outages and refusals would show if the
+    library called them otherwise.
+
+    Args:
+        arguments: the library's.
+        ignored: called with why a message of the broker could not be read.
+        options: the library's.
 
     Attributes:
-        largest: bytes of a packet that the broker takes, where it says so (MQTT 5).
-        flooded: what the broker sent that was too much, upon which we ended the connection; None while it did not.
-        hung_up: why a connection that was made ended; None while it has not.
-        rejected: with which reason a message was acknowledged that the broker could not take; None where it was another
-            fault, or the broker's quota, that ended the connection.
-        ignored: told what of the broker's messages could not be read.
+        largest: the bytes of a packet that the broker takes, where it says so (MQTT 5).
+        flooded: what the broker sent that was too much, for which the connection was ended; None while it sent no such
+            thing.
+        hung_up: why an established connection ended; None while it has not.
+        rejected: the reason with which the broker acknowledged a message that it could not take; None where the
+            connection ended for another fault, or for the broker's quota.
     """
 
     def __init__(self, *arguments: Any, ignored: Callable[[str], None] = lambda _: None, **options: Any) -> None:
@@ -92,7 +100,7 @@ class Client(aiomqtt.Client):
         self._bound_reading()
         self._take_note()
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> MqttClient:
         try:
             await super().__aenter__()
         except BaseException:
@@ -110,7 +118,7 @@ class Client(aiomqtt.Client):
             self._client._sock_close()
 
     def _take_note(self) -> None:
-        """Nobody may be left to ask how the connection came to be or ended: it is no error that nobody does."""
+        """Read how the connection came about or ended, so that it is no error when nobody else does."""
         for future in (self._connected, self._disconnected):
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
@@ -123,7 +131,7 @@ class Client(aiomqtt.Client):
             either: set[asyncio.Future[Any]] = {answer, self._disconnected}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                raise aiomqtt.MqttError("the broker hung up") from self._disconnected.exception()
+                raise aiomqtt.MqttError("the broker closed the connection") from self._disconnected.exception()
             return answer.result()
         finally:
             answer.cancel()
@@ -150,12 +158,12 @@ class Client(aiomqtt.Client):
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         # An exception here would leave the packet where it is, to be read again and again.
         if self._queue.full():
-            self._ignored("more of them wait than are kept")
+            self._ignored("too many are waiting")
             return
         try:
             super()._on_message(client, userdata, message)
         except ValueError:  # no UTF-8, or a wildcard in it
-            self._ignored("its topic is none")
+            self._ignored("its topic is invalid")
 
     def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
         # The library's own reader goes on after an exception, with the same packet.
@@ -200,9 +208,7 @@ class Client(aiomqtt.Client):
 
         def receive_less(bufsize: int) -> bytes:
             if bufsize > _LARGEST_COMMAND:
-                raise self._flood(
-                    f"it announced a packet of {bufsize} bytes, and no more than {_LARGEST_COMMAND} are taken"
-                )
+                raise self._flood(f"it announced a packet of {bufsize} bytes, and only {_LARGEST_COMMAND} are allowed")
             return bytes(receive(bufsize))
 
         self._client._sock_recv = receive_less  # type: ignore[method-assign]
@@ -210,21 +216,21 @@ class Client(aiomqtt.Client):
     def _check_kept(self) -> None:
         # Of what comes with quality 2 the library keeps any number, until the broker says that we may have it.
         if getattr(self._client, "_in_messages", None):
-            raise self._flood("it sent a message of quality 2, which nobody asked for")
+            raise self._flood("it sent a message with QoS 2, which was not requested")
 
     def _flood(self, what: str) -> Exception:
-        """Not of the kind that the library takes for a broker that hung up."""
+        """Return an error for too much, which is not of the kind that the library takes for a broker that hung up."""
         self.flooded = what
         return aiomqtt.MqttError(what)
 
     def _break(self, error: Exception) -> None:
-        """The connection is of no use any more."""
+        """End a connection that is of no use any more."""
         if not self._disconnected.done():
             self._disconnected.set_exception(error)
         self._client._sock_close()
 
     async def deliver(self, topic: str, payload: str, *, qos: int = 1, retain: bool = False) -> None:
-        """Publish, one at a time, and return when the broker has acknowledged it.
+        """Publish a message, one at a time, and return when the broker has acknowledged it.
 
         Raises:
             TooBigError: it is more than the broker takes, and was not sent.
@@ -233,7 +239,7 @@ class Client(aiomqtt.Client):
         """
         size = packet_size(topic, payload, qos)
         if self.largest is not None and size > self.largest:
-            raise TooBigError(f"it has {size} bytes, and the broker takes no more than {self.largest}")
+            raise TooBigError(f"it has {size} bytes, and the broker accepts no more than {self.largest}")
         self._refused = None
         await self.publish(topic, payload, qos=qos, retain=retain)
         reason = self._refused
@@ -245,7 +251,7 @@ class Client(aiomqtt.Client):
             raise RefusedError(str(reason).lower())
         if reason.value != _QUOTA:
             self.rejected = reason
-        raise aiomqtt.MqttError(f"the broker could not take a message: {reason}")
+        raise aiomqtt.MqttError(f"the broker could not accept a message: {reason}")
 
 
 def make_client(
@@ -254,11 +260,11 @@ def make_client(
     tls: ssl.SSLContext | None,
     version: Version,
     **options: Any,
-) -> Client:
-    """A client for one connection, with a clean session."""
+) -> MqttClient:
+    """Return a client for one connection, with a clean session. The library gets `options`."""
     v5 = version == "5"
     more: dict[str, Any] = {"clean_start": True, "properties": _limits()} if v5 else {"clean_session": True}
-    return Client(
+    return MqttClient(
         settings.host,
         settings.port,
         username=settings.username,
@@ -279,7 +285,7 @@ def _limits() -> Properties:
 
 
 def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
-    """None without TLS.
+    """Return the TLS context that the settings describe; None without TLS.
 
     Raises:
         ConfigurationError: a file cannot be read, or is not what it should be.
@@ -303,40 +309,41 @@ def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
 
 
 def older_version_wanted(error: Exception) -> bool:
-    """Whether a broker says by `error` that it does not know MQTT 5."""
+    """Return whether a broker says by `error` that it does not know MQTT 5."""
     return _code(error) == _UNSUPPORTED_VERSION
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong with a connection, and what to do where that is known."""
+    """Return what went wrong with a connection, and what to do where that is known."""
     if (code := _code(error)) in _REFUSALS:
-        return f"the broker refused us: {_REFUSALS[code]}"
+        return f"the broker refused the connection: {_REFUSALS[code]}"
     # The library makes its own error of those of sockets and certificates.
     beneath = error.__context__
     if isinstance(beneath, ssl.SSLCertVerificationError):
         why = beneath.verify_message
         if "mismatch" in why.lower():
             return f"its certificate is for another name ({why}): set mqtt.host to that name, or mqtt.tls_insecure"
-        return f"its certificate is not trusted ({why}): set mqtt.ca_file to that of its authority"
+        return f"its certificate is not trusted ({why}): set mqtt.ca_file to the certificate of its authority"
     if isinstance(beneath, ssl.SSLError):
         return (
-            f"TLS failed ({beneath.reason or beneath}): does this port speak it, and does it ask for mqtt.certificate?"
+            f"TLS failed ({beneath.reason or beneath}): does this port use TLS, and does the broker require "
+            "mqtt.certificate?"
         )
     return str(error) or type(error).__name__
 
 
 def may_be_its_fault(reason: ReasonCode | None) -> bool:
-    """Whether a broker that hung up for `reason` may have done so because of the message that was under way."""
+    """Return whether a broker that hung up for `reason` may have done so because of the message that was under way."""
     return reason is not None and reason.value in _ITS_FAULT
 
 
 def is_too_big(reason: ReasonCode | None) -> bool:
-    """Whether it certainly did."""
+    """Return whether a broker that hung up for `reason` did so because the message was too big."""
     return reason is not None and reason.value == _TOO_BIG
 
 
 def subscription_refused(granted: Any) -> bool:
-    """Whether the answer to a subscription, one code for each, has a refusal in it."""
+    """Return whether the answer to a subscription, one code for each topic, has a refusal in it."""
     return any((code.value if isinstance(code, ReasonCode) else int(code)) >= 128 for code in granted)
 
 

@@ -3,7 +3,7 @@
 Owns the device's entities, their ids, and how each is read from the topics. Pure functions: knows nothing of brokers,
 of when anything is published, or of what becomes of it.
 
-One device has all. For each source: an event for each final (what automations listen to), the last text, the switch,
+One device has all entities. For each source: an event for each final (for automations), the last text, the switch,
 whether somebody speaks, and the latency of the last final. For the daemon itself: what waits for the broker, what was
 dropped, and whether what waits would outlive a restart.
 """
@@ -28,8 +28,15 @@ _LONGEST_STATE = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """prefix: Home Assistant's. topic: the first level(s) of ours. node: unlike that of every other daemon there."""
+class HomeAssistantDevice:
+    """The device that Home Assistant is shown.
+
+    Attributes:
+        prefix: the first level of Home Assistant's topics.
+        topic: the first level, or levels, of ours.
+        node: an id that no other daemon there has.
+        name: what Home Assistant calls it.
+    """
 
     prefix: str
     topic: str
@@ -42,12 +49,18 @@ class Device:
 
     @property
     def birth_topic(self) -> str:
-        """Where Home Assistant says that it is back."""
+        """The topic where Home Assistant says that it is back."""
         return f"{self.prefix}/status"
 
 
-def payload(device: Device, shown: Iterable[str], hidden: Iterable[str] = ()) -> str:
-    """The device with the sources `shown`, as JSON. Entities of `hidden` are removed where they were shown before."""
+def payload(device: HomeAssistantDevice, shown: Iterable[str], hidden: Iterable[str] = ()) -> str:
+    """Return the device with its sources, as JSON.
+
+    Args:
+        device: its names and topics.
+        shown: the sources that it has.
+        hidden: sources whose entities are removed, where they were shown before.
+    """
     version = _version()
     entities = _of_daemon(device)
     for source in shown:
@@ -74,7 +87,7 @@ def _version() -> str:
 
 
 def slug(source: str) -> str:
-    """`source` as part of an id: two names never have one slug."""
+    """Return `source` as a part of an id: two names never have one slug."""
     plain = re.sub(r"[^a-z0-9]+", "_", source.lower()).strip("_")
     # A name that looks like one with a digest gets one too.
     if plain == source and not re.search(r"(^|_)[0-9a-f]{6}$", plain):
@@ -82,7 +95,7 @@ def slug(source: str) -> str:
     return f"{plain}_{hashlib.sha256(source.encode()).hexdigest()[:6]}".lstrip("_")
 
 
-def _of_source(device: Device, source: str) -> dict[str, Entity]:
+def _of_source(device: HomeAssistantDevice, source: str) -> dict[str, Entity]:
     topic = f"{device.topic}/{source}"
     return _with_ids(
         device,
@@ -131,7 +144,7 @@ def _of_source(device: Device, source: str) -> dict[str, Entity]:
     )
 
 
-def _of_daemon(device: Device) -> dict[str, Entity]:
+def _of_daemon(device: HomeAssistantDevice) -> dict[str, Entity]:
     topic = f"{device.topic}/diagnostics"
     return _with_ids(
         device,
@@ -167,8 +180,8 @@ def _of_daemon(device: Device) -> dict[str, Entity]:
     )
 
 
-def _with_ids(device: Device, owner: str, entities: Mapping[str, Entity]) -> dict[str, Entity]:
-    """Keys that are unique in the device, and ids that are so in the house."""
+def _with_ids(device: HomeAssistantDevice, owner: str, entities: Mapping[str, Entity]) -> dict[str, Entity]:
+    """Return entities under keys that are unique in the device, with ids that are unique in the house."""
     return {
         f"{owner}_{kind}": {
             **entity,

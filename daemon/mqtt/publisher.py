@@ -1,18 +1,18 @@
-"""A hub subscriber that speaks MQTT.
+"""A subscriber of events that speaks MQTT.
 
-Owns the topics, the connection to the broker, and what is said on it in which order. A broker that is down stops
+Owns the topics, the connection to the broker, and what is sent on it in which order. A broker that is down stops
 nothing: finals wait in the spool and go out in order once it is back; partials do not wait. Knows events and the states
 of sources, and nothing of where either comes from.
 
 Each connection is a new client with a clean session, and the spool is the only truth: a final leaves it when the broker
-has acknowledged it. One whose acknowledgement was lost is therefore sent twice, with the same id, never not at all.
+has acknowledged it. A final whose acknowledgement was lost is therefore sent twice, with the same id, never not at all.
 
-A message that the broker will not have (its access rules; the size of its packets; it hangs up whenever it is sent it)
-is counted, named and passed over: it must not hold up those behind it. A broker that sends too much loses the
-connection; one that does so each time is not asked for commands any more.
+A message that the broker does not accept (its access rules; the size of its packets; it hangs up whenever it is sent
+the message) is counted, named and passed over: it must not hold up those behind it. A broker that sends too much loses
+the connection; one that does so each time is not asked for commands any more.
 
-What is retained (states, switches, diagnostics, the device for Home Assistant) is told anew at each connection; of
-several changes that wait only the last is told.
+What is retained (states, switches, diagnostics, the device for Home Assistant) is sent anew at each connection. Of
+several changes that wait, only the last is sent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from daemon.common.logs import log_context
 from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources, State, check_name
 from daemon.mqtt.client import (
-    Client,
+    MqttClient,
     RefusedError,
     TooBigError,
     Version,
@@ -52,7 +52,7 @@ from daemon.mqtt.client import (
     subscription_refused,
     tls_context,
 )
-from daemon.mqtt.home_assistant import Device, payload
+from daemon.mqtt.home_assistant import HomeAssistantDevice, payload
 from daemon.mqtt.spool import Entry, Spool
 from daemon.settings.schema import MOST_SHOWN, MqttSettings
 from streaming.events import Event, Final, Partial, to_json
@@ -87,8 +87,17 @@ _MOST_COMPLAINTS, _COMPLAINTS_IN = 10, 60.0
 
 
 class Mqtt:
-    """events: all that is published. password: found by whoever reads the configuration. spool: the file for what
-    waits, or None. microphones: the sources that are known before they are heard. saved: see `Spool`.
+    """Sends events to the broker, and obeys the commands that come from there.
+
+    Args:
+        settings: those of the broker.
+        password: the broker's.
+        events: all that is published.
+        sources: their states and switches.
+        metrics: count messages and connections.
+        spool: the file for finals that wait; None for none.
+        microphones: the sources that are known before they are heard.
+        saved: called with the id of each final once it is kept; see `Spool`.
 
     Raises:
         ConfigurationError: a certificate cannot be used.
@@ -113,7 +122,9 @@ class Mqtt:
         self._sources = sources
         self._metrics = metrics
         self._microphones = microphones
-        self._device = Device(settings.discovery_prefix, settings.topic, settings.node_id or _host(), settings.name)
+        self._device = HomeAssistantDevice(
+            settings.discovery_prefix, settings.topic, settings.node_id or _host(), settings.name
+        )
         self._spooled = spool is not None
         self._spool = Spool(spool, settings.queue, settings.max_age, metrics, saved=saved)
         self._partials: dict[tuple[str, int], Partial] = {}
@@ -134,13 +145,13 @@ class Mqtt:
         sources.watch(self._note_source)
 
     async def open(self) -> None:
-        """Before anything is heard: what an earlier process left, and which sources were switched off."""
+        """Read what an earlier process left, and which sources were switched off, before anything is heard."""
         await self._spool.open()
         for source, listen in self._spool.sources().items():
             self._sources.switch(source, listen)
 
     async def run(self) -> None:
-        """Until the events end and what waits is delivered, or it turns out that the broker is away."""
+        """Send until the events end and what waits is delivered, or it turns out that the broker is away."""
         saving = asyncio.create_task(self._spool.run())
         collector = asyncio.create_task(self._collect())
         try:
@@ -176,8 +187,8 @@ class Mqtt:
                 await asyncio.wait_for(asyncio.shield(collector), pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _blame(self, client: Client) -> None:
-        """The broker hung up, or could not take a message. Perhaps because of what it was being sent."""
+    def _blame(self, client: MqttClient) -> None:
+        """Find out whether the broker hung up, or could not take a message, because of what it was being sent."""
         if client.flooded is not None:
             self._blame_commands(client.flooded)
             return
@@ -190,12 +201,15 @@ class Mqtt:
         if is_too_big(client.hung_up):
             self._given_up[what] = "it is too large for the broker"
         elif count >= _MOST_HANGUPS:
-            did = "hung up" if client.rejected is None else f"said {str(client.rejected).lower()!r}"
-            self._given_up[what] = f"the broker {did} when it was sent it, {count} times in a row"
+            did = "closed the connection" if client.rejected is None else f"said {str(client.rejected).lower()!r}"
+            self._given_up[what] = f"the broker {did} each time it was sent, {count} times in a row"
 
     def _blame_commands(self, why: str) -> None:
-        """It is sent what somebody published, and if that is retained at each connection: finals must not wait for it
-        to be taken away."""
+        """Give up subscriptions whose messages cost the connection each time.
+
+        Somebody published what is too much, and if it is retained it comes at each connection: finals must not wait
+        until it is taken away.
+        """
         self._floods += 1
         if self._floods >= _MOST_HANGUPS:
             for topic in (self._topic("+", "set"), self._device.birth_topic):
@@ -225,7 +239,7 @@ class Mqtt:
 
     # --- a connection ----------------------------------------------------------------------------------------------
 
-    def _client(self) -> Client:
+    def _client(self) -> MqttClient:
         settings = self._settings
         return make_client(
             settings,
@@ -240,8 +254,8 @@ class Mqtt:
             ignored=lambda why: self._ignore("a message of the broker", why),
         )
 
-    async def _talk(self, client: Client) -> None:
-        """Until the events end; then the broker is told that we are."""
+    async def _talk(self, client: MqttClient) -> None:
+        """Send and receive until the events end. Then the broker is told that the daemon goes."""
         _log.info("mqtt: connected to %s:%d, MQTT %s", self._settings.host, self._settings.port, self._version)
         self._complaint = ""
         self._largest = client.largest
@@ -268,7 +282,7 @@ class Mqtt:
         # A clean end sends no will.
         await self._publish(client, self._topic("status"), "offline", retain=True)
 
-    async def _subscribe(self, client: Client, topic: str, otherwise: str) -> None:
+    async def _subscribe(self, client: MqttClient, topic: str, otherwise: str) -> None:
         what = _subscription(topic)
         if (why := self._given_up.get(what)) is not None:
             self._say_once(what, f"{what} was given up ({why}): {otherwise}")
@@ -279,9 +293,11 @@ class Mqtt:
         if subscription_refused(granted):
             self._say_refused(topic, f"may not read {topic}: {otherwise}")
 
-    async def _introduce(self, client: Client) -> None:
-        """Who we are, how we are, then that we are there. How the sources are comes after the finals that wait: it came
-        to be after them."""
+    async def _introduce(self, client: MqttClient) -> None:
+        """Tell who we are, how we are, and then that we are there.
+
+        The states of the sources come after the finals that wait, because they are newer.
+        """
         self._retained.clear()
         self._retain_sources()
         self._diagnosed = self._diagnostics()
@@ -289,8 +305,8 @@ class Mqtt:
         await self._publish(client, self._topic("diagnostics"), self._diagnosed, retain=True)
         await self._publish(client, self._topic("status"), "online", retain=True)
 
-    async def _send(self, client: Client) -> None:
-        """Whatever waits, one by one: finals first, then what is retained, then partials. Until the events end."""
+    async def _send(self, client: MqttClient) -> None:
+        """Send whatever waits, one by one: finals first, then what is retained, then partials. Until the events end."""
         while True:
             self._news.clear()
             if (entry := self._spool.first()) is not None:
@@ -305,13 +321,13 @@ class Mqtt:
             else:
                 await self._news.wait()
 
-    async def _send_final(self, client: Client, entry: Entry) -> None:
+    async def _send_final(self, client: MqttClient, entry: Entry) -> None:
         kind, body = [("final", entry.final), ("text", entry.text)][entry.sent]
         topic = self._topic(entry.source, kind)
         what = f"the {kind} {entry.id} of {entry.source}"
         refused = await self._publish(client, topic, body, what)
         if isinstance(refused, TooBigError) and kind == "final" and (less := _without_words(body)) is not None:
-            self._say_once("words", f"{what} is told without its words ({refused}), and so are others like it")
+            self._say_once("words", f"{what} is sent without its words ({refused}), and so are others like it")
             refused = await self._publish(client, topic, less, f"{what} without its words")
         if isinstance(refused, TooBigError):
             if kind == "final":
@@ -322,17 +338,20 @@ class Mqtt:
             self._given_up.pop(each, None)  # it does not come again
         self._spool.delivered(entry)
 
-    async def _send_retained(self, client: Client) -> None:
+    async def _send_retained(self, client: MqttClient) -> None:
         topic, body = next(iter(self._retained.items()))
         await self._publish(client, topic, body, retain=True)
         if self._retained.get(topic) == body:  # it may have changed meanwhile
             del self._retained[topic]
 
     async def _publish(
-        self, client: Client, topic: str, body: str, what: str = "", *, qos: int = 1, retain: bool = False
+        self, client: MqttClient, topic: str, body: str, what: str = "", *, qos: int = 1, retain: bool = False
     ) -> RefusedError | None:
-        """Why it was given up; None: the broker has it. What is refused for good is counted: those behind it may be
-        welcome. what: names it, where that is not its topic."""
+        """Publish a message, and return why it was given up; None if the broker has it.
+
+        What is refused for good is counted, and those behind it may be welcome. `what` names the message where its
+        topic does not.
+        """
         what = what or topic
         refused: RefusedError | None = None
         if what in self._given_up:
@@ -375,8 +394,10 @@ class Mqtt:
         self._retain(self._topic("diagnostics"), self._diagnosed)
 
     def _config(self) -> str:
-        """The device for Home Assistant, or nothing, which removes it. It is one message: where that is more than the
-        broker takes, sources are left out, those that came last first."""
+        """Return the device for Home Assistant, or nothing, which removes it.
+
+        It is one message. Where that is more than the broker takes, sources are left out, those that came last first.
+        """
         if not self._settings.discovery:
             return ""
         shown = self._shown()
@@ -396,13 +417,16 @@ class Mqtt:
         if count < len(shown):
             self._say_once(
                 "shown",
-                f"Home Assistant is shown {count} of {len(shown)} sources: the broker takes no packet "
-                f"above {self._largest} bytes; name in mqtt.sources those that matter",
+                f"Home Assistant is shown {count} of {len(shown)} sources, because the broker accepts no packet "
+                f"above {self._largest} bytes: list the important ones in mqtt.sources",
             )
         return first(count)
 
     def _shown(self) -> list[str]:
-        """The sources that Home Assistant is shown: those that the settings name, or else all that were ever heard."""
+        """Return the sources that Home Assistant is shown.
+
+        They are those that the settings name, or else all that were ever heard.
+        """
         known = self._settings.sources or (*self._microphones, *self._spool.sources())
         return list(dict.fromkeys(known))[:MOST_SHOWN]
 
@@ -418,7 +442,7 @@ class Mqtt:
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
-    async def _obey(self, client: Client) -> None:
+    async def _obey(self, client: MqttClient) -> None:
         birth: asyncio.TimerHandle | None = None
         try:
             async for message in client.messages:
@@ -438,7 +462,7 @@ class Mqtt:
                 birth.cancel()
 
     def _tell_again(self) -> None:
-        _log.info("mqtt: Home Assistant has started: telling it all again")
+        _log.info("mqtt: Home Assistant has started: publishing everything again")
         self._retain(self._device.config_topic, self._config())
         self._retain_sources()
         self._retain_diagnostics()
@@ -449,19 +473,22 @@ class Mqtt:
         try:
             source = check_name(source)
             if topic != self._topic(source, "set"):
-                raise Fault("bad_command", "nobody asked for this topic")
+                raise Fault("bad_command", "this topic was not subscribed to")
             if command not in ("ON", "OFF"):
                 raise Fault("bad_command", "must be ON or OFF")
         except Fault as fault:
             self._ignore(f"a command for {quoted(source)}", fault.message)
             return
         with log_context(source=source):
-            _log.info("mqtt: %s is switched %s", source, command.lower())
+            _log.info("mqtt: %s was switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
         self._retain_switch(source)  # whoever turned it waits for that, even if nothing changed
 
     def _ignore(self, what: str, why: str) -> None:
-        """Whoever may publish there may do so as often as they like: it is counted, and said now and then."""
+        """Count a message that is ignored, and log it now and then.
+
+        Anybody who may publish there may do so as often as they like.
+        """
         self._metrics.mqtt_bad_commands.inc()
         if self._may_complain():
             _log.warning("mqtt: %s was ignored: %s", what, why)
@@ -481,19 +508,19 @@ class Mqtt:
         self._version = "3.1.1"
         return True
 
-    def _lost(self, error: Exception, client: Client) -> None:
+    def _lost(self, error: Exception, client: MqttClient) -> None:
         said = sentence(error) if client.hung_up is None else f"the connection ended ({str(client.hung_up).lower()})"
         new = True
         if client.flooded is not None:
             self._metrics.mqtt_bad_commands.inc()
-            said, new = f"the connection was ended: {client.flooded}", self._may_complain()
+            said, new = f"the connection was closed: {client.flooded}", self._may_complain()
         level = logging.WARNING if new and said != self._complaint else logging.DEBUG  # once, not at every attempt
         _log.log(level, "mqtt: %s:%d: %s; trying again", self._settings.host, self._settings.port, said)
         self._complaint = said
 
     def _say_refused(self, what: str, said: str) -> None:
         who = f"user {self._settings.username}" if self._settings.username else "a client without a user name"
-        self._say_once(what, f"refused by the broker's access rules: {who} {said}; the rest goes on")
+        self._say_once(what, f"refused by the broker's access rules: {who} {said}; everything else continues")
 
     def _say_once(self, what: str, said: str) -> None:
         if what not in self._said:
@@ -515,7 +542,7 @@ def _subscription(topic: str) -> str:
 
 
 def _put(latest: dict[str, _V], key: str, value: _V) -> None:
-    """In the order of the last changes; the oldest goes where there are too many."""
+    """Put a value last, in the order of the changes. The oldest goes where there are too many."""
     latest.pop(key, None)
     latest[key] = value
     if len(latest) > _MOST_RETAINED:
@@ -523,7 +550,7 @@ def _put(latest: dict[str, _V], key: str, value: _V) -> None:
 
 
 def _without_words(body: str) -> str | None:
-    """A final without the times of its words, which are most of it; None where it has none."""
+    """Return a final without the times of its words, which are most of it; None where it has none."""
     final = json.loads(body)
     if final.pop("words", None) is None:
         return None
@@ -537,5 +564,5 @@ def _entry(final: Final) -> Entry:
 
 
 def _host() -> str:
-    """The host's name as part of a topic and of ids."""
+    """Return the host's name as part of a topic and of ids."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", socket.gethostname()) or "whisperd"

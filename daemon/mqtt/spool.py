@@ -2,16 +2,16 @@
 
 Owns the order of finals, the limits on how many wait and for how long, and the file. Knows nothing of brokers, topics
 or events: of a final it keeps the id, the source, two texts and how much of it was delivered. Beside the finals the
-file remembers the sources and their switches, so that one that was switched off stays so after a restart.
+file remembers the sources and their switches, so that a source that was switched off stays so after a restart.
 
-The queue in memory is the truth; the file follows it, written by a thread of its own, so that a disk that is slow does
+The queue in memory is the truth, and the file follows it. A thread of its own writes the file, so that a slow disk does
 not stop the service; `saved` is told what is in the file, for those who wait for that a little. A file that cannot be
-written (full, read-only, gone) is said once and counted, and written anew, whole, when that is possible again;
-meanwhile the queue goes on without it.
+written (full, read-only, gone) is logged once and counted, and written anew, whole, when that is possible again.
+Meanwhile the queue goes on without it.
 
-What an earlier process left is judged row by row before it is believed: a disk flips bits. A row that will not do is
-put aside, in a table of its own, counted and named, and the others go on. A file whose pages do not fit together is put
-aside whole, and what can still be read of it is rescued.
+What an earlier process left is judged row by row before it is believed: a disk flips bits. A wrong row is put aside, in
+a table of its own, counted and named, and the others go on. A file whose pages do not fit together is put aside whole,
+and what can still be read of it is rescued.
 
 The file is an SQLite database that one process holds for itself. Its log is not synced to the disk at every final: that
 is safe against the death of the process, spares a memory card, and may cost the last finals when the power fails.
@@ -72,9 +72,14 @@ _TABLES = (
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One final. at: Unix time. final: its JSON. sent: how many of its two messages the broker has acknowledged.
+    """One final.
 
-    since: when it began to wait, by the steady clock of this process; the spool's own business.
+    Attributes:
+        at: Unix time.
+        final: its JSON.
+        text: its text alone.
+        sent: how many of its two messages the broker has acknowledged.
+        since: when it began to wait, by the steady clock of this process. The spool sets it.
     """
 
     id: str
@@ -87,7 +92,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of what will be told."""
+        """The bytes of what will be sent."""
         return len(self.final.encode()) + len(self.text.encode())
 
 
@@ -97,7 +102,11 @@ Change = tuple[str, tuple[object, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a file held. damaged: a row's number and what is wrong with it, of those that were put aside."""
+    """What a file held.
+
+    Attributes:
+        damaged: of the rows that were put aside, the number and what is wrong.
+    """
 
     entries: Sequence[Entry] = ()
     sources: Mapping[str, bool] = field(default_factory=dict)
@@ -105,14 +114,22 @@ class _Found:
 
 
 class Spool:
-    """path: the file; None keeps all in memory. limit: finals that may wait. max_age: for how many seconds. saved: told
-    the id of each final once it is in the file; or at once, where there is no file to use.
+    """The queue of finals, and the sources that were ever heard.
 
-    How long a final has waited is counted by `steady`, which never jumps: a machine that learns the time only once it
+    How long a final has waited is measured by `steady`, which never jumps: a machine that learns the time only once it
     is on the network must not drop all that waits. Only for what an earlier process left is there nothing but `clock`.
 
+    Args:
+        path: the file; None keeps all in memory.
+        limit: the finals that may wait.
+        max_age: the seconds that a final may wait.
+        metrics: count what waits and what is dropped.
+        clock: returns Unix time.
+        saved: called with the id of each final once it is in the file, or at once where there is no file to use.
+        steady: returns the seconds of a clock that never jumps.
+
     Attributes:
-        dropped: finals that a limit cost, or the broker would not have.
+        dropped: the finals that a limit cost, or that the broker did not accept.
     """
 
     def __init__(
@@ -161,12 +178,12 @@ class Spool:
         self._count()
 
     def first(self) -> Entry | None:
-        """The oldest that is not too old."""
+        """Return the oldest final that is not too old."""
         self._limit_age()
         return next(iter(self._entries.values()), None)
 
     def delivered(self, entry: Entry) -> None:
-        """One message of it more; after the last one it is forgotten."""
+        """Count one more delivered message of a final, which is forgotten after the last one."""
         entry.sent += 1
         if entry.sent < 2:
             self._note(("UPDATE finals SET sent = ? WHERE id = ?", (entry.sent, entry.id)))
@@ -177,7 +194,7 @@ class Spool:
             self._full = False
 
     def put_aside(self, entry: Entry, why: str) -> None:
-        """A copy of one that is given up, for whoever looks into the file."""
+        """Keep a copy of a final that is given up, for people who look into the file."""
         self.dropped += 1
         self._note((_PUT_ASIDE, (why, entry.id, entry.source, entry.at, entry.final, entry.text, entry.sent)))
         self._note(_TRIM)
@@ -185,11 +202,11 @@ class Spool:
     # --- the sources -----------------------------------------------------------------------------------------------
 
     def sources(self) -> dict[str, bool]:
-        """Those remembered, and whether each shall be listened to."""
+        """Return the sources that are remembered, and whether each is listened to."""
         return dict(self._sources)
 
     def remember(self, source: str, listen: bool) -> bool:
-        """Whether it was unknown. No more than 256 are remembered."""
+        """Remember a source and its switch, and return whether the source is new. No more than 256 are remembered."""
         known = self._sources.get(source)
         if known is listen or (known is None and len(self._sources) >= _MOST_SOURCES):
             return False
@@ -205,20 +222,20 @@ class Spool:
             return
         await self._writer.open()
         if self._entries:
-            _log.info("mqtt: %d finals of before the start wait for the broker", len(self))
+            _log.info("mqtt: %d finals from before the start wait for the broker", len(self))
 
     async def run(self) -> None:
-        """Keep the file up to date, for ever."""
+        """Keep the file up to date, until cancelled."""
         if self._writer is not None:
             await self._writer.run()
 
     async def close(self) -> None:
-        """The last changes to the file."""
+        """Write the last changes to the file."""
         if self._writer is not None:
             await self._writer.close()
 
     def _found(self, found: _Found) -> None:
-        """What the file held goes in front of what came since."""
+        """Put what the file held in front of what came since."""
         for entry in found.entries:
             entry.since = self._steady() - max(0.0, self._clock() - entry.at)
         self._entries = {**{entry.id: entry for entry in found.entries}, **self._entries}
@@ -254,7 +271,7 @@ class Spool:
             self.dropped += old
             self._count()
             _log.warning(
-                "mqtt: %d finals waited for more than %g s for the broker and were dropped", old, self._max_age
+                "mqtt: %d finals had waited more than %g s for the broker and were dropped", old, self._max_age
             )
 
     def _remove(self, entry: Entry) -> None:
@@ -268,7 +285,7 @@ class Spool:
         self._metrics.mqtt_waiting_bytes.set(self._bytes)
 
     def _oldest(self) -> float:
-        """Seconds for which the first has waited; 0 where none does."""
+        """Return the seconds that the first has waited; 0 where none waits."""
         entry = next(iter(self._entries.values()), None)
         return 0.0 if entry is None else max(0.0, self._steady() - entry.since)
 
@@ -280,8 +297,12 @@ class Spool:
 class _Writer:
     """Carries changes of the queue to the file, in order, in one thread.
 
-    found: called once with what the file held. snapshot: the changes that make an empty file a full one. saved: called
-    with the id of each final that the file holds now.
+    Args:
+        path: the file.
+        found: called once with what the file held.
+        snapshot: returns the changes that make an empty file a full one.
+        metrics: count the faults of the file.
+        saved: called with the id of each final that the file holds now.
     """
 
     def __init__(
@@ -334,7 +355,7 @@ class _Writer:
         self._thread.shutdown(wait=False)
 
     async def _patiently(self, work: Coroutine[None, None, None]) -> None:
-        """A disk that hangs is not waited for; what was begun goes on, and is taken note of when it ends."""
+        """Wait for the disk, but not for one that hangs: what was begun goes on, and is taken note of when it ends."""
         task = asyncio.create_task(work)
         _, hanging = await asyncio.wait({task}, timeout=_PATIENCE)
         if hanging:
@@ -399,8 +420,8 @@ class _Writer:
         self._tell(False)
         if not self._complained:
             _log.error(
-                "mqtt: %s cannot be used (%s): what waits for the broker is kept in memory, and lost with the process; "
-                "make room there, or set mqtt.spool to a file that can be written",
+                "mqtt: %s cannot be used (%s): finals that wait for the broker stay in memory, and are lost if the "
+                "process ends; make room there, or set mqtt.spool to a writable file",
                 self._path,
                 error,
             )
@@ -411,8 +432,8 @@ class _Writer:
         named = [f"row {number}: {why}" for number, why in damaged[:_MOST_NAMED]]
         more = f"; and {len(damaged) - _MOST_NAMED} more" if len(damaged) > _MOST_NAMED else ""
         _log.error(
-            "mqtt: %d rows of %s are damaged, and put aside in its table `aside` (%s%s); the others go on: look for "
-            "errors of the disk",
+            "mqtt: %d rows of %s are damaged and were moved to its table `aside` (%s%s); the others are delivered: "
+            "check the disk for errors",
             len(damaged),
             self._path,
             "; ".join(named),
@@ -450,11 +471,13 @@ def _remember(source: str, listen: bool) -> Change:
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, _Found]:
-    """The database at `path`, made where there is none, and what it holds; one that is damaged is put aside, and
-    another made of what can be read of it.
+    """Open the database at `path`, or make it, and return it with what it holds.
+
+    One that is damaged is put aside, and another is made of what can be read of it.
 
     Raises:
-        OSError, sqlite3.Error: it cannot be made, or another process has it.
+        OSError: it cannot be made.
+        sqlite3.Error: likewise, or another process has it.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -464,7 +487,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, _Found]:
         if isinstance(error, sqlite3.OperationalError) and _code(error) != sqlite3.SQLITE_ERROR:
             raise
         aside = path.with_name(path.name + ".damaged")
-        _log.error("mqtt: %s is damaged (%s): it is put aside as %s", path, error, aside)
+        _log.error("mqtt: %s is damaged (%s) and was moved to %s", path, error, aside)
         for end in ("", "-wal", "-journal"):  # its log is a part of it
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(aside.name + end).unlink()
@@ -474,7 +497,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, _Found]:
         try:
             rescued = _rescue(aside, file)
             if rescued:
-                _log.info("mqtt: %d rows could be read of %s", rescued, aside)
+                _log.info("mqtt: recovered %d rows from %s", rescued, aside)
             return file, _read(file)
         except BaseException:
             file.close()
@@ -496,7 +519,7 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, _Found]:
         file.execute("PRAGMA synchronous = NORMAL")
         (version,) = file.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
-            raise sqlite3.OperationalError("it was made by a later version of whisperd")
+            raise sqlite3.OperationalError("it was written by a later version of whisperd")
         _apply(file, [(statement, ()) for statement in _TABLES])
         if file.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("its pages do not fit together")
@@ -507,12 +530,12 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, _Found]:
 
 
 def _text(content: bytes) -> str:
-    """What is no UTF-8 is no reason not to read the rest: it is seen when the row is judged."""
+    """Return the text of a value. Wrong UTF-8 is no reason not to read the rest: it is seen when the row is judged."""
     return content.decode("utf-8", "surrogateescape")
 
 
 def _rescue(aside: Path, into: sqlite3.Connection) -> int:
-    """Copy what can be read of a damaged file; how many rows."""
+    """Copy what can be read of a damaged file, and return how many rows that is."""
     rescued = 0
     with contextlib.suppress(OSError, sqlite3.Error), contextlib.closing(sqlite3.connect(aside, timeout=1.0)) as file:
         file.text_factory = bytes  # as it is
@@ -535,7 +558,7 @@ def _until_unreadable(rows: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
 
 
 def _read(file: sqlite3.Connection) -> _Found:
-    """What it holds; the rows that will not do are put aside."""
+    """Return what the file holds. Wrong rows are put aside."""
     entries: list[Entry] = []
     sources: dict[str, bool] = {}
     damaged: list[tuple[object, str]] = []
@@ -560,9 +583,13 @@ def _read(file: sqlite3.Connection) -> _Found:
 
 
 def _judged(id: object, source: object, at: object, final: object, text: object, sent: object) -> Entry:
-    """Raises ValueError: a row that was not written so; it says what is wrong with it."""
+    """Return a row as an entry.
+
+    Raises:
+        ValueError: the row was not written so; says what is wrong with it.
+    """
     if not isinstance(at, int | float) or not math.isfinite(at):
-        raise ValueError("its time is none")
+        raise ValueError("its time is invalid")
     entry = Entry(
         _name("id", id), _level("source", source), float(at), _whole("final", final), _whole("text", text),
         _one_of((0, 1), "count of what was delivered", sent),
@@ -572,46 +599,46 @@ def _judged(id: object, source: object, at: object, final: object, text: object,
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise ValueError("its final is no JSON object")
+        raise ValueError("its final is not a JSON object")
     for key, value in (("id", entry.id), ("source", entry.source), ("text", entry.text)):
         if content.get(key, value) != value:
-            raise ValueError(f"its final has another {key}")
+            raise ValueError(f"its final has a different {key}")
     return entry
 
 
 def _whole(what: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"its {what} is no text")
+        raise ValueError(f"its {what} is not text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"its {what} is no UTF-8") from None
+        raise ValueError(f"its {what} is not UTF-8") from None
     return value
 
 
 def _name(what: str, value: object) -> str:
     name = _whole(what, value)
     if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"its {what} is no name")
+        raise ValueError(f"its {what} is not a valid name")
     return name
 
 
 def _level(what: str, value: object) -> str:
-    """A name that becomes one level of what finals are told under."""
+    """Return a name that becomes one level of what finals are sent under."""
     name = _name(what, value)
     if set(name) & set("/+#"):
-        raise ValueError(f"its {what} is no name")
+        raise ValueError(f"its {what} is not a valid name")
     return name
 
 
 def _one_of(values: tuple[int, ...], what: str, value: object) -> int:
     if not isinstance(value, int) or value not in values:
-        raise ValueError(f"its {what} is none")
+        raise ValueError(f"its {what} is invalid")
     return value
 
 
 def _apply(file: sqlite3.Connection, changes: Sequence[Change]) -> None:
-    """All of them, or none."""
+    """Apply all changes, or none."""
     file.execute("BEGIN IMMEDIATE")
     try:
         for statement, values in changes:

@@ -33,8 +33,8 @@ export function explain(error) {
     case "NotAllowedError":
     case "SecurityError":
       return (
-        "The microphone was refused. Allow it for this page (the icon beside the address, or the system's privacy " +
-        "settings), then press Start again. Reading what others say needs no microphone."
+        "Access to the microphone was refused. Allow it for this page (the icon beside the address, or the system's privacy " +
+        "settings), then press Start again. You need no microphone to read what others say."
       );
     case "NotFoundError":
     case "OverconstrainedError":

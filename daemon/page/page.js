@@ -105,7 +105,7 @@ function showConnection(state) {
     case "waiting":
       return say("connection", `${sentence(state.reason)}. Trying again in ${Math.ceil(state.seconds)} s`);
     case "refused":
-      say("connection", state.code === "unauthorised" ? "A token is needed" : "Refused");
+      say("connection", state.code === "unauthorised" ? "A token is required" : "Refused");
       return refused(state);
   }
 }
@@ -171,7 +171,7 @@ async function start() {
   select(mine);
   describe();
   try {
-    const rate = await opening.open(() => stop("The microphone went away."));
+    const rate = await opening.open(() => stop("The microphone was disconnected."));
     if (capture !== opening) return opening.stop(); // stopped while the browser was still asking
     stream = join(rate);
     stream.open();
@@ -266,7 +266,7 @@ function doing() {
   const gone = lost ? `; ${Math.round(lost)} s were lost` : "";
   if (streamState.kind === "waiting") return `${sentence(streamState.reason)}. What you say is kept and sent later${gone}`;
   if (streamState.kind !== "open") return `Connecting. What you say is kept${gone}`;
-  if (still) return `The system took the microphone (a call, a locked screen?). Touch the page to go on${gone}`;
+  if (still) return `The system took the microphone (a call, a locked screen?). Touch the page to continue${gone}`;
   if (silence >= SILENT) return "No sound comes from the microphone: is it muted?";
   return `Listening${gone}`;
 }
@@ -312,7 +312,7 @@ function select(name) {
 }
 
 function invitation() {
-  if (selected !== mine) return `Nothing was heard of ${selected} yet.`;
+  if (selected !== mine) return `Nothing has been heard from ${selected} yet.`;
   return capture ? "Speak: your words appear here." : "Press Start and speak: your words appear here while you talk.";
 }
 
@@ -347,7 +347,7 @@ function download(name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
-get("copy").addEventListener("click", () => copy().catch((error) => notice(`It could not be copied: ${error.message}.`)));
+get("copy").addEventListener("click", () => copy().catch((error) => notice(`Copying failed: ${error.message}.`)));
 for (const button of document.querySelectorAll("[data-format]")) {
   button.addEventListener("click", () => download(button.dataset.format));
 }

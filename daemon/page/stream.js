@@ -81,7 +81,7 @@ export class Stream {
     const unsent = this.#link.unsent;
     if (unsent === null || this.#stopped) return;
     if (unsent < ON_THE_WAY) this.#moved = Date.now();
-    else if (Date.now() - this.#moved > STALLED) this.#link.lost("the network does not take any more");
+    else if (Date.now() - this.#moved > STALLED) this.#link.lost("the network is too slow");
     while (this.#queue.length && this.#link.unsent !== null && this.#link.unsent < ON_THE_WAY) {
       this.#link.send(this.#queue.shift());
     }

@@ -84,7 +84,7 @@ export function showTranscript(transcript, invitation) {
   get("empty").hidden = !nothing;
   get("invitation").textContent = invitation;
   get("dropped").hidden = !transcript.dropped;
-  get("dropped").textContent = `${transcript.dropped} earlier lines are not kept any more.`;
+  get("dropped").textContent = `${transcript.dropped} earlier lines are no longer kept.`;
   for (const button of document.querySelectorAll(".tools button")) button.disabled = !transcript.finals.length;
   if (following && !nothing) toEnd();
 }

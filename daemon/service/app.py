@@ -42,7 +42,12 @@ _log = logging.getLogger(__name__)
 
 
 class Service:
-    """`whisperd run`.
+    """The whole service, as `whisperd run` has it.
+
+    Args:
+        settings: as they were loaded; the tokens of files are added here.
+        around: what the service manager says.
+        load: loads an engine.
 
     Raises:
         ConfigurationError: a file that the settings name cannot be read, or a port would be open to anybody.
@@ -76,16 +81,16 @@ class Service:
 
     @property
     def settings(self) -> Settings:
-        """Those in force."""
+        """The settings in force."""
         return self.pipeline.settings
 
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until `stop`, and until all that was heard is out.
+        """Run until `stop`, and until all that was heard is out.
 
         Raises:
-            ServiceError: it could not start, a part of it ended by an error, or finals were given up.
+            ServiceError: it could not start, a part of it failed, or finals were given up.
         """
         try:
             await self.ports.listen()
@@ -103,7 +108,7 @@ class Service:
         self._stop.set()
 
     def reload(self, read: Callable[[], Settings]) -> None:
-        """Ask `read` for the settings and take over what may change; as soon as the service is ready."""
+        """Take over what may change of the settings that `read` returns, as soon as the service is ready."""
         self._reloader.ask(read)
 
     async def wait_ready(self) -> None:
@@ -139,7 +144,7 @@ class Service:
         """Wait until the first decode is done.
 
         Raises:
-            ServiceError: nothing came of it: whoever would speak here would get nothing either.
+            ServiceError: nothing came of it, and nothing would come of a client's audio either.
         """
         stall = self.settings.health.stall
         try:
@@ -153,7 +158,7 @@ class Service:
             raise ServiceError(f"the first decode failed: {self.health.trouble}")
 
     async def _until_stopped(self, work: Coroutine[Any, Any, Any]) -> None:
-        """`work`, or the stop, or the first part of the service that fails."""
+        """Run `work` until it ends, the service is stopped, or a part of the service fails."""
         tasks = {asyncio.create_task(work), asyncio.create_task(self._stop.wait())}
         try:
             while True:
@@ -170,7 +175,7 @@ class Service:
                 task.cancel()
 
     async def _drain(self) -> None:
-        """Finals out, clients told, broker told; within the time that was set for it.
+        """Wait until finals are out and clients and broker are told, within the time that was set for it.
 
         Raises:
             ServiceError: the time was not enough.
@@ -186,7 +191,7 @@ class Service:
                     await self._tasks["mqtt"]
                 await self.ports.wait_closed()
         except TimeoutError:
-            raise ServiceError(f"gave up after {self.settings.shutdown.drain:g} s with words unfinished") from None
+            raise ServiceError(f"gave up after {self.settings.shutdown.drain:g} s with unfinished finals") from None
         finally:
             for task in self._tasks.values():
                 task.cancel()

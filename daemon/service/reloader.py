@@ -1,7 +1,7 @@
 """Settings that are read again while the service runs.
 
-Owns the moment, the order in which the parts take the new ones over, that all take them or none, and what people are
-told of it. Knows neither which settings may change nor what a part does with its own.
+Owns when that happens, the order in which the parts take the new settings over, that all take them or none, and what
+people are told of it. Knows neither which settings may change nor what a part does with its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Reloader:
     """Takes over changed settings while the service runs.
 
     Attributes:
-        notes: what somebody should look after since the latest reload.
+        notes: what needs attention since the latest reload.
     """
 
     def __init__(self, pipeline: Pipeline, ports: Ports, credentials: Credentials, manager: ServiceManager) -> None:
@@ -40,12 +40,12 @@ class Reloader:
         self._read_again: Callable[[], Settings] | None = None
 
     def ask(self, read: Callable[[], Settings]) -> None:
-        """Have the settings taken over that `read` gives, as soon as this runs."""
+        """Ask for a reload with the settings that `read` returns. `run` does it as soon as it can."""
         self._read_again = read
         self._hangup.set()
 
     async def run(self) -> None:
-        """Whenever somebody asks; until cancelled."""
+        """Reload whenever somebody asks, until cancelled."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()
@@ -66,7 +66,8 @@ class Reloader:
         """Read the settings again and have all parts take them over, or none.
 
         Raises:
-            ConfigurationError, OSError: something in them will not do; nothing has changed then.
+            ConfigurationError: something in them is wrong; nothing has changed then.
+            OSError: likewise.
         """
         assert self._read_again is not None, "whoever asks says where from"
         wanted = self._credentials.with_tokens(self._read_again())
@@ -90,4 +91,4 @@ class Reloader:
         if planned.waiting:
             keys = ", ".join(planned.waiting)
             self.notes = (f"restart for {keys}",)
-            _log.warning("reload: %s cannot change while the service runs: restart it", keys)
+            _log.warning("reload: %s cannot change while the service runs: restart it to apply the change", keys)

@@ -1,6 +1,6 @@
-"""sd_notify: what the service manager is told (sd_notify(3): datagrams of KEY=VALUE lines on a unix socket).
+"""Messages to the service manager: datagrams of KEY=VALUE lines on a unix socket (sd_notify(3)).
 
-Owns the socket. Knows nothing of what the words mean to the rest; without a manager every call does nothing.
+Owns the socket. Knows nothing of what the words mean to the service. Without a manager every call does nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import time
 
 
 class Notifier:
-    """address: the value of NOTIFY_SOCKET: a path, or `@name` in the abstract namespace; None without a manager."""
+    """Sends messages to the service manager.
+
+    Args:
+        address: the value of NOTIFY_SOCKET: a path, or `@name` in the abstract namespace; None without a manager.
+    """
 
     def __init__(self, address: str | None) -> None:
         self._address: str | None = None
@@ -22,14 +26,17 @@ class Notifier:
         self._send(f"STATUS={text}")
 
     def loading(self, text: str, seconds: float) -> None:
-        """Starting takes longer: be patient for `seconds` from now on."""
+        """Say that starting takes longer, and ask for `seconds` from now on."""
         self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}", f"STATUS={text}")
 
     def ready(self, text: str) -> None:
         self._send("READY=1", f"STATUS={text}")
 
     def reloading(self, text: str) -> None:
-        """`ready` must follow. The time is for managers newer than 252, which tell by it which reload was meant."""
+        """Say that the settings are being read again. `ready` must follow.
+
+        The time in it is for managers newer than 252, which tell by it which reload was meant.
+        """
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={now}", f"STATUS={text}")
 

@@ -1,4 +1,4 @@
-"""What the service manager is told, and when: that we start, are ready, get on, reload and stop.
+"""When the service manager is told that the service starts, is ready, makes progress, reloads and stops.
 
 Owns the times between its messages, and that the watchdog is fed by the progress of the decoding. Knows neither how
 they are sent nor what the status line is made of.
@@ -22,7 +22,13 @@ _LOADING_PATIENCE = 60.0
 
 
 class ServiceManager:
-    """status: the line that says what goes on."""
+    """Keeps the service manager informed.
+
+    Args:
+        notifier: sends the messages.
+        health: says whether decoding makes progress.
+        status: returns the status line.
+    """
 
     def __init__(self, notifier: Notifier, health: Health, status: Callable[[], str]) -> None:
         self._notifier = notifier
@@ -33,31 +39,37 @@ class ServiceManager:
         self._notifier.ready(self._status())
 
     def reloading(self) -> None:
-        """`ready` must follow."""
-        self._notifier.reloading("reading the settings again")
+        """Say that the settings are being read again. `ready` must follow."""
+        self._notifier.reloading("reloading the settings")
 
     def stopping(self) -> None:
-        self._notifier.stopping("finishing what was heard")
+        self._notifier.stopping("finishing the last finals")
 
     async def ask_for_patience(self, text: str) -> None:
-        """More time to start; until cancelled."""
+        """Ask for more time to start, again and again, until cancelled."""
         while True:
             self._notifier.loading(text, _LOADING_PATIENCE)
             await asyncio.sleep(_LOADING_PATIENCE / 4)
 
     async def feed_watchdog(self, interval: float) -> None:
-        """By the progress of the decoding: that this loop turns proves little. interval: seconds. Until cancelled."""
+        """Feed the watchdog while decoding makes progress, until cancelled.
+
+        A running event loop alone would prove little.
+
+        Args:
+            interval: seconds between two signs of life.
+        """
         fed = True
         while True:
             if self._health.getting_on:
                 self._notifier.alive()
             elif fed:
-                _log.error("the engine hangs: no sign of life for the service manager until it decodes again")
+                _log.error("the engine hangs: the watchdog is not fed until it decodes again")
             fed = self._health.getting_on
             await asyncio.sleep(interval)
 
     async def tell_status(self) -> None:
-        """Whenever the line changes; until cancelled."""
+        """Send the status line whenever it changes, until cancelled."""
         told = self._status()
         while True:
             await asyncio.sleep(_STATUS_INTERVAL)

@@ -1,6 +1,6 @@
 """What a signal asks of a command that runs until it is told to end.
 
-Owns which signal means what, and that whoever asks a second time does not wait. Knows nothing of what is stopped or
+Owns which signal means what, and that the second request to end does not wait. Knows nothing of what is stopped or
 reloaded.
 """
 
@@ -20,18 +20,18 @@ def reload_on_signal(reload: Callable[[], None]) -> None:
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
-    """The first SIGTERM or SIGINT asks; the second does not wait."""
+    """Call `stop` on the first SIGTERM or SIGINT, and end the process at once on the second."""
     loop = asyncio.get_running_loop()
     asked = False
 
     def on_signal(name: str) -> None:
         nonlocal asked
         if asked:
-            _log.warning("%s again: leaving at once", name)
+            _log.warning("%s again: exiting at once", name)
             logging.shutdown()
             os._exit(1)
         asked = True
-        _log.info("%s: finishing what was heard", name)
+        _log.info("%s: finishing the last finals", name)
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):

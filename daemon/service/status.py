@@ -10,8 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """unready: why no stream should come, or None. streams: open ones; speaking: sources where somebody speaks.
-    last_final: seconds since the last final, None before the first. notes: what somebody should look after."""
+    """What the line is made of.
+
+    Attributes:
+        models: what was loaded, in words.
+        unready: why no stream should come; None when ready.
+        streams: how many are open.
+        speaking: the number of sources where somebody speaks.
+        last_final: seconds since the last final; None before the first.
+        notes: what needs attention.
+    """
 
     models: str
     unready: str | None
@@ -31,7 +39,7 @@ def line(facts: Facts) -> str:
 
 
 def _ago(seconds: float) -> str:
-    """Coarse, so that an idle service has little to say."""
+    """Return how long ago it was, coarsely, so that an idle service has little to say."""
     if seconds < 10:
         return "just now"
     if seconds < 60:

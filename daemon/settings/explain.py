@@ -1,6 +1,7 @@
 """What is wrong with a setting, as a sentence that begins with its key.
 
-Owns the wording, what may have been meant by an unknown key, and that no secret is quoted. Knows nothing of files.
+Owns the wording, the guess at what an unknown key was meant to be, and that no secret is quoted. Knows nothing of
+files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from daemon.settings.schema import Section, Settings, Token
 
 
 def kind_of(value: object) -> str:
-    return {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list"}.get(
+    return {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}.get(
         type(value), type(value).__name__
     )
 
@@ -31,7 +32,7 @@ def path_of(error: Any) -> str:
 
 
 def sentence_of(error: Any) -> str:
-    """One of pydantic's errors as a sentence that begins with the key's path."""
+    """Return one of pydantic's errors as a sentence that begins with the key's path."""
     path = path_of(error)
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_nearest(_parts(error))}"
@@ -45,14 +46,14 @@ def sentence_of(error: Any) -> str:
         case "missing":
             return f"{path}: is missing"
         case "model_type":
-            return f"{path}: must be a section with keys of its own{got}"
+            return f"{path}: must be a section with its own keys{got}"
         case "string_type":
             hint = ": put it in quotes" if isinstance(error["input"], int | float) else ""
             return f"{path}: must be a string{got}{hint}"
         case "tuple_type":
             return f"{path}: must be a list{got}"
         case "string_pattern_mismatch":
-            return f"{path}: {_PATTERNS.get(path, 'has a form that will not do')}{got}"
+            return f"{path}: {_PATTERNS.get(path, 'has an invalid form')}{got}"
     return f"{path}: {error['msg'].replace('Input should be', 'must be')}{got}"
 
 
@@ -73,7 +74,7 @@ _PATTERNS = {
 
 
 def _sections() -> dict[str, type[Section]]:
-    """Of a list of sections, what each of them is."""
+    """Return the class of each section; for a list of sections, the class of its elements."""
     types = {name: (field.annotation, *get_args(field.annotation)) for name, field in Settings.model_fields.items()}
     return {
         name: next(each for each in found if isinstance(each, type) and issubclass(each, Section))
@@ -82,12 +83,12 @@ def _sections() -> dict[str, type[Section]]:
 
 
 def _nearest(parts: Sequence[str]) -> str:
-    """What may have been meant: the key of this name in another place, the likest in the same one, or else all."""
+    """Return what may have been meant: the key of this name elsewhere, the most similar one here, or all of them."""
     *above, key = parts
     sections = _sections()
     section, dot, inner = key.partition(".")
     if not above and dot and section in sections and inner in sections[section].model_fields:
-        return f": a dot makes no section: write {section}: {{{inner}: ...}}"
+        return f": a dot does not make a section: write {section}: {{{inner}: ...}}"
     namesakes = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
     known = list(sections[above[0]].model_fields if above else sections)
     if above[:2] == ["server", "tokens"]:

@@ -1,7 +1,7 @@
-"""One YAML file and the environment -> settings.
+"""The settings, from one YAML file and the environment.
 
-Owns where they are looked for and which comes before which: the environment (`WHISPERD_SERVER__PORT=9000`), then the
-file, then the defaults. The only reader of the environment, with `surroundings.py`.
+Owns where they are looked for, and their order: the environment (`WHISPERD_SERVER__PORT=9000`) comes before the file,
+and the file before the defaults. It is the only reader of the environment, with `surroundings.py`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ PLACES = (Path("whisperd.yaml"), Path("/etc/whisperd/whisperd.yaml"))
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings from `path`, or else from the first of `PLACES` that exists, and the environment.
+    """Load the settings from a file and the environment.
+
+    Args:
+        path: the file; None for the first of `PLACES` that exists.
+        environ: the variables of the environment.
 
     Raises:
-        ConfigurationError: a file that cannot be read, an unknown key, a value that will not do.
+        ConfigurationError: a file cannot be read, a key is unknown, or a value is not allowed.
     """
     values = _merge(_read(path or find()), _from_environment(environ))
     try:
@@ -48,7 +52,7 @@ def find() -> Path | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys, and drops the first without a word."""
+    """Refuses a key that is there twice: YAML itself takes the last one, and drops the first silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -57,7 +61,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} is there twice, and only one can hold: join the two", key.start_mark
+                    None, None, f"{key.value} appears twice, and only one can apply: merge the two", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -75,12 +79,12 @@ def _read(path: Path | None) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: must hold keys such as server: and models:, and holds {kind_of(values)}")
+        raise ConfigurationError(f"{path}: must have keys such as server: and models:, but contains {kind_of(values)}")
     return values
 
 
 def _yaml_trouble(error: Exception) -> str:
-    """What is wrong and where, without the line itself: it may hold a secret."""
+    """Return what is wrong and where, without the line itself, which may contain a secret."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
@@ -88,7 +92,7 @@ def _yaml_trouble(error: Exception) -> str:
         return str(error).partition("\n")[0]
     if isinstance(error, UnicodeDecodeError):
         return "it must be UTF-8"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else "a date or a number in it is none"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a date or a number in it is invalid"
 
 
 _FOREIGN = (
@@ -104,7 +108,7 @@ whisperd-something, and docker where containers are linked. Nobody meant a setti
 
 
 def foreign_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The names with our prefix that are no settings of ours."""
+    """Return the names of variables that begin with our prefix and are not settings."""
     return sorted(name for name, value in environ.items() if name.startswith(PREFIX) and _is_foreign(name, value))
 
 
@@ -116,7 +120,7 @@ def _is_foreign(name: str, value: str) -> bool:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """`WHISPERD_SERVER__PORT=9000` as `{"server": {"port": 9000}}`."""
+    """Return `WHISPERD_SERVER__PORT=9000` as `{"server": {"port": 9000}}`."""
     values: dict[str, Any] = {}
     for name, text in sorted(environ.items()):
         if not name.startswith(PREFIX) or _is_foreign(name, text):
@@ -124,12 +128,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         section, _, key = name.removeprefix(PREFIX).lower().partition("__")
         if not key:
             raise ConfigurationError(
-                f"{name}: environment overrides name a section and a key, such as {PREFIX}SERVER__PORT"
+                f"{name}: an environment override must name a section and a key, such as {PREFIX}SERVER__PORT"
             )
         if section in Settings.model_fields and _section(section) is None:
-            raise ConfigurationError(f"{name}: {section} is a list, which only the file can hold")
+            raise ConfigurationError(f"{name}: {section} is a list, and can only be set in the file")
         if key in values.setdefault(section, {}):
-            raise ConfigurationError(f"{name}: {section}.{key} is there twice, in other letters, and only one can hold")
+            raise ConfigurationError(f"{name}: {section}.{key} is set twice, in two spellings, and only one can apply")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ConfigurationError(f"{name}: must be UTF-8")
         values[section][key] = _scalar(section, key, text)
@@ -137,7 +141,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _scalar(section: str, key: str, text: str) -> Any:
-    """`text` as YAML reads it, except where the key takes a text: a password may look like a number."""
+    """Return `text` as YAML reads it, except where the key takes a text: a password may look like a number."""
     annotation = _annotation(section, key)
     if annotation is str:
         return text
@@ -156,14 +160,14 @@ def _annotation(section: str, key: str) -> Any:
 
 
 def _section(name: str) -> type[Section] | None:
-    """None where there is none of this name, or a list of sections."""
+    """Return the class of a section; None where there is none of this name, or a list of sections."""
     field = Settings.model_fields.get(name)
     model = field.annotation if field else None
     return model if isinstance(model, type) and issubclass(model, Section) else None
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, section by section. An empty section (`server:` and nothing) has its defaults."""
+    """Put `above` over `below`, section by section. An empty section (`server:` and nothing) has its defaults."""
     merged = {key: {} if value is None and key in Settings.model_fields else value for key, value in below.items()}
     for section, keys in above.items():
         under = merged.get(section, {})
@@ -173,15 +177,15 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def unheeded(mqtt: MqttSettings, around: Surroundings, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """What is there and has no effect, a sentence each."""
+    """Return what is configured and has no effect, a sentence each."""
     told = []
     if foreign := foreign_variables(environ):
-        told.append(f"ignored, for Kubernetes and docker set such variables: {', '.join(foreign)}")
+        told.append(f"ignored, because Kubernetes and Docker set such variables: {', '.join(foreign)}")
     passwords = {
         "mqtt.password": mqtt.password,
         "mqtt.password_file": mqtt.password_file,
         "the credential mqtt_password": credential_file("mqtt_password", around),
     }
     first, *others = [name for name, given in passwords.items() if given is not None] or [""]
-    told += [f"{name} is not read: {first} comes before it" for name in others]
+    told += [f"{name} is not used: {first} takes precedence" for name in others]
     return told

@@ -1,11 +1,11 @@
 """What may change while the service runs.
 
-Owns the list of those keys, and the comparison of the settings in force with those that are wanted. Knows nothing of
-how a change takes effect: whoever owns a setting applies it.
+Owns the list of those keys, and the comparison of the settings in force with the new ones. Knows nothing of how a
+change takes effect: each part applies its own settings.
 
-A key is in the list if nobody who is connected notices that it changed: it holds for the next connection, the next
-stream or the next log line. All else belongs to something that would have to be torn down (a port, a model, a device,
-the broker's connection), and waits for a restart.
+A key is in the list if no connected client notices the change: the new value holds for the next connection, stream or
+log line. Everything else belongs to something that would have to be rebuilt (a port, a model, a device, the broker's
+connection), and waits for a restart.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ _KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """settings: those in force with what may change changed. changed, waiting: the keys that do, and those that need a
-    restart, as `server.port`."""
+    """What a reload changes.
+
+    Attributes:
+        settings: those in force, with all changes that are possible now.
+        changed: the keys that change, such as `log.level`.
+        waiting: the keys that wait for a restart, such as `server.port`.
+    """
 
     settings: Settings
     changed: tuple[str, ...]
@@ -60,7 +65,7 @@ def plan(now: Settings, wanted: Settings, *, teacher_loaded: bool) -> Plan:
 
 
 def reloadable(key: str) -> bool:
-    """Whether `key`, as `server.port`, may change while the service runs, at least from some values to some others."""
+    """Return whether `key`, such as `log.level`, may change while the service runs, at least between some values."""
     return key in _KEYS | _SOMETIMES or key.partition(".")[0] in _SECTIONS
 
 

@@ -1,7 +1,7 @@
 """The settings: their keys, types, limits and defaults, validated and frozen.
 
-Settings that belong to the stream half are declared there; here they only get their keys. Knows nothing of files, of
-the environment, or of how a fault is told.
+Owns the keys. Settings of the stream half are declared in the library, and only get their keys here. Knows nothing of
+files, of the environment, or of how an error is worded.
 """
 
 from __future__ import annotations
@@ -58,26 +58,28 @@ _DISPUTED = frozenset("\u00df\u1e9e\u03c2\u200c\u200d")
 
 
 def _origin(origin: str) -> str:
-    """As browsers write it: in small letters, without a path, and without the port that goes without saying."""
+    """Return an origin as browsers write it: in lower case, without a path, and without a default port."""
     if origin in ("*", "null"):
         return origin
     form = "write https://HOST or https://HOST:PORT, without a path"
     found = _ORIGIN.fullmatch(origin)
     if found is None:
-        raise ValueError(f"{origin!r} is no origin: {form}")
+        raise ValueError(f"{origin!r} is not an origin: {form}")
     scheme, port = found[1].lower(), int(found[3] or 0)
     if "*" in found[2]:
-        raise ValueError(f"{origin!r} fits no page: a * stands for all only alone; name each host")
+        raise ValueError(f"{origin!r} matches no page: only a * by itself stands for all pages; name each host")
     host = _host(found[2])
     if not host.isascii():
-        raise ValueError(f"browsers may write {origin!r} otherwise: give its host as they send it, as https://xn--...")
+        raise ValueError(
+            f"browsers may write {origin!r} differently: give the host as they send it, such as https://xn--..."
+        )
     if not host or port > 65535:
-        raise ValueError(f"{origin!r} is no origin that a browser sends: {form}")
+        raise ValueError(f"{origin!r} is not an origin that a browser sends: {form}")
     return f"{scheme}://{host}" if found[3] is None or (scheme, port) in _DEFAULT_PORTS else f"{scheme}://{host}:{port}"
 
 
 def _host(host: str) -> str:
-    """As browsers send it: "" where they could not, and in letters beyond ASCII where they may not all agree."""
+    """Return a host as browsers send it; "" where they cannot, and beyond ASCII where they may not all agree."""
     host = host if host.isascii() else _punycode(host)
     host = host.lower()
     try:
@@ -91,7 +93,7 @@ def _host(host: str) -> str:
 
 
 def _punycode(host: str) -> str:
-    """A host in any script as names of domains are sent; as it was where that is not certain."""
+    """Return a host in any script as names of domains are sent; as it was where that is not certain."""
     if _DISPUTED & set(host):
         return host
     folded = unicodedata.normalize("NFKC", host.casefold())
@@ -113,7 +115,7 @@ def _name(name: str) -> str:
 def _name_alone(name: str) -> str:
     if "*" in name:
         raise ValueError(
-            f"{quoted(name)} has a *, which stands for nothing here: name each source, or leave the list empty for all "
+            f"{quoted(name)} contains a *, which means nothing here: name each source, or leave the list empty for all "
             "that are heard"
         )
     return name
@@ -131,7 +133,7 @@ def _texts() -> Any:
 
 
 class Token(Section):
-    """What must be shown, and the sources that whoever shows it may speak as and read."""
+    """A token, and the sources that a client which shows it may speak as and read."""
 
     token: str = Field(repr=False)
     send: tuple[_Pattern, ...] = _texts()
@@ -141,12 +143,16 @@ class Token(Section):
     @classmethod
     def _can_be_shown(cls, token: str) -> str:
         if not token or not token.isprintable() or " " in token:
-            raise ValueError("must be one word: a token is shown in a header or an address")
+            raise ValueError("must be one word: a token is sent in a header or an address")
         return token
 
 
 def token_of(value: object) -> object:
-    """A text alone may do everything."""
+    """Turn a token that is a plain text into one that may do everything.
+
+    Raises:
+        ValueError: `value` is neither a text nor a section.
+    """
     if isinstance(value, str):
         return {"token": value, "send": EVERYTHING, "read": EVERYTHING}
     if not isinstance(value, dict | Token):
@@ -181,7 +187,7 @@ class ServerSettings(Section):
     @model_validator(mode="after")
     def _tls(self) -> ServerSettings:
         if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together: give both, or neither")
+            raise ValueError("certificate and key belong together: set both or neither")
         return self
 
 
@@ -197,12 +203,12 @@ class ModelSettings(Section):
     @field_validator("graphs", mode="before")
     @classmethod
     def _yaml_means_a_word(cls, value: object) -> object:
-        """YAML reads a bare on or off as a truth."""
+        """Return the word, because YAML reads a bare on or off as a truth value."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Each has a copy of the models; streams are shared among them."""
+        """The devices. Each has a copy of the models, and streams are shared among them."""
         return tuple(self.device.split(","))
 
 
@@ -213,7 +219,7 @@ class EscalationSettings(Section):
 
     @property
     def threshold(self) -> float:
-        """What `Job.ask_teacher_below` shall be."""
+        """The value of `Job.ask_teacher_below`."""
         return {"low-confidence": self.below, "always": ALWAYS, "never": NEVER}[self.when]
 
 
@@ -241,17 +247,17 @@ class SubscriberSettings(Section):
 
 
 def _on_or_off(value: object) -> object:
-    """YAML reads `off` as a truth value."""
+    """Return the word, because YAML reads `off` as a truth value."""
     return {False: "off", True: "auto", "on": "auto"}.get(value, value) if isinstance(value, bool | str) else value
 
 
 def _version(value: object) -> object:
-    """YAML reads `5` as a number."""
+    """Return the text, because YAML reads `5` as a number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _none_is_empty(value: object) -> object:
-    """YAML reads nothing after a key as null."""
+    """Return the empty text, because YAML reads nothing after a key as null."""
     return "" if value is None else value
 
 
@@ -292,16 +298,16 @@ class MqttSettings(Section):
         names = tuple(dict.fromkeys(names))
         if len(names) > MOST_SHOWN:
             raise ValueError(
-                f"has {len(names)} names, and {MOST_SHOWN} are shown at most: leave out what matters least"
+                f"has {len(names)} names, but at most {MOST_SHOWN} are shown: leave out the least important"
             )
         return names
 
     @model_validator(mode="after")
     def _tls(self) -> MqttSettings:
         if self.key is not None and self.certificate is None:
-            raise ValueError("key is that of a certificate: give both, or neither")
+            raise ValueError("key belongs to certificate: set both or neither")
         if not self.tls and (self.ca_file or self.certificate or self.tls_insecure):
-            raise ValueError("ca_file, certificate and tls_insecure need tls: true; without it all goes in the clear")
+            raise ValueError("ca_file, certificate and tls_insecure need tls: true; without it nothing is encrypted")
         return self
 
 
@@ -327,7 +333,7 @@ class DialectSettings(Section):
 
     @property
     def ports(self) -> dict[str, int]:
-        """Of those that have one of their own and are wanted, by their names."""
+        """The ports of the dialects that are wanted and have their own, by name."""
         wanted = {"vosk": self.vosk, "whisperlive": self.whisperlive}
         return {name: port for name, port in wanted.items() if port is not None}
 
@@ -365,7 +371,7 @@ class LogSettings(Section):
 
 
 def _section_of(settings: type[Any]) -> type[Section]:
-    """A section with the fields, defaults and checks of a settings dataclass of the stream half."""
+    """Return a section with the fields, defaults and checks of a settings dataclass of the stream half."""
     hints = get_type_hints(settings)
 
     def check(self: Section) -> Section:
@@ -377,15 +383,15 @@ def _section_of(settings: type[Any]) -> type[Section]:
     return create_model(settings.__name__, __base__=Section, __validators__=validators, **keys)
 
 
-class Vad(_section_of(VadSettings)):  # type: ignore[misc] # its fields are read from the dataclass
+class VadSection(_section_of(VadSettings)):  # type: ignore[misc] # its fields are read from the dataclass
     pass
 
 
-class Segment(_section_of(SegmentSettings)):  # type: ignore[misc] # likewise
+class SegmentSection(_section_of(SegmentSettings)):  # type: ignore[misc] # likewise
     pass
 
 
-class Confidence(_section_of(ConfidenceSettings)):  # type: ignore[misc] # likewise
+class ConfidenceSection(_section_of(ConfidenceSettings)):  # type: ignore[misc] # likewise
     pass
 
 
@@ -393,9 +399,9 @@ class Settings(Section):
     server: ServerSettings = ServerSettings()
     models: ModelSettings = ModelSettings()
     escalate: EscalationSettings = EscalationSettings()
-    vad: Vad = Vad()
-    segment: Segment = Segment()
-    confidence: Confidence = Confidence()
+    vad: VadSection = VadSection()
+    segment: SegmentSection = SegmentSection()
+    confidence: ConfidenceSection = ConfidenceSection()
     partials: PartialSettings = PartialSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     subscribers: SubscriberSettings = SubscriberSettings()
@@ -418,21 +424,21 @@ class Settings(Section):
     def _microphones_differ(self) -> Settings:
         names = [each.source for each in self.all_microphones]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"microphones: {', '.join(twice)} names more than one: give each a source of its own")
+            raise ValueError(f"microphones: {', '.join(twice)} is used twice: give each microphone its own source")
         return self
 
     @property
     def all_microphones(self) -> tuple[MicrophoneSettings, ...]:
-        """Those that shall be listened to."""
+        """The microphones that are listened to."""
         return ((self.microphone,) if self.microphone.enabled else ()) + self.microphones
 
     @property
     def teacher(self) -> str | None:
-        """The teacher to load: none where it would never be asked."""
+        """The teacher to load; None where it would never be asked."""
         return self.models.teacher or None if self.escalate.when != "never" else None
 
     def for_each_device(self) -> list[Settings]:
-        """These settings for an engine on each of `models.device`."""
+        """Return a copy of these settings for the engine of each device."""
         return [
             self.model_copy(update={"models": self.models.model_copy(update={"device": device})})
             for device in self.models.devices

@@ -1,6 +1,6 @@
-"""What the service has to know and nobody else may read: the tokens, and the broker's password.
+"""The service's secrets: the tokens, and the broker's password.
 
-Owns how their files are read, what of them is in force, that no log line shows it, and the warning about files that
+Owns how their files are read, which of them are in force, that no log line shows them, and the warning about files that
 everybody may read. Knows nothing of who asks for a token or shows one.
 """
 
@@ -29,7 +29,7 @@ class Credentials:
     """The service's tokens, and its password for the MQTT broker.
 
     Attributes:
-        mqtt_password: once it is read; None where there is none.
+        mqtt_password: the password, once it was read; None where there is none.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -40,7 +40,7 @@ class Credentials:
         """Return `settings` with all tokens in `server.tokens`.
 
         Raises:
-            ConfigurationError: see `with_tokens`.
+            ConfigurationError: see the function `with_tokens`.
         """
         return with_tokens(settings, self._around)
 
@@ -48,12 +48,16 @@ class Credentials:
         """Read the broker's password, if the settings name a broker.
 
         Raises:
-            ConfigurationError: see `mqtt_password`.
+            ConfigurationError: see the function `mqtt_password`.
         """
         self.mqtt_password = mqtt_password(mqtt, self._around) if mqtt.host else None
 
     def hide(self, settings: Settings) -> None:
-        """From every log line to come. settings: those in force, with all tokens."""
+        """Hide the secrets from all later log lines.
+
+        Args:
+            settings: those in force, with all tokens.
+        """
         hide([each.token for each in settings.server.tokens] + [self.mqtt_password or ""])
 
     def warn(self, settings: Settings) -> None:
@@ -63,10 +67,12 @@ class Credentials:
 
 
 def with_tokens(settings: Settings, around: Surroundings) -> Settings:
-    """`settings` with all tokens in `server.tokens`: those of the file and of the credential `server_tokens` too.
+    """Return `settings` with all tokens in `server.tokens`.
+
+    To those that are there it adds the tokens of the file and of the credential `server_tokens`.
 
     Raises:
-        ConfigurationError: the file cannot be read, everybody may read it, or a line of it will not do.
+        ConfigurationError: the file cannot be read, everybody may read it, or one of its lines is wrong.
     """
     server, tokens = settings.server, list(settings.server.tokens)
     if server.tokens_file is not None:
@@ -83,7 +89,7 @@ _LARGEST_SECRET = 1 << 20
 
 
 def _secret_text(key: str, path: Path) -> str:
-    """What a file with secrets holds, wherever it was written: Windows puts a byte order mark in front.
+    """Return the text of a file with secrets, without the byte order mark that Windows puts in front.
 
     Raises:
         ConfigurationError: it cannot be read, or is no text.
@@ -98,12 +104,15 @@ def _secret_text(key: str, path: Path) -> str:
         reason = getattr(error, "strerror", None) or "is not UTF-8: save it again as UTF-8"
         raise ConfigurationError(f"{key}: {path}: {reason}") from None
     if "\0" in text:
-        raise ConfigurationError(f"{key}: {path}: is no text: save it again as UTF-8")
+        raise ConfigurationError(f"{key}: {path}: is not text: save it again as UTF-8")
     return text
 
 
 def _tokens_in(key: str, path: Path) -> Iterator[Token]:
-    """One a line, as in `server.tokens`: a word, or {token: T, send: [...], read: [...]}."""
+    """Yield the tokens of a file.
+
+    There is one a line, as in `server.tokens`: a word, or {token: T, send: [...], read: [...]}.
+    """
     for number, line in enumerate(_secret_text(key, path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
@@ -115,7 +124,7 @@ def _tokens_in(key: str, path: Path) -> Iterator[Token]:
 
 
 def _line_trouble(error: Exception) -> str:
-    """What is wrong with a line of such a file, without anything of it: it holds a secret."""
+    """Return what is wrong with a line of such a file, without quoting it: it contains a secret."""
     for each in error.errors() if isinstance(error, ValidationError) else ():
         if each["loc"][:1] in (("send",), ("read",)) and each["type"] == "value_error":  # of `check_pattern`
             return sentence_of(each)
@@ -123,18 +132,18 @@ def _line_trouble(error: Exception) -> str:
 
 
 def secret_trouble(key: str, path: Path) -> str | None:
-    """Why the file with a secret that `key` names will not do; None if only those may read it who should."""
+    """Return what is wrong with the file that `key` names, or None if this user may read it and not everybody."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        return f"{key}: {path}: {getattr(error, 'strerror', None) or error}: create it, or mend the path"
+        return f"{key}: {path}: {getattr(error, 'strerror', None) or error}: create it, or correct the path"
     if mode & stat.S_IROTH:
         return f"{key}: everybody may read {path}: chmod o= {path}"
     return None if os.access(path, os.R_OK) else f"{key}: this user may not read {path}: chown it"
 
 
 def secret_files(settings: Settings) -> dict[str, Path]:
-    """The files with secrets that the settings name, by their keys."""
+    """Return the files with secrets that the settings name, by their keys."""
     server, mqtt = settings.server, settings.mqtt
     named = {
         "server.tokens_file": server.tokens_file,
@@ -146,10 +155,10 @@ def secret_files(settings: Settings) -> dict[str, Path]:
 
 
 def mqtt_password(mqtt: MqttSettings, around: Surroundings) -> str | None:
-    """The broker's password: as given, from the file named, or the credential `mqtt_password`.
+    """Return the broker's password: as given, from the file named, or from the credential `mqtt_password`.
 
     Raises:
-        ConfigurationError: the file named cannot be read, or holds none.
+        ConfigurationError: the file cannot be read, or is empty.
     """
     if mqtt.password is not None:
         return mqtt.password
@@ -160,7 +169,7 @@ def mqtt_password(mqtt: MqttSettings, around: Surroundings) -> str | None:
 
 
 def credential_file(name: str, around: Surroundings) -> Path | None:
-    """The file of one that the service manager hands over, if it does."""
+    """Return the file of a credential, if the service manager hands it over."""
     file = around.credentials / name if around.credentials else None
     return file if file is not None and file.is_file() else None
 

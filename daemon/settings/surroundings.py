@@ -1,6 +1,6 @@
-"""What a service manager tells through the environment, and the folders that follow from it.
+"""What the service manager says through the environment, and the folders that follow from it.
 
-Knows nothing of keys but where the file of what waits for the broker lies.
+Owns the reading of those variables. Knows no setting but the one for the file of finals that wait for the broker.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from daemon.settings.schema import MqttSettings
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a service manager tells through the environment.
+    """What the service manager says through the environment.
 
-    notify_socket: where sd_notify's messages go. watchdog: seconds within which it wants a sign of life.
-    credentials: the directory with the service's secrets. state: the directory for what outlives the process; it may
-    not be there yet. sockets: descriptors of ports that it listens on for us. journal: device and inode of the stream
-    that leads into the journal.
+    Attributes:
+        notify_socket: where sd_notify's messages go.
+        watchdog: the seconds within which it expects a sign of life.
+        credentials: the directory with the service's secrets.
+        state: the directory for what outlives the process. It may not exist yet.
+        sockets: the file descriptors of ports that it listens on for the service.
+        journal: device and inode of the stream that leads into the journal.
     """
 
     notify_socket: str | None = None
@@ -54,7 +57,7 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
 
 
 def _state_directory(environ: Mapping[str, str]) -> Path | None:
-    """The service manager's, of which there may be several, or else the user's own."""
+    """Return the first of the service manager's, or else the user's own."""
     if given := environ.get("STATE_DIRECTORY"):
         return Path(given.partition(":")[0])
     if base := environ.get("XDG_STATE_HOME"):
@@ -64,15 +67,15 @@ def _state_directory(environ: Mapping[str, str]) -> Path | None:
 
 
 def user_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where this user keeps settings, as systemd's user manager has it too."""
+    """Return the folder where this user keeps settings, which is also that of systemd's user manager."""
     return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
 def mqtt_spool(mqtt: MqttSettings, around: Surroundings) -> Path | None:
-    """The file in which what waits for the broker outlives the process; None: nowhere.
+    """Return the file in which finals that wait for the broker outlive the process, or None for no file.
 
-    A file for each broker and topic: what was meant for one house is not told to another, and two daemons of one user
-    do not share one.
+    Each broker and topic has its own: what was meant for one house is not sent to another, and two daemons of one user
+    do not share a file.
     """
     if mqtt.spool == "off":
         return None

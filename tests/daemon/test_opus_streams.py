@@ -50,4 +50,4 @@ async def test_a_recording_that_breaks_off_inside_a_packet(tokenizer_file: Path)
         assert await mine.rest() == 1000
     (error,) = mine.of("error")
     assert (error["code"], error["fatal"]) == ("odd_bytes", False)
-    assert "packet of opus" in error["message"]
+    assert "incomplete Opus packet" in error["message"]

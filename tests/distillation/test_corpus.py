@@ -64,7 +64,7 @@ def test_a_folder_without_speakers_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"123")
     (tmp_path / "b.bin").write_bytes(b"123")
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(NeuralVoiceError, match=re.escape(f"{folder} has no two styles of Kokoro")):
+        with pytest.raises(NeuralVoiceError, match=re.escape(f"{folder} does not have two styles of Kokoro")):
             styles_of(folder)
 
 
@@ -165,10 +165,10 @@ def _other_index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_short_audio, r"audio\.i16 is shorter than its index: give the command again"),
-        (_no_audio, "holds no clips"),
-        (_torn_index, r"index\.jsonl, line 25, is no clip: remove the file"),
-        (_other_index, r"index\.jsonl, line 1, is no clip"),
+        (_short_audio, r"audio\.i16 is shorter than its index: run the command that made the corpus again"),
+        (_no_audio, "contains no clips"),
+        (_torn_index, r"index\.jsonl, line 25, is not a clip: remove the file"),
+        (_other_index, r"index\.jsonl, line 1, is not a clip"),
     ],
 )
 def test_a_damaged_corpus_is_named_and_mended_as_it_says(
@@ -254,7 +254,9 @@ def test_changed_recordings_are_not_taken_for_those_of_the_corpus(
 
 def test_other_recordings_are_refused(tmp_path: Path) -> None:
     source, folder = _recorded(tmp_path)
-    with pytest.raises(CorpusError, match=r"holds other recordings: it has those of .*talk\..*leave --recordings out"):
+    with pytest.raises(
+        CorpusError, match=r"contains other recordings: it has those of .*talk\..*leave --recordings out"
+    ):
         record(folder, small_corpus.manifest(), "train")
     record(folder, small_corpus.manifest(), "dev")
     with pytest.raises(CorpusError, match=r"it has those of .*leave --dev out"):
@@ -271,7 +273,7 @@ def test_several_folders_of_recordings_are_told_apart(tmp_path: Path) -> None:
     assert len(Corpus(folder).clips) == 4 + small_corpus.MURMURS
     record(folder, source, "train", 0)
     record(folder, small_corpus.murmurs(), "train", 1)
-    with pytest.raises(CorpusError, match="holds other recordings"):
+    with pytest.raises(CorpusError, match="contains other recordings"):
         record(folder, source, "train", 1)
 
 

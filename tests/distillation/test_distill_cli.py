@@ -16,7 +16,7 @@ from distillation.cli import main
 from distillation.model import CONTEXTS
 from streaming.job import Job
 from streaming.whisper.checkpoint import open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 
 
 def any_label(labels: Path) -> list[dict[str, object]]:
@@ -53,7 +53,7 @@ def test_from_recordings_to_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {"cross_entropy", "kl", "wer_dev"} <= curve[-1].keys()
     assert main(["export", *pair, "--trained", trained, "--out", student, "--name", "small"]) == 0
     assert "the student after 2 steps" in capsys.readouterr().out
-    engine = Engine.load(student, teacher, "cpu")
+    engine = WhisperEngine.load(student, teacher, "cpu")
     assert engine.contexts == CONTEXTS
     assert engine.run([Job(small_corpus.recorded("stop"), max_tokens=4)])[0].error is None
 
@@ -105,7 +105,7 @@ def test_a_student_of_somebody_elses_teacher(tmp_path: Path, capsys: pytest.Capt
     assert main([*learning, "--language", "de"]) == 0
     made = ["--teacher", str(teacher), "--student", begun, "--trained", trained, "--out", student]
     assert main(["export", *made]) == 0
-    engine = Engine.load(student, str(teacher), "cpu")
+    engine = WhisperEngine.load(student, str(teacher), "cpu")
     assert engine.contexts == (30.0,)
     assert engine._one_encoder
     assert engine.run([Job(np.zeros(16000, np.float32), language="de", max_tokens=4)])[0].error is None

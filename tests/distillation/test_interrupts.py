@@ -53,7 +53,7 @@ def test_a_training(how: signal.Signals, train: list[str], tmp_path: Path) -> No
     _, said = process.communicate(timeout=60)
     if how is signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted; the same command goes on from here" in said
+        assert "interrupted; run the same command to continue" in said
         assert "Traceback" not in said
         assert trained(tmp_path / "run").step >= 1
     curve = tmp_path / "run" / "curve.jsonl"

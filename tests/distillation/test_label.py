@@ -42,7 +42,7 @@ from distillation.lessons import Lessons
 from distillation.scores import Comparable
 from streaming.job import SAMPLE_RATE
 from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 
 MANNER = Manner("a digest", "english", None)
 WHOLE = Choice(beginnings=0)
@@ -56,7 +56,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def transcriber(teacher: Checkpoint) -> Transcriber:
-    return Transcriber(Engine.load(str(teacher.directory), None, "cpu", dtype="float32"))
+    return Transcriber(WhisperEngine.load(str(teacher.directory), None, "cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_labels_that_lost_their_distributions_are_not_gone_on_with(
     label(corpus, transcriber, path, MANNER, Choice(2, beginnings=0), comparable)
     distributions_of(path).write_bytes(distributions_of(path).read_bytes()[:-1])
     before = path.read_bytes()
-    with pytest.raises(LabelsError, match=r"labels\.distributions is shorter than its labels: label anew"):
+    with pytest.raises(LabelsError, match=r"labels\.distributions is shorter than its labels: label again"):
         label(corpus, transcriber, path, MANNER, WHOLE, comparable)
     assert path.read_bytes() == before
 
@@ -262,9 +262,9 @@ def test_labels_of_another_corpus_are_refused(
     first, other = made(tmp_path / "first", clips[:1]), made(tmp_path / "other", clips[1:])
     label(first, transcriber, path, MANNER, WHOLE, comparable)
     before = path.read_bytes()
-    with pytest.raises(LabelsError, match=r"1 of 1 labelled clips are others than the corpus in .*other has"):
+    with pytest.raises(LabelsError, match=r"1 of 1 labelled clips are not training clips in .*other: give"):
         label(other, transcriber, path, MANNER, WHOLE, comparable)
-    with pytest.raises(LabelsError, match="labelled clips are others"):
+    with pytest.raises(LabelsError, match="labelled clips are not training clips"):
         Lessons(other, read_labels(path), distributions_of(path), small_school.EVERYTHING)
     assert path.read_bytes() == before
 
@@ -366,11 +366,11 @@ def test_a_torn_last_label_is_forgotten_and_cut_off_by_the_writer_alone(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (HEADER + '{"key": "a", "te\n{"key": "b", "text": "b", "wer": 0.0}\n', "line 2, is no label"),
-        (HEADER + '{"key": "b", "text": "b", "wer": 0.0}\n', "of an earlier version, without .* tokens: label anew"),
-        (HEADER + "5\n", "line 2, is no label"),
-        (HEADER + '{"key": "a"}\n', "line 2, is no label"),
-        ('{"index": 0, "text": "a", "wer": 0.0}\n', "label anew, to another --out"),
+        (HEADER + '{"key": "a", "te\n{"key": "b", "text": "b", "wer": 0.0}\n', "line 2, is not a label"),
+        (HEADER + '{"key": "b", "text": "b", "wer": 0.0}\n', "from an earlier version, without .* tokens: label again"),
+        (HEADER + "5\n", "line 2, is not a label"),
+        (HEADER + '{"key": "a"}\n', "line 2, is not a label"),
+        ('{"index": 0, "text": "a", "wer": 0.0}\n', "label again, with another --out"),
         ("", "is empty: make it with `whisperd distill label`"),
     ],
 )
@@ -439,7 +439,7 @@ def test_beginnings_are_accounted_for_apart(corpus: Corpus, tmp_path: Path, monk
     told = account(found, Filter())
     assert "| **all** | 1 | 0.00 | 1 (100.0%) |" in told
     assert "| beginnings of clips | 3 | 0.00 | 2 (66.7%) | 0 | 0 | 0 | 1 | 0 | 0 | 0 |" in told
-    assert "Beginnings, as of partials" in told
+    assert "Beginnings are labelled beside their clips, like partials" in told
     drawn: list[Any] = []
     monkeypatch.setattr("distillation.pictures.draw", lambda *arguments: drawn.append(arguments))
     picture(found, Filter(), tmp_path / "labels.png")

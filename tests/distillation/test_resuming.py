@@ -106,7 +106,7 @@ def test_another_training_in_the_same_folder_is_refused(
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(SettingsError, match=r"--rate 0\.001, not 0\.002"):
         fit(Objective(checkpoint), batches, schedule(4), tmp_path, settings={"--rate": 2e-3})
-    with pytest.raises(TrainingError, match="has learnt for 2 steps: give --steps 2 or more"):
+    with pytest.raises(TrainingError, match="has trained for 2 steps: give --steps 2 or more"):
         fit(Objective(checkpoint), batches, schedule(1), tmp_path, settings={"--rate": 1e-3})
     with pytest.raises(TrainingError, match="of another shape"):
         fit(Objective(checkpoint, layers=3), batches, schedule(4), tmp_path, settings={"--rate": 1e-3})

@@ -23,9 +23,13 @@ from streaming.whisper.checkpoint import open_checkpoint
 @pytest.mark.parametrize(
     ("begun", "given", "says"),
     [
-        ({"--kl-weight": 1.0}, {"--kl-weight": 0.0}, "--kl-weight 1.0, not 0.0: give the same again, or another --out"),
-        ({"--teacher": DIGEST + "a"}, {"--teacher": DIGEST + "b"}, "another --teacher: give"),
-        ({"--start": "none"}, {"--start": DIGEST + "b"}, "another --start: give"),
+        (
+            {"--kl-weight": 1.0},
+            {"--kl-weight": 0.0},
+            "--kl-weight 1.0, not 0.0: use the same again, or choose another --out",
+        ),
+        ({"--teacher": DIGEST + "a"}, {"--teacher": DIGEST + "b"}, "another --teacher: use the same again"),
+        ({"--start": "none"}, {"--start": DIGEST + "b"}, "another --start: use the same again"),
         ({}, {"--rate": 1.0}, "another --rate"),
         ({"--rate": 1.0}, {}, "another --rate"),
     ],

@@ -188,7 +188,7 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoint(teacher: Whisper, tmp_p
 
 def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(TrainingError, match=r"checkpoint\.pt is no whole checkpoint"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a complete checkpoint"):
         trained(tmp_path)
     with pytest.raises(TrainingError, match="distill train"):
         trained(tmp_path / "nowhere")

@@ -26,7 +26,7 @@ from distillation.model import encode, greedy, layout_of, load_model, logits, sh
 from distillation.train import trained
 from streaming.job import Job
 from streaming.whisper.checkpoint import CheckpointError, open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.quantized import quantize
 from streaming.whisper.weights import own_names, read_weights
 
@@ -119,7 +119,7 @@ def test_an_export_is_what_was_learnt_and_shares_the_rest(student: str, work: Pa
 @pytest.mark.parametrize("student", ["own", "shared"])
 def test_a_pair_shares_in_memory_what_it_shares_on_disk(student: str, work: Path, tmp_path: Path) -> None:
     assert main(export(work, tmp_path / "out", student=student)) == 0
-    engine = Engine.load(str(tmp_path / "out"), str(work / "teacher"), "cpu", dtype="float32")
+    engine = WhisperEngine.load(str(tmp_path / "out"), str(work / "teacher"), "cpu", dtype="float32")
     first, second = engine.models
     assert first.decoder.embed_tokens is second.decoder.embed_tokens
     assert (first.encoder is second.encoder) == (student == "shared")
@@ -136,7 +136,7 @@ def test_a_student_is_refused_when_its_teacher_is_another(work: Path, tmp_path: 
     read_weights(open_checkpoint(str(tmp_path / "student"), "student"), torch.float32)
     shutil.copyfile(work / "other" / "model.safetensors", tmp_path / "teacher" / "model.safetensors")
     with pytest.raises(CheckpointError, match="shares the weights of another teacher"):
-        Engine.load(str(tmp_path / "student"), None, "cpu", dtype="float32")
+        WhisperEngine.load(str(tmp_path / "student"), None, "cpu", dtype="float32")
 
 
 def test_a_whole_student_is_what_transformers_loads(work: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_whole_student_is_what_transformers_loads(work: Path, tmp_path: Path) 
         difference = (theirs - logits(ours, tokens, states)).abs().max()
     assert difference < 0.2 * theirs.std()  # they are stored in 16 bits
     # Nor does it need its teacher here.
-    engine = Engine.load(str(out), None, "cpu", dtype="float32")
+    engine = WhisperEngine.load(str(out), None, "cpu", dtype="float32")
     assert engine.run([Job(small_corpus.recorded("stop"), max_tokens=4)])[0].error is None
 
 
@@ -176,7 +176,7 @@ def test_a_student_may_begin_as_one_that_has_learnt(
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, rtol=1e-5, atol=1e-6, msg=name)
     assert main(init(work, tmp_path / "deeper", "--start", str(earlier), layers=3)) == 1
-    assert "decoder_layers 2, this one 3: begin without --start" in capsys.readouterr().err
+    assert "decoder_layers 2, this one 3: leave --start out" in capsys.readouterr().err
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_what_is_no_checkpoint_is_not_written_to(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     assert main(init(work, tmp_path)) == 1
-    assert "holds something else than a checkpoint" in capsys.readouterr().err
+    assert "contains something other than a checkpoint" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -208,7 +208,7 @@ def test_a_student_does_not_take_its_teachers_place(work: Path, capsys: pytest.C
     before = contents(work / "teacher")
     assert main(init(work, work / "teacher")) == 1
     assert main(export(work, work / "teacher")) == 1
-    assert capsys.readouterr().err.count("is the teacher, which would be lost: choose another --out") == 2
+    assert capsys.readouterr().err.count("is the teacher, which would be overwritten: choose another --out") == 2
     assert contents(work / "teacher") == before
 
 
@@ -236,8 +236,8 @@ def test_an_export_is_of_the_teacher_and_the_student_that_were_trained(
 ) -> None:
     assert main(init(work, tmp_path / "deeper", layers=3)) == 0
     for command, says in (
-        (export(work, tmp_path / "out", teacher="other"), "own is no student of other: make one with `distill init`"),
-        (export(work, tmp_path / "out", "--student", str(work / "teacher")), "teacher is no student of teacher"),
+        (export(work, tmp_path / "out", teacher="other"), "own is not a student of other: make one with"),
+        (export(work, tmp_path / "out", "--student", str(work / "teacher")), "teacher is not a student of teacher"),
         (export(work, tmp_path / "out", "--student", str(tmp_path / "deeper")), "of a model of another shape"),
     ):
         capsys.readouterr()
@@ -254,7 +254,7 @@ def test_an_export_is_of_the_teacher_and_the_student_that_were_trained(
         (["--augment", "0.5"], "--augment 0.4, not 0.5"),
         (["--student", "DEEPER"], "another --student"),
         (["--labels", "FEWER"], "another corpus or set of labels"),
-        (["--teacher", "OTHER"], "own is no student of other"),
+        (["--teacher", "OTHER"], "own is not a student of other"),
     ],
 )
 def test_a_training_goes_on_as_it_was_begun(
@@ -319,9 +319,9 @@ def test_only_students_of_one_kind_are_averaged(work: Path, tmp_path: Path, caps
         ([own, str(tmp_path / "others")], "only students of one teacher can be averaged"),
         ([own, str(work / "shared")], "has an encoder of its own"),
         ([str(work / "teacher"), own], "teacher shares nothing with a teacher: only students of one"),
-        ([f"{own}:none", own], "a share above 0"),
-        ([f"{own}:nan", own], "a share above 0"),
-        ([f"{own}:0", own], "a share above 0"),
+        ([f"{own}:none", own], "share after the colon must be above 0"),
+        ([f"{own}:nan", own], "share after the colon must be above 0"),
+        ([f"{own}:0", own], "share after the colon must be above 0"),
     ):
         capsys.readouterr()
         assert main(["average", *parts, "--out", str(tmp_path / "out")]) == 1

@@ -15,10 +15,10 @@ import soundfile
 import sounds
 from hypothesis import strategies as st
 
-from streaming.audio import AudioDecoder, AudioFormat, FormatError
+from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError
 from streaming.events import Encoding
 from streaming.job import SAMPLE_RATE
-from streaming.recording import Recording, RecordingError
+from streaming.recording import RecordingError, RecordingReader
 
 from .native import VALUES as SENT
 from .rounds import Target
@@ -38,7 +38,7 @@ def decode(example: tuple[tuple[Any, Any, Any], bytes, list[int]]) -> None:
     (encoding, rate, channels), whole, cuts = example
     try:
         audio_format = AudioFormat(encoding, rate, channels)
-    except FormatError as error:
+    except AudioFormatError as error:
         assert error.code in ("bad_format", "bad_encoding")
         assert len(str(error)) < 300
         return
@@ -86,7 +86,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def read(data: bytes) -> None:
-    with contextlib.suppress(RecordingError), contextlib.closing(Recording(io.BytesIO(data))) as file:
+    with contextlib.suppress(RecordingError), contextlib.closing(RecordingReader(io.BytesIO(data))) as file:
         for _ in range(1000):  # a head may promise hours
             if (samples := file.read()) is None:
                 break

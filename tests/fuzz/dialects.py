@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from daemon.common.errors import Fault
 from daemon.dialects import deepgram, openai_files, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply
-from streaming.audio import AudioFormat, FormatError
+from streaming.audio import AudioFormat, AudioFormatError
 from streaming.events import (
     Audio,
     Discard,
@@ -196,7 +196,7 @@ class Play:
         try:
             if start.encoding != "opus":
                 AudioFormat(start.encoding, start.sample_rate, start.channels)
-        except FormatError as error:
+        except AudioFormatError as error:
             raise Fault(error.code, str(error), fatal=True) from None
         self._open, self._utterance, self._time = start, 0, 0.0
         self._tell(Ready("s", start.source or "x", "student", None, "cpu"))

@@ -50,7 +50,7 @@ FRAMES = messages() | messages() | TEXTS | VALUES.map(json.dumps) | st.binary(ma
 
 
 def decode_all(frames: list[str | bytes]) -> None:
-    decoder = native.Decoder()
+    decoder = native.NativeDecoder()
     for frame in frames:
         try:
             message = decoder.decode(frame)

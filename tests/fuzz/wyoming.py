@@ -46,8 +46,8 @@ def events(draw: st.DrawFn) -> bytes:
 BYTES = st.lists(events() | st.binary(max_size=30), max_size=6).map(b"".join)
 
 
-def decoded(pieces: list[bytes]) -> tuple[list[dialect.Message], str | None]:
-    decoder, found = dialect.Decoder(), list[dialect.Message]()
+def decoded(pieces: list[bytes]) -> tuple[list[dialect.WyomingMessage], str | None]:
+    decoder, found = dialect.WyomingDecoder(), list[dialect.WyomingMessage]()
     try:
         for piece in pieces:
             decoder.feed(piece)

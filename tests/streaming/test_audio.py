@@ -13,7 +13,7 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.audio import AudioDecoder, AudioFormat, FormatError
+from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError
 from streaming.events import Encoding
 from streaming.job import SAMPLE_RATE, Waveform
 
@@ -132,7 +132,7 @@ KNOWN = "encoding must be one of pcm_s16le, pcm_f32le, mulaw, alaw, opus"
     ],
 )
 def test_a_format_that_cannot_be_is_refused(arguments: dict[str, Any], code: str, message: str) -> None:
-    with pytest.raises(FormatError) as caught:
+    with pytest.raises(AudioFormatError) as caught:
         AudioFormat(**arguments)
     assert caught.value.code == code
     assert str(caught.value) == message

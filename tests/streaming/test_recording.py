@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sounds import KINDS, encoded, of_unknown_length, with_data_size, written
 
 from streaming import recording
-from streaming.recording import Recording, RecordingError, Samples
+from streaming.recording import RecordingError, RecordingReader, Samples
 
 SECONDS = 6.0
 SIZE = round(SECONDS * 16000)
@@ -36,8 +36,8 @@ MADE = {kind: encoded(kind, SOUND) for kind in KINDS} | {
 }
 
 
-def heard(data: bytes) -> tuple[Samples, Recording]:
-    recording = Recording(io.BytesIO(data))
+def heard(data: bytes) -> tuple[Samples, RecordingReader]:
+    recording = RecordingReader(io.BytesIO(data))
     pieces = []
     while (piece := recording.read()) is not None:
         pieces.append(piece)
@@ -115,7 +115,7 @@ def test_a_part_of_another_rate_and_with_more_channels_keeps_the_clock() -> None
 def test_a_link_of_another_kind_is_said(second: bytes) -> None:
     _, file = heard(MADE["vorbis"] + second)
     assert file.seconds == SECONDS
-    assert "a recording of another kind is joined to it" in (file.missing() or "")
+    assert "a recording in another format is appended to it" in (file.missing() or "")
 
 
 def test_a_length_is_what_was_decoded_and_no_estimate() -> None:
@@ -146,8 +146,8 @@ def test_one_that_breaks_off_is_heard_as_far_as_it_goes(kind: str) -> None:
         ("mp3", "it announces 6.0 s of sound"),
         ("mp4", "it announces 6.0 s of sound"),
         ("webm", "it announces 6.0 s of sound"),
-        ("ogg opus", "the recording breaks off: it was never ended"),
-        ("vorbis", "the recording breaks off: it was never ended"),
+        ("ogg opus", "the recording breaks off: it was never finished"),
+        ("vorbis", "the recording breaks off: it was never finished"),
     ],
 )
 def test_what_is_missing_is_said(kind: str, says: str) -> None:
@@ -210,7 +210,7 @@ def test_what_is_not_heard_behind_the_sound_is_said(behind: bytes) -> None:
     assert len(samples) == SIZE
     said = file.missing() or ""
     assert said.startswith("6.0 s were heard; ")
-    assert said.endswith("bytes behind the sound that it announces were passed over")
+    assert said.endswith("bytes after the sound that it announces were skipped")
 
 
 @given(head=st.binary(max_size=200), numbers=st.lists(st.integers(0, 2**32 - 1), max_size=3))
@@ -242,21 +242,21 @@ def test_tags_at_the_end_are_no_damage() -> None:
     ("data", "says"),
     [
         (b"", "it is empty"),
-        (b"no sound at all", "its format is none that is known here"),
-        (bytes(5000), "its format is none that is known here"),
-        (MADE["m4a"][: len(MADE["m4a"]) // 2], r"its index \(moov\) is missing: the recording was never ended"),
-        (MADE["vorbis"][:100], "too short to hold sound"),
+        (b"no sound at all", "its format is unknown"),
+        (bytes(5000), "its format is unknown"),
+        (MADE["m4a"][: len(MADE["m4a"]) // 2], r"its index \(moov\) is missing: the recording was never finished"),
+        (MADE["vorbis"][:100], "too short to contain sound"),
     ],
     ids=["empty", "text", "zeros", "no index", "cut"],  # what is made differs from one process to the next
 )
 def test_what_is_no_recording_is_said_so(data: bytes, says: str) -> None:
     with pytest.raises(RecordingError, match=says):
-        Recording(io.BytesIO(data))
+        RecordingReader(io.BytesIO(data))
 
 
 def test_an_empty_recording_says_that_it_is() -> None:
     samples, file = heard(written("WAV", SOUND[:0]))
-    assert (len(samples), file.missing()) == (0, "there is no sound in it")
+    assert (len(samples), file.missing()) == (0, "it contains no sound")
 
 
 # --- strangers' files ------------------------------------------------------------------------------------------------
@@ -273,14 +273,14 @@ def test_nothing_of_a_file_leads_to_another(tmp_path: Path) -> None:
     ]
     for each in lists:
         with pytest.raises(RecordingError):
-            Recording(io.BytesIO(each.encode()))
+            RecordingReader(io.BytesIO(each.encode()))
 
 
 def test_a_file_that_leads_back_and_forth_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "_MOST_READS", 1)
     monkeypatch.setattr(recording, "_BYTES_A_READ", 1 << 30)
     with pytest.raises(RecordingError, match="back and forth"):
-        Recording(io.BytesIO(encoded("m4a", np.tile(SOUND, 20))))
+        RecordingReader(io.BytesIO(encoded("m4a", np.tile(SOUND, 20))))
 
 
 @settings(max_examples=60, deadline=None)

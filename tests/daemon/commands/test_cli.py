@@ -148,10 +148,10 @@ def test_one_bad_file_does_not_cost_the_others(whisperd: Whisperd, tmp_path: Pat
     assert out == "turn on the kitchen\n"
     said = [
         "there is no such file",
-        "is no sound file that can be read: ",
+        "is not a sound file that can be read: ",
         "channels must be 1..8, got 9",
         "sample_rate must be 8000..192000, got 4000",
-        "is no sound file that can be read: ",
+        "is not a sound file that can be read: ",
         "is a directory; name the files in it",
     ]
     for line, path, why in zip(err.splitlines(), bad, said, strict=True):
@@ -420,11 +420,11 @@ def test_each_failure_names_its_mend(check: Whisperd, tmp_path: Path) -> None:
         "address", "device", "TLS", "MQTT", "microphone", "secrets",
     }  # fmt: skip
     assert f"process {os.getpid()})" in found["address"][1]
-    assert found["secrets"][1] == "server.key: /nowhere.key: No such file or directory: create it, or mend the path"
-    assert "stop what listens there, or set server.host and server.port" in found["address"][1]
+    assert found["secrets"][1] == "server.key: /nowhere.key: No such file or directory: create it, or correct the path"
+    assert "stop the program that listens there, or set server.host and server.port" in found["address"][1]
     assert "set models.device to auto or cpu" in found["device"][1]
     assert "give readable PEM files" in found["TLS"][1]
-    assert "start the broker, or mend the mqtt section" in found["MQTT"][1]
+    assert "start the broker, or correct the mqtt section" in found["MQTT"][1]
     assert "whisperd devices" in found["microphone"][1] or "apt-get install" in found["microphone"][1]
 
 
@@ -438,8 +438,8 @@ def test_what_has_no_effect_is_named(check: Whisperd, tmp_path: Path, monkeypatc
     assert (code, verdict) == (0, "ok"), out
     assert detail.split("; ") == [
         str(tmp_path / "whisperd.yaml"),
-        "ignored, for Kubernetes and docker set such variables: WHISPERD_PORT, WHISPERD_SERVICE_HOST",
-        "mqtt.password_file is not read: mqtt.password comes before it",
+        "ignored, because Kubernetes and Docker set such variables: WHISPERD_PORT, WHISPERD_SERVICE_HOST",
+        "mqtt.password_file is not used: mqtt.password takes precedence",
     ]
 
 
@@ -475,7 +475,7 @@ def test_a_whisperd_that_runs_is_no_fault(check: Whisperd, tokenizer_file: Path)
     code, out, _ = asyncio.run(ask())
     assert code == 0, out
     for what in ("address", "Wyoming"):
-        assert "a whisperd runs there" in answers(out)[what][1]
+        assert "a whisperd is already running there" in answers(out)[what][1]
 
 
 def test_the_ports_of_dialects(check: Whisperd, tokenizer_file: Path) -> None:
@@ -488,10 +488,10 @@ def test_the_ports_of_dialects(check: Whisperd, tokenizer_file: Path) -> None:
 
     code, out, _ = asyncio.run(ask())
     assert code == 1
-    assert "a whisperd runs there" in answers(out)["vosk"][1]
+    assert "a whisperd is already running there" in answers(out)["vosk"][1]
     state, said = answers(out)["whisperlive"]
     assert state == "FAIL"
-    assert said.endswith("stop what listens there, or set dialects.whisperlive")
+    assert said.endswith("stop the program that listens there, or set dialects.whisperlive")
     code, out, _ = check(server={"port": 0})
     assert (code, "vosk" in answers(out)) == (0, False)
 
@@ -509,7 +509,10 @@ def test_a_broker_that_does_not_let_us_in(check: Whisperd, tmp_path: Path) -> No
         mosquitto.start()
         code, out, _ = check(server={"port": 0}, mqtt={"host": "127.0.0.1", "port": mosquitto.port})
     assert code == 1
-    assert "the broker refused us: not authorised: mend mqtt.username and mqtt.password" in answers(out)["MQTT"][1]
+    assert (
+        "the broker refused the connection: not authorised: correct mqtt.username and mqtt.password"
+        in answers(out)["MQTT"][1]
+    )
 
 
 def test_a_broker_that_lets_us_in_but_not_publish(check: Whisperd, tmp_path: Path) -> None:
@@ -522,7 +525,7 @@ def test_a_broker_that_lets_us_in_but_not_publish(check: Whisperd, tmp_path: Pat
         code, out, _ = check(server={"port": 0}, mqtt=mqtt)
         assert check(server={"port": 0}, mqtt={**mqtt, "topic": "other"})[0] == 0
     assert code == 1
-    assert "we may not publish to whisperd/check (not authorized): allow whisperd/#" in answers(out)["MQTT"][1]
+    assert "publishing to whisperd/check is not allowed (not authorized): allow whisperd/#" in answers(out)["MQTT"][1]
 
 
 def test_what_listens_but_is_no_broker(check: Whisperd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,7 +578,7 @@ def test_the_wyoming_port_is_looked_at(check: Whisperd) -> None:
         port = taken.getsockname()[1]
         code, out, _ = check(server={"port": 0}, wyoming={"host": "127.0.0.1", "port": port})
     assert code == 1
-    assert "stop what listens there, or set wyoming.host and wyoming.port" in answers(out)["Wyoming"][1]
+    assert "stop the program that listens there, or set wyoming.host and wyoming.port" in answers(out)["Wyoming"][1]
 
 
 def test_models_are_described_from_their_files(capsys: pytest.CaptureFixture[str], english: Any) -> None:

@@ -25,7 +25,7 @@ from daemon.commands import cli, models
 from streaming.job import SAMPLE_RATE, Job
 from streaming.whisper import layout
 from streaming.whisper.checkpoint import open_checkpoint
-from streaming.whisper.engine import Engine
+from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.locate import is_imported_name
 
 pytestmark = pytest.mark.timeout(300)  # seconds of arithmetic on a free core, but there may be none
@@ -79,7 +79,7 @@ def faster_whisper(directory: Path, folder: Path) -> Path:
 
 
 def here(name: str, recordings: int = len(AUDIO), **wishes: Any) -> list[tuple[int, ...]]:
-    results = Engine.load(name, None, "cpu", dtype="float32").run(
+    results = WhisperEngine.load(name, None, "cpu", dtype="float32").run(
         [Job(audio, max_tokens=LIMIT, **wishes) for audio in AUDIO[:recordings]]
     )
     assert [result.error for result in results] == [None] * recordings
@@ -191,7 +191,7 @@ def test_a_name_is_taken_once(small: Path, home: Path, whisperd: Whisperd, tmp_p
     before = (home / "whisperd" / "small" / "whisperd.json").read_bytes()
     code, out, err = whisperd("import", source)
     assert (code, out) == (1, "")
-    assert err == "whisperd: small was imported before: give another name (--name NAME), or --force to replace it\n"
+    assert err == "whisperd: small was imported before: choose another name (--name NAME), or replace it with --force\n"
     assert whisperd("import", ggml(small, tmp_path), "--force")[0] == 0
     assert (home / "whisperd" / "small" / "whisperd.json").read_bytes() != before
     assert whisperd("import", source, "--name", "tiny-en")[2].startswith("whisperd: tiny-en is the name of a shipped")
@@ -202,7 +202,7 @@ def test_a_name_is_no_path(small: Path, home: Path, whisperd: Whisperd, tmp_path
     assert not is_imported_name(name)
     code, _, err = whisperd("import", openai(small, tmp_path), f"--name={name}")
     assert code == 1
-    assert "is no name for a model" in err
+    assert "is not a name for a model" in err
     assert not home.exists()
 
 
@@ -230,7 +230,7 @@ def test_what_is_no_model(small: Path, home: Path, whisperd: Whisperd, tmp_path:
     (tmp_path / "empty").mkdir()
     refused(home, whisperd("import", tmp_path / "none"), "there is no ")
     refused(home, whisperd("import", tmp_path / "empty"), "has no model.bin")
-    refused(home, whisperd("import", small), "is in the Hugging Face layout already")
+    refused(home, whisperd("import", small), "is already in the Hugging Face layout")
     source = faster_whisper(small, tmp_path)
     (source / "tokenizer.json").unlink()
     refused(home, whisperd("import", source), "no tokenizer.json beside it")
@@ -273,14 +273,16 @@ def test_a_scale_that_is_none(small: Path, home: Path, whisperd: Whisperd, tmp_p
     content = source.read_bytes()
     at = content.index(b"decoder.token_embedding.weight") + len("decoder.token_embedding.weight")
     source.write_bytes(content[:at] + np.array(np.inf, "<f2").tobytes() + content[at + 2 :])
-    refused(home, whisperd("import", source), "decoder.embed_tokens.weight are no numbers, or too large for float16")
+    refused(
+        home, whisperd("import", source), "decoder.embed_tokens.weight are not numbers, or are too large for float16"
+    )
 
 
 def test_weights_that_are_none(small: Path, home: Path, whisperd: Whisperd, tmp_path: Path) -> None:
     state = foreign_formats.openai_names(foreign_formats.weights_of(small))
     state["encoder.conv1.bias"] = torch.full_like(state["encoder.conv1.bias"], 1e6, dtype=torch.float32)
     source = foreign_formats.write_openai(small, tmp_path / "small.pt", model_state_dict=state)
-    refused(home, whisperd("import", source), "encoder.conv1.bias are no numbers, or too large for float16")
+    refused(home, whisperd("import", source), "encoder.conv1.bias are not numbers, or are too large for float16")
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -299,7 +301,7 @@ def test_a_full_disk(
     monkeypatch.setattr(layout, "save_file", full)
     code, out, err = whisperd("import", source, *(["--force"] if force else []))
     assert (code, out) == (1, "")
-    assert "is full, and nothing was written: make room, then give the command again" in err
+    assert "is full, and nothing was written: make room, then run the command again" in err
     assert [path.name for path in home.glob("whisperd/*")] == (["small"] if force else [])
     if force:
         assert any(here("small"))
@@ -342,7 +344,7 @@ def test_shipped_and_imported_ones_are_exported(small: Path, whisperd: Whisperd,
     assert whisperd("export", "tiny-en", tmp_path / "a")[1].startswith("tiny-en: float16")
     assert whisperd("export", "tiny-en/teacher", tmp_path / "b")[1].startswith("tiny-en-teacher: float16")
     code, _, err = whisperd("export", "tiny-en", tmp_path / "b")
-    assert (code, "is there already, and not empty: give another, or --force" in err) == (1, True)
+    assert (code, "already exists and is not empty: choose another, or use --force" in err) == (1, True)
     assert whisperd("export", "tiny-en", tmp_path / "b", "--force")[0] == 0
     code, _, err = whisperd("export", "./none", tmp_path / "c")
     assert (code, "there is no directory" in err) == (1, True)

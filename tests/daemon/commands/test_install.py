@@ -106,13 +106,13 @@ def test_settings_are_never_overwritten_and_a_changed_unit_is_set_aside(whisperd
     before = tree(root)
     code, out, _ = whisperd("install-service")
     assert (code, tree(root)) == (0, before)
-    assert out.count("as it was") == 3
+    assert out.count("unchanged") == 3
     (root / SETTINGS).write_text("log: {level: debug}\n")
     (root / UNIT).write_text("mine\n")
     code, out, _ = whisperd("install-service")
     assert code == 0
     assert f"kept       {root / SETTINGS}" in out
-    assert "(the one before is whisperd.service.old)" in out
+    assert "(the previous one is whisperd.service.old)" in out
     assert tree(root) == {**before, SETTINGS: "log: {level: debug}\n", f"{UNIT}.old": "mine\n"}
 
 
@@ -123,7 +123,7 @@ def test_uninstalling(whisperd: Install, root: Path) -> None:
     (wants / "whisperd.service").symlink_to("../whisperd.service")
     code, _, err = whisperd("uninstall-service")
     assert code == 1
-    assert "is enabled: systemctl disable --now whisperd.service" in err
+    assert "is enabled: run systemctl disable --now whisperd.service" in err
     (wants / "whisperd.service").unlink()
     assert whisperd("uninstall-service", "--dry-run")[0] == 0
     assert set(tree(root)) == {UNIT, SOCKET, SETTINGS}
@@ -152,7 +152,7 @@ def test_a_place_that_cannot_be_written_to(whisperd: Install, root: Path) -> Non
 
 
 def test_groups_that_the_machine_lacks_are_struck_out() -> None:
-    layout = install.Layout.of(None)
+    layout = install.InstallPaths.of(None)
     unit = install.files(layout, ["/x"], ["audio", "render", "wheel"])[0].text
     assert "SupplementaryGroups=audio render\n" in unit
     assert "SupplementaryGroups=\n" in install.files(layout, ["/x"], [])[0].text
@@ -165,11 +165,11 @@ def test_a_path_with_anything_in_it(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     unit = tmp_path / "whisperd.service"
-    unit.write_text(install.files(install.Layout.of(None), [str(program)], install.groups())[0].text)
+    unit.write_text(install.files(install.InstallPaths.of(None), [str(program)], install.groups())[0].text)
     assert '/my 100%% tools/whisperd" run' in unit.read_text()
     assert verify(unit) == (0, "", "")
     with pytest.raises(install.InstallError, match="a quote or backslash"):
-        install.files(install.Layout.of(None), ["/my 'own'/whisperd"], [])
+        install.files(install.InstallPaths.of(None), ["/my 'own'/whisperd"], [])
 
 
 def test_a_program_that_the_service_could_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_a_program_that_the_service_could_not_see(monkeypatch: pytest.MonkeyPatc
     told = str(install.unseen([Path("/home/me/venv/bin/whisperd")]))
     assert "ProtectHome= hides /home" in told
     assert "--user" in told
-    assert "/nowhere is not there" in str(install.unseen([Path("/nowhere/bin/whisperd")]))
+    assert "/nowhere does not exist" in str(install.unseen([Path("/nowhere/bin/whisperd")]))
     monkeypatch.setattr(install, "_HIDDEN", {})
     with tempfile.TemporaryDirectory() as closed:
         assert f"{closed} is closed to other users" in str(install.unseen([Path(closed) / "whisperd"]))

@@ -306,7 +306,7 @@ def test_what_came_damaged_is_not_kept(whisperd: Whisperd) -> None:
     whisperd.hub.harmed = True
     done = whisperd("models", "pull", NAME)
     assert (done.code, done.out) == (1, "")
-    assert "model.safetensors of somebody/whisper-small came damaged, and was thrown away: pull it again" in done.err
+    assert "model.safetensors of somebody/whisper-small arrived damaged and was deleted: pull it again" in done.err
     assert not whisperd.weights.exists()
     assert not whisperd.partial.exists()
 
@@ -340,7 +340,7 @@ def test_a_hub_that_will_not(whisperd: Whisperd, refuse: tuple[int, str], senten
 def test_no_network(whisperd: Whisperd) -> None:
     done = whisperd("models", "pull", NAME, HF_ENDPOINT="http://127.0.0.1:1")
     assert done.code == 1
-    assert "http://127.0.0.1:1 is out of reach" in done.err
+    assert "http://127.0.0.1:1 cannot be reached" in done.err
     assert "check the network" in done.err
     done = whisperd("models", "pull", NAME, HF_HUB_OFFLINE="1")
     assert done.code == 1
@@ -351,7 +351,7 @@ def test_too_little_disk(whisperd: Whisperd) -> None:
     whisperd.hub.claimed["model.safetensors"] = 10**12
     done = whisperd("models", "pull", NAME)
     assert done.code == 1
-    assert "needs 1000.00 GB more, and " in done.err
+    assert "needs 1000.00 GB more, but only " in done.err
     assert "make room, or set HF_HOME" in done.err
     assert whisperd.asked_of_the_weights() == []
 
@@ -360,7 +360,7 @@ def test_no_checkpoint(whisperd: Whisperd) -> None:
     del whisperd.hub.files["model.safetensors"]
     done = whisperd("models", "pull", NAME)
     assert done.code == 1
-    assert "it is no checkpoint that whisperd can read" in done.err
+    assert "it is not a checkpoint that whisperd can read" in done.err
 
 
 DIGESTS = [
@@ -397,7 +397,7 @@ def test_nothing_that_a_hub_says_is_a_path(lie: dict[str, Any], hub: Hub, monkey
     hub.lies = lie
     with pytest.raises(pull.PullError) as caught:
         pull.look_up(NAME)
-    assert "answers what is no listing of" in str(caught.value)
+    assert "answered with an invalid listing of" in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
@@ -415,7 +415,7 @@ def test_a_hub_that_wants_a_file_of_the_user(whisperd: Whisperd, tmp_path: Path)
     whisperd.hub.lies = {"blobId": str(precious), "lfs": None}
     done = whisperd("models", "pull", NAME)
     assert done.code == 1
-    assert "is no digest" in done.err
+    assert "is not a digest" in done.err
     assert precious.read_text() == "years of work"
 
 
@@ -423,13 +423,13 @@ def test_a_hub_that_wants_a_file_of_the_user(whisperd: Whisperd, tmp_path: Path)
 def test_a_name_that_is_none(whisperd: Whisperd, name: str) -> None:
     done = whisperd("models", "pull", "--", name)
     assert done.code == 2
-    assert "is no name of the model hub" in done.err
+    assert "is not a name on the model hub" in done.err
     assert whisperd.hub.asked == []
 
 
 def test_what_is_here_need_not_be_fetched(whisperd: Whisperd) -> None:
     done = whisperd("models", "pull", "tiny-en")
-    assert (done.code, done.out) == (0, "tiny-en is on this machine: there is nothing to fetch\n")
+    assert (done.code, done.out) == (0, "tiny-en is already on this machine: there is nothing to fetch\n")
 
 
 # --- what is here, what is recommended -------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ def test_directories_and_what_is_wrong_with_them(english: Pair, tmp_path: Path) 
     assert (student.layers, student.state) == ("2 + 2", "")
     assert student.size == (english.student / "model.safetensors").stat().st_size
     assert found[str(tmp_path / "mine" / "other")].state == "not a Whisper model (bert)"
-    assert found[str(tmp_path / "empty")].state == "no checkpoint is in it"
+    assert found[str(tmp_path / "empty")].state == "it contains no checkpoint"
     assert found[str(tmp_path / "no")].state == "there is no such directory"
     assert {"tiny-en (student)", "tiny-en (teacher)"} <= found.keys()
 

@@ -54,13 +54,13 @@ def to_openai(text: str) -> None:
 
 
 def to_wyoming(text: str) -> None:
-    decoder = wyoming.Decoder()
+    decoder = wyoming.WyomingDecoder()
     decoder.feed(json.dumps({"type": "ping", "data": {"text": text}}).encode() + b"\n")
     decoder.next()
 
 
 def to_native(text: str) -> None:
-    native.Decoder().decode(json.dumps({"type": "flush", "id": text}))
+    native.NativeDecoder().decode(json.dumps({"type": "flush", "id": text}))
 
 
 @pytest.mark.parametrize("name", [to_deepgram, to_whisperlive, to_openai, to_wyoming, to_native])

@@ -39,14 +39,14 @@ def of_openai_files(tag: str) -> str | None:
 
 
 def of_wyoming(tag: str) -> str | None:
-    decoder = wyoming.Decoder()
+    decoder = wyoming.WyomingDecoder()
     decoder.feed(wyoming.encode("transcribe", {"language": tag}))
     decoder.feed(wyoming.encode("audio-start", {"rate": 16000, "width": 2, "channels": 1}))
     return next(each for each in iter(decoder.next, None) if isinstance(each, Start)).language
 
 
 def of_native(tag: str) -> str | None:
-    start = native.Decoder().decode(json.dumps({"type": "start", "language": tag}))
+    start = native.NativeDecoder().decode(json.dumps({"type": "start", "language": tag}))
     assert isinstance(start, Start)
     return start.language
 

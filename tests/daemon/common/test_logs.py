@@ -198,7 +198,7 @@ def test_lines_are_bounded_in_size_and_number() -> None:
     budget = next(iter(handler._budgets._places.values()))
     left_out, budget._left = budget.left_out, 1000.0
     say("once more")
-    assert f"{left_out} lines like the next were left out" in out.getvalue().splitlines()[-2]
+    assert f"{left_out} lines like the next one were left out" in out.getvalue().splitlines()[-2]
     assert out.getvalue().endswith("once more\n")
 
 
@@ -295,8 +295,8 @@ async def test_json_every_line_parses_and_each_of_a_stream_names_it(tmp_path: Pa
         mine = [record for record in records if record.get("session") == session]
         assert {record["source"] for record in mine} == {source}
         said = [record["message"] for record in mine]
-        assert said[0].startswith("begun: pcm_s16le")
-        assert said[-1].startswith("ended: ")
+        assert said[0].startswith("stream started: pcm_s16le")
+        assert said[-1].startswith("stream ended: ")
         # What others said of this stream is under its session, and nothing else is.
         texts = [event["text"] for event in events if event["type"] == "final"]
         assert [message for message in said if message.startswith(f"{source}: ")] == [

@@ -326,4 +326,4 @@ def test_wyoming_is_opened_only_on_purpose_and_said_to_be_open(check: Whisperd) 
         check(server={"port": 0}, wyoming={"host": host, "port": free_port()})[1]
     )["Wyoming"][1]
     assert "no passwords" not in said("127.0.0.1")
-    assert "no passwords: anybody who reaches the port may speak to it" in said("0.0.0.0")
+    assert "no passwords: anybody who reaches the port may use it" in said("0.0.0.0")

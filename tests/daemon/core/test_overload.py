@@ -19,7 +19,7 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources
 from daemon.core.hub import Hub
 from daemon.core.scheduler import Scheduler, Worker
-from daemon.core.stream import Model, Neighbours, Stream
+from daemon.core.stream import ModelInfo, Neighbours, Stream
 from streaming.events import Audio, Event, Final, Partial, Start
 from streaming.fake import ScriptedEngine
 from streaming.job import Job
@@ -84,7 +84,7 @@ class House:
         self.thread = Turnstile()
         self.scheduler = Scheduler([Worker(self.thread, engine.run)], 1, self.metrics)
         self.shared = Neighbours(
-            model=Model("scripted", None, "cpu", ("en",), Text(tokenizer_file, eot)),
+            model=ModelInfo("scripted", None, "cpu", ("en",), Text(tokenizer_file, eot)),
             session=SessionSettings(),
             vad=VadSettings(),
             backlog=60.0,

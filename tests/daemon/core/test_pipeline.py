@@ -27,7 +27,7 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources
 from daemon.core.hub import Hub, Outbox
 from daemon.core.scheduler import EngineThread, Scheduler, Worker
-from daemon.core.stream import Model, Neighbours, Stream
+from daemon.core.stream import ModelInfo, Neighbours, Stream
 from streaming.audio import FRAME
 from streaming.events import Audio, Error, Event, Final, Flush, Flushed, Partial, SpeechStarted, SpeechStopped, Start
 from streaming.events import Stopped as StreamStopped
@@ -121,7 +121,7 @@ class Pipeline(RuleBasedStateMachine):
         self.loop.run_until_complete(start())
         self.sources = Sources()
         self.shared = Neighbours(
-            model=Model("scripted", None, "cpu", ("en",), Text(self.tokenizer_file, eot)),
+            model=ModelInfo("scripted", None, "cpu", ("en",), Text(self.tokenizer_file, eot)),
             session=SessionSettings(SegmentSettings(longest=longest, cut_window=1.0)),
             vad=VadSettings(),
             backlog=1e9,

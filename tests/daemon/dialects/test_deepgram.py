@@ -129,9 +129,9 @@ async def test_audio_that_carries_nothing_is_a_warning_at_the_end_and_in_the_log
     assert {each.type for each in messages} <= {"Results", "Metadata"}
     (warning,) = [each for each in messages[-1].warnings if each["parameter"] == "audio"]
     assert warning["type"] == "out_of_range"
-    assert "send floats of a full scale of 1" in warning["message"]
+    assert "send floats with a full scale of 1" in warning["message"]
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line == f"hall: {warning['message']} (not told to a client of deepgram)"
+    assert line == f"hall: {warning['message']} (not sent to the client: deepgram)"
 
 
 async def test_another_container_is_told_what_would_do(tokenizer_file: Path) -> None:

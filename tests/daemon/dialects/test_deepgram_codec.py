@@ -412,12 +412,12 @@ def test_the_metadata_at_the_end() -> None:
 
 def test_what_is_wrong_with_the_audio_is_a_warning_at_the_end() -> None:
     made = codec("model=tiny-en")
-    assert say(made, Notice("out_of_range", "send floats of a full scale of 1", "deepgram")) == []
+    assert say(made, Notice("out_of_range", "send floats with a full scale of 1", "deepgram")) == []
     (metadata,) = say(made, Stopped(2.0))
     assert metadata["warnings"][-1] == {
         "parameter": "audio",
         "type": "out_of_range",
-        "message": "send floats of a full scale of 1",
+        "message": "send floats with a full scale of 1",
     }
 
 

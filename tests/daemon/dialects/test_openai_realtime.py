@@ -117,7 +117,7 @@ async def test_audio_that_carries_nothing_is_a_warning_of_the_log(
     assert not mine.of("error")
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line.startswith("hall: all samples were zero for 10 s: ")
-    assert line.endswith(" (not told to a client of openai)")
+    assert line.endswith(" (not sent to the client: openai)")
 
 
 async def test_a_turn_with_deltas_while_somebody_speaks(tokenizer_file: Path) -> None:
@@ -372,7 +372,7 @@ def test_base64_may_have_line_breaks(end: str) -> None:
 
 @pytest.mark.parametrize(
     ("audio", "why"),
-    [("AAA", "Incorrect padding"), ("-_-_", "Only base64 data is allowed"), ("é", "ASCII"), (5, "a string of base64")],
+    [("AAA", "Incorrect padding"), ("-_-_", "Only base64 data is allowed"), ("é", "ASCII"), (5, "a base64 string")],
 )
 def test_what_is_no_base64_is_told_why(audio: Any, why: str) -> None:
     with pytest.raises(Fault, match=why):

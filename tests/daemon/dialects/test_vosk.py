@@ -96,7 +96,7 @@ async def test_audio_that_carries_nothing_is_a_warning_of_the_log(
     assert {tuple(each) for each in mine.answers[:-1]} == {("partial",)}
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line.startswith("hall: all samples were zero for 10 s: ")
-    assert line.endswith(" (not told to a client of vosk)")
+    assert line.endswith(" (not sent to the client: vosk)")
 
 
 async def test_a_reset_answers_and_stays(tokenizer_file: Path) -> None:

@@ -82,7 +82,7 @@ async def test_a_language_that_nobody_named(tokenizer_file: Path) -> None:
     [
         ({"task": "translate"}, "task must be transcribe"),
         ({"language": "tlh"}, "language must be one of en"),
-        ({"enable_diarization": True}, "speakers are not told apart"),
+        ({"enable_diarization": True}, "speakers are not distinguished"),
     ],
 )
 async def test_what_cannot_be_had_is_an_error_of_theirs(

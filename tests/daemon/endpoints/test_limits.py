@@ -262,7 +262,7 @@ PING, PONG, BINARY, CONTINUATION, UNFINISHED = 0x89, 0x8A, 0x82, 0x00, 0x02
 async def test_others_have_their_turn_while_frames_are_read(
     before: bytes, head: int, path: str, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library reads all that it is given in one go: tens of thousands of frames would be one turn of the loop."""
+    """The library reads all that it is given in one go: thousands of frames would be one turn of the loop."""
     seen = in_a_turn = most = turn = 0
     enough = asyncio.Event()
 
@@ -271,7 +271,7 @@ async def test_others_have_their_turn_while_frames_are_read(
             nonlocal seen, in_a_turn, most, turn
             in_a_turn, turn = in_a_turn + 1 if turn == turns.count else 1, turns.count
             most, seen = max(most, in_a_turn), seen + 1
-            if seen > 20000:
+            if seen > 6000:
                 enough.set()
             super().process_event(event)
 
@@ -285,7 +285,7 @@ async def test_others_have_their_turn_while_frames_are_read(
         reader, writer = await dial(daemon)
         writer.write(upgrade(path))
         await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
-        writer.write(before + frames(head, 40000))
+        writer.write(before + frames(head, 12000))
         await asyncio.wait_for(enough.wait(), PATIENCE)
         writer.transport.abort()
         await wait_until(lambda: not daemon.server.guests._here)
@@ -388,7 +388,7 @@ async def test_guests() -> None:
     first, second = enter("a1", "192.0.2.1"), enter("a2", "192.0.2.1")
     with first.visiting(), second.visiting():
         third = enter("a3", "192.0.2.1")
-        with pytest.raises(Fault, match="2 connections from one address"), third.visiting():
+        with pytest.raises(Fault, match="one address may have at most 2 connections"), third.visiting():
             pass
         enter("a4", "192.0.2.1")
         enter("a5", "192.0.2.1")  # whoever is served stays

@@ -308,7 +308,7 @@ async def test_a_microphone_that_the_system_takes_away(browser: str, back: str, 
         await page.click("#talk")
         await page.until("document.querySelector('#live')?.innerText", 2 * PATIENCE)  # somebody is in mid-sentence
         await page.do("taken = true, contexts.at(-1).suspend()")
-        await page.until(shows("#doing", "^The system took the microphone .* Touch the page to go on$"))
+        await page.until(shows("#doing", "^The system took the microphone .* Touch the page to continue$"))
         # What was said until then is final, though no more sound comes that would tell that it ended.
         said = await other.until("final")
         await page.until(shows("#transcript", said["text"].strip()))
@@ -446,7 +446,7 @@ async def test_a_page_from_an_address_that_was_made_safe(elsewhere: str, tokeniz
 async def test_a_stranger_under_our_address_hears_nothing(elsewhere: str, tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, tab(elsewhere) as page:
         await page.browse(http(daemon.server.url).replace("127.0.0.1", "evil.example") + "/")
-        await page.until(shows("#notice-text", "public name that anybody might point here"))
+        await page.until(shows("#notice-text", "public name that anybody could point here"))
         assert await page.text("#connection") == "Refused"
 
 

@@ -262,7 +262,7 @@ async def test_a_client_that_does_not_come_back(tokenizer_file: Path, caplog: py
         assert daemon.pipeline.sources.states() == {"hall": "idle"}
     assert metric(daemon, "streams_expired_total") == 1
     assert metric(daemon, "streams_waiting") == metric(daemon, "streams_open") == 0
-    assert "hall: its client did not come back within 0.2 s" in caplog.text
+    assert "hall: the client did not come back within 0.2 s" in caplog.text
     assert ready["token"] not in caplog.text
 
 
@@ -354,7 +354,7 @@ async def test_what_is_kept_of_what_was_told_is_bounded(tokenizer_file: Path, mo
             await resume(again, ready, 1)
             error = await again.next()
             assert (error["code"], error["fatal"]) == ("replay_incomplete", False)
-            assert error["message"].startswith("4 events are not kept any more")
+            assert error["message"].startswith("4 events are no longer kept")
             assert [await again.next() for _ in range(3)] == mine.events[-3:]
             await again.say(type="stop")
             assert await again.rest() == 1000

@@ -46,7 +46,7 @@ from daemon.core import audio_files as files
 from daemon.endpoints import limits, uploads
 from daemon.service.app import Service
 from streaming.job import Job
-from streaming.recording import Recording, Samples
+from streaming.recording import RecordingReader, Samples
 
 FLAC = DATA / "turn_on_the_kitchen_light.flac"
 PATH = "/v1/audio/transcriptions"
@@ -222,7 +222,7 @@ async def test_a_file_that_is_silence_once_it_is_mixed(tokenizer_file: Path) -> 
 async def test_a_file_is_decoded_beside_the_loop(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
 
-    class Watched(Recording):
+    class Watched(RecordingReader):
         def __init__(self, file: IO[bytes]) -> None:
             threads.add(threading.current_thread())
             super().__init__(file)
@@ -231,7 +231,7 @@ async def test_a_file_is_decoded_beside_the_loop(tokenizer_file: Path, monkeypat
             threads.add(threading.current_thread())
             return super().read()
 
-    monkeypatch.setattr(files, "Recording", Watched)
+    monkeypatch.setattr(files, "RecordingReader", Watched)
     async with service(scripted(tokenizer_file)) as daemon:
         await transcribe(daemon.server.url, file=("a", file_of(3)))
     assert threads
@@ -246,7 +246,7 @@ async def test_years_of_silence_in_a_few_bytes_have_an_end(
     async with service(scripted(tokenizer_file)) as daemon:
         answer = await transcribe(daemon.server.url, file=("a", silence))
     assert answer.usage.seconds < 40
-    assert "the file: only its first 0.01 h were heard" in answer.model_extra["warnings"]
+    assert "the file: only the first 0.01 h were heard" in answer.model_extra["warnings"]
 
 
 async def test_tls_tokens_and_sources(tokenizer_file: Path, tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ async def test_what_is_around_the_contents_of_a_body_counts_too(
         answer, sent = await answer_to(daemon, begun, on_and_on)
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b'"message_too_big"' in answer
-        assert b"a request may have 262144 bytes" in answer
+        assert b"a request may have at most 262144 bytes" in answer
         assert sent < 20_000_000  # the system keeps a few million before it is read
         assert (await post(daemon.server.url, [AUDIO])).status_code == 200
 

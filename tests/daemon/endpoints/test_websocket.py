@@ -325,5 +325,5 @@ async def test_a_canary_that_dies_is_told(tokenizer_file: Path, caplog: pytest.L
     async with service(scripted(tokenizer_file, before=fail), sections) as daemon:
         failing = True
         await wait_until(lambda: not daemon.health.getting_on)
-        assert "nothing was decoded for" in str(daemon.health.unready())
-    assert "the canary's decode failed: RuntimeError: no GPU any more" in caplog.text
+        assert "nothing has been decoded for" in str(daemon.health.unready())
+    assert "the canary decode failed: RuntimeError: no GPU any more" in caplog.text

@@ -120,7 +120,7 @@ async def test_audio_that_carries_nothing_is_a_warning_of_the_log(
         assert await spoken(daemon, np.stack([samples, -samples], 1).tobytes(), form) == ""
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     (line,) = [each for each in warnings if each.startswith("hall: the channels are each other's opposite")]
-    assert line.endswith(" (not told to a client of wyoming)")
+    assert line.endswith(" (not sent to the client: wyoming)")
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -583,8 +583,8 @@ def wire(*events: Any) -> bytes:
     return b"".join(written)
 
 
-def decoded(pieces: Iterator[bytes] | Sequence[bytes]) -> list[dialect.Message]:
-    decoder = dialect.Decoder()
+def decoded(pieces: Iterator[bytes] | Sequence[bytes]) -> list[dialect.WyomingMessage]:
+    decoder = dialect.WyomingDecoder()
     messages = []
     for piece in pieces:
         decoder.feed(piece)

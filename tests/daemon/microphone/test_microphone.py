@@ -152,7 +152,7 @@ async def test_listening_in_a_terminal(
     def listening() -> bool:
         nonlocal told
         told += capsys.readouterr().err
-        return "listening with scripted; Ctrl-C ends it" in told
+        return "listening with scripted; press Ctrl-C to stop" in told
 
     await wait_until(listening)
     await asyncio.sleep(0.5)  # PortAudio opens the device; nothing tells when the server has let it in
@@ -306,7 +306,12 @@ async def test_a_device_that_fails_is_opened_again(
     sinks, metrics = await run(tmp_path, lives, monkeypatch, until=3 * BLOCK)
     assert [sink.heard for sink in sinks] == [b"a" * 2 * BLOCK, b"b" * BLOCK, b"c" * 3 * BLOCK]
     assert sinks[0].start == Start(source="desk")
-    for reason in ("it is busy", "has sent nothing for", "its driver ended the process", "went away: is it unplugged?"):
+    for reason in (
+        "it is busy",
+        "has sent nothing for",
+        "its driver ended the process",
+        "disappeared: is it unplugged?",
+    ):
         assert reason in caplog.text
     assert "whisperd_microphone_reopened_total 4.0" in metrics.text().decode()
     assert "whisperd_microphones_open 0.0" in metrics.text().decode()
@@ -396,7 +401,7 @@ def test_hardware_with_a_format_of_its_own(
 ) -> None:
     library = FakeLibrary(rates, channels)
     monkeypatch.setattr(capture, "sound_library", lambda: library)
-    device = capture.Device("fake", capture.Ring(1.0))
+    device = capture.CaptureDevice("fake", capture.Ring(1.0))
     assert (library.opened["samplerate"], library.opened["channels"]) == (rate, count)
     assert device.header() == {"name": "fake", "sample_rate": rate, "channels": count, "block": rate // 50 * count * 2}
 
@@ -404,7 +409,7 @@ def test_hardware_with_a_format_of_its_own(
 def test_hardware_with_a_format_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "sound_library", lambda: FakeLibrary((16000,), (32,)))
     with pytest.raises(MicrophoneError, match=r"fake cannot be opened \(Invalid number of channels\)"):
-        capture.Device("fake", capture.Ring(1.0))
+        capture.CaptureDevice("fake", capture.Ring(1.0))
 
 
 async def test_without_the_library_there_is_a_sentence(

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from home_assistant import Schema, render
 
-from daemon.mqtt.home_assistant import Device, payload
+from daemon.mqtt.home_assistant import HomeAssistantDevice, payload
 
 PAGE = (Path(__file__).parent.parent.parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
 AUTOMATIONS: dict[str, dict[str, Any]] = {block["alias"]: block for block in BLOCKS if "alias" in block}
 LIGHT, TELL, NIGHT = AUTOMATIONS.values()
-DEVICE = Device("homeassistant", "whisperd", "attic", "whisperd")
+DEVICE = HomeAssistantDevice("homeassistant", "whisperd", "attic", "whisperd")
 ENTITIES = {each["default_entity_id"] for each in json.loads(payload(DEVICE, ["kitchen"]))["cmps"].values()}
 NOW = 1_800_000_000.0
 

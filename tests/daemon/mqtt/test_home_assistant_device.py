@@ -36,14 +36,14 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources, check_name
 from daemon.core.hub import Outbox
 from daemon.mqtt import publisher
-from daemon.mqtt.home_assistant import Device, payload, slug
+from daemon.mqtt.home_assistant import HomeAssistantDevice, payload, slug
 from daemon.service.app import Service
 from daemon.settings.schema import Settings
 from daemon.settings.surroundings import Surroundings
 
 __all__ = ["mosquitto"]  # a fixture
 
-DEVICE = Device("homeassistant", "whisperd", "attic", "Ears")
+DEVICE = HomeAssistantDevice("homeassistant", "whisperd", "attic", "Ears")
 SCHEMA = Schema()
 TOPICS = ("whisperd/#", "homeassistant/#")
 
@@ -284,7 +284,7 @@ def test_home_assistant_is_shown_64_sources_at_most() -> None:
     assert told(sources=names[:64]) == set(names[:64])
     assert told(sources=[*names[:64], "s0"]) == set(names[:64])
     # Those that somebody wrote down are not left out without a word.
-    with pytest.raises(ValidationError, match="has 65 names, and 64 are shown at most: leave out what matters least"):
+    with pytest.raises(ValidationError, match="has 65 names, but at most 64 are shown: leave out the least important"):
         told(sources=names)
 
 

@@ -70,7 +70,7 @@ async def test_a_final_with_words_that_is_too_large_is_told_without_them(
     del large["words"]
     told = [json.loads(m.payload) for m in says.messages if m.topic.endswith("/final")]
     assert [final for at, final in enumerate(told) if final not in told[:at]] == [large, small]
-    assert f"the final {large['id']} of large is told without its words" in caplog.text
+    assert f"the final {large['id']} of large is sent without its words" in caplog.text
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
@@ -220,7 +220,7 @@ async def test_a_final_upon_which_the_broker_hangs_up_each_time_is_put_aside_and
         await says.until("whisperd/good/text", good["text"])
         assert between.hung_up == 3
         assert says.payloads("whisperd/bad/text") == [bad["text"]]
-    assert aside(state) == [("the broker hung up when it was sent it, 3 times in a row", bad["id"])]
+    assert aside(state) == [("the broker closed the connection each time it was sent, 3 times in a row", bad["id"])]
     assert f"the final {bad['id']} of bad was given up" in caplog.text
 
 
@@ -242,7 +242,7 @@ async def test_a_final_that_the_broker_cannot_take_is_put_aside_and_the_others_g
         bad, good = await say(daemon, "bad"), await say(daemon, "good")
         await says.until("whisperd/good/text", good["text"])
         assert between.hung_up == 3
-    assert aside(state) == [(f"the broker said '{said}' when it was sent it, 3 times in a row", bad["id"])]
+    assert aside(state) == [(f"the broker said '{said}' each time it was sent, 3 times in a row", bad["id"])]
 
 
 @pytest.mark.parametrize("what", ["homeassistant/device/whisperd_n/config", "whisperd/diagnostics", "whisperd/+/set"])
@@ -260,7 +260,7 @@ async def test_what_is_told_or_asked_first_does_not_hold_up_the_rest(
         await say(daemon)
         await says.until("whisperd/kitchen/text")
         assert between.hung_up == 3
-    assert f"{what} was given up (the broker hung up when it was sent it" in caplog.text
+    assert f"{what} was given up (the broker closed the connection each time it was sent" in caplog.text
 
 
 # --- what is no message ----------------------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ HUGE = bytes([0x30, 0xFF, 0xFF, 0xFF, 0x7F])
 FLOODS = {
     "one beyond the limit": (bytes([0x30, 0x81, 0x80, 0x04]), "it announced a packet of 65537 bytes"),
     "256 MiB": (HUGE, "it announced a packet of 268435455 bytes"),
-    "quality 2": (bytes([0x34, 8, 0, 1, 0x61, 0, 1, 0, 0, 0]), "it sent a message of quality 2"),
+    "QoS 2": (bytes([0x34, 8, 0, 1, 0x61, 0, 1, 0, 0, 0]), "it sent a message with QoS 2"),
 }
 
 
@@ -362,7 +362,7 @@ async def test_a_broker_that_sends_too_much_loses_the_connection_before_it_is_re
         await says.until("whisperd/kitchen/text")
         assert counter(daemon, "mqtt_bad_commands_total") == 1
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert f"127.0.0.1:{between.port}: the connection was ended: {said}" in line
+    assert f"127.0.0.1:{between.port}: the connection was closed: {said}" in line
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
@@ -419,7 +419,7 @@ async def test_a_broker_that_answers_with_too_much_is_named_now_and_then(
         await wait_until(lambda: attempts > 30)
     told = [record.getMessage() for record in caplog.records if record.getMessage().endswith("; trying again")]
     assert 1 <= len(told) <= 10
-    assert all("the connection was ended: it announced a packet of 268435455 bytes" in line for line in told)
+    assert all("the connection was closed: it announced a packet of 268435455 bytes" in line for line in told)
 
 
 async def test_the_end_of_a_connection_that_nobody_asks_for_is_no_error(

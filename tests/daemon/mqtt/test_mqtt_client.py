@@ -72,8 +72,8 @@ async def test_a_wrong_password_is_said_once_and_a_right_one_lets_us_in(
     finally:
         attempts.setLevel(logging.NOTSET)
     (line,) = [line for line in said(caplog) if "trying again" in line]
-    assert "the broker refused us" in line
-    assert "mend mqtt.username and mqtt.password" in line
+    assert "the broker refused the connection" in line
+    assert "correct mqtt.username and mqtt.password" in line
     (tmp_path / "secret").write_text("right\n")
     right = section(mosquitto.port, username="house", password_file=str(tmp_path / "secret"))
     async with service(scripted(tokenizer_file), right) as daemon:

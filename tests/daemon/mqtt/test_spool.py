@@ -118,7 +118,7 @@ async def test_what_is_too_old_is_dropped_and_counted(tmp_path: Path, caplog: py
     async with opened(path, metrics=metrics, now=5000.0) as made:
         assert waiting(made) == [("id2", 0)]
     assert "whisperd_mqtt_expired_finals_total 2.0" in metrics.text().decode()
-    assert "2 finals waited for more than 3600 s" in caplog.text
+    assert "2 finals had waited more than 3600 s" in caplog.text
 
 
 def test_a_clock_that_jumps_drops_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -278,32 +278,32 @@ async def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCap
         made.add(entry(1))
     assert on_disk(path) == ["id1"]
     assert (tmp_path / "spool.sqlite.damaged").read_bytes().startswith(b"no database")
-    assert "is put aside" in caplog.text
+    assert "and was moved to" in caplog.text
 
 
 # --- rows and pages that are damaged ----------------------------------------------------------------------------------
 
 DAMAGES = {
-    "source = CAST(X'6B697423' AS TEXT)": "its source is no name",  # kit#
-    "source = ''": "its source is no name",
-    "source = 'a/b'": "its source is no name",
-    "source = X'6B6974'": "its source is no text",
-    "source = 'hall'": "its final has another source",
-    "id = X'FF'": "its id is no text",
-    "id = CAST(X'FF' AS TEXT)": "its id is no UTF-8",
-    "at = 'soon'": "its time is none",
-    "at = 9e999": "its time is none",
-    "at = X'00'": "its time is none",
-    "sent = 5": "its count of what was delivered is none",
-    "sent = -1": "its count of what was delivered is none",
-    "sent = 'x'": "its count of what was delivered is none",
-    "final = CAST(X'7B22FF227D' AS TEXT)": "its final is no UTF-8",
-    "final = X'7B7D'": "its final is no text",
-    "final = '{'": "its final is no JSON object",
-    "final = replace(hex(zeroblob(50000)), '0', '[')": "its final is no JSON object",
-    "text = X'31'": "its text is no text",
-    "text = CAST(X'FF' AS TEXT)": "its text is no UTF-8",
-    "text = 'other'": "its final has another text",
+    "source = CAST(X'6B697423' AS TEXT)": "its source is not a valid name",  # kit#
+    "source = ''": "its source is not a valid name",
+    "source = 'a/b'": "its source is not a valid name",
+    "source = X'6B6974'": "its source is not text",
+    "source = 'hall'": "its final has a different source",
+    "id = X'FF'": "its id is not text",
+    "id = CAST(X'FF' AS TEXT)": "its id is not UTF-8",
+    "at = 'soon'": "its time is invalid",
+    "at = 9e999": "its time is invalid",
+    "at = X'00'": "its time is invalid",
+    "sent = 5": "its count of what was delivered is invalid",
+    "sent = -1": "its count of what was delivered is invalid",
+    "sent = 'x'": "its count of what was delivered is invalid",
+    "final = CAST(X'7B22FF227D' AS TEXT)": "its final is not UTF-8",
+    "final = X'7B7D'": "its final is not text",
+    "final = '{'": "its final is not a JSON object",
+    "final = replace(hex(zeroblob(50000)), '0', '[')": "its final is not a JSON object",
+    "text = X'31'": "its text is not text",
+    "text = CAST(X'FF' AS TEXT)": "its text is not UTF-8",
+    "text = 'other'": "its final has a different text",
 }
 
 
@@ -390,7 +390,7 @@ async def test_what_can_be_read_of_a_damaged_file_is_rescued(tmp_path: Path, cap
         assert made.sources() == {"kitchen": False, "hall": False}
         assert waiting(made) == [("id0", 0), ("id1", 0), ("id2", 0)]
         assert made.on_disk
-    assert "is put aside" in caplog.text
+    assert "and was moved to" in caplog.text
 
 
 async def test_a_flipped_bit_anywhere_ends_neither_the_service_nor_the_queue(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ async def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path, caplog: p
     file.close()
     async with opened(path) as made:
         assert not made.on_disk
-    assert "made by a later version" in caplog.text
+    assert "written by a later version" in caplog.text
 
 
 async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(

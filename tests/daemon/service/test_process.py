@@ -146,13 +146,13 @@ async def run_hanging(tokenizer_file: Path, drain: float, signals: int) -> tuple
 async def test_a_second_signal_does_not_wait(tokenizer_file: Path) -> None:
     code, log = await run_hanging(tokenizer_file, drain=1000, signals=2)
     assert code == 1
-    assert "SIGTERM again: leaving at once" in log
+    assert "SIGTERM again: exiting at once" in log
 
 
 async def test_the_drain_is_bounded_even_when_the_engine_hangs(tokenizer_file: Path) -> None:
     code, log = await run_hanging(tokenizer_file, drain=0.5, signals=1)
     assert code == 1
-    assert "gave up after 0.5 s with words unfinished" in log
+    assert "gave up after 0.5 s with unfinished finals" in log
     assert "Traceback" not in log
 
 

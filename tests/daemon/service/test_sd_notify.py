@@ -47,9 +47,9 @@ def test_what_is_said(manager: tuple[str, socket.socket]) -> None:
 def test_a_reload_says_when_it_began(manager: tuple[str, socket.socket]) -> None:
     address, sock = manager
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    Notifier(address).reloading("reading the settings again")
+    Notifier(address).reloading("reloading the settings")
     first, second, third = sock.recv(1000).decode().splitlines()
-    assert (first, third) == ("RELOADING=1", "STATUS=reading the settings again")
+    assert (first, third) == ("RELOADING=1", "STATUS=reloading the settings")
     assert before <= int(second.removeprefix("MONOTONIC_USEC=")) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 

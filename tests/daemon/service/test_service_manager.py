@@ -174,7 +174,7 @@ async def test_a_wedged_engine_is_not_fed(tmp_path: Path, tokenizer_file: Path, 
         await manager.until("READY=1")
         await manager.until("WATCHDOG=1")
         (tmp_path / "wedged").touch()
-        status = await manager.until("STATUS=not ready: nothing was decoded for")
+        status = await manager.until("STATUS=not ready: nothing has been decoded for")
         assert "0 streams" in status
         # The loop turns and answers; but in many of the watchdog's periods no sign of life is given.
         deadline = time.monotonic() + 2.0
@@ -185,7 +185,7 @@ async def test_a_wedged_engine_is_not_fed(tmp_path: Path, tokenizer_file: Path, 
             except TimeoutError:
                 break
         manager._sock.settimeout(PATIENCE)
-        assert "<3>daemon.service.service_manager: the engine hangs: no sign of life" in service.log
+        assert "<3>daemon.service.service_manager: the engine hangs: the watchdog is not fed" in service.log
         # What hung may come back before the manager loses its patience.
         (tmp_path / "wedged").unlink()
         await manager.until("WATCHDOG=1")
@@ -345,7 +345,7 @@ async def test_a_port_that_systemd_holds(tmp_path: Path, tokenizer_file: Path, m
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await asyncio.wait_for(reader.read(), PATIENCE)).endswith(b"alive\n")
         writer.close()
-        assert "the service manager listens for us" in service.log
+        assert "using the socket of the service manager" in service.log
         service.popen.terminate()
         assert await service.ended() == 0
 

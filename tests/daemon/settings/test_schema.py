@@ -120,7 +120,7 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("segment: {hangovr: 1}", "segment.hangovr: unknown key; did you mean segment.hangover?"),
         ("port: 1", "port: unknown key; did you mean server.port?"),
         ("sever: {port: 1}", "sever: unknown key; did you mean server?"),
-        ("server.port: 1", "server.port: unknown key: a dot makes no section: write server: {port: ...}"),
+        ("server.port: 1", "server.port: unknown key: a dot does not make a section: write server: {port: ...}"),
         ("servr.port: 1", "servr.port: unknown key; did you mean server?"),
         ("str: 1", "str: unknown key; known are server, models"),
         (".: 1", ".: unknown key; known are server, models"),
@@ -128,7 +128,7 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("log: {zzz: 1}", "log.zzz: unknown key; known are level, format, transcripts"),
         ("server: {port: 70000}", "server.port: must be less than or equal to 65535, got 70000"),
         ("server: {port: true}", "server.port: must be a valid integer, got True"),
-        ("server: 3", "server: must be a section with keys of its own, got 3"),
+        ("server: 3", "server: must be a section with its own keys, got 3"),
         ("mqtt: {password: 12}", "mqtt.password: must be a string, got a number: put it in quotes"),
         (
             "mqtt: {topic: 'a/#'}",
@@ -142,13 +142,13 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("mqtt: {node_id: a b}", "mqtt.node_id: must be 1..64 of the letters a-z and A-Z, digits, _ and -, got 'a b'"),
         ("mqtt: {version: 4}", "mqtt.version: must be 'auto', '5' or '3.1.1', got '4'"),
         ("mqtt: {ca_file: a.pem}", "mqtt: ca_file, certificate and tls_insecure need tls: true"),
-        ("mqtt: {tls: true, key: a.pem}", "mqtt: key is that of a certificate"),
+        ("mqtt: {tls: true, key: a.pem}", "mqtt: key belongs to certificate"),
         (
             "escalate: {when: sometimes}",
             "escalate.when: must be 'low-confidence', 'always' or 'never', got 'sometimes'",
         ),
         ("escalate: {when: always}\nmodels: {teacher: null}", "escalate.when is always, but models.teacher is empty"),
-        ("server: {tokens: secret}", "server.tokens: must be a list, got a text"),
+        ("server: {tokens: secret}", "server.tokens: must be a list, got a string"),
         (
             "server: {tokens: [12]}",
             "server.tokens.0: must be a string (in quotes, if it looks like a number) or {token: T",
@@ -159,8 +159,8 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
             "server: {tokens: [a, {token: secret, sned: [b]}]}",
             "server.tokens.1.sned: unknown key; did you mean server.tokens.1.send?",
         ),
-        ("server: {tokens: [{token: secret, send: b}]}", "server.tokens.0.send: must be a list, got a text"),
-        ("server: {certificate: a.pem}", "server: certificate and key go together"),
+        ("server: {tokens: [{token: secret, send: b}]}", "server.tokens.0.send: must be a list, got a string"),
+        ("server: {certificate: a.pem}", "server: certificate and key belong together"),
         ("subscribers: {replay: 300}", "subscribers: replay must be smaller than queue"),
         ("segment: {longest: 99}", "segment: longest must be at least"),
         (
@@ -172,11 +172,11 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("microphone: {source: ''}", "microphone.source: source must be 1..64 printable characters"),
         (
             "microphones: [{source: a}, {source: a}]",
-            "microphones: a names more than one: give each a source of its own",
+            "microphones: a is used twice: give each microphone its own source",
         ),
         (
             "microphone: {enabled: true}\nmicrophones: [{source: microphone}]",
-            "microphones: microphone names more than one",
+            "microphones: microphone is used twice",
         ),
         ("vad: {aggressiveness: 7}", "vad: aggressiveness must be 0..3, got 7"),
     ],
@@ -195,7 +195,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "is not YAML" in complaint("a: [", tmp_path)
-    assert "must hold keys" in complaint("- 1", tmp_path)
+    assert "must have keys" in complaint("- 1", tmp_path)
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         load(tmp_path / "nowhere.yaml", {})
 
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_bad_override_is_said_like_a_bad_key(tmp_path: Path) -> None:
     assert complaint("", tmp_path, WHISPERD_SERVER__PRT="1").startswith("server.prt: unknown key; did you mean")
     assert complaint("", tmp_path, WHISPERD_SRVER__PORT="1").startswith("srver: unknown key; did you mean server?")
-    assert complaint("", tmp_path, WHISPERD_PORT="1").startswith("WHISPERD_PORT: environment overrides name")
+    assert complaint("", tmp_path, WHISPERD_PORT="1").startswith("WHISPERD_PORT: an environment override must name")
     assert complaint("", tmp_path, WHISPERD_SERVER__PORT="[").startswith("server.port: must be")
 
 
@@ -292,7 +292,7 @@ def test_tokens_and_where_they_may_come_from(tmp_path: Path) -> None:
         ("good\nsecret two\n", 0o600, "server.tokens_file: {file}, line 2: must be one word, or {{token: T"),
         ("{token: secret\n", 0o600, "server.tokens_file: {file}, line 1: must be one word"),
         ("{token: secret, all: true}\n", 0o600, "server.tokens_file: {file}, line 1: must be one word"),
-        ("", None, "server.tokens_file: {file}: No such file or directory: create it, or mend the path"),
+        ("", None, "server.tokens_file: {file}: No such file or directory: create it, or correct the path"),
     ],
 )
 def test_a_file_of_tokens_that_will_not_do(text: str, mode: int | None, sentence: str, tmp_path: Path) -> None:
@@ -423,18 +423,18 @@ def test_a_password_behind_another_is_named(tmp_path: Path) -> None:
     )
     assert unheeded(MqttSettings(), around, {}) == []
     assert unheeded(file, Surroundings(), {}) == []
-    credential = "the credential mqtt_password is not read"
-    assert unheeded(file, around, {}) == [f"{credential}: mqtt.password_file comes before it"]
+    credential = "the credential mqtt_password is not used"
+    assert unheeded(file, around, {}) == [f"{credential}: mqtt.password_file takes precedence"]
     assert unheeded(both, around, {}) == [
-        "mqtt.password_file is not read: mqtt.password comes before it",
-        f"{credential}: mqtt.password comes before it",
+        "mqtt.password_file is not used: mqtt.password takes precedence",
+        f"{credential}: mqtt.password takes precedence",
     ]
 
 
 @pytest.mark.parametrize("text", ["", "microphones: [{source: kitchen}]"])
 def test_a_list_cannot_be_overridden(text: str, tmp_path: Path) -> None:
     said = complaint(text, tmp_path, WHISPERD_MICROPHONES__SOURCE="attic")
-    assert said == "WHISPERD_MICROPHONES__SOURCE: microphones is a list, which only the file can hold"
+    assert said == "WHISPERD_MICROPHONES__SOURCE: microphones is a list, and can only be set in the file"
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "2024-99-99", "[" * 3000])
@@ -450,7 +450,7 @@ def test_an_environment_that_is_not_utf8_is_named(key: str) -> None:
 
 
 def test_one_key_in_two_spellings_of_the_environment() -> None:
-    with pytest.raises(ConfigurationError, match=r"^WHISPERD_server__port: server\.port is there twice"):
+    with pytest.raises(ConfigurationError, match=r"^WHISPERD_server__port: server\.port is set twice"):
         load(None, {"WHISPERD_SERVER__PORT": "1", "WHISPERD_server__port": "2"})
 
 
@@ -461,31 +461,37 @@ def test_one_key_in_two_spellings_of_the_environment() -> None:
 def test_what_may_have_been_meant_for_us_is_named(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(None, {name: value})
-    assert str(caught.value).startswith(f"{name}: environment overrides name a section and a key")
+    assert str(caught.value).startswith(f"{name}: an environment override must name a section and a key")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("server: {port: 1}\nserver: {host: a}", "line 2, column 1: server is there twice"),
-        ("server: {port: 1, port: 2}", "line 1, column 19: port is there twice"),
+        ("server: {port: 1}\nserver: {host: a}", "line 2, column 1: server appears twice"),
+        ("server: {port: 1, port: 2}", "line 1, column 19: port appears twice"),
         (
             "mqtt: {topic: home/ears/}",
             "mqtt.topic: must be a topic without + and #, and must neither begin nor end with /",
         ),
         ("mqtt: {discovery_prefix: ha/}", "mqtt.discovery_prefix: must be a topic"),
-        ("server: {origins: ['https://a/page']}", "server.origins: 'https://a/page' is no origin: write https://HOST"),
-        ("server: {origins: [a.example]}", "server.origins: 'a.example' is no origin"),
-        ("server: {origins: ['https://u@a']}", "is no origin"),
-        ("server: {origins: ['https://*.a.example']}", "fits no page: a * stands for all only alone; name each host"),
-        ("server: {origins: ['https://.a.example']}", "is no origin that a browser sends: write https://HOST"),
-        ("server: {origins: ['https://a:65536']}", "is no origin that a browser sends"),
-        ("server: {origins: ['https://10.0.0.256']}", "is no origin that a browser sends"),
-        ("server: {origins: ['https://[::1::]']}", "is no origin that a browser sends"),
-        ("server: {origins: ['https://k%C3%BCche.example']}", "is no origin that a browser sends"),
+        (
+            "server: {origins: ['https://a/page']}",
+            "server.origins: 'https://a/page' is not an origin: write https://HOST",
+        ),
+        ("server: {origins: [a.example]}", "server.origins: 'a.example' is not an origin"),
+        ("server: {origins: ['https://u@a']}", "is not an origin"),
+        (
+            "server: {origins: ['https://*.a.example']}",
+            "matches no page: only a * by itself stands for all pages; name each host",
+        ),
+        ("server: {origins: ['https://.a.example']}", "is not an origin that a browser sends: write https://HOST"),
+        ("server: {origins: ['https://a:65536']}", "is not an origin that a browser sends"),
+        ("server: {origins: ['https://10.0.0.256']}", "is not an origin that a browser sends"),
+        ("server: {origins: ['https://[::1::]']}", "is not an origin that a browser sends"),
+        ("server: {origins: ['https://k%C3%BCche.example']}", "is not an origin that a browser sends"),
         (
             "server: {origins: ['https://straße.example']}",
-            "browsers may write 'https://straße.example' otherwise: give its host as they send it, as https://xn--...",
+            "browsers may write 'https://straße.example' differently: give the host as they send it, such as https://xn--...",
         ),
         ("server: {origins: ['https://ü..example']}", "browsers may write"),
         ("server: {origins: ['https://a\u3002example']}", "browsers may write"),
@@ -493,18 +499,18 @@ def test_what_may_have_been_meant_for_us_is_named(name: str, value: str) -> None
         ("mqtt: {sources: ['']}", "mqtt.sources.0: source must be 1..64 printable characters"),
         (
             "mqtt: {sources: ['kitchen-*']}",
-            "mqtt.sources.0: 'kitchen-*' has a *, which stands for nothing here: name each source, or leave the list "
+            "mqtt.sources.0: 'kitchen-*' contains a *, which means nothing here: name each source, or leave the list "
             "empty for all that are heard",
         ),
         ("wyoming: {source: a/b}", "wyoming.source: source must be 1..64 printable characters without any of"),
         (
             "server: {tokens: [{token: t, send: [hall, 'kitchen/*']}]}",
-            "server.tokens.0.send.1: no source can have such a name: it must be 1..64 printable characters without any",
+            "server.tokens.0.send.1: not a valid source name: it must be 1..64 printable characters without any",
         ),
-        ("server: {tokens: [{token: t, read: ['* ']}]}", "server.tokens.0.read.0: no source can have such a name"),
+        ("server: {tokens: [{token: t, read: ['* ']}]}", "server.tokens.0.read.0: not a valid source name"),
         ("server: {port: {{ whisperd_port }}}", "is not YAML: line 1, column 17: found unhashable key"),
-        ("mqtt: {topic: 2024-99-99}", "is not YAML: a date or a number in it is none"),
-        ("server: {port: " + "9" * 5000 + "}", "is not YAML: a date or a number in it is none"),
+        ("mqtt: {topic: 2024-99-99}", "is not YAML: a date or a number in it is invalid"),
+        ("server: {port: " + "9" * 5000 + "}", "is not YAML: a date or a number in it is invalid"),
         ("server: " + "[" * 3000, "is not YAML: it is nested too deeply"),
     ],
 )
@@ -555,7 +561,7 @@ def test_a_line_of_a_file_of_tokens_says_which_sources_there_cannot_be(tmp_path:
     with pytest.raises(ConfigurationError) as caught:
         with_tokens(settings, Surroundings())
     said = str(caught.value).removeprefix(f"server.tokens_file: {path}, ")
-    assert said.startswith("line 2: send.1: no source can have such a name: it must be 1..64 printable characters")
+    assert said.startswith("line 2: send.1: not a valid source name: it must be 1..64 printable characters")
     assert "geheim" not in said
 
 
@@ -571,7 +577,7 @@ SECRETS = [
     ("gehe\u00efm\n".encode(), "gehe\u00efm"),
     (b"ge\xe9heim\n", "is not UTF-8: save it again as UTF-8"),
     ("geheim".encode("utf-16"), "is not UTF-8"),
-    ("geheim".encode("utf-16-le"), "is no text"),
+    ("geheim".encode("utf-16-le"), "is not text"),
     (b"\n", None),
     (b"a" * (2 << 20), "is larger than 1048576 bytes"),
 ]

@@ -427,7 +427,9 @@ def test_other_things_are_named(small: Path, tmp_path: Path) -> None:
     refused(b"", "is empty")
     refused(b"GGUF" + bytes(100), "is in GGUF")
     refused(b"hello, this is no model", "is in an unknown format")
-    refused(foreign_formats.ctranslate2_file(small, specification="TransformerSpec"), "holds a 'TransformerSpec' model")
+    refused(
+        foreign_formats.ctranslate2_file(small, specification="TransformerSpec"), "contains a 'TransformerSpec' model"
+    )
     refused(struct.pack("<I", 9) + foreign_formats.ctranslate2_file(small)[4:], r"of a known version \(9\)")
     refused(foreign_formats.ggml_file(small, "q5_0", generation=1), "quantised by an old whisper.cpp")
     refused(foreign_formats.ctranslate2_file(small), "no tokenizer.json beside it")
@@ -454,7 +456,7 @@ def test_a_tokenizer_that_does_not_work(small: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_another_model(small: Path, tmp_path: Path) -> None:
     file = foreign_formats.write_openai(small, tmp_path / "small.pt")
-    with pytest.raises(FormatError, match=r"no tokenizer\.json that can be read"):
+    with pytest.raises(FormatError, match=r"not a tokenizer\.json that can be read"):
         read.read(file, tmp_path / "none.json")
     other = json.loads((small / "tokenizer.json").read_text())
     other["added_tokens"].append({**other["added_tokens"][-1], "id": 2112, "content": "<|more|>"})

@@ -3,60 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import io
-from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
-import soundfile
+from containers import HEAD, MADE, SECONDS, page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.audio import FormatError
+from streaming.audio import AudioFormatError
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.opus import OpusDecoder
-
-SECONDS = 3.0
-
-
-def tone() -> Waveform:
-    """48 kHz: silence but for a burst of 440 Hz from 1.0 to 1.5 s."""
-    time = np.arange(round(SECONDS * 48000)) / 48000
-    burst = 0.5 * np.sin(2 * np.pi * 440 * time) * ((time >= 1.0) & (time < 1.5))
-    return burst.astype(np.float32)
-
-
-def ogg(channels: int = 1) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.stack([tone()] * channels, 1), 48000, format="OGG", subtype="OPUS")
-    return file.getvalue()
-
-
-def muxed(kind: str, *, live: bool = True, layout: str = "mono") -> bytes:
-    """By FFmpeg. live: as a browser writes WebM, without going back to say how long anything is."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=kind, options={"live": "1"} if live and kind == "webm" else {}) as container:
-        stream = container.add_stream("libopus", rate=48000, layout=layout)
-        samples, size = tone(), 960
-        for at in range(0, samples.size, size):
-            channels = 1 if layout == "mono" else 2
-            interleaved = np.repeat(samples[at : at + size], channels)[None].astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(interleaved, "flt", layout)
-            frame.sample_rate, frame.pts, frame.time_base = 48000, at, Fraction(1, 48000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return file.getvalue()
-
-
-MADE = {
-    "ogg": ogg(),
-    "ogg, two channels": ogg(2),
-    "ogg of ffmpeg": muxed("ogg"),
-    "webm": muxed("webm"),
-    "webm, two channels": muxed("webm", layout="stereo"),
-    "webm with its sizes": muxed("webm", live=False),
-}
+from streaming.opus.decoder import OpusDecoder
 
 
 def decode(data: bytes, pieces: list[int]) -> tuple[Waveform, OpusDecoder]:
@@ -92,17 +48,17 @@ def test_one_that_breaks_off_is_heard_as_far_as_it_went(name: str) -> None:
     whole, _ = decode(MADE[name], [500])
     some, decoder = decode(MADE[name][:-700], [500])
     assert 0 < decoder.leftover < 4096
-    assert "is not complete" in decoder.remains
+    assert "incomplete Opus packet" in decoder.remains
     np.testing.assert_allclose(some[: len(some) - 200], whole[: len(some) - 200], atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"RIFF....WAVE", "must come in Ogg or WebM, from the recording's beginning"),
+        (b"RIFF....WAVE", "must come in Ogg or WebM, from the beginning of the recording"),
         (bytes(64), "must come in Ogg or WebM"),
-        (MADE["ogg"][:47] + bytes(100), "where a page of Ogg should begin"),
-        (MADE["webm"].replace(b"A_OPUS", b"A_AAC\0"), "has no track of opus"),
+        (MADE["ogg"][:47] + bytes(100), "is missing where one should begin"),
+        (MADE["webm"].replace(b"A_OPUS", b"A_AAC\0"), "has no Opus track"),
         (MADE["ogg"].replace(b"OpusHead", b"OpusHeap"), None),
     ],
 )
@@ -110,7 +66,7 @@ def test_what_is_no_opus_is_said_so(data: bytes, says: str | None) -> None:
     if says is None:  # a stream of something else in Ogg is passed over, as one beside ours is
         assert len(decode(data, [100])[0]) == 0
         return
-    with pytest.raises(FormatError, match=says) as caught:
+    with pytest.raises(AudioFormatError, match=says) as caught:
         decode(data, [100])
     assert caught.value.code == "bad_format"
 
@@ -121,26 +77,19 @@ def test_what_came_before_the_damage_is_given_first() -> None:
     heard = decoder.feed(MADE["ogg of ffmpeg"][:at] + bytes(100))
     assert len(heard) / SAMPLE_RATE > SECONDS / 2
     assert decoder.leftover
-    with pytest.raises(FormatError, match="should begin"):
+    with pytest.raises(AudioFormatError, match="should begin"):
         decoder.feed(b"")
 
 
 def test_a_packet_that_cannot_be_decoded_is_silence_of_its_length() -> None:
     decoder = OpusDecoder()
-    head = b"OpusHead\x01\x01\x00\x00\x80\xbb\x00\x00\x00\x00\x00"
     bad = b"\x03\xff"  # SILK, 10 ms, 63 frames: more than a packet may have
-    decoder.feed(page(head, first=True) + page(b"OpusTags") + page(bad))
+    decoder.feed(page(HEAD, first=True) + page(b"OpusTags") + page(bad))
     assert decoder.heard == decoder.invalid_samples == 5760
 
 
 @given(data=st.binary(max_size=300), name=st.sampled_from(["ogg", "webm"]), at=st.integers(0, 2000))
 def test_rubbish_is_a_complaint_or_silence(data: bytes, name: str, at: int) -> None:
-    with contextlib.suppress(FormatError):
+    with contextlib.suppress(AudioFormatError):
         heard, _ = decode(MADE[name][:at] + data, [100])
         assert np.isfinite(heard).all()
-
-
-def page(packet: bytes, *, first: bool = False) -> bytes:
-    """Of Ogg. Its checksum is not looked at: what carries it keeps it whole."""
-    sizes = bytes([255] * (len(packet) // 255) + [len(packet) % 255])
-    return b"OggS\0" + bytes([2 * first]) + bytes(20) + bytes([len(sizes)]) + sizes + packet
