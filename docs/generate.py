@@ -37,18 +37,18 @@ Kubernetes and Docker set for a service of this name (`{PREFIX}SERVICE_HOST`) ar
 them.
 
 Times are in seconds. *Reload*: `systemctl reload whisperd` (SIGHUP) applies a new value and drops no connection.
-[systemd/README.md](../systemd/README.md#settings-that-change) says when each takes effect. All other keys need a restart,
-and the log names them.
+[systemd/README.md](../systemd/README.md#settings-that-change) says when each takes effect. All other keys need a
+restart, and the log names them.
 """
 
 METRICS = """# Metrics
 
 <!-- Written by docs/generate.py: change daemon/common/metrics.py, and run it again. -->
 
-`GET /metrics`, on the same port as everything else, has all metrics in Prometheus' text format. With tokens, it requires
-one. No metric has a label for the source or the client, because clients choose those names.
-[config/grafana.json](../config/grafana.json) is a dashboard, and [operations.md](operations.md#metrics) says what to look
-at first.
+`GET /metrics`, on the same port as everything else, has all metrics in Prometheus' text format. With tokens, it
+requires one. No metric has a label for the source or the client, because clients choose those names.
+[config/grafana.json](../config/grafana.json) is a dashboard, and [operations.md](operations.md#metrics) says what to
+look at first.
 
 | name | type | labels | meaning |
 |---|---|---|---|

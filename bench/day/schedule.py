@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """What may break."""
 
     BROKER_KILLED = "broker: kill -9, started again"
@@ -29,20 +29,20 @@ _SAYS_EVERY = 80.0
 """Seconds between two sentences of a speaker, on average."""
 
 _BREAKS_EVERY = {
-    Kind.BROKER_KILLED: 600.0,
-    Kind.BROKER_FROZEN: 600.0,
-    Kind.MICROPHONE_UNPLUGGED: 900.0,
-    Kind.DAEMON_STOPPED: 1200.0,
-    Kind.DAEMON_KILLED: 1200.0,
-    Kind.DAEMON_KILLED_TELLING: 900.0,
+    FaultKind.BROKER_KILLED: 600.0,
+    FaultKind.BROKER_FROZEN: 600.0,
+    FaultKind.MICROPHONE_UNPLUGGED: 900.0,
+    FaultKind.DAEMON_STOPPED: 1200.0,
+    FaultKind.DAEMON_KILLED: 1200.0,
+    FaultKind.DAEMON_KILLED_TELLING: 900.0,
 }
 _LASTS = {  # seconds of the day, from and to
-    Kind.BROKER_KILLED: (10.0, 120.0),
-    Kind.BROKER_FROZEN: (20.0, 120.0),
-    Kind.MICROPHONE_UNPLUGGED: (5.0, 60.0),
-    Kind.DAEMON_STOPPED: (0.0, 20.0),
-    Kind.DAEMON_KILLED: (0.0, 20.0),
-    Kind.DAEMON_KILLED_TELLING: (0.0, 20.0),
+    FaultKind.BROKER_KILLED: (10.0, 120.0),
+    FaultKind.BROKER_FROZEN: (20.0, 120.0),
+    FaultKind.MICROPHONE_UNPLUGGED: (5.0, 60.0),
+    FaultKind.DAEMON_STOPPED: (0.0, 20.0),
+    FaultKind.DAEMON_KILLED: (0.0, 20.0),
+    FaultKind.DAEMON_KILLED_TELLING: (0.0, 20.0),
 }
 
 
@@ -60,7 +60,7 @@ class Fault:
     """lasts: seconds until it is mended."""
 
     at: float
-    kind: Kind
+    kind: FaultKind
     lasts: float
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.faults import attacks, clients, engine, machine
-from bench.faults.service import Outcome, Service, running
+from bench.faults.service import Outcome, running
+from bench.harness.daemon import Daemon
 from bench.table import circumstances, table
 
 Fault = Callable[[Path, int], Awaitable[Outcome]]
@@ -24,7 +25,7 @@ Fault = Callable[[Path, int], Awaitable[Outcome]]
 
 
 def on(
-    act: Callable[[Service, int], Awaitable[Outcome]], settings: dict[str, Any] | None = None, trouble: str = ""
+    act: Callable[[Daemon, int], Awaitable[Outcome]], settings: dict[str, Any] | None = None, trouble: str = ""
 ) -> Fault:
     """`act`, on a service of its own."""
 
@@ -64,6 +65,8 @@ FAULTS: dict[str, tuple[Fault, int]] = {
 ATTACKS: dict[str, attacks.Attack] = {
     "forms that unpack to much": attacks.strangers("packed forms"),
     "forms that never begin": attacks.strangers("endless forms"),
+    "uploads of chunk extensions": attacks.strangers("chunk extensions"),
+    "pings, pongs and empty frames": attacks.strangers("empty frames"),
     "silence on the TLS port": attacks.strangers("silence", tls=True),
     "refused, and stays": attacks.strangers("refused"),
     "half a request line": attacks.strangers("half a line"),

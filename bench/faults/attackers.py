@@ -25,7 +25,9 @@ _FORM = (
     f"POST /v1/audio/transcriptions?source={STRANGER} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
     "Content-Type: multipart/form-data; boundary=x\r\n"
 ).encode()
+_CHUNKED = _FORM + b"Transfer-Encoding: chunked\r\n\r\n"
 _LINES = b"\n" * 65536
+_EXTENSION = b";" + b"x" * 4000
 _NAMES = ("-" * 2000, "-" * 64)  # longer than a name may be, and as long
 _START = b"\x81\x90\0\0\0\0" + b'{"type":"start"}'  # as a frame
 
@@ -68,18 +70,47 @@ def _saying(*said: bytes) -> Attacker:
     return one
 
 
-async def _endless_form(target: Target) -> None:
+def _flooding(*floods: tuple[bytes, bytes], answer: int) -> Attacker:
+    """Return one who sends a flood, another one each time, until it is answered or cut off.
+
+    Args:
+        floods: each what it begins with, and what it goes on with for ever.
+        answer: bytes that are an answer; -1: none are, and it reads all of them.
+    """
+    turns = itertools.cycle(floods)
+
+    async def one(target: Target) -> None:
+        begun, more = next(turns)
+        async with target.connection() as (reader, writer):
+            reading = asyncio.create_task(reader.read(answer))
+            try:
+                writer.write(begun)
+                while not reading.done():
+                    writer.write(more)
+                    await writer.drain()
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    return one
+
+
+def _endless_form() -> Attacker:
     """Lines, and never the first boundary."""
-    async with target.connection() as (reader, writer):
-        answer = asyncio.create_task(reader.read(1))
-        try:
-            writer.write(_FORM + b"Transfer-Encoding: chunked\r\n\r\n")
-            while not answer.done():
-                writer.write(b"%x\r\n%b\r\n" % (len(_LINES), _LINES))
-                await writer.drain()
-        finally:
-            answer.cancel()
-            await asyncio.gather(answer, return_exceptions=True)
+    return _flooding((_CHUNKED, b"%x\r\n%b\r\n" % (len(_LINES), _LINES)), answer=1)
+
+
+def _chunk_extensions() -> Attacker:
+    """Framing without contents: an extension of each chunk of a byte, and one extension that never ends."""
+    return _flooding((_CHUNKED, b"1%b\r\n\n\r\n" % _EXTENSION * 16), (_CHUNKED + b"1;", b"x" * 65536), answer=1)
+
+
+def _empty_frames() -> Attacker:
+    """Pings, pongs, messages without a byte, and a message of such pieces."""
+    begun = upgrade(f"/v1/stream?source={STRANGER}", f"Authorization: Bearer {TOKEN}")
+    ping, pong, message, unfinished, piece = (bytes([head, 0x80, 0, 0, 0, 0]) for head in (0x89, 0x8A, 0x82, 0x02, 0))
+    floods = [(begun, each * 10000) for each in (ping, pong, message)]
+    return _flooding(*floods, (begun + unfinished, piece * 10000), answer=-1)
 
 
 async def _names(target: Target) -> None:
@@ -99,7 +130,9 @@ def _packed_form() -> bytes:
 
 ATTACKS: dict[str, tuple[Callable[[], Attacker], int]] = {
     "packed forms": (lambda: _saying(_packed_form()), 4),
-    "endless forms": (lambda: _endless_form, 4),
+    "endless forms": (_endless_form, 4),
+    "chunk extensions": (_chunk_extensions, 4),
+    "empty frames": (_empty_frames, 4),
     "silence": (lambda: _saying(b"", b"\x16\x03\x01"), 100),  # nothing, or the first bytes of TLS
     "refused": (lambda: _saying(upgrade("/v1/stream"), upgrade("/v1/events")), 100),  # without a token
     "half a line": (lambda: _saying(b"GET /v1/stre", b"POST /v1/aud"), 100),

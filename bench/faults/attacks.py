@@ -23,9 +23,12 @@ from websockets.exceptions import WebSocketException
 
 from bench.broker import Broker
 from bench.certificate import certificate
-from bench.faults.machine import home
 from bench.faults.people import PCM, speak, witness
-from bench.faults.service import PATIENCE, Outcome, Service, running
+from bench.faults.service import MQTT, Outcome, let_go, running
+from bench.harness.daemon import PATIENCE, Daemon
+from bench.harness.mqtt import mqtt
+from bench.harness.usage import Usage, usage
+from bench.tasks import background
 
 Attack = Callable[[Path, int], Awaitable[Outcome]]
 """In an empty folder, for so many seconds."""
@@ -56,7 +59,7 @@ _LARGEST_PACKET = 320
 class _Honest:
     """Somebody who uses the service. said: utterances. seconds: of each answer that came."""
 
-    service: Service
+    service: Daemon
     options: dict[str, Any]
     said: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -75,16 +78,14 @@ class _Honest:
 
 
 @dataclass
-class _Usage:
-    """Of a service, each time that it was looked at. resident: MiB."""
+class _Watched:
+    """What a service uses, each time that it was looked at."""
 
-    service: Service
-    descriptors: list[int] = field(default_factory=list)
-    resident: list[int] = field(default_factory=list)
+    service: Daemon
+    seen: list[Usage] = field(default_factory=list)
 
     def look(self) -> None:
-        self.descriptors.append(self.service.descriptors())
-        self.resident.append(self.service.resident())
+        self.seen.append(usage(self.service.pid))
 
     async def watch(self) -> None:
         while True:
@@ -93,35 +94,35 @@ class _Usage:
 
     async def as_before(self) -> bool:
         """Whether it ends as it began."""
-        flat = await self.service.let_go(self.descriptors[0])
+        flat = await let_go(self.service, self.seen[0].descriptors)
         self.look()
-        return flat and self.resident[-1] - self.resident[0] <= _MOST_GROWTH
+        return flat and self.seen[-1].rss - self.seen[0].rss <= _MOST_GROWTH
 
     def __str__(self) -> str:
         """Before, at most meanwhile, and at the end."""
         descriptors, resident = (
-            f"{values[0]} -> {max(values)} -> {values[-1]}" for values in (self.descriptors, self.resident)
+            f"{values[0]:.0f} -> {max(values):.0f} -> {values[-1]:.0f}"
+            for values in ([each.descriptors for each in self.seen], [each.rss for each in self.seen])
         )
         return f"descriptors {descriptors}, memory {resident} MiB"
 
 
-async def _felt(service: Service, attack: _Attacking, tls: ssl.SSLContext | None = None) -> Outcome:
+async def _felt(service: Daemon, attack: _Attacking, tls: ssl.SSLContext | None = None) -> Outcome:
     options = {"additional_headers": {"Authorization": f"Bearer {_HONEST}"}, "ssl": tls}
-    before, meanwhile, usage = _Honest(service, options), _Honest(service, options), _Usage(service)
+    before, meanwhile, watched = _Honest(service, options), _Honest(service, options), _Watched(service)
     async with witness(service, **options) as listening:
         for _ in range(_BEFORE):
             await before.ask()
-        usage.look()
+        watched.look()
         async with attack as attacking:
-            watching = asyncio.create_task(usage.watch())
-            while not attacking.done():
-                await meanwhile.ask()
-            watching.cancel()
+            async with background(watched.watch()):
+                while not attacking.done():
+                    await meanwhile.ask()
             times = await attacking
-        well = await usage.as_before() and len(meanwhile.seconds) == meanwhile.said
+        well = await watched.as_before() and len(meanwhile.seconds) == meanwhile.said
         said = before.said + meanwhile.said
         arrived = await listening.arrived("honest", said)
-    note = f"{len(meanwhile.seconds)} answers, p95 {before.p95} -> {meanwhile.p95}; {usage}"
+    note = f"{len(meanwhile.seconds)} answers, p95 {before.p95} -> {meanwhile.p95}; {watched}"
     return Outcome(times, times if well else 0, said, arrived, note)
 
 
@@ -144,7 +145,7 @@ def strangers(name: str, *, tls: bool = False) -> Attack:
 
 
 @asynccontextmanager
-async def _attacked(name: str, service: Service, seconds: int) -> AsyncIterator[asyncio.Task[int]]:
+async def _attacked(name: str, service: Daemon, seconds: int) -> AsyncIterator[asyncio.Task[int]]:
     host, port = service.address
     popen = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.faults.attackers", name, host, str(port), str(seconds),
@@ -169,11 +170,11 @@ async def _number(stream: asyncio.StreamReader) -> int:
 
 async def small_packets(folder: Path, seconds: int) -> Outcome:
     """A broker that takes no large packet: each final reaches it all the same, without the times of its words."""
-    async with home(folder, sessions=True) as made:
-        with running(folder, {**made.settings, "server": _SERVER}) as service:
-            outcome = await _felt(service, _narrowed(made.broker, seconds))
-            arrived = await made.count(outcome.said)
-        told = service.log.read_text().count("is told without its words")
+    async with mqtt(folder, sessions=True) as home:
+        with running(folder, {**home.settings(**MQTT), "server": _SERVER}) as service:
+            outcome = await _felt(service, _narrowed(home.broker, seconds))
+            arrived = len(await home.subscriber.ids_once(lambda ids: len(ids) >= outcome.said))
+        told = service.log.count("is sent without its words")
     note = f"{outcome.note}; the operator was told {told} time(s)"
     survived = outcome.survived if told else 0
     return replace(outcome, survived=survived, arrived=min(outcome.arrived, arrived), note=note)

@@ -13,22 +13,36 @@ import random
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from bench.faults.people import LAST, PCM, SECONDS, UTTERANCES, greeted, speak, stream, upgrade, witness
-from bench.faults.service import PATIENCE, Outcome, Service
+from bench.faults.people import LAST, PCM, SECONDS, UTTERANCES, speak, stream, upgrade, witness
+from bench.faults.service import Outcome, let_go
+from bench.harness.clients import dial, tell
+from bench.harness.daemon import PATIENCE, Daemon
+from bench.harness.usage import usage
 
 
-async def vanish(service: Service, times: int) -> Outcome:
+def _narrow(service: Daemon) -> socket.socket:
+    """Connect with a small buffer, so that what is not read is soon noticed by the service."""
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    small.connect(service.address)
+    return small
+
+
+async def _send(ws: ClientConnection, pcm: bytes) -> None:
+    for at in range(0, len(pcm), 3200):
+        await ws.send(pcm[at : at + 3200])
+
+
+async def vanish(service: Daemon, times: int) -> Outcome:
     """Gone in the middle of the last utterance, without a close."""
 
     async def one(number: int) -> None:
         async with stream(service, f"vanish{number}") as ws:
-            for at in range(0, int(LAST * 32000), 3200):
-                await ws.send(PCM[at : at + 3200])
+            await _send(ws, PCM[: int(LAST * 32000)])
             async with asyncio.timeout(PATIENCE):
                 while json.loads(await ws.recv()).get("utterance") != UTTERANCES:
                     pass
@@ -41,7 +55,7 @@ async def vanish(service: Service, times: int) -> Outcome:
     return Outcome(times, times * await speak(service, "after", PCM), times * UTTERANCES, arrived)
 
 
-async def trickle(service: Service, times: int) -> Outcome:
+async def trickle(service: Daemon, times: int) -> Outcome:
     """One byte in each message: of a second of the first utterance, which are tens of thousands."""
     data = PCM[42000:74000]
     async with witness(service) as listening:
@@ -49,7 +63,7 @@ async def trickle(service: Service, times: int) -> Outcome:
         return Outcome(times, served, times, await listening.arrived("trickle", times))
 
 
-async def hurry(service: Service, times: int) -> Outcome:
+async def hurry(service: Daemon, times: int) -> Outcome:
     """The whole recording at once, many times the pace of speech, from everybody together."""
     async with witness(service) as listening:
         began = time.monotonic()
@@ -59,7 +73,7 @@ async def hurry(service: Service, times: int) -> Outcome:
     return Outcome(times, sum(served), UTTERANCES * times, arrived, f"heard at {pace:.0f} times the pace, in all")
 
 
-async def garbage(service: Service, times: int) -> Outcome:
+async def garbage(service: Daemon, times: int) -> Outcome:
     """Bytes that are no HTTP, frames that are no websocket, and rubbish in the middle of speech."""
     dice = random.Random(0)
 
@@ -84,7 +98,7 @@ async def garbage(service: Service, times: int) -> Outcome:
     return Outcome(times, times * served, times + UTTERANCES, arrived)
 
 
-async def come_and_go(service: Service, times: int) -> Outcome:
+async def come_and_go(service: Daemon, times: int) -> Outcome:
     """Connect and leave: half of them politely. Descriptors and memory are as before."""
 
     async def one(number: int) -> None:
@@ -98,16 +112,16 @@ async def come_and_go(service: Service, times: int) -> Outcome:
         await speak(service, "after", PCM)
 
     await many(200)  # what is made once is no growth
-    descriptors, resident = service.descriptors(), service.resident()
+    before = usage(service.pid)
     await many(times)
-    flat = await service.let_go(descriptors)
-    grown = service.resident() - resident
-    flat = flat and grown <= 8
-    note = f"descriptors {descriptors} -> {service.descriptors()}, memory {resident} -> {resident + grown} MiB"
+    flat = await let_go(service, before.descriptors)
+    after = usage(service.pid)
+    flat = flat and after.rss - before.rss <= 8
+    note = f"descriptors {before.descriptors} -> {after.descriptors}, memory {before.rss:.0f} -> {after.rss:.0f} MiB"
     return Outcome(times, times if flat else 0, 0, 0, note)
 
 
-async def half_open(service: Service, times: int) -> Outcome:
+async def half_open(service: Daemon, times: int) -> Outcome:
     """Connections that say nothing, or half of a handshake, and stay."""
     opened = []
     try:
@@ -123,17 +137,12 @@ async def half_open(service: Service, times: int) -> Outcome:
             sock.close()
 
 
-async def deaf(service: Service, times: int) -> Outcome:
+async def deaf(service: Daemon, times: int) -> Outcome:
     """Subscribers that never read, beside ten that do."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(times):
-            small = socket.socket()
-            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            small.connect(service.address)
-            url = f"{service.url}/v1/events"
-            ws = await stack.enter_async_context(
-                connect(url, sock=small, max_queue=1, compression=None, ping_interval=None, close_timeout=0.1)
-            )
+            options = {"max_queue": 1, "ping_interval": None, "close_timeout": 0.1}
+            ws = await stack.enter_async_context(dial(service, "/v1/events", sock=_narrow(service), **options))
             stack.callback(ws.transport.abort)
         listening = [await stack.enter_async_context(witness(service)) for _ in range(10)]
         served = await speak(service, "loud", PCM * 3)
@@ -141,24 +150,21 @@ async def deaf(service: Service, times: int) -> Outcome:
     return Outcome(times, times * served, 30 * UTTERANCES, sum(arrived))
 
 
-async def stalled(service: Service, times: int) -> Outcome:
+async def stalled(service: Daemon, times: int) -> Outcome:
     """Clients that stream, and never read what they are told."""
     async with witness(service) as listening, contextlib.AsyncExitStack() as stack:
         for number in range(times):
-            small = socket.socket()
-            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            small.connect(service.address)
-            ws = await stack.enter_async_context(stream(service, f"stalled{number}", sock=small, max_queue=1))
+            sock = _narrow(service)
+            ws = await stack.enter_async_context(stream(service, f"stalled{number}", sock=sock, max_queue=1))
             stack.callback(ws.transport.abort)
-            for at in range(0, len(PCM), 3200):
-                await ws.send(PCM[at : at + 3200])
-            await ws.send('{"type":"flush"}')
+            await _send(ws, PCM)
+            await tell(ws, "flush")
         arrived = sum([await listening.arrived(f"stalled{number}", UTTERANCES) for number in range(times)])
         served = await speak(service, "beside", PCM)
     return Outcome(times, times * served, times * UTTERANCES, arrived)
 
 
-async def slow_handshakes(service: Service, times: int) -> Outcome:
+async def slow_handshakes(service: Daemon, times: int) -> Outcome:
     """Handshakes byte by byte: they get in, and nobody waits for them."""
     request = upgrade("/v1/stream")
 
@@ -181,36 +187,36 @@ async def slow_handshakes(service: Service, times: int) -> Outcome:
     return Outcome(times, let_in * served, UTTERANCES, arrived, note)
 
 
-async def fallen_silent(service: Service, times: int) -> Outcome:
+async def fallen_silent(service: Daemon, times: int) -> Outcome:
     """Half-open: the client has gone and the service is not told; it comes back, resumes, and says the rest."""
     return await _come_back(service, "silent", times, drop=lambda ws: None)
 
 
-async def dropped(service: Service, times: int) -> Outcome:
+async def dropped(service: Daemon, times: int) -> Outcome:
     """Connections that are reset in mid-word, again and again, and are resumed."""
     return await _come_back(service, "dropped", times, drop=lambda ws: ws.transport.abort())
 
 
-async def _come_back(service: Service, name: str, times: int, drop: Callable[[ClientConnection], object]) -> Outcome:
+async def _come_back(service: Daemon, name: str, times: int, drop: Callable[[ClientConnection], object]) -> Outcome:
     dice = random.Random(2)
 
     async def one(number: int) -> bool:
-        message: dict[str, Any] = {"type": "start", "resume": 60}
+        kind, message = "start", {"resume": 60}
         kinds: list[str] = []
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(4):  # the last one says the rest
-                ws = await stack.enter_async_context(stream(service, f"{name}{number}", max_queue=None))
+                ws = await stack.enter_async_context(stream(service, f"{name}{number}"))
                 stack.callback(ws.transport.abort)
-                ready = await greeted(ws, **message)
+                await tell(ws, kind, **message)
+                ready = json.loads(await ws.recv())
                 last = len(kinds) == 3
                 at = 2 * ready["samples"]
                 until = len(PCM) if last else min(len(PCM), at + dice.randrange(3, 80_000))
-                for begin in range(at, until, 3200):
-                    await ws.send(PCM[begin : min(begin + 3200, until)])
+                await _send(ws, PCM[at:until])
                 kinds.append(ready["type"])
-                message = {"type": "resume", "token": ready["token"], "events": 0}
+                kind, message = "resume", {"token": ready["token"], "events": 0}
                 if last:
-                    await ws.send('{"type":"stop"}')
+                    await tell(ws, "stop")
                     with contextlib.suppress(ConnectionClosed):
                         while True:
                             kinds.append(json.loads(await ws.recv())["type"])
@@ -221,5 +227,5 @@ async def _come_back(service: Service, name: str, times: int, drop: Callable[[Cl
     async with witness(service) as listening:
         served = await asyncio.gather(*(one(number) for number in range(times)))
         arrived = sum([await listening.arrived(f"{name}{number}", UTTERANCES) for number in range(times)])
-        doubled = sum(listening.finals.values()) - times * UTTERANCES
+        doubled = len(listening.finals) - times * UTTERANCES
     return Outcome(times, sum(served), times * UTTERANCES, arrived, f"3 times each; doubled: {doubled}")

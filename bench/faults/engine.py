@@ -1,6 +1,6 @@
 """What an engine does to a service: an exception, a wedge, no memory, numbers that are none, too much to do.
 
-Owns the faults; the engines that have them are in `service.py`. Counts as `clients.py` does; an utterance whose client
+Owns the faults; the engines that have them are in `served.py`. Counts as `clients.py` does; an utterance whose client
 was told that there will be no final of it has failed, and is not lost.
 """
 
@@ -14,48 +14,53 @@ import re
 from websockets.exceptions import ConnectionClosed
 
 from bench.faults.people import PCM, UTTERANCES, speak, stream, witness
-from bench.faults.service import COST, PATIENCE, Outcome, Service
+from bench.faults.service import COST, Outcome
+from bench.harness.clients import tell
+from bench.harness.daemon import PATIENCE, Daemon
+from bench.tasks import wait_until
 
 
-async def together(service: Service, times: int) -> Outcome:
+async def together(service: Daemon, times: int) -> Outcome:
     """So many speak at once, so that batches have many jobs, with an engine whose trouble must be seen."""
     async with witness(service) as listening:
         served = await asyncio.gather(*(speak(service, f"s{number}", PCM[640 * number :]) for number in range(times)))
         arrived = sum([await listening.arrived(f"s{number}", UTTERANCES) for number in range(times)])
         failed = sum(listening.failed.values())
-    log = service.log.read_text()
-    sizes = [int(size) for size in re.findall(r"a batch of (\d+) jobs does not fit into memory", log)]
+    sizes = [int(size) for size in re.findall(r"a batch of (\d+) jobs does not fit into memory", service.log)]
     note = f"the operator was told {len(sizes)} time(s)" if sizes else ""
     # Said once, and again only where even less does not fit.
     told = bool(sizes) and sizes == sorted(set(sizes), reverse=True)
     return Outcome(times, sum(served) if failed or told else 0, times * UTTERANCES, arrived, note, failed)
 
 
-async def wedged(service: Service, times: int) -> Outcome:
+async def wedged(service: Daemon, times: int) -> Outcome:
     """The decode hangs while everybody speaks: it is noticed, the service no longer vouches for itself; then it goes on
     by itself, and all finals come."""
-    wedge = service.log.parent / "wedge"
+    wedge = service.log_file.parent / "wedge"
     noticed = 0
     async with witness(service) as listening:
         for number in range(times):
             wedge.touch()
             speaking = asyncio.create_task(speak(service, f"w{number}", PCM))
-            await _until(service, ready=False)
+            await _until(service, 503)
             noticed += not speaking.done()
             wedge.unlink()
             await speaking
-            await _until(service, ready=True)
+            await _until(service, 200)
         arrived = sum([await listening.arrived(f"w{number}", UTTERANCES) for number in range(times)])
     return Outcome(times, noticed, times * UTTERANCES, arrived, f"noticed {noticed} time(s)")
 
 
-async def _until(service: Service, *, ready: bool) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await asyncio.to_thread(service.ready) != ready:  # noqa: ASYNC110 - another process's
-            await asyncio.sleep(0.1)
+async def _until(service: Daemon, status: int) -> None:
+    """It vouches for itself, or does not."""
+
+    async def answers() -> bool:
+        return (await asyncio.to_thread(service.get, "/readyz"))[0] == status
+
+    assert await wait_until(answers, PATIENCE)
 
 
-async def overload(service: Service, times: int) -> Outcome:
+async def overload(service: Daemon, times: int) -> Outcome:
     """`times` streams at the pace of speech, more than twice what an engine of this cost can do (partials twice a
     second, and finals): partials thin, a new stream is told to come later, all finals come; and then it recovers."""
     frame, pause = 3200, 0.1
@@ -68,7 +73,7 @@ async def overload(service: Service, times: int) -> Outcome:
         refused = asyncio.create_task(_refused(service))
         served = await asyncio.gather(*(alone(f"s{number}") for number in range(times)))
         arrived = sum([await listening.arrived(f"s{number}", UTTERANCES) for number in range(times)])
-        slowest = listening.slowest
+        slowest = max(each.latency for each in listening.finals) / 1000
         turned_away = await refused
         await alone("after")
         arrived += await listening.arrived("calm", UTTERANCES) + await listening.arrived("after", UTTERANCES)
@@ -82,14 +87,14 @@ async def overload(service: Service, times: int) -> Outcome:
     return Outcome(times, times if well else 0, (times + 2) * UTTERANCES, arrived, capacity + note)
 
 
-async def _refused(service: Service) -> bool:
+async def _refused(service: Daemon) -> bool:
     """Whether, within the patience, somebody new is told to come later."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE / 10):
             while True:
                 async with stream(service, "late") as ws:
                     with contextlib.suppress(ConnectionClosed):
-                        await ws.send('{"type":"start"}')
+                        await tell(ws, "start")
                         if json.loads(await ws.recv()).get("code") == "busy":
                             await ws.wait_closed()
                             return ws.close_code == 1013

@@ -13,35 +13,31 @@ import random
 import resource
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import WebSocketException
+from bench.faults.people import PCM, UTTERANCES, speak, stream, witness
+from bench.faults.service import MQTT, Outcome, running
+from bench.harness.clients import DISCONNECTS, Pacer, tell
+from bench.harness.daemon import PATIENCE, Daemon
+from bench.harness.mqtt import mqtt
+from bench.harness.usage import usage
+from bench.tasks import background, wait_until
 
-from bench.broker import Broker
-from bench.day.book import Book
-from bench.day.recorder import Recorder
-from bench.faults.people import PCM, UTTERANCES, Witness, speak, stream, witness
-from bench.faults.service import PATIENCE, Outcome, Service, running
 
-
-async def exhausted(service: Service, times: int) -> Outcome:
+async def exhausted(service: Daemon, times: int) -> Outcome:
     """No descriptor left to accept with: it is said once, and those who are in are served; then all are again."""
-    before = resource.prlimit(service.popen.pid, resource.RLIMIT_NOFILE)
+    before = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
     recovered = 0
-    async with witness(service) as listening, stream(service, "inside", max_queue=None) as inside:
+    async with witness(service) as listening, stream(service, "inside") as inside:
         for _ in range(times):
-            resource.prlimit(service.popen.pid, resource.RLIMIT_NOFILE, (service.descriptors() + 4, before[1]))
+            resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (usage(service.pid).descriptors + 4, before[1]))
             waiting = [socket.create_connection(service.address) for _ in range(12)]
-            while "a connection cannot be accepted" not in service.log.read_text():  # noqa: ASYNC110 - a file
-                await asyncio.sleep(0.05)
+            await wait_until(lambda: "a connection cannot be accepted" in service.log, PATIENCE)
             for at in range(0, len(PCM), 32000):
                 await inside.send(PCM[at : at + 32000])
-            await inside.send('{"type":"flush"}')
+            await tell(inside, "flush")
             while json.loads(await inside.recv())["type"] != "flushed":
                 pass
             for sock in waiting:
@@ -49,69 +45,18 @@ async def exhausted(service: Service, times: int) -> Outcome:
             recovered += await speak(service, "after", PCM)
         arrived = await listening.arrived("inside", times * UTTERANCES)
         arrived += await listening.arrived("after", times * UTTERANCES)
-    resource.prlimit(service.popen.pid, resource.RLIMIT_NOFILE, before)
-    said = service.log.read_text().count("a connection cannot be accepted")
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, before)
+    said = service.log.count("a connection cannot be accepted")
     return Outcome(times, recovered if said == 1 else 0, 2 * times * UTTERANCES, arrived, f"said {said} time(s)")
 
+
+# --- with a broker ---------------------------------------------------------------------------------------------------
 
 _FROZEN = 5.0
 """Seconds that the broker stands still, apart from what is said meanwhile: longer than its clients put up with."""
 
 _FULL = 16384
 """Bytes that a file may have on a full disk: more than the log needs, less than the finals do."""
-
-
-# --- with a broker ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Home:
-    """A broker, and who listens there."""
-
-    broker: Broker
-    book: Book
-
-    @property
-    def settings(self) -> dict[str, object]:
-        return {"mqtt": {"host": "127.0.0.1", "port": self.broker.port, "keepalive": 2, "discovery": False}}
-
-    @property
-    def ids(self) -> set[str]:
-        return {each.id for each in self.book.arrivals}
-
-    async def arrived(self, ids: set[str]) -> int:
-        """How many of these: once it is all, or nothing comes any more."""
-        deadline = time.monotonic() + PATIENCE
-        while not ids <= self.ids and time.monotonic() < deadline:  # noqa: ASYNC110 - the library's thread has no event
-            await asyncio.sleep(0.1)
-        return len(ids & self.ids)
-
-    async def count(self, finals: int) -> int:
-        deadline = time.monotonic() + PATIENCE
-        while len(self.ids) < finals and time.monotonic() < deadline:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.1)
-        return len(self.ids)
-
-    @property
-    def doubled(self) -> int:
-        return len(self.book.arrivals) - len(self.ids)
-
-
-@asynccontextmanager
-async def home(folder: Path, *, sessions: bool = False) -> AsyncIterator[Home]:
-    """sessions: what waits for whoever listens outlives the broker."""
-    broker = Broker(folder)
-    if sessions:
-        broker.keep_sessions()
-    broker.start()
-    made = Home(broker, Book({}))
-    recorder = Recorder(broker.port, "whisperd", made.book.arrive)
-    try:
-        await recorder.start()
-        yield made
-        await recorder.stop()
-    finally:
-        broker.stop()
 
 
 async def frozen_broker(folder: Path, times: int) -> Outcome:
@@ -132,40 +77,40 @@ async def full_disk(folder: Path, times: int) -> Outcome:
 
 
 @contextlib.contextmanager
-def _no_room(service: Service) -> Iterator[None]:
-    soft, hard = resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE, (_FULL, hard))
+def _no_room(service: Daemon) -> Iterator[None]:
+    soft, hard = resource.prlimit(service.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (_FULL, hard))
     yield
-    resource.prlimit(service.popen.pid, resource.RLIMIT_FSIZE, (soft, hard))
+    resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def _with_the_broker_away(
     folder: Path,
     times: int,
     trouble: str = "",
-    meanwhile: Callable[[Service], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+    meanwhile: Callable[[Daemon], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> tuple[Outcome, str]:
     """What came of it, and the service's log."""
     survived = 0
-    async with home(folder) as made:
-        with running(folder, made.settings, trouble) as service:
-            for number in range(times):
-                made.broker.signal(signal.SIGSTOP)
-                with meanwhile(service):
-                    survived += await speak(service, f"s{number}", PCM)
-                    await asyncio.sleep(_FROZEN)
-                made.broker.signal(signal.SIGCONT)
-            arrived = await made.count(times * UTTERANCES)
-        log = service.log.read_text()
-    return Outcome(times, survived, times * UTTERANCES, arrived), log
+    async with mqtt(folder) as home, contextlib.AsyncExitStack() as stack:
+        service = stack.enter_context(running(folder, home.settings(**MQTT), trouble))
+        for number in range(times):
+            home.broker.signal(signal.SIGSTOP)
+            with meanwhile(service):
+                survived += await speak(service, f"s{number}", PCM)
+                await asyncio.sleep(_FROZEN)
+            home.broker.signal(signal.SIGCONT)
+        arrived = len(await home.subscriber.ids_once(lambda ids: len(ids) >= times * UTTERANCES))
+        return Outcome(times, survived, times * UTTERANCES, arrived), service.log
 
 
 # --- signals, at any moment ------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Told:
-    """Of all lives. began: utterances that began to be said. ids: finals that the streams' own clients read."""
+class _Talk:
+    """Of all lives. began: utterances that began to be said. finals: that the streams' own clients read. ids: finals
+    that anybody read."""
 
     began: int = 0
     finals: int = 0
@@ -175,65 +120,62 @@ class Told:
 
 async def terminated(folder: Path, times: int, streams: int = 6) -> Outcome:
     """SIGTERM while everybody speaks: what began to be said is told to its client and to MQTT before the end."""
-    told, survived = Told(), 0
-    async with home(folder) as made:
+    talk, survived = _Talk(), 0
+    async with mqtt(folder) as home:
         for life in range(times):
-            with running(folder, made.settings) as service:
-                await _talk_until(service, signal.SIGTERM, life, streams, told)
-                survived += await asyncio.to_thread(service.popen.wait, PATIENCE) == 0
-        arrived = await made.arrived(told.ids)
-        note = f"{told.seconds:.0f} s of audio sent; finals told {told.finals}; doubled {made.doubled}"
-    return Outcome(times, survived, told.began, arrived, note)
+            with running(folder, home.settings(**MQTT)) as service:
+                survived += await _talk_until(service, signal.SIGTERM, life, streams, talk) == 0
+        arrived = len(talk.ids & await home.subscriber.ids_once(talk.ids.issubset))
+        doubled = home.subscriber.repeated
+    note = f"{talk.seconds:.0f} s of audio sent; finals told {talk.finals}; doubled {doubled}"
+    return Outcome(times, survived, talk.began, arrived, note)
 
 
 async def killed(folder: Path, times: int, streams: int = 6) -> Outcome:
     """SIGKILL while everybody speaks: what anybody was told reaches MQTT, be it from the next life."""
-    told, survived = Told(), 0
-    async with home(folder) as made:
+    talk = _Talk()
+    async with mqtt(folder) as home:
         for life in range(times):
-            with running(folder, made.settings) as service:
-                await _talk_until(service, signal.SIGKILL, life, streams, told)
-                await asyncio.to_thread(service.popen.wait, PATIENCE)
-        with running(folder, made.settings) as service:
+            with running(folder, home.settings(**MQTT)) as service:
+                await _talk_until(service, signal.SIGKILL, life, streams, talk)
+        with running(folder, home.settings(**MQTT)) as service:
             survived = times * await speak(service, "after", PCM)
-            arrived = await made.arrived(told.ids)
-            service.end()
-        note = f"{told.seconds:.0f} s of audio sent, {told.began} utterances begun; counted are those that were told"
-    return Outcome(times, survived, len(told.ids), arrived, f"{note}; doubled {made.doubled}")
+            arrived = len(talk.ids & await home.subscriber.ids_once(talk.ids.issubset))
+            service.terminate()
+        doubled = home.subscriber.repeated
+    note = f"{talk.seconds:.0f} s of audio sent, {talk.began} utterances begun; counted are those that were told"
+    return Outcome(times, survived, len(talk.ids), arrived, f"{note}; doubled {doubled}")
 
 
-async def _talk_until(service: Service, end: signal.Signals, life: int, streams: int, told: Told) -> None:
+async def _talk_until(service: Daemon, end: signal.Signals, life: int, streams: int, talk: _Talk) -> int:
+    """End it at any moment, and return its exit code once all connections have ended."""
     dice = random.Random(life)
-    async with contextlib.AsyncExitStack() as stack:
-        listening: Witness = await stack.enter_async_context(witness(service))
-        talks = [asyncio.create_task(_talk(service, f"s{number}", told)) for number in range(streams)]
-        await asyncio.sleep(dice.uniform(0.5, 3.0))
-        service.popen.send_signal(end)
-        await asyncio.gather(*talks)
-        await listening.over()
-    told.ids |= listening.ids
+    async with asyncio.timeout(PATIENCE), witness(service) as listening:
+        async with asyncio.TaskGroup() as talks:
+            for number in range(streams):
+                talks.create_task(_talk(service, f"s{number}", talk))
+            await asyncio.sleep(dice.uniform(0.5, 3.0))
+            service.signal(end)
+        await listening.over.wait()
+    talk.ids |= {each.id for each in listening.finals}
+    return await asyncio.to_thread(service.wait)
 
 
-async def _talk(service: Service, source: str, told: Told) -> None:
+async def _talk(service: Daemon, source: str, talk: _Talk) -> None:
     """For ever, five times as fast as people do."""
 
-    async def send(ws: ClientConnection) -> None:
-        while True:
-            for at in range(0, len(PCM), 3200):
-                await ws.send(PCM[at : at + 3200])
-                told.seconds += 0.1
-                await asyncio.sleep(0.02)
+    async def say(pacer: Pacer) -> None:
+        try:
+            while True:
+                await pacer.say(PCM)
+        finally:
+            talk.seconds += pacer.seconds
 
-    with contextlib.suppress(OSError, WebSocketException, EOFError):
-        async with stream(service, source, max_queue=None) as ws:
-            sending = asyncio.create_task(send(ws))
-            try:
-                async for message in ws:
-                    event = json.loads(message)
-                    told.began += event["type"] == "speech_started"
-                    if event["type"] == "final":
-                        told.finals += 1
-                        told.ids.add(event["id"])
-            finally:
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
+    with contextlib.suppress(*DISCONNECTS):
+        async with stream(service, source) as ws, background(say(Pacer(ws.send, 5))):
+            async for message in ws:
+                event = json.loads(message)
+                talk.began += event["type"] == "speech_started"
+                if event["type"] == "final":
+                    talk.finals += 1
+                    talk.ids.add(event["id"])

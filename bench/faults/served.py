@@ -6,7 +6,6 @@ which always hears the same in the same audio; where numbers are none, it is the
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import threading
@@ -16,6 +15,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.faults.service import COST
+from bench.harness import scripted
+from bench.harness.scripted import serve
+from daemon.core.pipeline import LoadEngine, load_engine
+from daemon.settings.schema import Settings
+from streaming.fake import ScriptedEngine
 from streaming.job import SAMPLE_RATE, Captured, Job, Result
 
 Run = Callable[[Sequence[Job]], list[Result]]
@@ -87,13 +91,9 @@ def jump(times: Sequence[float] = (86400.0, -86400.0, 1e9, -3600.0)) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
-def _load_scripted(trouble: str, folder: Path) -> Callable[[Any], Any]:
-    from streaming.fake import ScriptedEngine
-    from streaming.whisper.checkpoint import open_checkpoint
-
-    def load(settings: Any) -> ScriptedEngine:
-        checkpoint = open_checkpoint(settings.models.student, "student")
-        engine = ScriptedEngine(checkpoint.tokenizer_file, checkpoint.grammar.eot)
+def _load_troubled(trouble: str, folder: Path) -> LoadEngine:
+    def load(settings: Settings) -> ScriptedEngine:
+        engine = scripted.load(settings)
         if trouble in TROUBLES:
             cast(Any, engine).run = TROUBLES[trouble](engine.run, folder)
         return engine
@@ -101,11 +101,9 @@ def _load_scripted(trouble: str, folder: Path) -> Callable[[Any], Any]:
     return load
 
 
-def _load_poisoned(settings: Any) -> Any:
+def _load_poisoned(settings: Settings) -> Any:
     """The real engine. For a job that is cursed a weight is not a number; for the others it is as it was."""
-    from daemon.core import pipeline
-
-    engine = cast(Any, pipeline.load_engine(settings))
+    engine = cast(Any, load_engine(settings))
     run, warm, weight = engine.run, engine.warm, engine._student.decoder.layer_norm.weight
     good = weight.detach().clone()
 
@@ -123,20 +121,11 @@ def _load_poisoned(settings: Any) -> Any:
     return engine
 
 
-def main(arguments: Sequence[str]) -> int:
-    from daemon.commands import cli
-    from daemon.service import app
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    parser.add_argument("trouble")
-    options = parser.parse_args(arguments)
-    if options.trouble == "clock":
+def main(trouble: str, config: str) -> int:
+    if trouble == "clock":
         jump()
-    load = _load_poisoned if options.trouble == "nan" else _load_scripted(options.trouble, Path(options.config).parent)
-    app.Service.__init__.__defaults__ = (load,)  # its engine
-    return cli.main(["run", "-c", options.config])
+    return serve(config, _load_poisoned if trouble == "nan" else _load_troubled(trouble, Path(config).parent))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))

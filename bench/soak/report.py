@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.soak.book import Book, Sample
-from bench.soak.judge import JUDGED_FROM, LOSSES, End, broken_promises, memory, verdicts
+from bench.harness.delivery import by_source
+from bench.harness.report import counters, promises
+from bench.soak.history import History, Sample
+from bench.soak.judge import JUDGED_FROM, LOSSES, End, broken_promises, memory, tallies
 from bench.soak.slope import BLOCKS
 from bench.table import percentiles, table
 
@@ -23,48 +25,41 @@ _PARTS = 12
 """Of the time, in the table and the picture of what was waited for."""
 
 
-def report(book: Book, end: End, said: str, *, known: bool) -> str:
-    """said: what was done, a sentence."""
-    broken = broken_promises(book, end, known=known)
+def report(history: History, end: End, said: str, *, known: bool) -> str:
+    """Return the report. said: what was done, a sentence."""
+    kept = (
+        f"{len(history.events)} finals in {end.seconds / 60:.3g} minutes over "
+        f"{len(history.connections) + history.turns} connections, each told once and in order by every way; none was "
+        "lost."
+    )
     parts = [
         "# Hours of mixed streams",
         said,
         "## Memory",
-        _memory(book, end),
+        _memory(history, end),
         "## The process over time",
-        _over_time(book, end),
+        _over_time(history, end),
         "*lag*: of partials, from the newest sample heard to sending; *latency*: of finals, from the end of speech, "
         "0.6 s of hangover included; both p50 / p95 / p99 in milliseconds, as the events state them. *answer*: how "
         "long `/healthz` took, p50 / p99 in milliseconds: what the event loop makes others wait. *processor*: cores' "
         "worth.",
         "## Finals",
-        _finals(book),
+        _finals(history),
         "*said*: sentences sent whole, on connections that were not aborted. *unheard*: of these, without a final; "
         "*not noticed*: taken for no speech. *begun*: utterances whose beginning the client was told, aborted ones "
         "too; *unended*: of these, without a final. *missing*: finals that their own client was not told. *cut off*: "
         "connections that ended as nobody meant them to.",
-        _edges(book, end),
+        _edges(history, end),
         "## Counted",
-        _counted(book, end),
-        "## Promises",
-        "\n".join(f"- BROKEN: {each}" for each in broken) or "- none was broken",
-        closing_line(book, end, broken),
+        _counted(history, end),
+        *promises(broken_promises(history, end, known=known), kept),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def closing_line(book: Book, end: End, broken: Sequence[str]) -> str:
-    if broken:
-        return f"**{len(broken)} promises were broken.**"
-    return (
-        f"**Every promise held: {len(book.events)} finals in {end.seconds / 60:.3g} minutes over "
-        f"{len(book.connections) + book.turns} connections, each told once and in order by every way; none was lost.**"
-    )
-
-
-def _memory(book: Book, end: End) -> str:
-    grown = memory(book, end.warm_up)
-    after = [sample for sample in book.samples if sample.at >= end.warm_up]
+def _memory(history: History, end: End) -> str:
+    grown = memory(history, end.warm_up)
+    after = [sample for sample in history.samples if sample.at >= end.warm_up]
     if grown is None or not after:
         return "It was too short for a slope."
     judged = "" if end.seconds >= JUDGED_FROM else " It was too short to be judged by it."
@@ -73,8 +68,8 @@ def _memory(book: Book, end: End) -> str:
         f"{BLOCKS} block means, autocorrelation of neighbouring blocks {grown.autocorrelation:.2f}; the method is in "
         f"`whisperd bench soak --help`).{judged}\n\n"
         f"RSS was {after[0].rss:.1f} MiB after the warm-up, {after[-1].rss:.1f} MiB at the end and "
-        f"{max(each.rss for each in book.samples):.1f} MiB at most; PSS {after[0].pss:.1f}, {after[-1].pss:.1f} and "
-        f"{max(each.pss for each in book.samples):.1f} MiB. Descriptors and threads with nobody but those who stay: "
+        f"{max(each.rss for each in history.samples):.1f} MiB at most; PSS {after[0].pss:.1f}, {after[-1].pss:.1f} and "
+        f"{max(each.pss for each in history.samples):.1f} MiB. Descriptors and threads with nobody but those who stay: "
         f"{end.idle[0]} and {end.idle[1]} before, {end.left[0]} and {end.left[1]} after."
     )
 
@@ -88,10 +83,10 @@ def _edges_of(seconds: float) -> list[tuple[float, float]]:
     return [(number * length, (number + 1) * length) for number in range(_PARTS)]
 
 
-def _over_time(book: Book, end: End) -> str:
+def _over_time(history: History, end: End) -> str:
     rows: list[list[object]] = []
     for began, ended in _edges_of(end.seconds):
-        within = [sample for sample in book.samples if began <= sample.at < ended]
+        within = [sample for sample in history.samples if began <= sample.at < ended]
         if not within:
             continue
         answers = np.percentile([each.answer for each in within], [50, 99])
@@ -101,8 +96,8 @@ def _over_time(book: Book, end: End) -> str:
              f"{_mean(within, 'cpu'):.2f}", f"{max(each.gauges['streams_open'] for each in within):.0f}",
              f"{max(each.gauges['jobs_waiting'] for each in within):.0f}",
              f"{max(each.gauges['mqtt_waiting_finals'] for each in within):.0f}",
-             f"{answers[0]:.0f} / {answers[1]:.0f}", percentiles(_part(book.lags, began, ended)),
-             percentiles(_part(book.latencies, began, ended))]
+             f"{answers[0]:.0f} / {answers[1]:.0f}", percentiles(_part(history.lags, began, ended)),
+             percentiles(_part(history.latencies, began, ended))]
         )  # fmt: skip
     header = ["minutes", "RSS MiB", "PSS MiB", "descriptors, most", "threads, most", "processor", "streams, most",
               "jobs waiting, most", "MQTT waiting, most", "answer", "lag", "latency"]  # fmt: skip
@@ -113,45 +108,35 @@ def _mean(samples: Sequence[Sample], name: str) -> float:
     return float(np.mean([getattr(each, name) for each in samples]))
 
 
-def _finals(book: Book) -> str:
+def _finals(history: History) -> str:
     rows: list[list[object]] = [
         [kind, each.connections, each.said, each.unheard, each.unnoticed, each.begun, each.unended, each.told,
          each.missing, each.broken]
-        for kind, each in verdicts(book).items()
+        for kind, each in tallies(history).items()
     ]  # fmt: skip
-    header = [
-        "clients",
-        "connections",
-        "said",
-        "unheard",
-        "not noticed",
-        "begun",
-        "unended",
-        "told",
-        "missing",
-        "cut off",
-    ]
+    header = ["clients", "connections", "said", "unheard", "not noticed", "begun", "unended", "told", "missing",
+              "cut off"]  # fmt: skip
     return table(header, rows)
 
 
-def _edges(book: Book, end: End) -> str:
+def _edges(history: History, end: End) -> str:
     return (
         f"The service published {end.counted['whisperd_finals_total']:g} finals; the subscriber of /v1/events got "
-        f"{len(book.events)}, MQTT's {len(book.mqtt)}; one that came and went {book.visit_count} times got "
-        f"{len(book.visits)} of its source's {sum(note.source == book.visits[0].source for note in book.events)}."
-        if book.visits
-        else f"/v1/events got {len(book.events)} finals, MQTT {len(book.mqtt)}."
-    ) + f" The satellite had {book.answers} answers to {book.turns} turns."
+        f"{len(history.events)}, MQTT's {len(history.mqtt)}; one that came and went {history.visit_count} times got "
+        f"{len(history.visits)} of its source's {len(by_source(history.events)[history.visits[0].source])}."
+        if history.visits
+        else f"/v1/events got {len(history.events)} finals, MQTT {len(history.mqtt)}."
+    ) + f" The satellite had {history.answers} answers to {history.turns} turns."
 
 
-def _counted(book: Book, end: End) -> str:
-    lines = [f"- {end.counted[name]:g} {what}" for name, what in LOSSES.items()]
+def _counted(history: History, end: End) -> str:
+    lines = counters(end.counted, LOSSES)
     lines.append(f"- {end.counted['whisperd_client_errors_total']:g} faults of clients{_codes(end)}")
-    lines.append(f"- {sum(book.errors.values())} errors that clients were told of")
+    lines.append(f"- {sum(history.errors.values())} errors that clients were told of")
     thinned = end.counted["whisperd_partials_thinned_total"]
     lines.append(f"- {end.counted['whisperd_partials_total']:g} partials; {thinned:g} replaced before they were taken")
     lines.append(f"- {end.counted['whisperd_audio_seconds_total']:.0f} seconds of audio heard")
-    lines.append(f"- {book.reloads} reloads")
+    lines.append(f"- {history.reloads} reloads")
     return "\n".join(lines)
 
 
@@ -161,23 +146,23 @@ def _codes(end: End) -> str:
     return f": {', '.join(codes)}" if codes else ""
 
 
-def picture(path: Path, book: Book, end: End) -> None:
+def picture(path: Path, history: History, end: End) -> None:
     """Memory, waiting, descriptors and processor over the minutes."""
     from distillation.pictures import draw
 
-    minutes = [sample.at / 60 for sample in book.samples]
+    minutes = [sample.at / 60 for sample in history.samples]
 
     def over(name: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
-        return minutes, [scale * getattr(each, name) for each in book.samples]
+        return minutes, [scale * getattr(each, name) for each in history.samples]
 
     resident = {"RSS": over("rss"), "PSS": over("pss")}
-    if (grown := memory(book, end.warm_up)) is not None:
-        ends = [end.warm_up / 60, book.samples[-1].at / 60]
+    if (grown := memory(history, end.warm_up)) is not None:
+        ends = [end.warm_up / 60, history.samples[-1].at / 60]
         line = [grown.start + grown.value * (at - ends[0]) / 60 for at in ends]
         resident[f"{grown.value:+.2f} MB/h ({grown.low:+.2f} to {grown.high:+.2f})"] = (ends, line)
     panels: dict[str, Panel] = {
         "memory, MiB": ("minutes", resident, end.warm_up / 60),
-        "partial lag and final latency, ms": ("minutes", _waiting(book, end), None),
+        "partial lag and final latency, ms": ("minutes", _waiting(history, end), None),
         "descriptors and threads": (
             "minutes", {"descriptors": over("descriptors"), "threads": over("threads")}, None,
         ),
@@ -186,9 +171,9 @@ def picture(path: Path, book: Book, end: End) -> None:
     draw(path, panels, "")
 
 
-def _waiting(book: Book, end: End) -> dict[str, tuple[list[float], list[float]]]:
+def _waiting(history: History, end: End) -> dict[str, tuple[list[float], list[float]]]:
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    for name, values in [("lag", book.lags), ("latency", book.latencies)]:
+    for name, values in [("lag", history.lags), ("latency", history.latencies)]:
         parts = [(sum(edges) / 120, _part(values, *edges)) for edges in _edges_of(end.seconds)]
         there = [(at, part) for at, part in parts if part]
         for percent in (50, 95, 99):

@@ -14,7 +14,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from bench.day.recordings import RATE, sentences
+from bench.harness.recordings import RATE, sentences
 
 _SILENCE = np.zeros(RATE, np.int16).tobytes()
 """After each sentence, so that it ends: longer than the service's hangover of 0.6 s."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import Final, benchmark, every_promise_held
 
-from bench.soak.book import Book, Connection, Ending, Kind, Note, Sample
-from bench.soak.judge import End, broken_promises, memory, verdicts
+from bench.soak.history import GAUGES, ClientKind, Connection, Ending, History, Sample
+from bench.soak.judge import End, broken_promises, memory, tallies
 from bench.soak.report import picture, report
 from bench.soak.slope import slope
 
-ROOT = Path(__file__).parent.parent.parent
 HOUR = [second / 3600 for second in range(0, 3600, 5)]
 
 # --- the line --------------------------------------------------------------------------------------------------------
@@ -74,15 +71,18 @@ def test_too_few_samples_have_no_slope() -> None:
 GOOD = End(0, Counter({"whisperd_finals_total": 2}), (12, 4), (12, 4), 3600.0, 600.0, 1.0)
 
 
-def note(session: str, number: int, source: str = "speech-0") -> Note:
-    return Note(source, f"{session}-{number}", 2 * number, f"text {number}", 10.0 * number, 10.0 * number + 3)
+def final(session: str, number: int, source: str = "speech-0") -> Final:
+    start = 10.0 * number
+    return Final(source, f"text {number}", f"{session}-{number}", 2 * number, start, start + 3, published=start + 4)
 
 
-def book() -> Book:
+def history() -> History:
     """Two sentences on one connection, each told by every way, and an hour of memory that does not grow."""
-    made = Book()
-    both = [note("s", 1), note("s", 2)]
-    connection = Connection(Kind.SPEECH, "speech-0", Ending.STOP, "s", [(9.0, 14.0), (19.0, 24.0)], [1, 2], list(both))
+    made = History()
+    both = [final("s", 1), final("s", 2)]
+    connection = Connection(
+        ClientKind.SPEECH, "speech-0", Ending.STOP, "s", [(9.0, 14.0), (19.0, 24.0)], [1, 2], list(both)
+    )
     made.connections.append(connection)
     made.events, made.mqtt, made.visits = list(both), list(both), list(both)
     made.turns = made.answers = 1
@@ -91,37 +91,39 @@ def book() -> Book:
     return made
 
 
-GAUGES = ("streams_open", "subscribers", "jobs_waiting", "mqtt_waiting_finals")
-
-
 def test_a_good_hour_says_so(tmp_path: Path) -> None:
-    assert broken_promises(book(), GOOD, known=True) == []
-    text = report(book(), GOOD, "", known=True)
+    assert broken_promises(history(), GOOD, known=True) == []
+    text = report(history(), GOOD, "", known=True)
     assert text.rstrip().splitlines()[-1].startswith("**Every promise held: 2 finals in 60 minutes")
-    picture(tmp_path / "soak.png", book(), GOOD)
+    picture(tmp_path / "soak.png", history(), GOOD)
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
-def swap(notes: list[Note]) -> None:
+def swap(notes: list[Final]) -> None:
     notes.reverse()
 
 
-def grow(made: Book) -> None:
+def renumber(finals: list[Final]) -> None:
+    finals[1] = replace(finals[1], seq=finals[0].seq)
+
+
+def grow(made: History) -> None:
     made.samples = [replace(each, rss=each.rss + each.at / 360) for each in made.samples]
 
 
-SPOILT: list[tuple[Callable[[Book], object], End, str]] = [
+SPOILT: list[tuple[Callable[[History], object], End, str]] = [
     (lambda made: made.events.pop(), GOOD, "sentences have no final"),
     (lambda made: made.connections[0].said.append((40.0, 45.0)), GOOD, "1 sentences have no final"),
     (lambda made: made.connections[0].begun.append(3), GOOD, "that a client was told the beginning of have no final"),
     (lambda made: made.connections[0].told.pop(), GOOD, "1 finals were not told to their own client"),
     (lambda made: setattr(made.connections[0], "broken", "cut"), GOOD, "speech-0: cut (1 times)"),
     (lambda made: made.mqtt.pop(), GOOD, "did not come so by MQTT"),
-    (lambda made: made.mqtt.append(note("x", 3)), GOOD, "by one of /v1/events and MQTT alone"),
+    (lambda made: made.mqtt.append(final("x", 3)), GOOD, "by one of /v1/events and MQTT alone"),
     (lambda made: made.mqtt.append(made.mqtt[0]), GOOD, "1 finals came twice by MQTT"),
-    (lambda made: made.events.__setitem__(0, made.events[0]._replace(text="?")), GOOD, "did not come so by /v1/events"),
+    (lambda made: made.events.__setitem__(0, replace(made.events[0], text="?")), GOOD, "did not come so by /v1/events"),
     (lambda made: swap(made.mqtt), GOOD, "came by MQTT before one that was published before"),
     (lambda made: swap(made.events), GOOD, "came by /v1/events before one that was published before"),
+    (lambda made: renumber(made.mqtt), GOOD, "came by MQTT out of the order of their source's numbers"),
     (lambda made: made.visits.pop(0), GOOD, "a subscriber that comes and goes was told 1 finals"),
     (lambda made: made.visits.append(made.visits[1]), GOOD, "a subscriber that comes and goes was told 3 finals"),
     (lambda made: made.errors.update(["internal"]), GOOD, "clients were told of 1 errors internal"),
@@ -146,40 +148,40 @@ SPOILT: list[tuple[Callable[[Book], object], End, str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "end", "said"), SPOILT, ids=[said for *_, said in SPOILT])
-def test_each_broken_promise_is_said(spoil: Callable[[Book], object], end: End, said: str) -> None:
-    made = book()
+def test_each_broken_promise_is_said(spoil: Callable[[History], object], end: End, said: str) -> None:
+    made = history()
     spoil(made)
     assert any(said in each for each in broken_promises(made, end, known=True)), broken_promises(made, end, known=True)
     assert "promises were broken.**" in report(made, end, "", known=True)
 
 
 def test_an_abort_may_take_what_was_not_heard_but_no_utterance_that_began() -> None:
-    made = book()
-    made.connections.append(Connection(Kind.VISITOR, "visitor-1", Ending.ABORT, "a", [(0.0, 5.0)], []))
+    made = history()
+    made.connections.append(Connection(ClientKind.VISITOR, "visitor-1", Ending.ABORT, "a", [(0.0, 5.0)], []))
     assert broken_promises(made, GOOD, known=True) == []
     made.connections[-1].begun.append(1)
     assert any("utterances" in each for each in broken_promises(made, GOOD, known=True))
 
 
 def test_unknown_recordings_need_not_be_taken_for_speech() -> None:
-    made = book()
+    made = history()
     made.connections[0].said.append((40.0, 45.0))
     assert broken_promises(made, GOOD, known=False) == []
-    assert verdicts(made)[Kind.SPEECH].unnoticed == 1
+    assert tallies(made)[ClientKind.SPEECH].unnoticed == 1
     made.connections[0].begun.append(3)
-    assert verdicts(made)[Kind.SPEECH].unheard == 1
+    assert tallies(made)[ClientKind.SPEECH].unheard == 1
     assert broken_promises(made, GOOD, known=False) != []
 
 
 def test_the_warm_up_may_grow() -> None:
-    made = book()
+    made = history()
     made.samples = [replace(each, rss=each.rss + min(each.at, 600.0)) for each in made.samples]
     assert broken_promises(made, GOOD, known=True) == []
     assert memory(made, 0.0).value > 100  # type: ignore[union-attr]  # there are enough samples
 
 
 def test_a_short_run_is_not_judged_by_its_memory() -> None:
-    made = book()
+    made = history()
     grow(made)
     assert broken_promises(made, replace(GOOD, seconds=600.0), known=True) == []
 
@@ -190,20 +192,14 @@ def test_a_short_run_is_not_judged_by_its_memory() -> None:
 @pytest.mark.timeout(300)  # some 30 s on a quiet machine; each of its parts waits by itself
 def test_a_short_soak(tmp_path: Path) -> None:
     png = tmp_path / "soak.png"
-    command = ["-m", "bench.soak", "--minutes", "0.15", "--every", "0.3", "--scripted", "--picture", str(png)]
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.rstrip().splitlines()[-1].startswith("**Every promise held: ")
-    assert all(f"| {kind} |" in done.stdout for kind in Kind)
+    arguments = ["--minutes", "0.15", "--every", "0.3", "--scripted", "--picture", str(png)]
+    printed = every_promise_held(benchmark("soak", *arguments))
+    assert all(f"| {kind} |" in printed for kind in ClientKind)
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_folder_without_recordings_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.soak", "--speech", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = benchmark("soak", "--speech", str(tmp_path))
     assert done.returncode == 1
     assert "there are no recordings" in done.stderr
     assert str(tmp_path) in done.stderr

@@ -275,7 +275,7 @@ async def test_a_microphone_that_is_refused(browser: str, tokenizer_file: Path) 
         await open_page(page, daemon.server.url, microphone="denied")
         await page.until(CONNECTED)
         await page.click("#talk")
-        await page.until(shows("#notice-text", "^The microphone was refused. Allow it for this page"))
+        await page.until(shows("#notice-text", "^Access to the microphone was refused. Allow it for this page"))
         assert await page.text("#talk") == "Start"
         await page.microphone(http(daemon.server.url), "granted")
         await page.click("#talk")

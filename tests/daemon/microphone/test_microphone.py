@@ -332,7 +332,7 @@ async def test_what_nobody_took_in_time_is_silence_and_counted(
 ) -> None:
     sinks, metrics = await run(tmp_path, [blocks("a", lost=2)], monkeypatch, until=3 * BLOCK)
     assert sinks[0].heard == bytes(2 * BLOCK) + b"a" * BLOCK
-    assert "0.04 s were lost" in caplog.text
+    assert "0.04 s of audio were lost" in caplog.text
     assert "whisperd_microphone_lost_seconds_total 0.04" in metrics.text().decode()
 
 

@@ -1,0 +1,30 @@
+"""`whisperd run` with an engine whose answers are written down: for benchmarks in which the text does not matter.
+
+Owns no more than that: all else is the service's own. It starts without the seconds that a real engine loads.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from daemon.commands import cli
+from daemon.core.pipeline import LoadEngine
+from daemon.service import app
+from daemon.settings.schema import Settings
+from streaming.fake import ScriptedEngine
+from streaming.whisper.checkpoint import open_checkpoint
+
+
+def load(settings: Settings) -> ScriptedEngine:
+    checkpoint = open_checkpoint(settings.models.student, "student")
+    return ScriptedEngine(checkpoint.tokenizer_file, checkpoint.grammar.eot)
+
+
+def serve(config: str, load: LoadEngine) -> int:
+    """`whisperd run -c CONFIG` with this engine; its exit code."""
+    app.Service.__init__.__defaults__ = (load,)
+    return cli.main(["run", "-c", config])
+
+
+if __name__ == "__main__":
+    sys.exit(serve(sys.argv[1], load))
