@@ -41,6 +41,9 @@ MOST_PIECES = 1024
 """Of one message. The library has a limit too, but stops to read there, and so never sees the peer's close."""
 _BEGINNINGS = (Opcode.TEXT, Opcode.BINARY)
 """Of messages."""
+_LONGEST_FLOOD = 5.0
+"""Seconds for which a peer may send nothing but empty frames, pings and pongs, faster than it may send messages. Nobody
+needs so many, and a peer that has left is noticed only once all that it sent is read."""
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 
@@ -69,6 +72,7 @@ class Connection(ServerConnection):
         self._metrics = metrics
         self._pace = pace
         self._resting: asyncio.TimerHandle | None = None
+        self._flooding_since: float | None = None  # nothing came since then but too many frames without contents
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -88,6 +92,10 @@ class Connection(ServerConnection):
             self._metrics.client_errors.labels("not_reading").inc()
             _log.info("%s sends without reading: disconnected", name_of(self))
             self.transport.abort()
+        elif self._flooding_since is not None and self.loop.time() - self._flooding_since > _LONGEST_FLOOD:
+            self._metrics.client_errors.labels("flooding").inc()
+            _log.info("%s sends nothing but empty frames: disconnected", name_of(self))
+            self.transport.abort()
 
     def process_event(self, event: LibraryEvent) -> None:
         if not isinstance(event, Frame):
@@ -95,6 +103,8 @@ class Connection(ServerConnection):
             return
         if self._is_unpaced(event):
             self._pace.count()
+        if event.data and event.opcode in DATA_OPCODES:
+            self._flooding_since = None
         if event.opcode in DATA_OPCODES:
             if self.in_pieces:
                 return
@@ -110,7 +120,14 @@ class Connection(ServerConnection):
 
     def _rest(self) -> None:
         """Read nothing until so many frames may have come."""
-        if self._resting is None and (ahead := self._pace.pause()):
+        if self._resting is not None:
+            return
+        ahead = self._pace.pause()
+        if not ahead:
+            self._flooding_since = None
+        else:
+            if self._flooding_since is None:
+                self._flooding_since = self.loop.time()
             self._resting = self.loop.call_later(ahead, self._rested)
             self.transport.pause_reading()
 

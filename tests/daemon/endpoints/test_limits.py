@@ -317,6 +317,39 @@ async def test_frames_that_are_no_messages_are_read_no_faster_than_messages(sent
         assert daemon.pipeline.metrics.slowed_seconds._value.get() > 1
 
 
+@pytest.mark.parametrize("head", [PING, PONG, CONTINUATION])
+async def test_a_flood_of_empty_frames_is_cut_off(
+    head: int, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that left behind it what takes a minute to read would be here for that minute."""
+    monkeypatch.setattr(peer, "_LONGEST_FLOOD", 0.5)
+    async with service(scripted(tokenizer_file), {"server": {"max_rate": 1000}}) as daemon:
+        reader, writer = await dial(daemon)
+        writer.write(upgrade("/v1/stream"))
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+        writer.write(frames(UNFINISHED, 1) + frames(head, 60_000))
+        await wait_until(lambda: not daemon.server.guests._here)
+        writer.close()
+        assert faults(daemon, "flooding") == 1
+
+
+async def test_sound_among_many_empty_frames_is_heard(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever says something is slowed down, for as long as it takes, but not cut off."""
+    monkeypatch.setattr(peer, "_LONGEST_FLOOD", 0.5)
+    async with (
+        service(scripted(tokenizer_file), {"server": {"max_rate": 1000}}) as daemon,
+        client(daemon.server.url) as mine,
+    ):
+        sound, step = speech(), 3200
+        for start in range(0, len(sound), step):
+            mine.ws.transport.write(frames(PING, 300))
+            await mine.play(sound[start : start + step])
+        await mine.say(type="stop")
+        assert await mine.rest() == 1000
+        assert mine.events[-1]["audio_seconds"] == len(sound) / 32000
+        assert not faults(daemon, "flooding")
+
+
 async def test_frames_behind_a_refusal_are_read_no_faster(
     tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
