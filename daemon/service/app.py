@@ -233,7 +233,7 @@ class Service:
         settings = self.settings.mqtt
         if not settings.host:
             return None
-        pipeline, microphone = self.pipeline, self.settings.microphone
+        pipeline = self.pipeline
         return Mqtt(
             settings,
             self._credentials.mqtt_password,
@@ -241,7 +241,7 @@ class Service:
             pipeline.sources,
             pipeline.metrics,
             mqtt_spool(settings, self._around),
-            [microphone.source] if microphone.enabled else [],
+            [microphone.source for microphone in self.settings.all_microphones],
             pipeline.hub.kept,
         )
 

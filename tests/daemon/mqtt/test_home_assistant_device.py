@@ -223,6 +223,15 @@ async def test_a_device_with_the_microphone_and_whoever_was_heard(
     assert [m.payload for m in late.messages if m.topic == DEVICE.config_topic and m.retain] == [fourth.payload]
 
 
+async def test_every_microphone_is_shown_before_it_is_heard(tokenizer_file: Path, mosquitto: Broker) -> None:
+    microphones = [{"source": "kitchen", "device": "not here"}, {"source": "hall", "device": "nor here"}]
+    sections = settings(mosquitto) | {"microphone": {"enabled": True, "source": "desk"}, "microphones": microphones}
+    async with ears(mosquitto) as says, service(scripted(tokenizer_file), sections):
+        first = await says.until(DEVICE.config_topic)
+        for name in ("desk", "kitchen", "hall"):
+            assert named(first.payload, f"event.whisperd_{name}_final")
+
+
 async def test_a_device_is_removed_by_an_empty_message(tokenizer_file: Path, mosquitto: Broker) -> None:
     async with service(scripted(tokenizer_file), settings(mosquitto)) as daemon:
         await wait_until(lambda: "whisperd_mqtt_connected 1.0" in daemon.pipeline.metrics.text().decode())
