@@ -55,8 +55,8 @@ def _sentence(error: Exception) -> str | None:
     # Heavy, and needed only here: a benchmark that failed by one of these has imported it.
     import soundfile
 
-    from bench.client import RecordingError
-    from bench.service import ServiceError
+    from bench.harness.daemon import ServiceError
+    from bench.player import RecordingError
     from distillation.errors import DistillError
     from streaming.whisper.checkpoint import CheckpointError
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.client import SENTENCES, said_in
-from bench.plain import write_plain
+from bench.hub_copy import write_hub_copy
+from bench.player import SENTENCES, said_in
 from bench.table import circumstances, table
-from bench.words import words
+from bench.word_errors import words
 from distillation.arguments import count
 from distillation.recordings import read_mono
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Waveform
@@ -77,7 +77,7 @@ class System:
 
 def ours(student: Checkpoint, teacher: Checkpoint) -> list[System]:
     pair = WhisperEngine.load(str(student.directory), str(teacher.directory), "cpu")
-    alone = WhisperEngine.load(str(teacher.directory), None, "cpu", dtype=pair.dtype)
+    alone = pair.alone(pair.models[1])
     text = Text(pair.tokenizer_file, pair.eot)
 
     def transcribe(engine: WhisperEngine, threshold: float, wave: Waveform) -> str:
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     audio = read_mono(options.recording)
     said = said_in(options.recording)
     with TemporaryDirectory() as folder:
-        small, large = (write_plain(each, Path(folder) / f"plain {each.name}") for each in (student, teacher))
+        small, large = (write_hub_copy(each, Path(folder) / f"plain {each.name}") for each in (student, teacher))
         systems = [
             *ours(student, teacher), *of_transformers(small, large),
             *of_faster_whisper(small, large, Path(folder), torch.get_num_threads()),

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench.client import DEMO, play, read_pcm, said_in
-from bench.service import running
-from bench.words import words
+from bench.harness.daemon import running
+from bench.player import DEMO, play, read_pcm, said_in
+from bench.word_errors import words
 
 
 class Screen:

@@ -17,9 +17,9 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from bench.client import SENTENCES
+from bench.player import SENTENCES
+from bench.random_models import SHAPES, random_pair
 from bench.roofline import Cost, Device, checking, encoding, probe, remembering, timed
-from bench.shapes import SHAPES, random_pair
 from bench.table import circumstances, table
 from distillation import arguments
 from streaming.job import NEVER, SAMPLE_RATE, Job, Waveform
@@ -27,6 +27,7 @@ from streaming.offline import utterances
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
 from streaming.whisper.engine import WhisperEngine
+from streaming.whisper.half_precision import is_halved
 from streaming.whisper.hearing import LoadedModel, one_encoder
 from streaming.whisper.model import KVCache
 
@@ -73,7 +74,8 @@ def parts(model: LoadedModel, rows: int, seconds: float, widths: Sequence[int], 
         window = Window(tokens, ones * CACHED, ones * (CACHED + width), ones, ones, width)
         name = f"{model.role}: " + ("a step" if width == 1 else f"a check of {width - 1} tokens")
         check = partial(verify, model.decoder, cache, scores, window)
-        yield name, check, checking(sizes, rows, width, positions, CACHED, says.itemsize), says
+        weights = torch.float16.itemsize if is_halved(model.decoder) else says.itemsize
+        yield name, check, checking(sizes, rows, width, positions, CACHED, says.itemsize, weights), says
 
 
 @torch.inference_mode()
@@ -103,9 +105,7 @@ def _heard_by(model: LoadedModel, contexts: Sequence[float]) -> list[float]:
 
 def measure_jobs(engine: WhisperEngine, batches: Sequence[int], waves: Sequence[Waveform], limit: int | None) -> str:
     """Measure whole jobs: the student, the teacher alone, and the teacher with drafts of known quality."""
-    student, teacher = (
-        WhisperEngine(model, None, torch.device(engine.device), engine.dtype) for model in engine.models
-    )
+    student, teacher = (engine.alone(model) for model in engine.models)
     lines: list[list[object]] = []
     for rows in tqdm(batches, desc="jobs", leave=False):
         jobs = [Job(waves[row % len(waves)], max_tokens=limit, ask_teacher_below=NEVER) for row in range(rows)]
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = probe(engine.device, dtypes)
     rates = sorted(device.arithmetic.items(), key=str)
     flops = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {str(kind).removeprefix('torch.')}" for kind, rate in rates)
-    print(f"{circumstances()}\n\n{engine.student} and {engine.teacher} in {engine.dtype} on {device.name}: "
+    print(f"{circumstances()}\n\n{engine.student} and {engine.teacher} in {engine.numbers} on {device.name}: "
           f"{device.bandwidth / 1e9:.1f} GB/s, {flops}, measured in this run.\n", flush=True)  # fmt: skip
     print(f"{measure_parts(engine, device, options.batches, contexts)}\n", flush=True)
     waves = [_noise(contexts[0], 0)] if options.random else _speech()

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench.client import SENTENCES
 from bench.engine import DTYPES
+from bench.player import SENTENCES
 from bench.table import circumstances, table
 from distillation.arguments import count, device
 from distillation.recordings import read_mono

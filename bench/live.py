@@ -22,11 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bench.client import play
-from bench.harness.daemon import Daemon
-from bench.service import running
+from bench.harness.daemon import Daemon, running
+from bench.player import play
 from bench.table import circumstances, percentiles, table
-from bench.words import comparable
+from bench.word_errors import comparable
 from daemon.settings.schema import Settings
 from distillation.arguments import count
 from distillation.corpus import evenly

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from bench.client import DEMO, SENTENCES, TALK
+from bench.player import DEMO, SENTENCES, TALK
 from streaming.job import SAMPLE_RATE, Waveform
 
 

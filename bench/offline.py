@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.client import SENTENCES, TALK
+from bench.player import SENTENCES, TALK
 from bench.table import circumstances, table
 from distillation.arguments import count
 from distillation.recordings import read_mono

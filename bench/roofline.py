@@ -124,7 +124,9 @@ def remembering(sizes: Dimensions, rows: int, positions: int, width: int) -> Cos
     return Cost(2.0 * rows * positions * sizes.decoder_layers * 2 * d * d, width * numbers)
 
 
-def checking(sizes: Dimensions, rows: int, tokens: int, positions: int, cached: int, width: int) -> Cost:
+def checking(
+    sizes: Dimensions, rows: int, tokens: int, positions: int, cached: int, width: int, weight_width: int | None = None
+) -> Cost:
     """Return the cost of one decoder pass.
 
     Args:
@@ -134,9 +136,11 @@ def checking(sizes: Dimensions, rows: int, tokens: int, positions: int, cached: 
         positions: of the encoder.
         cached: tokens before them in the cache.
         width: bytes of a number.
+        weight_width: bytes of a weight; None for as many.
     """
     d = sizes.d_model
     weights = sizes.decoder_layers * (6 * d * d + 2 * d * sizes.decoder_ffn) + d * sizes.vocabulary
     seen = positions + cached + tokens
     attention = sizes.decoder_layers * 2 * seen * d
-    return Cost(2.0 * rows * tokens * (weights + attention), width * (weights + rows * attention))
+    read = (weight_width or width) * weights + width * rows * attention
+    return Cost(2.0 * rows * tokens * (weights + attention), read)

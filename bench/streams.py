@@ -22,16 +22,15 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from bench.client import FRAME_SECONDS, SENTENCES, play, read_pcm, said_in
 from bench.gpu import Use, watched
-from bench.harness.daemon import Daemon
-from bench.service import running
+from bench.harness.daemon import Daemon, running
+from bench.player import FRAME_SECONDS, SENTENCES, play, read_pcm, said_in
 from bench.table import circumstances, percentiles, table
-from bench.words import words
+from bench.word_errors import words
 from distillation.arguments import count, count_or_none
 
 if TYPE_CHECKING:
-    from distillation.pictures import Panel
+    from distillation.charts import Panel
 
 
 @dataclass(slots=True)
@@ -141,7 +140,7 @@ def _row(streams: int, heard: list[Heard], idle: float, gpu: Use, expected: list
 
 
 def _draw(path: Path, measured: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
-    from distillation.pictures import draw
+    from distillation.charts import draw
 
     panels: dict[str, Panel] = {}
     for title, by_streams in measured.items():

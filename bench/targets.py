@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 import torch
 
+from bench.random_models import SHAPES, Shape, random_pair
 from bench.roofline import Cost, Device, checking, encoding, probe, remembering, timed
-from bench.shapes import SHAPES, Shape, random_pair
 from bench.table import circumstances, table
 from distillation.arguments import device
 from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
@@ -124,7 +124,7 @@ def _work(runner: GraphRunner, name: str, sides: Sides) -> Callable[[], object]:
     """Replay one of the functions in a shape, of slots of their own, each with some text in its cache."""
     function: Function = next(each for each in runner.functions if each.name == name)
     for decoder in runner.decoders.values():
-        decoder.sit(range(sides.batch), sides.batch)
+        decoder.select(range(sides.batch), sides.batch)
         lengths = [CACHED + 1, CACHED, 1, CACHED + 1]
         for column, value in zip(("length", "cached", "done", "limit"), lengths, strict=True):
             decoder.texts.numbers[: sides.batch, decoder.texts.columns.index(column)] = value
@@ -252,7 +252,7 @@ def measure(plan: Plan, place: str, dtype: torch.dtype) -> tuple[WhisperEngine, 
     device = probe(place, {dtype})
     sheet = Sheet(device, dtype)
     began = time.perf_counter()
-    engine = random_pair("large-v3", place, dtype, plan.contexts, shape=plan.shape, seats=plan.batches[-1], agree=True)
+    engine = random_pair("large-v3", place, dtype, plan.contexts, shape=plan.shape, slots=plan.batches[-1], agree=True)
     captured = engine.warm()
     ready = time.perf_counter() - began
     runner = engine.runner
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("there is no GPU here, and large-v3 needs one; --small runs anywhere")
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
     engine, sheet = measure(SMALL if options.small else LARGE, options.device, dtype)
-    print(f"{circumstances()}\n\n{engine.teacher} with {engine.student} in {engine.dtype} on {sheet.device.name}: "
+    print(f"{circumstances()}\n\n{engine.teacher} with {engine.student} in {engine.numbers} on {sheet.device.name}: "
           f"{sheet.device.bandwidth / 1e9:.1f} GB/s, {sheet.device.arithmetic[dtype] / 1e9:.0f} GFLOP/s, measured in "
           f"this run.\n\n{sheet}")  # fmt: skip
 

@@ -342,12 +342,12 @@ def _train(options: argparse.Namespace) -> None:
     from distillation.batches import Batches
     from distillation.label import distributions_of, normaliser, read_labels
     from distillation.lessons import Lessons
+    from distillation.mixture import student_mixture
     from distillation.model import layout_of, load_model, student_of
     from distillation.noise import read_noises, with_mistaken
-    from distillation.recipe import student_mixture
     from distillation.settings import DIGEST, Settings, digest_of_noises, digest_of_weights
     from distillation.train import Schedule, StudentObjective, fit
-    from distillation.watch import watching
+    from distillation.validation import validator
 
     corpus = Corpus(options.corpus)
     labels = read_labels(options.labels)
@@ -380,8 +380,8 @@ def _train(options: argparse.Namespace) -> None:
     usual = options.steps * 6 // 10
     schedule = Schedule.of(options.steps, options.rate, 100, usual, options.cooldown, options.save_every, options.seed)
     comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
-    watch = watching(student, corpus, layout, comparable)
-    fit(objective, batches, schedule, options.out, watch, options.device, settings)
+    validate = validator(student, corpus, layout, comparable)
+    fit(objective, batches, schedule, options.out, validate, options.device, settings)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -422,8 +422,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from distillation.hearing import ALONE, Escalation
     from distillation.label import normaliser
     from distillation.noise import read_noises
-    from distillation.parts import Parts
     from distillation.report import as_markdown, write
+    from distillation.saved_parts import Parts
 
     for number, source in enumerate(options.dev):
         record(options.corpus, source, "dev", number)

@@ -28,12 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from distillation import neural
+from distillation import neural_voices
 from distillation.errors import DistillError
 from distillation.files import to_disk, write_text_whole
+from distillation.grammar import sentences
 from distillation.interrupts import deaf_children
 from distillation.recordings import LONGEST, Recording, find_recordings, neighbours_joined, read_mono, stamps
-from distillation.text import sentences
 from distillation.voices import choose_voice
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.offline import utterances
@@ -157,7 +157,7 @@ class Synthesis:
 
     Attributes:
         clips: how many, by neural voices.
-        styles: the folder of Kokoro's speakers, as for `neural.styles_of`.
+        styles: the folder of Kokoro's speakers, as for `neural_voices.styles_of`.
     """
 
     clips: int
@@ -183,7 +183,7 @@ def synthesise(folder: Path, wanted: Synthesis, seed: int, workers: int, spoken:
     missing = [number for number in blocks if not _block_index(folder, number).is_file()]
     speak_block = functools.partial(_speak_block, folder=folder, wanted=wanted, seed=seed, spoken=tuple(spoken))
     if missing:
-        neural.unpack()
+        neural_voices.unpack()
     # On the way out, by an interrupt too, the pool ends its processes: what they were writing does not count.
     with deaf_children():
         pool = multiprocessing.Pool(workers)

@@ -2,8 +2,8 @@
 
 Owns the measurements of Distil-Whisper's tables for any pair (Gandhi et al. 2023): size, speed, word errors on each
 set, long form, noise, words invented, speculation, and when to ask the teacher. They are taken part by part, and
-`parts.py` keeps those that are done. What comes out is plain data, which `report.py` makes readable. Knows nothing of
-training.
+`saved_parts.py` keeps those that are done. What comes out is plain data, which `report.py` makes readable. Knows
+nothing of training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from distillation.errors import DistillError
 from distillation.files import digest_of_files
 from distillation.hearing import ALONE, MARGINS, Escalation, Transcriber, decoded_text, hear, waves_of, with_margins
 from distillation.noise import Noises, at_level
-from distillation.parts import Parts
+from distillation.saved_parts import Parts
 from distillation.scores import Comparable, Score, auroc, repeats, score, word_errors
 from streaming.confidence import ConfidenceSettings, verdict, without_loop
 from streaming.events import Final
@@ -118,7 +118,7 @@ class Pair:
         """
         first, second = open_checkpoint(student, "student"), open_checkpoint(teacher, "teacher")
         engine = WhisperEngine.load(str(first.directory), str(second.directory), device)
-        alone = WhisperEngine.load(str(second.directory), None, device, dtype=engine.dtype)
+        alone = engine.alone(engine.models[1])
         for each in (engine, alone):
             each.warm()
         return Pair(engine, alone, first, second, language)
@@ -280,7 +280,7 @@ def evaluate(pair: Pair, material: Material, terms: Terms, parts: Parts, teacher
         "domain": list(terms.domain),
         "normaliser": terms.normaliser,
         "left_out": {"wordless": material.wordless},
-        "numbers": pair.engine.dtype,
+        "numbers": pair.engine.numbers,
         "size": _size(pair),
         "sets": {name: rows([one for one in heard if one.set == name]) for name in material.sets},
         "silenced": _silenced(heard, material, terms.escalation.below),
@@ -351,7 +351,7 @@ def digest(models: Sequence[Checkpoint], pair: Pair, corpus: Path, noises: Noise
     """
     told = hashlib.sha256()
     engine = pair.engine
-    told.update(repr((replace(terms, domain=()), pair.language, engine.device, engine.dtype)).encode())
+    told.update(repr((replace(terms, domain=()), pair.language, engine.device, engine.numbers)).encode())
     files = [file for each in models for file in sorted(each.directory.iterdir())]
     files = [file for file in files if file.suffix in (".json", ".safetensors") and file.name != "report.json"]
     told.update(digest_of_files([*files, corpus / "index.jsonl"]).encode())

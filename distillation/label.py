@@ -510,7 +510,7 @@ def picture(found: Labelled, choice: Filter, path: Path) -> None:
         choice: the filter, whose thresholds are marked.
         path: the PNG file.
     """
-    from distillation.pictures import Curve, draw
+    from distillation.charts import Curve, draw
 
     labels = [each for each, _ in found.clips]
     # A label can have more errors than its reference has words: all of those are at the end of the axis.

@@ -19,7 +19,7 @@ Figures = Mapping[str, Any]
 
 def write(figures: Figures, folder: Path) -> None:
     """Write REPORT.md, report.json, noise.png and cascade.png into a folder."""
-    from distillation.pictures import draw
+    from distillation.charts import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text_whole(json.dumps(figures, indent=1, allow_nan=False) + "\n", folder / "report.json")

@@ -32,11 +32,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from distillation.batches import IGNORED, Batch
+from distillation.charts import Panel, draw
 from distillation.errors import DistillError
 from distillation.files import NotWritten, write_text_whole, write_whole
 from distillation.interrupts import deaf_children, interrupt_put_off
 from distillation.model import Whisper, attend_fast, decoded, encode
-from distillation.pictures import Panel, draw
 from distillation.precision import computing
 from distillation.settings import Settings, require_same
 
@@ -188,7 +188,7 @@ def fit(
     batches: Dataset[Batch],
     schedule: Schedule,
     folder: Path,
-    watch: Callable[[], dict[str, float]] | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
     device: str = "cpu",
     settings: Settings | None = None,
 ) -> None:
@@ -202,7 +202,7 @@ def fit(
         batches: the batch of each step.
         schedule: of the learning rate and the checkpoints.
         folder: where checkpoints and the curve go.
-        watch: asked for more figures at every checkpoint.
+        validate: asked for more figures at every checkpoint.
         device: where to train.
         settings: whatever else decides the result; they must be those of the checkpoint.
 
@@ -235,7 +235,7 @@ def fit(
             if due:
                 row = progress.row(schedule)
                 module.eval()
-                row |= watch() if watch else {}
+                row |= validate() if validate else {}
                 progress.seconds = time.monotonic() - began
                 # Before the checkpoint: what the curve has beyond it is cut off when the training goes on.
                 curve.add(row)

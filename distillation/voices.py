@@ -1,6 +1,6 @@
 """Synthetic voices: text becomes a waveform, through two neural voices.
 
-Owns the choice of a voice and its settings; `neural.py` has the networks. Knows nothing of corpora or models.
+Owns the choice of a voice and its settings; `neural_voices.py` has the networks. Knows nothing of corpora or models.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distillation import neural
+from distillation import neural_voices
 from streaming.job import Waveform
 
 
@@ -25,7 +25,7 @@ class Voice:
         other: the second of Kokoro's speakers.
         rate: 1 is the program's own speed, 1.2 is faster.
         blend: the share of Kokoro's second speaker, or the liveliness of Piper's voice.
-        styles: the folder of Kokoro's speakers, as for `neural.styles_of`.
+        styles: the folder of Kokoro's speakers, as for `neural_voices.styles_of`.
     """
 
     program: str
@@ -49,10 +49,10 @@ class Voice:
             NeuralVoiceError: the voice cannot be used.
         """
         if self.program == "piper":
-            wave = neural.speak_piper(text, self.rate, self.blend)
+            wave = neural_voices.speak_piper(text, self.rate, self.blend)
         else:
-            styles = neural.styles_of(self.styles)
-            wave = neural.speak_kokoro(text, self.rate, styles[self.name], styles[self.other], self.blend)
+            styles = neural_voices.styles_of(self.styles)
+            wave = neural_voices.speak_kokoro(text, self.rate, styles[self.name], styles[self.other], self.blend)
         peak = float(np.abs(wave).max()) or 1.0
         return np.asarray(wave * (0.5 / peak), dtype=np.float32)
 
@@ -62,12 +62,12 @@ def choose_voice(rng: random.Random, styles: Path | None = None) -> Voice:
 
     Args:
         rng: the generator that everything is drawn from.
-        styles: the folder of Kokoro's speakers, as for `neural.styles_of`.
+        styles: the folder of Kokoro's speakers, as for `neural_voices.styles_of`.
 
     Raises:
         NeuralVoiceError: Kokoro's speakers cannot be used.
     """
-    names = list(neural.styles_of(styles))
+    names = list(neural_voices.styles_of(styles))
     english = [name for name in names if name[0] in "ab"]
     # With English speakers at hand a tenth of joe is enough, and the others are a few accents.
     if rng.random() < (0.1 if english else 0.35):

@@ -16,7 +16,7 @@ from typing import Any
 
 from daemon.common.metrics import Metrics
 from daemon.settings.load import PREFIX
-from daemon.settings.reload import reloadable
+from daemon.settings.reloadable import reloadable
 from daemon.settings.schema import Settings
 
 DOCS = Path(__file__).parent
@@ -25,7 +25,8 @@ PAIR = DOCS.parent / "streaming" / "pretrained" / "tiny-en"
 
 HEAD = f"""# Configuration
 
-<!-- Written by docs/generate.py: change config/whisperd.yaml or daemon/settings/schema.py, and run it again. -->
+<!-- Written by docs/generate.py: change config/whisperd.yaml or daemon/settings/schema.py (for vad, segment, confidence
+and the defaults of partials: the files in streaming/ that it names), and run it again. -->
 
 whisperd reads one YAML file: `./whisperd.yaml`, or else `/etc/whisperd/whisperd.yaml`. `whisperd run -c FILE` reads
 another file. [`config/whisperd.yaml`](../config/whisperd.yaml) has every key with its default: delete what you do not

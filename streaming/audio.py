@@ -16,8 +16,8 @@ import soxr
 from numpy.typing import NDArray
 
 from streaming.events import Encoding, Packed
-from streaming.form import Finding, Form
 from streaming.job import SAMPLE_RATE, Waveform
+from streaming.signal_check import Finding, SignalCheck
 
 FRAME = 512
 """Samples in a frame, the unit in which speech is judged (32 ms): what the voice detector is trained on."""
@@ -93,7 +93,7 @@ class AudioDecoder:
         self.format = audio_format
         self.invalid_samples = 0
         self._codec = _CODECS[audio_format.encoding]
-        self._form = Form(audio_format.sample_rate)
+        self._signal_check = SignalCheck(audio_format.sample_rate)
         self._rest = b""
         self.heard = 0
         self._given = 0  # samples that went out
@@ -140,14 +140,14 @@ class AudioDecoder:
 
     def findings(self) -> list[Finding]:
         """Return what is new to say of the form of the samples."""
-        return self._form.findings()
+        return self._signal_check.findings()
 
     def finish(self) -> Waveform:
         """Return what the resampler still held.
 
         In all, `round(samples in * 16000 / rate)` samples (half upwards) came out.
         """
-        self._form.end()
+        self._signal_check.end()
         return self._resample(np.empty(0, np.float32), last=True)
 
     def _decode(self, data: bytes) -> Waveform:
@@ -162,7 +162,7 @@ class AudioDecoder:
         # A full scale of 1 is the promise of `Waveform`.
         clipped = np.clip(raw, -1, 1) if self._codec.unbounded else raw
         samples = clipped.mean(axis=1, dtype=np.float32) if self.format.channels > 1 else clipped[:, 0]
-        self._form.look(raw, samples, invalid)
+        self._signal_check.look(raw, samples, invalid)
         self.heard += samples.size
         return samples
 

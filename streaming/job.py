@@ -1,8 +1,9 @@
-"""`Job` and `Result`: the only things that both halves of this package know.
+"""`Job` and `Result`, and the little else that both halves of this package know.
 
-Owns both, what they are made of, and what a failure costs (`isolated`). They are immutable and picklable, so that a job
-may run in another thread, process or machine. A job is audio with a draft, a result is tokens with their
-log-probabilities. Knows nothing of torch or of streams.
+Owns both, what they are made of (`Waveform`, confidence), what warming an engine up captured (`Captured`), and what a
+failure costs (`isolated`). Jobs and results are immutable and picklable, so that a job may run in another thread,
+process or machine. A job is audio with a draft, a result is tokens with their log-probabilities. Knows nothing of torch
+or of streams.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from streaming.events import (
 )
 from streaming.hypothesis import Hypothesis
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, teacher_threshold, utterance_confidence
-from streaming.recent import RecentAudio
+from streaming.recent_audio import RecentAudio
 from streaming.segment import Boundary, Opened, Segment, Segmenter, SegmentSettings
 from streaming.text import Text
 

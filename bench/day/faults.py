@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from bench.day.history import Clock, History
 from bench.day.schedule import Fault, FaultKind
 from bench.harness.daemon import Daemon
-from bench.harness.mqtt import Mqtt
+from bench.harness.mqtt_subscriber import Mqtt
 from bench.sound_server import SoundServer
 from bench.tasks import wait_until
 

@@ -26,7 +26,7 @@ from bench.certificate import certificate
 from bench.faults.people import PCM, speak, witness
 from bench.faults.service import MQTT, Outcome, let_go, running
 from bench.harness.daemon import PATIENCE, Daemon
-from bench.harness.mqtt import mqtt
+from bench.harness.mqtt_subscriber import mqtt
 from bench.harness.usage import Usage, usage
 from bench.tasks import background
 

@@ -21,7 +21,7 @@ from bench.faults.people import PCM, UTTERANCES, speak, stream, witness
 from bench.faults.service import MQTT, Outcome, running
 from bench.harness.clients import DISCONNECTS, Pacer, tell
 from bench.harness.daemon import PATIENCE, Daemon
-from bench.harness.mqtt import mqtt
+from bench.harness.mqtt_subscriber import mqtt
 from bench.harness.usage import usage
 from bench.tasks import background, wait_until
 

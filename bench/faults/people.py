@@ -12,9 +12,9 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-from bench.client import DEMO, read_pcm
 from bench.harness.clients import Subscriber, dial, dial_stream, tell, until_stopped
 from bench.harness.daemon import PATIENCE, Daemon
+from bench.player import DEMO, read_pcm
 from bench.tasks import background
 
 PCM = read_pcm(str(DEMO))[0]

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -204,6 +205,30 @@ class Daemon:
     def counted(self) -> Counter[str]:
         """The counters over all lives, as they were last seen."""
         return self._before + Counter(self._now)
+
+
+@contextlib.contextmanager
+def running(
+    settings: Mapping[str, object] | None = None, limits: Mapping[str, object] | None = None
+) -> Iterator[Daemon]:
+    """Run a daemon in a temporary folder for as long as the block runs, and stop it by SIGTERM.
+
+    Args:
+        settings: those that differ from the defaults.
+        limits: keys of `server`.
+
+    Raises:
+        ServiceError: it did not become ready, or did not end well.
+    """
+    with TemporaryDirectory() as folder:
+        daemon = Daemon(Path(folder), {**(settings or {}), "server": {**(limits or {})}})
+        try:
+            daemon.start()
+            yield daemon
+            if code := daemon.terminate():
+                raise ServiceError(f"whisperd ended with {code}:\n{daemon.log}")
+        finally:
+            daemon.end()
 
 
 def _values(text: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.broker import free_port
 from bench.harness.daemon import Daemon
-from bench.harness.mqtt import Mqtt, mqtt
+from bench.harness.mqtt_subscriber import Mqtt, mqtt
 
 SATELLITE = "satellite"
 """The source of what comes by Wyoming."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from bench.client import DEMO, SENTENCES
+from bench.player import DEMO, SENTENCES
 
 RATE = 16000
 _OF_TESTS = Path(__file__).parent.parent.parent / "tests" / "data"  # in a checkout only

@@ -19,7 +19,7 @@ from bench.soak.slope import BLOCKS
 from bench.table import percentiles, table
 
 if TYPE_CHECKING:
-    from distillation.pictures import Panel
+    from distillation.charts import Panel
 
 _PARTS = 12
 """Of the time, in the table and the picture of what was waited for."""
@@ -148,7 +148,7 @@ def _codes(end: End) -> str:
 
 def picture(path: Path, history: History, end: End) -> None:
     """Memory, waiting, descriptors and processor over the minutes."""
-    from distillation.pictures import draw
+    from distillation.charts import draw
 
     minutes = [sample.at / 60 for sample in history.samples]
 

@@ -1,0 +1,1 @@
+"""What people type: run, check, transcribe, models, install-service."""

@@ -1,7 +1,8 @@
 """`whisperd check`: is everything there that the configuration asks for?
 
 Owns the questions, and the sentence that says what to do about each answer. Each probe returns a line of detail or
-raises, and none changes anything. Knows nothing of the parts that it asks about but their settings.
+raises, and none changes anything. Knows the settings, and asks the parts themselves where they can tell: the MQTT
+client, zeroconf, the rules for exposed ports, the files of secrets.
 """
 
 from __future__ import annotations

@@ -165,17 +165,17 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     from daemon.common.logs import to_stderr
     from daemon.service.app import Service
     from daemon.service.signals import reload_on_signal, stop_on_signals
+    from daemon.settings.environment import service_environment
     from daemon.settings.load import load
-    from daemon.settings.surroundings import surroundings
 
-    around = surroundings()
-    to_stderr(settings.log.level, around.journal, settings.log.format)
+    environment = service_environment()
+    to_stderr(settings.log.level, environment.journal, settings.log.format)
     log = logging.getLogger("whisperd")
     service: Service | None = None
 
     async def serve() -> None:
         nonlocal service
-        service = Service(settings, around)
+        service = Service(settings, environment)
         stop_on_signals(service.stop)
         reload_on_signal(partial(service.reload, lambda: load(options.config)))
         await service.run()
@@ -361,27 +361,27 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon.commands import check as checks
     from daemon.core.pipeline import describe_models
     from daemon.microphone.capture import find_device, input_devices
+    from daemon.settings.environment import service_environment
     from daemon.settings.load import find, unheeded
     from daemon.settings.secrets import mqtt_password, secret_files, with_tokens
-    from daemon.settings.surroundings import surroundings
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
-    around, path = surroundings(), options.config or find()
+    environment, path = service_environment(), options.config or find()
     server, mqtt = settings.server, settings.mqtt
     plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
     probes = [
         checks.Probe("Python", checks.python),
-        checks.Probe("configuration", lambda: checks.configuration(path, unheeded(mqtt, around))),
+        checks.Probe("configuration", lambda: checks.configuration(path, unheeded(mqtt, environment))),
         checks.Probe("secrets", lambda: checks.secrets(secret_files(settings), path, plain)),
-        checks.Probe("state", lambda: checks.state(around.state)),
-        checks.Probe("address", lambda: checks.address(with_tokens(settings, around).server)),
+        checks.Probe("state", lambda: checks.state(environment.state)),
+        checks.Probe("address", lambda: checks.address(with_tokens(settings, environment).server)),
         checks.Probe("Wyoming", lambda: checks.wyoming(settings.wyoming)),
         *(
             checks.Probe(name, partial(checks.dialect, name, port, settings.server))
             for name, port in settings.dialects.ports.items()
         ),
         checks.Probe("TLS", lambda: checks.tls(server)),
-        checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, around))),
+        checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, environment))),
         *(
             checks.Probe(" ".join(dict.fromkeys(("microphone", each.source))), partial(find_device, each.device))
             for each in settings.all_microphones
@@ -426,9 +426,9 @@ def _unguarded(paths: InstallPaths, root: Path) -> str | None:
     """Return why the service will not start with the settings that are there: the same judgement as its own."""
     from daemon.common.errors import ConfigurationError
     from daemon.common.permissions import exposed
+    from daemon.settings.environment import ServiceEnvironment
     from daemon.settings.load import load
     from daemon.settings.secrets import with_tokens
-    from daemon.settings.surroundings import Surroundings
 
     settings = root / paths.settings_file.relative_to("/")
     # The credential is handed over at the start; what is in it is root's secret.
@@ -436,7 +436,7 @@ def _unguarded(paths: InstallPaths, root: Path) -> str | None:
     if not settings.is_file() or (not paths.user and any(map(os.path.exists, stores))):
         return None
     try:
-        server = with_tokens(load(settings, {}), Surroundings()).server
+        server = with_tokens(load(settings, {}), ServiceEnvironment()).server
     except ConfigurationError as error:
         return str(error)
     return exposed([server.host], server.tokens, open_to_all=server.open)
@@ -455,7 +455,7 @@ def uninstall_service(options: argparse.Namespace) -> int:
 
 def _install_paths(options: argparse.Namespace) -> InstallPaths:
     from daemon.commands.install import InstallPaths
-    from daemon.settings.surroundings import user_folder
+    from daemon.settings.environment import user_folder
 
     return InstallPaths.of(user_folder() if options.user else None)
 

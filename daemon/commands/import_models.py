@@ -43,7 +43,7 @@ def bring(source: Path, name: str | None, tokenizer: Path | None, *, force: bool
         ImportFailed: the weights cannot be read or written, or the name is taken or wrong.
     """
     from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
-    from streaming.whisper.formats.foreign import FormatError
+    from streaming.whisper.formats.imported import FormatError
     from streaming.whisper.formats.read import read, weights_file
     from streaming.whisper.layout import Contents
 

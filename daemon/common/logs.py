@@ -5,7 +5,7 @@ each of its lines names), the secrets that no line may contain, and the limits o
 Knows nothing of the modules that log.
 
 The code that logs does not mention streams. `bind_log_context` is called once, where a stream begins. It holds for that
-task, for the tasks that it starts, and for what the scheduler does for the stream.
+task, for the tasks that it starts, and for whatever runs in a copy of its context.
 """
 
 from __future__ import annotations

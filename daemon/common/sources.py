@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted
 
 State = Literal["idle", "listening", "speech"]
 

@@ -1,0 +1,1 @@
+"""Engines, scheduler, hub and streams: what all edges share."""

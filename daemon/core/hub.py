@@ -1,7 +1,7 @@
 """Fan-out: the events of streams, to everybody who listens.
 
 Owns the numbering of a source's partials and finals, the ids of finals, the finals kept for a reconnect, that a final
-is told only once it is kept for MQTT (`keep_first`), and the policy for slow subscribers. Every subscriber has a
+is told only once its keeper has kept it (`keep_first`), and the policy for slow subscribers. Every subscriber has a
 bounded queue of its own. A newer partial of an utterance replaces the older, and its final replaces both. A full queue
 gives up partials, and nothing else is ever dropped. A subscriber whose queue is full of other events is too far behind,
 and its queue ends. Knows nothing of sockets, topics or audio.

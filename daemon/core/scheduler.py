@@ -8,7 +8,8 @@ never made. An exception fails its own job alone; a batch that does not fit into
 
 On a CPU a teacher's pass takes as long as many of its student's. There the student hears a batch first, and the texts
 that it is unsure of go to the teacher one at a time, in turns with the other batches: no partial waits for more than
-one pass of the teacher. Knows nothing of streams but their jobs, and nothing of an engine but `run`.
+one pass of the teacher. Knows nothing of streams but their jobs, and of an engine only how a batch runs in its thread,
+and whether its teacher takes turns.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ class Scheduler:
         since = next(iter(self._waiting[kind].values()), None)
         return 0.0 if since is None else time.monotonic() - since
 
-    # --- the three verbs -------------------------------------------------------------------------------------------
+    # --- the clients -----------------------------------------------------------------------------------------------
 
     def add(self, client: SchedulerClient) -> None:
         """Add a client. Whatever it is asked for from now on runs in the log context of the caller."""

@@ -1,4 +1,4 @@
-"""One client's pump: source -> session -> scheduler -> hub.
+"""One stream: carries one client's audio to its session and its events to the hub.
 
 Owns the life of one stream: its decoder, its session, its place with the scheduler, and the moment when its last final
 is out. Here meet the neighbours that must not know each other. Knows nothing of sockets or topics: the edge that brings
@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from daemon.common.client_input import quoted, shown
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted, shown
 from daemon.common.logs import bind_log_context
 from daemon.common.metrics import Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources

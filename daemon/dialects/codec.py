@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl
 
+from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted
 from streaming.events import Event, Inbound, Resume
 
 Frame = str | bytes

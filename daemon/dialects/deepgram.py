@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from daemon.common.client_input import LONGEST_TEXT, bare, bare_text, is_text, language_code, quoted, read_json
 from daemon.common.errors import Fault
-from daemon.common.fields import LONGEST_TEXT, bare, bare_text, is_text, language_code, quoted, read_json
 from daemon.dialects.codec import (
     Codec,
     Dialect,

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
+from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.common.errors import Fault
-from daemon.common.fields import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, bearer_tokens, named_source, query_once
 from daemon.dialects.codec import close_code as close_code
 from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json

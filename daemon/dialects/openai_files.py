@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.common.client_input import language_code, quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import language_code, quoted
 from daemon.dialects.openai_session import Refused
 from streaming.events import Final, Word
 

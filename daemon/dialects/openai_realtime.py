@@ -26,8 +26,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from daemon.common.client_input import quoted, read_json
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted, read_json
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply, query_pairs, shown_tokens
 from daemon.dialects.openai_session import Refused, SessionConfig, updated, updated_beta
 from daemon.dialects.transcript import Transcript

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import LONGEST_TEXT, is_text, language_code, quoted
 from streaming.events import Encoding, Endpointing, Start
 
 LOG_PROBS = "item.input_audio_transcription.logprobs"

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from daemon.common.client_input import bare, bare_text, read_json, shown
 from daemon.common.errors import Fault
-from daemon.common.fields import bare, bare_text, read_json, shown
 from daemon.dialects.codec import (
     Codec,
     Dialect,

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.common.client_input import is_text, language_code, read_json
 from daemon.common.errors import Fault
-from daemon.common.fields import is_text, language_code, read_json
 from daemon.dialects.codec import (
     CLOSE_SHUTTING_DOWN,
     Codec,

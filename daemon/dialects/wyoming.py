@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.common.errors import Fault
-from daemon.common.fields import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.dialects.transcript import Transcript
 from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
 

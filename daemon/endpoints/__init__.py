@@ -1,0 +1,1 @@
+"""The listening ports: sockets, pages, uploads, Wyoming."""

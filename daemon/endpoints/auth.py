@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import SplitResult, urlsplit
 
+from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted
 from daemon.common.permissions import Rights, rights_of
 from daemon.dialects.codec import Handshake
 from daemon.settings.schema import ServerSettings

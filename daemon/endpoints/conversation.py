@@ -24,8 +24,8 @@ from daemon.common.logs import bind_log_context
 from daemon.common.permissions import Rights
 from daemon.common.sources import DEFAULT_SOURCE
 from daemon.dialects.codec import CLOSE_DONE, CLOSE_SHUTTING_DOWN, Codec, Dialect, Frame, Message, Reply
-from daemon.endpoints.client import Peer
 from daemon.endpoints.limits import RateLimiter, Readers
+from daemon.endpoints.peer import Peer
 from daemon.endpoints.resume import ResumableStream, ResumableStreams
 from streaming.events import Event, Notice, Resume, Start, Stop
 
@@ -38,7 +38,7 @@ class Host(Protocol):
     Attributes:
         readers: the tasks that read from clients, until the service stops.
         max_message: the bytes that a frame may have.
-        lines: the streams that can be resumed.
+        streams: the streams that can be resumed.
     """
 
     @property
@@ -48,7 +48,7 @@ class Host(Protocol):
     def max_message(self) -> int: ...
 
     @property
-    def lines(self) -> ResumableStreams: ...
+    def streams(self) -> ResumableStreams: ...
 
     async def begin(self, start: Start) -> ResumableStream:
         """Open a stream, once the engine is warm.
@@ -70,7 +70,7 @@ class Conversation:
         dialect: what it speaks.
         codec: its own codec of that dialect.
         rights: what it may do.
-        arrived: called when it has a stream, and so a seat.
+        arrived: called when it has a stream, and so a slot.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Conversation:
         self._rights = rights
         self._arrived = arrived
         self._pace = host.pace()
-        self._line: ResumableStream | None = None
-        self._holding = contextlib.AsyncExitStack()  # of the line
+        self._resumable: ResumableStream | None = None
+        self._holding = contextlib.AsyncExitStack()  # of the stream
         self._heard = False  # the stream was told something
         self._writer: asyncio.Task[bool] | None = None
 
@@ -123,10 +123,10 @@ class Conversation:
             self._peer.reason = self._dialect.close_reason(fault)
             return self._dialect.close_code(fault.code)
         except Exception as error:
-            if self._line is None:
+            if self._resumable is None:
                 raise
             _log.exception("a stream failed")
-            self._line.stream.broke(error)
+            self._resumable.stream.broke(error)
             return self._dialect.close_code("internal")
         return CLOSE_DONE
 
@@ -166,7 +166,7 @@ class Conversation:
                 raise
             await self._blame(fault)
         # It may have said all on another connection.
-        return self._line is None or self._line.code is None
+        return self._resumable is None or self._resumable.code is None
 
     async def _take(self, message: Message) -> None:
         match message:
@@ -177,47 +177,47 @@ class Conversation:
             case Resume():
                 await self._resume(message)
             case _:
-                assert self._line is not None, "a codec begins with a start"
+                assert self._resumable is not None, "a codec begins with a start"
                 self._heard = True
-                await self._line.stream.receive(message)
+                await self._resumable.stream.receive(message)
 
     async def _blame(self, fault: Fault) -> None:
         self._peer.note(fault)
-        if self._line is not None and self._line.seconds:
+        if self._resumable is not None and self._resumable.seconds:
             # In the order of the stream's own events, for its client counts what it gets.
-            self._line.stream.outbox.put(fault.event())
+            self._resumable.stream.outbox.put(fault.event())
         else:
             await self._peer.tell(self._codec.blame(fault))
 
     # --- its stream ------------------------------------------------------------------------------------------------
 
     async def _open(self, start: Start) -> None:
-        if self._line is not None and self._heard:
-            await self._line.finish()
+        if self._resumable is not None and self._heard:
+            await self._resumable.finish()
         await self._leave()
         source = self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
         await self._hold(await self._host.begin(replace(start, source=source)), None)
 
     async def _resume(self, wanted: Resume) -> None:
         await self._leave()
-        line = self._host.lines.find(wanted.token)
-        self._rights.check_send(line.stream.source)
-        bind_log_context(source=line.stream.source, session=line.stream.greeting.session)
-        await self._hold(line, wanted.events)
+        resumable = self._host.streams.find(wanted.token)
+        self._rights.check_send(resumable.stream.source)
+        bind_log_context(source=resumable.stream.source, session=resumable.stream.greeting.session)
+        await self._hold(resumable, wanted.events)
 
-    async def _hold(self, line: ResumableStream, events: int | None) -> None:
+    async def _hold(self, resumable: ResumableStream, events: int | None) -> None:
         """Take a stream as this client's. Of one that is resumed, `events` is how many its client has got."""
-        await self._holding.enter_async_context(self._host.lines.holding(line))
+        await self._holding.enter_async_context(self._host.streams.holding(resumable))
         if events is not None:
-            self._host.lines.resume(line, events)
+            self._host.streams.resume(resumable, events)
         self._arrived()
-        self._line = line
+        self._resumable = resumable
         self._heard = False
-        if (greeting := line.take_greeting()) is not None:
-            # Before any answer to what the client says next, which does not go through the line.
+        if (greeting := resumable.take_greeting()) is not None:
+            # Before any answer to what the client says next, which does not go through the stream.
             with contextlib.suppress(ConnectionClosed):  # what it said before it went is still to be heard
                 await self._peer.tell(self._codec.encode(greeting))
-        self._writer = asyncio.create_task(self._peer.write(line, self._encode))
+        self._writer = asyncio.create_task(self._peer.write(resumable, self._encode))
 
     def _encode(self, event: Event) -> Iterator[Frame]:
         told = False
@@ -231,10 +231,10 @@ class Conversation:
     async def _leave(self) -> None:
         """Let go of the stream; what it has said is still told."""
         # Forgotten first: a writer that fails must not have the stream ended twice.
-        line, writer, self._line, self._writer = self._line, self._writer, None, None
-        if line is not None:
-            line.over = True
-            line.stream.close()
+        resumable, writer, self._resumable, self._writer = self._resumable, self._writer, None, None
+        if resumable is not None:
+            resumable.over = True
+            resumable.stream.close()
         try:
             if writer is not None:
                 await writer
@@ -243,18 +243,18 @@ class Conversation:
 
     async def _end(self, code: int | None) -> int | None:
         """End what the code of `_listen` leaves to end, and return what `run` returns."""
-        line = self._line
-        if line is None:
+        resumable = self._resumable
+        if resumable is None:
             await self._part(code)
             return code
         if code is not None:
-            line.code = line.code or code
-            await line.finish()
+            resumable.code = resumable.code or code
+            await resumable.finish()
             told = self._writer is not None and await self._writer
-            await self._part(line.code)
+            await self._part(resumable.code)
             # Whoever has not answered the close may not have read what came before it, and may come back for it.
-            line.over = await self._peer.close(line.code) and told
-        line.left = line.overflowed or self._peer.left
+            resumable.over = await self._peer.close(resumable.code) and told
+        resumable.left = resumable.overflowed or self._peer.left
         return None
 
     async def _part(self, code: int | None) -> None:

@@ -134,10 +134,10 @@ class ConnectionLimiter:
                 self._turned_away("descriptors")
                 return None
             self._turn_away(self._longest(), "descriptors")
-        guest = LimitedConnection(self, address, leave)
-        self._here.add(guest)
-        self.wait(guest)
-        return guest
+        connection = LimitedConnection(self, address, leave)
+        self._here.add(connection)
+        self.wait(connection)
+        return connection
 
     @property
     def number_waiting(self) -> int:
@@ -145,19 +145,19 @@ class ConnectionLimiter:
 
     def end(self) -> None:
         """Turn away all that have not said what they want."""
-        for guest in [each for mine in self._waiting.values() for each in mine if not each.asked]:
-            guest.turn_away(crowded=False)
+        for connection in [each for mine in self._waiting.values() for each in mine if not each.asked]:
+            connection.turn_away(crowded=False)
 
-    # --- for guests ------------------------------------------------------------------------------------------------
+    # --- for its connections -----------------------------------------------------------------------------------------
 
-    def wait(self, guest: LimitedConnection) -> None:
-        self._waiting.setdefault(guest.address, {})[guest] = None
+    def wait(self, connection: LimitedConnection) -> None:
+        self._waiting.setdefault(connection.address, {})[connection] = None
 
-    def stop_waiting(self, guest: LimitedConnection) -> None:
-        mine = self._waiting.get(guest.address, {})
-        mine.pop(guest, None)
+    def stop_waiting(self, connection: LimitedConnection) -> None:
+        mine = self._waiting.get(connection.address, {})
+        mine.pop(connection, None)
         if not mine:
-            self._waiting.pop(guest.address, None)  # addresses are many
+            self._waiting.pop(connection.address, None)  # addresses are many
 
     def serve(self, address: str) -> None:
         """Count one more connection from `address` as served.
@@ -177,17 +177,17 @@ class ConnectionLimiter:
         if not self._served[address]:
             del self._served[address]
 
-    def forget(self, guest: LimitedConnection) -> None:
-        self._here.discard(guest)
-        self.stop_waiting(guest)
+    def forget(self, connection: LimitedConnection) -> None:
+        self._here.discard(connection)
+        self.stop_waiting(connection)
 
     def _longest(self) -> LimitedConnection:
         most: dict[LimitedConnection, None] = max(self._waiting.values(), key=len)
         return _first(most)
 
-    def _turn_away(self, guest: LimitedConnection, why: str) -> None:
+    def _turn_away(self, connection: LimitedConnection, why: str) -> None:
         self._turned_away(why)
-        guest.turn_away(crowded=True)
+        connection.turn_away(crowded=True)
 
 
 def _first(waiting: Iterable[LimitedConnection]) -> LimitedConnection:
@@ -208,11 +208,11 @@ class LimitedConnection:
         idle: whether it is silent, because it has said nothing yet, or is done.
     """
 
-    def __init__(self, guests: ConnectionLimiter, address: str | None, leave: Callable[[bool], object]) -> None:
+    def __init__(self, limiter: ConnectionLimiter, address: str | None, leave: Callable[[bool], object]) -> None:
         self.address = address
         self.asked = False
         self.idle = True
-        self._guests = guests
+        self._limiter = limiter
         self._leave = leave
         self._gone = False
         self._patience = self._for(OPEN_TIMEOUT)
@@ -223,7 +223,7 @@ class LimitedConnection:
         self._wait()
 
     @contextlib.contextmanager
-    def visiting(self) -> Iterator[None]:
+    def being_served(self) -> Iterator[None]:
         """Count it among those that are served, for a block.
 
         Raises:
@@ -231,18 +231,18 @@ class LimitedConnection:
         """
         address = self.address if is_limited(self.address) else None
         if address is not None:
-            self._guests.serve(address)
+            self._limiter.serve(address)
         self.asked = True
         self._patience.cancel()
-        self._guests.stop_waiting(self)
+        self._limiter.stop_waiting(self)
         try:
             yield
         finally:
             if address is not None:
-                self._guests.served(address)
+                self._limiter.served(address)
             self.idle = True
             if not self._gone:
-                self._guests.wait(self)
+                self._limiter.wait(self)
                 self._wait()
 
     def turn_away(self, *, crowded: bool) -> None:
@@ -254,7 +254,7 @@ class LimitedConnection:
         """Note that it has ended. It may be called again."""
         self._gone = True
         self._patience.cancel()
-        self._guests.forget(self)
+        self._limiter.forget(self)
         self._leave = _nothing  # or what it has, which may be large, would wait for the collector of cycles
 
     def _wait(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daemon.common.errors import ConfigurationError, ServiceError
 from daemon.common.metrics import Metrics
 from daemon.common.permissions import exposed, wyoming_remark
-from daemon.core.admission import Gateway
+from daemon.core.gateway import Gateway
 from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
 from daemon.endpoints import zeroconf
@@ -119,14 +119,14 @@ class Ports:
             _log.warning("wyoming: %s", remark)
 
     def _make_room(self, settings: ServerSettings) -> None:
-        # Those that have a seat, those that are about to take one, and for each of a file's the file.
+        # Those that have a slot, those that are about to take one, and for each of a file's the file.
         most = settings.max_handshakes + 3 * settings.max_streams + settings.max_subscribers
         # As many again may be told that there is no place.
         most_of_wyoming = 2 * self.wyoming.settings.max_clients if self.wyoming is not None else 0
         room = room_for(most + most_of_wyoming)
-        self.server.guests.in_all = max(1, room - most_of_wyoming)
+        self.server.connections.in_all = max(1, room - most_of_wyoming)
         if self.wyoming is not None:
-            self.wyoming.guests.in_all = most_of_wyoming
+            self.wyoming.connections.in_all = most_of_wyoming
 
     def check_guarded(self, settings: ServerSettings) -> None:
         """Check that `settings` do not let anybody in by mistake.
@@ -145,7 +145,7 @@ class Ports:
         self.server.reload(settings)
         self._make_room(settings)
         if self.wyoming is not None:
-            self.wyoming.guests.of_address = settings.max_per_address
+            self.wyoming.connections.of_address = settings.max_per_address
 
     def stop_accepting(self) -> None:
         """Accept no new clients. What is on its way from the others is still heard."""
@@ -183,11 +183,11 @@ class Ports:
         if settings.zeroconf and (mend := zeroconf.missing()):
             raise ConfigurationError(f"wyoming.zeroconf: {mend}")
         refused = self._metrics.connections_refused
-        guests = ConnectionLimiter(
+        limiter = ConnectionLimiter(
             self._settings.server.max_per_address, settings.max_clients, lambda why: refused.labels(why).inc()
         )
         return Wyoming(
-            settings, self._settings.subscribers.send_timeout, gateway, self._metrics, guests, self.server.pace
+            settings, self._settings.subscribers.send_timeout, gateway, self._metrics, limiter, self.server.pace
         )
 
 

@@ -148,14 +148,14 @@ class ResumableStreams:
     def __init__(self, readers: Readers, metrics: Metrics) -> None:
         self._readers = readers
         self._metrics = metrics
-        self._lines: dict[ResumableStream, bytes] = {}
+        self._streams: dict[ResumableStream, bytes] = {}
 
     def begin(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> ResumableStream:
         """Return a new stream as one that can be resumed. See the class `ResumableStream` for the arguments."""
-        line = ResumableStream(stream, seconds, leave)
-        self._lines[line] = _digest(line.token)
-        line.greet()
-        return line
+        resumable = ResumableStream(stream, seconds, leave)
+        self._streams[resumable] = _digest(resumable.token)
+        resumable.greet()
+        return resumable
 
     def find(self, token: str) -> ResumableStream:
         """Find the stream that `token` resumes.
@@ -165,22 +165,26 @@ class ResumableStreams:
         """
         shown = _digest(token)
         # All are compared, each for the same time: how long this takes tells nothing about any of them.
-        found = [line for line, digest in self._lines.items() if hmac.compare_digest(shown, digest) and line.seconds]
+        found = [
+            resumable
+            for resumable, digest in self._streams.items()
+            if hmac.compare_digest(shown, digest) and resumable.seconds
+        ]
         if not found or found[0].over:
             raise _gone()
         return found[0]
 
-    def resume(self, line: ResumableStream, events: int) -> None:
+    def resume(self, resumable: ResumableStream, events: int) -> None:
         """Resume a stream for the caller, who holds it. See `ResumableStream.resume`.
 
         Raises:
             Fault: `bad_field`.
         """
-        line.resume(events)
+        resumable.resume(events)
         self._metrics.streams_resumed.inc()
 
     @asynccontextmanager
-    async def holding(self, line: ResumableStream) -> AsyncIterator[None]:
+    async def holding(self, resumable: ResumableStream) -> AsyncIterator[None]:
         """Give a stream to the caller alone, for a block.
 
         The one who has it now loses it, and so does the caller when somebody comes later. Afterwards it waits for the
@@ -189,67 +193,67 @@ class ResumableStreams:
         Raises:
             Fault: `cannot_resume`: it ended meanwhile. `taken_over`: somebody came later.
         """
-        line.claims += 1
+        resumable.claims += 1
         turn = asyncio.timeout(None)
         try:
-            await self._claim(line)
+            await self._claim(resumable)
             async with turn:
-                line.turn = turn
-                if line.waiting is not None:
-                    line.waiting.cancel()
-                    line.waiting = None
+                resumable.turn = turn
+                if resumable.waiting is not None:
+                    resumable.waiting.cancel()
+                    resumable.waiting = None
                 yield
         except TimeoutError:
             if turn.expired():
                 raise _taken_over() from None
             raise
         finally:
-            if line.turn is turn:
-                line.turn = None
-                line.free.set()
-            line.claims -= 1
-            self._settle(line)
+            if resumable.turn is turn:
+                resumable.turn = None
+                resumable.free.set()
+            resumable.claims -= 1
+            self._settle(resumable)
 
-    async def _claim(self, line: ResumableStream) -> None:
-        while line.turn is not None:
-            if not line.turn.expired():
-                line.turn.reschedule(asyncio.get_running_loop().time())
-            line.free.clear()
-            await line.free.wait()
-        if line.over:
+    async def _claim(self, resumable: ResumableStream) -> None:
+        while resumable.turn is not None:
+            if not resumable.turn.expired():
+                resumable.turn.reschedule(asyncio.get_running_loop().time())
+            resumable.free.clear()
+            await resumable.free.wait()
+        if resumable.over:
             raise _gone()
 
-    def _settle(self, line: ResumableStream) -> None:
+    def _settle(self, resumable: ResumableStream) -> None:
         """Decide what becomes of it when nobody has it or wants it."""
-        if line.claims or line not in self._lines:
+        if resumable.claims or resumable not in self._streams:
             return
-        if line.over:
-            del self._lines[line]
-            line.leave()
+        if resumable.over:
+            del self._streams[resumable]
+            resumable.leave()
         else:
-            line.waiting = asyncio.create_task(self._wait(line))
+            resumable.waiting = asyncio.create_task(self._wait(resumable))
 
-    async def _wait(self, line: ResumableStream) -> None:
+    async def _wait(self, resumable: ResumableStream) -> None:
         """Wait for its client, who ends this by taking it, or until its time is up, or the service stops."""
-        line.stream.cut()
+        resumable.stream.cut()
         self._metrics.streams_waiting.inc()
         try:
             async with self._readers.reading():
-                await asyncio.sleep(0 if line.left else line.seconds)
-            if line.seconds and not line.left:
+                await asyncio.sleep(0 if resumable.left else resumable.seconds)
+            if resumable.seconds and not resumable.left:
                 self._metrics.streams_expired.inc()
-                _log.info("%s: the client did not come back within %g s", line.stream.source, line.seconds)
+                _log.info("%s: the client did not come back within %g s", resumable.stream.source, resumable.seconds)
         except TimeoutError:
             pass  # the service stops
         finally:
             self._metrics.streams_waiting.dec()
-        line.over = True
-        line.claims += 1
+        resumable.over = True
+        resumable.claims += 1
         try:
-            await line.finish()
+            await resumable.finish()
         finally:
-            line.claims -= 1
-            self._settle(line)
+            resumable.claims -= 1
+            self._settle(resumable)
 
 
 def _digest(token: str) -> bytes:

@@ -1,14 +1,14 @@
 """Files that are sent to be transcribed: `POST /v1/audio/transcriptions` on the shared port.
 
 Owns the requests with bodies: reading a form within its limit, the stream that its audio becomes, and the answer, whole
-or as it comes. The port (`Server`) decides who may come in, how many, and when the service stops. Knows the words of
-one dialect, and of what lies behind only that streams can be opened.
+or as it comes. The port (`Server`) decides who may come in, how many, and when the service stops. Knows OpenAI's words
+for files, and of what lies behind only that streams can be opened.
 
 The websockets library that listens reads no bodies, so aiohttp does, on the same port: the listener hands it each
 connection that begins with a POST. There is one port because clients have one address for both (`base_url`), and
 aiohttp because multipart forms, `Expect: 100-continue` and chunked bodies are a library's work.
 
-A file takes a seat among the streams, and its utterances wait in the same queue as everybody's, one at a time. So it is
+A file takes a slot among the streams, and its utterances wait in the same queue as everybody's, one at a time. So it is
 transcribed as fast as the machine allows, and no live final waits longer than for one more row in a batch. A client
 that leaves ends its stream. When the service stops, what was heard of a file becomes final for the others, and its
 client is told to come again.
@@ -37,12 +37,12 @@ from aiohttp import (
 )
 from aiohttp.http_exceptions import HttpProcessingError
 
+from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted
 from daemon.common.metrics import Metrics
 from daemon.common.permissions import Rights
-from daemon.core.admission import Gateway
 from daemon.core.audio_files import AudioFile, FileError
+from daemon.core.gateway import Gateway
 from daemon.core.hub import Outbox
 from daemon.core.stream import Stream
 from daemon.dialects import openai_files as dialect
@@ -50,7 +50,7 @@ from daemon.dialects.codec import Handshake
 from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.transcript import Transcript
 from daemon.endpoints.auth import handshake_of, is_preflight
-from daemon.endpoints.connection import incoming_of, limited_of
+from daemon.endpoints.incoming import incoming_of, limited_of
 from daemon.endpoints.limits import TURN, Readers
 from daemon.endpoints.websocket import Server
 from streaming.events import Error, Final, Notice
@@ -64,7 +64,7 @@ _IN_MEMORY = 1024 * 1024
 """Bytes of a file that need no disk."""
 
 _LONGEST = 24 * 3600
-"""Seconds of one file. A few megabytes can hold years of silence, and each has its seat until the end."""
+"""Seconds of one file. A few megabytes can hold years of silence, and each has its slot until the end."""
 
 _FIELD = 16 * 1024
 _MOST_FIELDS = 64
@@ -73,7 +73,7 @@ _MOST_LINES = 64 * _MOST_FIELDS
 _IDLE = 30.0
 """Seconds within which more of a body must come, and for which a connection without a request is kept."""
 _SLOWEST = 4096
-"""Bytes a second that a body must bring in the long run: it has a seat while it comes."""
+"""Bytes a second that a body must bring in the long run: it has a slot while it comes."""
 _IN_HAND = 16 * 1024
 """Bytes of a body that the library may have ready before it is asked for any, and sixteen times fewer chunks, however
 small: it gives all of them at once, and joins those of a line one by one."""
@@ -175,14 +175,14 @@ class Uploads:
 
     async def _share(self, request: web.Request, response: web.StreamResponse) -> None:
         """Let pages of others that may read an answer do so, whatever is answered, refusals too."""
-        response.headers.update(self._server.entrance.sharing(_handshake(request)))
+        response.headers.update(self._server.guard.sharing(_handshake(request)))
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:
         try:
-            with limited_of(request.transport).visiting():
+            with limited_of(request.transport).being_served():
                 handshake = _handshake(request)
-                rights = self._server.entrance.authorise(handshake, tokens(handshake))
-                with self._server.seats:
+                rights = self._server.guard.authorise(handshake, tokens(handshake))
+                with self._server.slots:
                     return await self._answer(request, rights)
         except Fault as fault:
             return self._refusal(request, fault)

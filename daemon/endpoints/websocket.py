@@ -1,9 +1,9 @@
-"""The listening ports: websockets and a few plain pages.
+"""The listening ports: serves websockets, and a few plain pages beside them.
 
-Owns the sockets, who may come in and how many, and the limits on what they send. Picks the dialect by the path, or by
-the port where it has one of its own, and hands the client to a `Conversation`. Of what lies behind, it knows only that
-streams can be opened and events subscribed to. Every fault of a client becomes an error in the words of its dialect
-and, when fatal, a close; none becomes a traceback.
+Owns the listening sockets and the handshake. Asks `auth.py` who may come in and `limits.py` how many, picks the dialect
+by the path, or by the port where it has one of its own, and hands the client to a `Conversation`. A subscriber of
+events is served here. Of what lies behind, it knows only that streams can be opened and events subscribed to. Every
+fault of a client becomes an error in the words of its dialect and, when fatal, a close; none becomes a traceback.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted
 from daemon.common.metrics import Metrics
 from daemon.common.permissions import Rights
-from daemon.core.admission import Gateway
+from daemon.core.gateway import Gateway
 from daemon.dialects import native
 from daemon.dialects.codec import (
     CLOSE_SHUTTING_DOWN,
@@ -45,11 +45,11 @@ from daemon.dialects.codec import (
     query_once,
 )
 from daemon.endpoints.auth import RequestGuard, handshake_of, is_preflight, path_of
-from daemon.endpoints.client import CLOSE_TIMEOUT, Connection, Peer
-from daemon.endpoints.connection import IncomingConnection, limited_of
 from daemon.endpoints.conversation import Conversation
+from daemon.endpoints.incoming import IncomingConnection, limited_of
 from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, RateLimiter, Readers
 from daemon.endpoints.pages import GUARDED, NOTHING, Page, Pages, refusal
+from daemon.endpoints.peer import CLOSE_TIMEOUT, Connection, Peer
 from daemon.endpoints.resume import ResumableStream, ResumableStreams
 from daemon.settings.schema import ServerSettings
 from streaming.events import Start
@@ -94,7 +94,7 @@ class Server:
         urls: the addresses of the dialects with ports of their own, by their names.
         hand_over: returns what serves a connection on the shared port that begins with a POST, or another request which
             may have a body: the library here reads none. None if nothing does.
-        guests: all connections, of all ports.
+        connections: all of them, of all ports.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Server:
         self.url = ""
         self.urls: dict[str, str] = {}
         self.max_message = settings.max_message
-        self.entrance = RequestGuard(settings)
+        self.guard = RequestGuard(settings)
         self.hand_over: Callable[[], asyncio.Protocol] | None = None
         self._settings = settings
         self._send_timeout = send_timeout
@@ -120,15 +120,15 @@ class Server:
         self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
-        self.seats = CapacityLimiter(settings.max_streams, "streams")
-        # Whoever has not yet said whether it begins a stream or goes on with one that has its seat: as many as that.
-        self._lobby = CapacityLimiter(settings.max_streams, "streams")
+        self.slots = CapacityLimiter(settings.max_streams, "streams")
+        # Whoever has not yet said whether it begins a stream or goes on with one that has its slot: as many as that.
+        self._pending = CapacityLimiter(settings.max_streams, "streams")
         self._subscribers = CapacityLimiter(settings.max_subscribers, "subscribers")
-        self.guests = ConnectionLimiter(
+        self.connections = ConnectionLimiter(
             settings.max_per_address, settings.max_handshakes, lambda why: metrics.connections_refused.labels(why).inc()
         )
         self.readers = Readers()
-        self.lines = ResumableStreams(self.readers, metrics)
+        self.streams = ResumableStreams(self.readers, metrics)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Server:
     ) -> None:
         settings = self._settings
         # The library wants a class here, and calls it: what it makes is what a connection is first given to.
-        options: dict[str, Any] = {"create_connection": partial(self._door, find, hand_over), **place}
+        options: dict[str, Any] = {"create_connection": partial(self._incoming, find, hand_over), **place}
         largest = max(settings.max_message, *(each.largest for each in self._by_path.values())) + _A_LITTLE
         listener = await serve(
             partial(self._handle, find),
@@ -181,7 +181,7 @@ class Server:
                 same.listen(_QUEUE)
         self._listeners.append(listener)
 
-    def _door(
+    def _incoming(
         self, find: Find, hand_over: Callable[[], asyncio.Protocol] | None, *arguments: Any, **options: Any
     ) -> IncomingConnection:
         """Return what a new connection is first given to.
@@ -198,7 +198,7 @@ class Server:
             made.protocol.select_subprotocol = partial(_select_subprotocol, find, made)  # type: ignore[method-assign]
             return made
 
-        return IncomingConnection(self.guests, self._tls, choose)
+        return IncomingConnection(self.connections, self._tls, choose)
 
     def _url(self, listener: int) -> str:
         return _url(next(iter(self._listeners[listener].sockets)), tls=self._tls is not None)
@@ -214,22 +214,22 @@ class Server:
         if self._tls is not None and settings.certificate is not None:
             _tls(settings.certificate, settings.key)
             self._tls.load_cert_chain(settings.certificate, settings.key)
-        self._settings = self.entrance.settings = settings
-        self.seats.number = self._lobby.number = settings.max_streams
+        self._settings = self.guard.settings = settings
+        self.slots.number = self._pending.number = settings.max_streams
         self._subscribers.number = settings.max_subscribers
-        self.guests.of_address, self.guests.waiting = settings.max_per_address, settings.max_handshakes
+        self.connections.of_address, self.connections.waiting = settings.max_per_address, settings.max_handshakes
 
     def stop_accepting(self) -> None:
         """Accept no new connections. Streams hear what is on its way and then end, each with its finals and a close."""
         for listener in self._listeners:
             listener.close(close_connections=False)
-        self.guests.end()
+        self.connections.end()
         self.readers.stop()
 
     async def wait_streams(self) -> None:
         """Wait until the last final of every stream is on its way to its client."""
-        await self._lobby.wait_free()
-        await self.seats.wait_free()
+        await self._pending.wait_free()
+        await self.slots.wait_free()
 
     async def wait_closed(self) -> None:
         """Wait until every connection has ended."""
@@ -252,12 +252,12 @@ class Server:
     def answer(self, method: str, handshake: Handshake) -> Page:
         """Return the answer to a request without a body."""
         page = self._answer(method, handshake)
-        return replace(page, headers={"Cache-Control": "no-store", **page.headers, **self.entrance.sharing(handshake)})
+        return replace(page, headers={"Cache-Control": "no-store", **page.headers, **self.guard.sharing(handshake)})
 
     def _answer(self, method: str, handshake: Handshake) -> Page:
         try:
             if is_preflight(method, handshake):
-                return Page(HTTPStatus.NO_CONTENT, b"", headers=self.entrance.preflight(handshake))
+                return Page(HTTPStatus.NO_CONTENT, b"", headers=self.guard.preflight(handshake))
             if method not in ("GET", "HEAD"):
                 return Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
             rights = self._let_in(handshake) if handshake.path in GUARDED else Rights()
@@ -275,8 +275,8 @@ class Server:
             Fault: the page is not for this client.
         """
         # A page asks its own origin without naming it.
-        self.entrance.check_name(handshake)
-        return self.entrance.authorise(handshake, native.tokens(handshake))
+        self.guard.check_name(handshake)
+        return self.guard.authorise(handshake, native.tokens(handshake))
 
     def _reject(self, dialect: Dialect, ws: ServerConnection, handshake: Handshake) -> Response | None:
         """Return the refusal that a dialect makes before the handshake, if it makes any."""
@@ -295,14 +295,14 @@ class Server:
         assert ws.request is not None, "the handshake is over"
         dialect = find(path_of(ws.request.path)) or _EVENTS
         try:
-            guest = limited_of(ws.transport)
+            limited = limited_of(ws.transport)
         except ConnectionError:
             return
         peer = self._peer(ws)
         code: int | None
         patience: float | None = None
         try:
-            with guest.visiting():
+            with limited.being_served():
                 code = await self._serve(dialect, peer, ws.request)
         except Fault as fault:
             # Nothing of ours serves this client yet, or any more.
@@ -327,12 +327,12 @@ class Server:
             return await self._serve_events(peer, request)
         codec, rights = self._admit(dialect, _handshake(request))
         with contextlib.ExitStack() as waiting:
-            waiting.enter_context(self._lobby)
+            waiting.enter_context(self._pending)
             return await Conversation(self, peer, dialect, codec, rights, waiting.close).run()
 
     async def _serve_events(self, peer: Peer, request: Request) -> int | None:
         handshake = _handshake(request)
-        rights = self.entrance.authorise(handshake, native.tokens(handshake))
+        rights = self.guard.authorise(handshake, native.tokens(handshake))
         query = query_once(handshake.query)
         check_known(query, "source", "since")
         source = rights.check_read(query.get("source"))
@@ -362,7 +362,7 @@ class Server:
         Raises:
             Fault: it may not come in, or its address is wrong.
         """
-        rights = self.entrance.authorise(handshake, dialect.tokens(handshake))
+        rights = self.guard.authorise(handshake, dialect.tokens(handshake))
         return dialect.make(handshake), rights
 
     def _peer(self, ws: ServerConnection) -> Peer:
@@ -372,20 +372,20 @@ class Server:
     # --- what conversations ask for --------------------------------------------------------------------------------
 
     async def begin(self, start: Start) -> ResumableStream:
-        """Take a seat and open a stream that its client can resume.
+        """Take a slot and open a stream that its client can resume.
 
         Raises:
             Fault: `full`, or the stream cannot be opened.
         """
-        self.seats.take()
+        self.slots.take()
         try:
             stream = await self._gateway.open_stream(start)
         except BaseException:
-            self.seats.give_back()
+            self.slots.give_back()
             raise
         # A container is read from its beginning: such a stream cannot be taken up at a sample.
         resume = 0.0 if start.encoding == "opus" else min(start.resume, self._settings.resume)
-        return self.lines.begin(stream, resume, self.seats.give_back)
+        return self.streams.begin(stream, resume, self.slots.give_back)
 
     def pace(self) -> RateLimiter:
         """Return the limiter of one client's messages."""

@@ -28,7 +28,7 @@ from dataclasses import replace
 from daemon.common.errors import Fault
 from daemon.common.metrics import Metrics
 from daemon.common.version import our_version
-from daemon.core.admission import Gateway
+from daemon.core.gateway import Gateway
 from daemon.core.stream import Stream
 from daemon.dialects import wyoming as dialect
 from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, LimitedConnection, RateLimiter, Readers
@@ -49,7 +49,7 @@ class Wyoming:
         send_timeout: seconds that a client may take for what it is told.
         gateway: what lies behind the port.
         metrics: count clients and faults.
-        guests: counts all connections.
+        connections: counts them all.
         pace: makes a limiter for each client's messages.
 
     Attributes:
@@ -62,10 +62,10 @@ class Wyoming:
         send_timeout: float,
         gateway: Gateway,
         metrics: Metrics,
-        guests: ConnectionLimiter,
+        connections: ConnectionLimiter,
         pace: Callable[[], RateLimiter],
     ) -> None:
-        self.guests = guests
+        self.connections = connections
         self.pace = pace
         self.address = ("", 0)
         self.settings = settings
@@ -73,7 +73,7 @@ class Wyoming:
         self.gateway = gateway
         self.readers = Readers()
         self._metrics = metrics
-        self._seats = CapacityLimiter(settings.max_clients, "places for Wyoming clients")
+        self._slots = CapacityLimiter(settings.max_clients, "places for Wyoming clients")
         self._listener: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -111,18 +111,18 @@ class Wyoming:
     # asyncio would make a task of a coroutine itself, but not let us wait for it.
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(reader, writer, self)
-        guest = self.guests.enter(connection.address, lambda _: writer.transport.abort())
-        if guest is None:
+        limited = self.connections.enter(connection.address, lambda _: writer.transport.abort())
+        if limited is None:
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._serve(connection, guest))
+        task = asyncio.create_task(self._serve(connection, limited))
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
-    async def _serve(self, connection: _Connection, guest: LimitedConnection) -> None:
+    async def _serve(self, connection: _Connection, limited: LimitedConnection) -> None:
         self._metrics.wyoming_clients.inc()
         try:
-            with self._seats, guest.visiting():
+            with self._slots, limited.being_served():
                 await _Conversation(self, connection).run()
         except Fault as fault:
             await self.refuse(connection, fault)
@@ -131,7 +131,7 @@ class Wyoming:
             self._metrics.errors.labels("internal").inc()
         finally:
             await connection.close()
-            guest.left()
+            limited.left()
             self._metrics.wyoming_clients.dec()
 
 

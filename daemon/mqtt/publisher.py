@@ -33,8 +33,8 @@ from typing import TypeVar
 
 import aiomqtt
 
+from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import quoted
 from daemon.common.logs import log_context
 from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources, State, check_name

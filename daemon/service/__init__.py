@@ -1,0 +1,1 @@
+"""The life of the service: start, drain, signals, the service manager, reload."""

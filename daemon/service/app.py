@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from daemon.common.errors import ServiceError
-from daemon.core.admission import Gateway
+from daemon.core.gateway import Gateway
 from daemon.core.health import Health
 from daemon.core.pipeline import LoadEngine, Pipeline, load_engine
 from daemon.dialects import openai_files
@@ -33,9 +33,9 @@ from daemon.service import status
 from daemon.service.reloader import Reloader
 from daemon.service.sd_notify import Notifier
 from daemon.service.service_manager import ServiceManager
+from daemon.settings.environment import ServiceEnvironment, mqtt_spool
 from daemon.settings.schema import Settings
 from daemon.settings.secrets import Credentials
-from daemon.settings.surroundings import Surroundings, mqtt_spool
 from streaming.events import Final
 
 _log = logging.getLogger(__name__)
@@ -46,18 +46,18 @@ class Service:
 
     Args:
         settings: as they were loaded; the tokens of files are added here.
-        around: what the service manager says.
+        environment: what the service manager says.
         load: loads an engine.
 
     Raises:
         ConfigurationError: a file that the settings name cannot be read, or a port would be open to anybody.
     """
 
-    def __init__(self, settings: Settings, around: Surroundings, load: LoadEngine = load_engine) -> None:
-        self._credentials = Credentials(around)
+    def __init__(self, settings: Settings, environment: ServiceEnvironment, load: LoadEngine = load_engine) -> None:
+        self._credentials = Credentials(environment)
         settings = self._credentials.with_tokens(settings)
-        self._around = around
-        if not around.sockets:
+        self._environment = environment
+        if not environment.sockets:
             check_guarded(settings.server)
         self._credentials.read_password(settings.mqtt)
         self._credentials.hide(settings)
@@ -67,11 +67,11 @@ class Service:
         self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
         metrics.ready.set_function(lambda: self.health.unready() is None)
         gateway = Gateway(self.pipeline)
-        self._manager = ServiceManager(Notifier(around.notify_socket), self.health, self._status)
-        self._watchdog = around.watchdog
+        self._manager = ServiceManager(Notifier(environment.notify_socket), self.health, self._status)
+        self._watchdog = environment.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt()
-        self.ports = Ports(settings, around.sockets, gateway, self._make_pages(gateway), metrics)
+        self.ports = Ports(settings, environment.sockets, gateway, self._make_pages(gateway), metrics)
         self.server, self.wyoming = self.ports.server, self.ports.wyoming
         self._reloader = Reloader(self.pipeline, self.ports, self._credentials, self._manager)
         self._stop = asyncio.Event()
@@ -240,7 +240,7 @@ class Service:
             pipeline.hub.keep_first(),
             pipeline.sources,
             pipeline.metrics,
-            mqtt_spool(settings, self._around),
+            mqtt_spool(settings, self._environment),
             [microphone.source for microphone in self.settings.all_microphones],
             pipeline.hub.kept,
         )

@@ -15,7 +15,7 @@ from daemon.common.logs import set_format, set_level
 from daemon.core.pipeline import Pipeline
 from daemon.endpoints.listeners import Ports
 from daemon.service.service_manager import ServiceManager
-from daemon.settings.reload import plan
+from daemon.settings.reloadable import plan
 from daemon.settings.schema import Settings
 from daemon.settings.secrets import Credentials
 

@@ -1,7 +1,7 @@
 """The settings, from one YAML file and the environment.
 
 Owns where they are looked for, and their order: the environment (`WHISPERD_SERVER__PORT=9000`) comes before the file,
-and the file before the defaults. It is the only reader of the environment, with `surroundings.py`.
+and the file before the defaults. It is the only reader of the environment, with `environment.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import yaml
 from pydantic import ValidationError
 
 from daemon.common.errors import ConfigurationError
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.explain import kind_of, path_of, sentence_of
 from daemon.settings.schema import MqttSettings, Section, Settings
 from daemon.settings.secrets import credential_file
-from daemon.settings.surroundings import Surroundings
 
 PREFIX = "WHISPERD_"
 
@@ -176,7 +176,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def unheeded(mqtt: MqttSettings, around: Surroundings, environ: Mapping[str, str] = os.environ) -> list[str]:
+def unheeded(mqtt: MqttSettings, environment: ServiceEnvironment, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return what is configured and has no effect, a sentence each."""
     told = []
     if foreign := foreign_variables(environ):
@@ -184,7 +184,7 @@ def unheeded(mqtt: MqttSettings, around: Surroundings, environ: Mapping[str, str
     passwords = {
         "mqtt.password": mqtt.password,
         "mqtt.password_file": mqtt.password_file,
-        "the credential mqtt_password": credential_file("mqtt_password", around),
+        "the credential mqtt_password": credential_file("mqtt_password", environment),
     }
     first, *others = [name for name, given in passwords.items() if given is not None] or [""]
     told += [f"{name} is not used: {first} takes precedence" for name in others]

@@ -1,7 +1,8 @@
 """The settings: their keys, types, limits and defaults, validated and frozen.
 
-Owns the keys. Settings of the stream half are declared in the library, and only get their keys here. Knows nothing of
-files, of the environment, or of how an error is worded.
+Owns the keys. `vad`, `segment`, `confidence` and the defaults of `partials` are declared in `streaming/vad.py`,
+`segment.py`, `confidence.py` and `session.py`, and only get their keys here. Knows nothing of files, of the
+environment, or of how an error is worded.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from daemon.common.client_input import language_code, quoted
 from daemon.common.errors import Fault
-from daemon.common.fields import language_code, quoted
 from daemon.common.permissions import EVERYTHING
 from daemon.common.sources import check_name, check_pattern
 from streaming.confidence import ConfidenceSettings

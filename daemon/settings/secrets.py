@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from daemon.common.errors import ConfigurationError
 from daemon.common.logs import hide
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.explain import sentence_of
 from daemon.settings.schema import MqttSettings, Settings, Token, token_of
-from daemon.settings.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ class Credentials:
         mqtt_password: the password, once it was read; None where there is none.
     """
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, environment: ServiceEnvironment) -> None:
         self.mqtt_password: str | None = None
-        self._around = around
+        self._environment = environment
 
     def with_tokens(self, settings: Settings) -> Settings:
         """Return `settings` with all tokens in `server.tokens`.
@@ -42,7 +42,7 @@ class Credentials:
         Raises:
             ConfigurationError: see the function `with_tokens`.
         """
-        return with_tokens(settings, self._around)
+        return with_tokens(settings, self._environment)
 
     def read_password(self, mqtt: MqttSettings) -> None:
         """Read the broker's password, if the settings name a broker.
@@ -50,7 +50,7 @@ class Credentials:
         Raises:
             ConfigurationError: see the function `mqtt_password`.
         """
-        self.mqtt_password = mqtt_password(mqtt, self._around) if mqtt.host else None
+        self.mqtt_password = mqtt_password(mqtt, self._environment) if mqtt.host else None
 
     def hide(self, settings: Settings) -> None:
         """Hide the secrets from all later log lines.
@@ -66,7 +66,7 @@ class Credentials:
                 _log.warning("%s", trouble)
 
 
-def with_tokens(settings: Settings, around: Surroundings) -> Settings:
+def with_tokens(settings: Settings, environment: ServiceEnvironment) -> Settings:
     """Return `settings` with all tokens in `server.tokens`.
 
     To those that are there it adds the tokens of the file and of the credential `server_tokens`.
@@ -79,7 +79,7 @@ def with_tokens(settings: Settings, around: Surroundings) -> Settings:
         if trouble := secret_trouble("server.tokens_file", Path(server.tokens_file)):
             raise ConfigurationError(trouble)
         tokens += _tokens_in("server.tokens_file", Path(server.tokens_file))
-    credential = credential_file("server_tokens", around)
+    credential = credential_file("server_tokens", environment)
     if credential is not None:
         tokens += _tokens_in("the credential server_tokens", credential)
     return settings.model_copy(update={"server": server.model_copy(update={"tokens": tuple(tokens)})})
@@ -154,7 +154,7 @@ def secret_files(settings: Settings) -> dict[str, Path]:
     return {key: Path(path) for key, path in named.items() if path is not None}
 
 
-def mqtt_password(mqtt: MqttSettings, around: Surroundings) -> str | None:
+def mqtt_password(mqtt: MqttSettings, environment: ServiceEnvironment) -> str | None:
     """Return the broker's password: as given, from the file named, or from the credential `mqtt_password`.
 
     Raises:
@@ -164,13 +164,13 @@ def mqtt_password(mqtt: MqttSettings, around: Surroundings) -> str | None:
         return mqtt.password
     if mqtt.password_file is not None:
         return _password_in("mqtt.password_file", Path(mqtt.password_file))
-    credential = credential_file("mqtt_password", around)
+    credential = credential_file("mqtt_password", environment)
     return _password_in("the credential mqtt_password", credential) if credential is not None else None
 
 
-def credential_file(name: str, around: Surroundings) -> Path | None:
+def credential_file(name: str, environment: ServiceEnvironment) -> Path | None:
     """Return the file of a credential, if the service manager hands it over."""
-    file = around.credentials / name if around.credentials else None
+    file = environment.credentials / name if environment.credentials else None
     return file if file is not None and file.is_file() else None
 
 

@@ -15,10 +15,10 @@ import av
 import numpy as np
 
 from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError
-from streaming.form import Finding, Form
 from streaming.job import Waveform
 from streaming.opus import ogg, webm
 from streaming.opus.demuxer import HEAD, Demuxer, damaged
+from streaming.signal_check import Finding, SignalCheck
 
 _RATE = 48000  # of every Opus decoder, whatever was recorded
 _MOST_CHANNELS = 8
@@ -38,7 +38,7 @@ class OpusDecoder:
 
     def __init__(self) -> None:
         self._samples = AudioDecoder(AudioFormat("pcm_f32le", _RATE, 1))
-        self._form = Form(_RATE)
+        self._signal_check = SignalCheck(_RATE)
         self._begun = b""  # too little to tell the container by
         self._demuxer: Demuxer | None = None
         self._codec: Any = None
@@ -123,11 +123,11 @@ class OpusDecoder:
 
     def findings(self) -> list[Finding]:
         """Return what is new to say of the form of the samples, if there is anything."""
-        return self._form.findings()
+        return self._signal_check.findings()
 
     def finish(self) -> Waveform:
         """Return what the resampler still held."""
-        self._form.end()
+        self._signal_check.end()
         return self._samples.finish()
 
     def _decode(self, packet: bytes) -> Waveform:
@@ -160,7 +160,7 @@ class OpusDecoder:
         if frames:
             channels: Waveform = np.concatenate([frame.to_ndarray().T for frame in frames])
             mono: Waveform = channels.mean(axis=1, dtype=np.float32)
-            self._form.look(channels, mono)
+            self._signal_check.look(channels, mono)
             return mono.clip(-1, 1)
         silence = _silence(_duration(packet))
         self._lost += silence.size

@@ -125,14 +125,14 @@ def decode(
         silence = verdict.logits[:, 0].softmax(-1)[:, rules.grammar.no_speech]
         for row, probability in zip(rows, silence.tolist(), strict=True):
             row.no_speech = probability
-    seats = list(range(len(rows)))
-    while waiting := [seat for seat in seats if not rows[seat].done]:
-        if len(waiting) * 2 <= len(seats):  # copying the rest costs less than carrying the finished along
-            cache = cache.select(torch.tensor([seats.index(seat) for seat in waiting], device=cache.keys.device))
-            seats = waiting
+    batch = list(range(len(rows)))
+    while waiting := [index for index in batch if not rows[index].done]:
+        if len(waiting) * 2 <= len(batch):  # a copy of the waiting costs less than carrying the finished along
+            cache = cache.select(torch.tensor([batch.index(index) for index in waiting], device=cache.keys.device))
+            batch = waiting
         if proposer is not None:
             proposer.propose(rows)
-        advance(decoder, cache, rules, [rows[seat] for seat in seats])
+        advance(decoder, cache, rules, [rows[index] for index in batch])
 
 
 class DraftModel:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from streaming.job import ALWAYS, SAMPLE_RATE, Captured, Job, Result, isolated, sureness
+from streaming.whisper.alignment import attention, default_heads, token_times
 from streaming.whisper.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -27,14 +28,13 @@ from streaming.whisper.checkpoint import (
 )
 from streaming.whisper.eager_runner import EagerRunner
 from streaming.whisper.graph_runner import GraphRunner
-from streaming.whisper.half_precision import halve
+from streaming.whisper.half_precision import halve, is_halved
 from streaming.whisper.hearing import LARGEST_BATCH, Hearing, LoadedModel, Runner, one_encoder
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, build_decoder, build_encoder, encoder_weights
 from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, half_gain
 from streaming.whisper.rows import Row
 from streaming.whisper.rules import LogitRules
-from streaming.whisper.times import attention, default_heads, token_times
 from streaming.whisper.weights import read_weights
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class WhisperEngine:
         teacher: LoadedModel | None,
         device: torch.device,
         dtype: str,
-        runner: Runner | None = None,
+        make_runner: Callable[[LoadedModel, LoadedModel | None], Runner] = EagerRunner,
         take_threads: Callable[[], None] | None = None,
     ) -> None:
         """Make an engine of loaded models.
@@ -66,7 +66,7 @@ class WhisperEngine:
             teacher: the model that decides where the student is not sure.
             device: where they are.
             dtype: the numbers in which they compute, for showing.
-            runner: how batches are heard; None for tensors made anew.
+            make_runner: makes what hears batches, of the two.
             take_threads: called before each batch.
         """
         self._student, self._teacher = student, teacher
@@ -82,7 +82,8 @@ class WhisperEngine:
         self.multilingual = bool(student.checkpoint.grammar.languages)
         self.languages = tuple(student.checkpoint.grammar.languages) or ("en",)
         self._one_encoder = teacher is not None and one_encoder(student, teacher)
-        self._runner = runner or EagerRunner(student, teacher)
+        self._make_runner = make_runner
+        self._runner = make_runner(student, teacher)
         self._take_threads = take_threads
 
     @property
@@ -91,9 +92,21 @@ class WhisperEngine:
         return self._runner
 
     @property
+    def numbers(self) -> str:
+        """In which numbers it computes, in words."""
+        return f"{self.dtype}, decoder weights in float16" if is_halved(self._student.decoder) else self.dtype
+
+    @property
     def models(self) -> tuple[LoadedModel, ...]:
         """The student, and the teacher where there is one: for measuring their parts."""
         return (self._student,) if self._teacher is None else (self._student, self._teacher)
+
+    def alone(self, model: LoadedModel) -> WhisperEngine:
+        """Return an engine that has one of the models as its student, with the same weights in the same numbers."""
+        student = replace(model, role="student")
+        return WhisperEngine(
+            student, None, torch.device(self.device), self.dtype, self._make_runner, self._take_threads
+        )
 
     @staticmethod
     def load(
@@ -152,15 +165,19 @@ class WhisperEngine:
                 if model is not None:
                     model.encoder.to(torch.bfloat16)
         fixed = mode == "deterministic" or graphs == "on" or (graphs == "auto" and place.type == "cuda")
-        runner = _graph_runner(hears, checks, place, min(batch, LARGEST_BATCH), mode, graphs) if fixed else None
+        make_runner = (
+            partial(_graph_runner, device=place, batch=min(batch, LARGEST_BATCH), mode=mode, graphs=graphs)
+            if fixed
+            else EagerRunner
+        )
         numbers = "mixed" if mixed else str(kind).removeprefix("torch.")
-        engine = WhisperEngine(hears, checks, place, numbers, runner, take_threads if callable(threads) else None)
+        engine = WhisperEngine(hears, checks, place, numbers, make_runner, take_threads if callable(threads) else None)
         log.info(
-            "student %s, teacher %s, on %s in %s precision, %s encoder, %s",
+            "student %s, teacher %s, on %s in %s, %s encoder, %s",
             engine.student,
             engine.teacher or "none",
             engine.device,
-            engine.dtype,
+            engine.numbers,
             "one shared" if engine._one_encoder or checks is None else "two",
             "every pass of one shape" if mode == "deterministic" else "fixed shapes" if fixed else "any shape",
         )

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from streaming.job import Captured, Job
+from streaming.whisper.cache_slots import OVERHANG, SelectedSlots, Slots
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
+from streaming.whisper.device_rows import Count, Texts, follow, hand_over, sent, step
 from streaming.whisper.graphs import Buckets, Function, Recorder, Shape, shapes, up_to
 from streaming.whisper.hearing import (
     LOOKAHEAD,
@@ -32,8 +34,6 @@ from streaming.whisper.hearing import (
     rows_of,
 )
 from streaming.whisper.rows import Row
-from streaming.whisper.slots import OVERHANG, SlotAllocator, Slots
-from streaming.whisper.texts import Count, Texts, follow, hand_over, sent, step
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class GraphDecoder:
         self.rows = torch.full((self.slots.count,), self.slots.padding_slot, device=device)
         self._found = torch.zeros(self.slots.count + 1, dtype=torch.long, device=device)
         self._ahead = ahead
-        self._seats = self.rows[:0]  # the slots of the batch at hand
+        self._batch_slots = self.rows[:0]  # the slots of the batch at hand
         self._cleared = 0
         self.check = Function(
             f"{model.role}: check", self._check, shapes(buckets.batches, self.heard, buckets.widths, buckets.reaches)
@@ -98,22 +98,22 @@ class GraphDecoder:
             shapes(buckets.batches, self.heard, (1,), buckets.reaches[:1]) if model.rules.grammar.languages else (),
         )
 
-    def seats(self, shape: Shape) -> SlotAllocator:
-        return SlotAllocator(self.slots, self.rows[: shape.batch], shape.heard, shape.reach)
+    def selected(self, shape: Shape) -> SelectedSlots:
+        return SelectedSlots(self.slots, self.rows[: shape.batch], shape.heard, shape.reach)
 
-    def sit(self, slots: Sequence[int], batch: int) -> None:
+    def select(self, slots: Sequence[int], batch: int) -> None:
         """Let the next passes be about these slots; the padding slot fills the batch."""
         filled = [*slots, *[self.slots.padding_slot] * (batch - len(slots))]
         self.rows[:batch].copy_(sent(filled, self.device))
 
     def _take(self, slots: Sequence[int]) -> None:
         """A batch begins, in these slots."""
-        self._seats, self._cleared = sent(slots, self.device), 0
+        self._batch_slots, self._cleared = sent(slots, self.device), 0
 
     def make_room(self, reach: int) -> None:
         """Let the passes of this batch look so far: what lies there must not be of an earlier one."""
         if reach > self._cleared:
-            self.slots.clear(self._seats, self._cleared, reach)
+            self.slots.clear(self._batch_slots, self._cleared, reach)
             self._cleared = reach
 
     # --- functions: only what is on the device already, in shapes that are told ---------------------------------------
@@ -122,14 +122,14 @@ class GraphDecoder:
         self.step(shape, stamped=False)
 
     def step(self, shape: Shape, *, stamped: bool) -> None:
-        step(self.model.decoder, self.model.rules, self.texts, self.seats(shape), shape.width, stamped=stamped)
+        step(self.model.decoder, self.model.rules, self.texts, self.selected(shape), shape.width, stamped=stamped)
 
     def _language(self, shape: Shape) -> None:
         """The likeliest language of every row, by the token after start of transcript."""
         ones = torch.ones(shape.batch, dtype=torch.long, device=self.device)
         tokens = torch.full((shape.batch, 1), self.model.rules.grammar.sot, device=self.device)
         window = Window(tokens, ones - 1, ones, ones, ones, 1)
-        verdict = verify(self.model.decoder, self.seats(shape), self.model.rules.language, window)
+        verdict = verify(self.model.decoder, self.selected(shape), self.model.rules.language, window)
         self._found.index_copy_(0, self.rows[: shape.batch], verdict.chosen[:, 0])
 
     # --- what the host does -------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class GraphDecoder:
         wanted = Shape(self.buckets.fit(len(slots), heard, 1, 1).batch, heard, 1, self.buckets.reaches[0])
         shape, graph = self.language.graph(wanted)
         self._take(slots)
-        self.sit(slots, shape.batch)
+        self.select(slots, shape.batch)
         self.make_room(shape.reach)
         graph.replay()
         names = {token: name for name, token in self.model.rules.grammar.languages.items()}
@@ -154,7 +154,7 @@ class GraphDecoder:
             draft_model: a cheaper model that writes drafts where a row has none left.
         """
         self._take(slots)
-        counts = dict(zip(slots, self.texts.open(self._seats, rows), strict=True))
+        counts = dict(zip(slots, self.texts.open(self._batch_slots, rows), strict=True))
         stamped = any(row.timestamps for row in rows)
         posted: deque[tuple[list[int], PendingCounts]] = deque()
         waiting, first = list(slots), True
@@ -168,7 +168,7 @@ class GraphDecoder:
                 asked, verdict_copy = posted.popleft()
                 counts.update(zip(asked, verdict_copy.read(), strict=True))
             waiting = [slot for slot in slots if not counts[slot].done]
-        self.texts.close(self._seats, rows)
+        self.texts.close(self._batch_slots, rows)
 
     def _pass(
         self,
@@ -192,7 +192,7 @@ class GraphDecoder:
             draft_model.propose(waiting, longest, stamped=stamped)
             width = max(width, draft_model.count + 1)
         shape, graph = self.check.graph(self.buckets.fit(len(waiting), heard, width, longest))
-        self.sit(waiting, shape.batch)
+        self.select(waiting, shape.batch)
         self.make_room(shape.reach)
         if stamped:  # too rare for graphs of its own
             self.step(shape, stamped=True)
@@ -239,7 +239,7 @@ class GraphDraft:
         batch = own.buckets.fit(len(slots), self._heard, 1, 1).batch
         reach = own.buckets.fit(1, self._heard, 1, longest).reach
         shape, graph = self.draft.graph(Shape(batch, self._heard, width, reach))
-        own.sit(slots, shape.batch)
+        own.select(slots, shape.batch)
         own.make_room(shape.reach)
         if stamped:
             self._draft(shape, stamped=True)
@@ -287,7 +287,7 @@ class GraphEncoder:
             part = jobs[start : start + together]
             features[start : start + len(part)].copy_(self._decoder.model.features(part, seconds))
         features[len(jobs) :].zero_()  # whatever an earlier batch left there may not be finite
-        self._decoder.sit(slots, shape.batch)
+        self._decoder.select(slots, shape.batch)
         graph.replay()
         return heard
 
@@ -410,7 +410,7 @@ class GraphRunner:
         heard = round(seconds * POSITIONS_PER_SECOND)
         wanted = self._teacher.buckets.fit(len(slots), heard, 1, 1)._replace(width=1, reach=1)
         shape, graph = self._recall.graph(wanted)
-        self._teacher.sit(slots, shape.batch)
+        self._teacher.select(slots, shape.batch)
         graph.replay()
         return heard
 
@@ -427,13 +427,13 @@ class GraphRunner:
         rows = rows_of(decoder.model, jobs, languages, drafts)
         decoder.say(slots, rows, heard, draft_model)
         count_detections(decoder.model, jobs, rows)
-        seats = list(slots)
+        row_slots = list(slots)
         return Hearing(
             decoder.model,
             rows,
             languages,
             lambda chosen: decoder.slots.memory(
-                torch.tensor([seats[row] for row in chosen], device=decoder.device), heard
+                torch.tensor([row_slots[row] for row in chosen], device=decoder.device), heard
             ),
-            lambda row: decoder.slots.row(seats[row], heard),
+            lambda row: decoder.slots.row(row_slots[row], heard),
         )

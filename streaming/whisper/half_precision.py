@@ -22,8 +22,8 @@ class HalfLinear(nn.Module):
     """A linear layer with packed float16 weights: float32 `[..., width]` to float32 `[..., outputs]`.
 
     Args:
-        weight: `[outputs, width]`, which is copied.
-        bias: `[outputs]`.
+        weight: float32 `[outputs, width]`, which is copied.
+        bias: float32 `[outputs]`.
 
     Raises:
         RuntimeError: this processor, or this PyTorch, has no such kernel.
@@ -35,7 +35,8 @@ class HalfLinear(nn.Module):
         if not fits(weight):
             raise ValueError("a weight is too large for float16")
         try:
-            self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+            self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+            self(weight.new_zeros(1, weight.shape[1]))  # only here is the processor looked at
         except (AttributeError, NotImplementedError) as error:
             raise RuntimeError(f"there is no product with float16 weights: {error}") from error
 
@@ -47,6 +48,11 @@ class HalfLinear(nn.Module):
 def fits(weight: Tensor) -> bool:
     """Tell whether float16 can hold all weights."""
     return bool(weight.abs().amax() <= torch.finfo(torch.float16).max)
+
+
+def is_halved(decoder: Decoder) -> bool:
+    """Tell whether a decoder's products use float16 weights."""
+    return any(isinstance(part, HalfLinear) for part in decoder.modules())
 
 
 def halve(decoder: Decoder, vocabulary: nn.Module | None = None) -> None:

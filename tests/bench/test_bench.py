@@ -18,15 +18,15 @@ import soxr
 import torch
 
 from bench.cli import BENCHMARKS
-from bench.client import DEMO, SENTENCES, TALK, said_in
 from bench.compare import WINDOW, System, compare, window_of, window_of_many
 from bench.demo import verdict
+from bench.harness.daemon import ServiceError
 from bench.make_recordings import transcripts, with_pauses, write
+from bench.player import DEMO, SENTENCES, TALK, said_in
+from bench.random_models import SHAPES, dimensions
 from bench.roofline import Cost, Device, checking, encoding, remembering
-from bench.service import ServiceError
-from bench.shapes import SHAPES, dimensions
 from bench.table import percentiles, table
-from bench.words import words
+from bench.word_errors import words
 from daemon.commands.cli import main as whisperd
 from streaming.whisper.model import Decoder, Encoder
 

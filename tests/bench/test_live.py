@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.client import DEMO, said_in
 from bench.live import DELAYS, Curve, Shown, Spoken, Viewer, delays, errors_of_beginnings, looks, main, spoken
+from bench.player import DEMO, said_in
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=6)
 

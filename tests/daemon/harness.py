@@ -29,12 +29,12 @@ from websockets.exceptions import ConnectionClosed
 from bench.broker import Broker as Broker
 from bench.broker import free_port as free_port
 from bench.certificate import certificate as certificate
-from bench.client import DEMO, said_in
-from bench.words import comparable
+from bench.player import DEMO, said_in
+from bench.word_errors import comparable
 from daemon.core.pipeline import LoadEngine
 from daemon.service.app import Service
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings
-from daemon.settings.surroundings import Surroundings
 from streaming.fake import ScriptedEngine
 from streaming.job import Waveform
 
@@ -105,12 +105,12 @@ def scripted(tokenizer_file: Path, **options: Any) -> LoadEngine:
 
 @asynccontextmanager
 async def service(
-    load: LoadEngine, sections: dict[str, Any] | None = None, around: Surroundings | None = None
+    load: LoadEngine, sections: dict[str, Any] | None = None, environment: ServiceEnvironment | None = None
 ) -> AsyncIterator[Service]:
     """A service in this loop, ready, on a port of its own; drained at the end."""
     sections = {**(sections or {})}
     sections["server"] = {"port": 0, **sections.get("server", {})}
-    made = Service(Settings.model_validate(sections), around or Surroundings(), load)
+    made = Service(Settings.model_validate(sections), environment or ServiceEnvironment(), load)
     task = asyncio.create_task(made.run())
     ready = asyncio.create_task(made.wait_ready())
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import ROOT, SAID, TEACHER, broker, client, listener, plain, process, sentence
 
-from bench.client import DEMO, said_in
+from bench.player import DEMO, said_in
 
 
 async def test_a_sentence_on_every_edge(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import small_corpus
 from distillation import corpus as corpus_module
 from distillation.cli import main
 from distillation.corpus import Corpus, CorpusError, Synthesis, gather, record, synthesise, trim
-from distillation.neural import NeuralVoiceError, styles_of
+from distillation.neural_voices import NeuralVoiceError, styles_of
 from distillation.recordings import RecordingsError
 from distillation.voices import Voice, choose_voice
 from streaming.job import SAMPLE_RATE, Waveform
@@ -88,7 +88,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Voices that cost nothing, in small blocks. The workers are forked from here, so they have them too."""
     monkeypatch.setattr(corpus_module, "BLOCK_CLIPS", 4)
     monkeypatch.setattr(corpus_module, "choose_voice", lambda rng, styles: Murmuring(rng.randrange(9)))
-    monkeypatch.setattr("distillation.neural.unpack", lambda: None)
+    monkeypatch.setattr("distillation.neural_voices.unpack", lambda: None)
 
 
 @pytest.mark.usefixtures("cheap")

@@ -34,8 +34,8 @@ from distillation.evaluate import (
 from distillation.hearing import ALONE, Escalation, Transcriber, hear, waves_of
 from distillation.label import normaliser
 from distillation.noise import Noises
-from distillation.parts import Parts
 from distillation.report import as_markdown, write
+from distillation.saved_parts import Parts
 from streaming.job import ALWAYS, SAMPLE_RATE, Result, Waveform
 from streaming.whisper.checkpoint import open_checkpoint
 

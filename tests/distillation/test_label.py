@@ -441,7 +441,7 @@ def test_beginnings_are_accounted_for_apart(corpus: Corpus, tmp_path: Path, monk
     assert "| beginnings of clips | 3 | 0.00 | 2 (66.7%) | 0 | 0 | 0 | 1 | 0 | 0 | 0 |" in told
     assert "Beginnings are labelled beside their clips, like partials" in told
     drawn: list[Any] = []
-    monkeypatch.setattr("distillation.pictures.draw", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("distillation.charts.draw", lambda *arguments: drawn.append(arguments))
     picture(found, Filter(), tmp_path / "labels.png")
     ((_, panels, _, bars),) = drawn
     assert panels["labels without one"][1] == {"kept of beginnings": ([0.9, 0.8, 0.2], [1 / 3, 2 / 3, 1.0])}

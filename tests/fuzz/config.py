@@ -13,10 +13,10 @@ import yaml
 from hypothesis import strategies as st
 
 from daemon.common.errors import ConfigurationError
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.load import load
 from daemon.settings.schema import Section, Settings
 from daemon.settings.secrets import with_tokens
-from daemon.settings.surroundings import Surroundings
 
 from .rounds import Target
 
@@ -80,7 +80,7 @@ def read(example: tuple[str | bytes, dict[str, str], str]) -> None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
         (path.parent / "server_tokens").write_bytes(lines.encode("utf-8", "surrogatepass"))
         try:
-            settings = with_tokens(load(path, environment), Surroundings(credentials=path.parent))
+            settings = with_tokens(load(path, environment), ServiceEnvironment(credentials=path.parent))
         except ConfigurationError as error:
             assert str(error)
             assert SECRET not in str(error)

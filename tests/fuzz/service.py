@@ -17,8 +17,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from daemon.service.app import Service
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings
-from daemon.settings.surroundings import Surroundings
 from streaming import pretrained
 from streaming.fake import ScriptedEngine
 
@@ -104,7 +104,7 @@ class Daemon:
 
     async def _make(self) -> Service:
         eot = Tokenizer.from_file(str(_TOKENIZER)).get_vocab()["<|endoftext|>"]
-        service = Service(self._settings, Surroundings(), lambda _: ScriptedEngine(_TOKENIZER, eot))
+        service = Service(self._settings, ServiceEnvironment(), lambda _: ScriptedEngine(_TOKENIZER, eot))
         self._run = asyncio.create_task(service.run())
         await service.wait_ready()
         return service
@@ -123,8 +123,8 @@ class Daemon:
                 "streams_open": metrics.streams_open._value.get(),
                 "wyoming_clients": metrics.wyoming_clients._value.get(),
                 "subscribers": metrics.subscribers._value.get() - self._own_subscribers,
-                "stream seats": float(server.seats._taken),
-                "handshakes": float(server.guests.number_waiting),
+                "stream slots": float(server.slots._taken),
+                "handshakes": float(server.connections.number_waiting),
             }
 
         while any(left().values()):

@@ -61,7 +61,7 @@ def test_the_socket_is_the_port_of_the_defaults() -> None:
 
 
 def test_what_may_change_is_explained() -> None:
-    from daemon.settings.reload import _KEYS, _SECTIONS
+    from daemon.settings.reloadable import _KEYS, _SECTIONS
 
     table = EXPLAINED.partition("## Settings that change")[2].partition("## The socket")[0]
     for key in (_KEYS | _SECTIONS) - {

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, guarded, put, tensor
+from streaming.whisper.formats.imported import FormatError, ImportedModel, Reader, guarded, put, tensor
 
 SPECIFICATION = "WhisperSpec"
 
@@ -65,7 +65,7 @@ def is_one(data: memoryview) -> bool:
     return version < 1 << 8 and 1 < length < 64 and bytes(data[6 : 6 + length]).rstrip(b"\0").isalnum()
 
 
-def read(data: memoryview, name: str) -> Foreign:
+def read(data: memoryview, name: str) -> ImportedModel:
     """Read the model in a `model.bin`.
 
     Args:
@@ -78,10 +78,10 @@ def read(data: memoryview, name: str) -> Foreign:
     return guarded(lambda: _read(data, name), name)
 
 
-def _read(data: memoryview, name: str) -> Foreign:
+def _read(data: memoryview, name: str) -> ImportedModel:
     variables = _variables(Reader(data, name), name)
     form = _WORDS.get(variables["decoder/layer_0/self_attention/linear_0/weight"].dtype, "")
-    return Foreign(f"CTranslate2 {form}".rstrip(), dict(_renamed(variables)), _heads(variables, name))
+    return ImportedModel(f"CTranslate2 {form}".rstrip(), dict(_renamed(variables)), _heads(variables, name))
 
 
 def _variables(reader: Reader, name: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streaming.whisper.formats.foreign import Foreign, FormatError, Reader, guarded, layout_name, put, tensor
+from streaming.whisper.formats.imported import FormatError, ImportedModel, Reader, guarded, layout_name, put, tensor
 
 MAGIC = (0x67676D6C).to_bytes(4, "little")
 
@@ -67,7 +67,7 @@ _KINDS = {
 }
 
 
-def read(data: memoryview, name: str) -> Foreign:
+def read(data: memoryview, name: str) -> ImportedModel:
     """Read the model in a ggml file.
 
     Args:
@@ -80,7 +80,7 @@ def read(data: memoryview, name: str) -> Foreign:
     return guarded(lambda: _read(Reader(data, name), name), name)
 
 
-def _read(reader: Reader, name: str) -> Foreign:
+def _read(reader: Reader, name: str) -> ImportedModel:
     reader.take(len(MAGIC))
     sizes = reader.numbers("11i")
     heads, text_heads, kind = sizes[3], sizes[7], sizes[10]
@@ -104,7 +104,7 @@ def _read(reader: Reader, name: str) -> Foreign:
         word, weight = _weights(reader, number, shape, name)
         put(weights, ours, weight, name)
         words |= {word} if len(shape) > 1 and ".layers." in ours else set()
-    return Foreign(f"ggml {'/'.join(sorted(words))}", weights, heads, tokens)
+    return ImportedModel(f"ggml {'/'.join(sorted(words))}", weights, heads, tokens)
 
 
 def _vocabulary(reader: Reader, name: str) -> Sequence[bytes]:

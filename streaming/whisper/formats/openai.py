@@ -14,7 +14,7 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from torch import Tensor
 
-from streaming.whisper.formats.foreign import LONGEST_NAME, Foreign, FormatError, guarded, layout_name, put
+from streaming.whisper.formats.imported import LONGEST_NAME, FormatError, ImportedModel, guarded, layout_name, put
 
 MAGIC = b"PK\x03\x04"
 """torch writes archives of this kind since 2020, as all of OpenAI's files are."""
@@ -32,7 +32,7 @@ _NEEDED = {
 """What that part may name. torch knows more, none of which runs what a file holds; but some takes any memory."""
 
 
-def read(file: Path) -> Foreign:
+def read(file: Path) -> ImportedModel:
     """Read the model in a file; nothing in it is executed, and no number in it can claim more memory than the file has.
 
     Raises:
@@ -41,7 +41,7 @@ def read(file: Path) -> Foreign:
     return guarded(lambda: _read(file), file.name)
 
 
-def _read(file: Path) -> Foreign:
+def _read(file: Path) -> ImportedModel:
     _check_archive(file)
     # Mapped: weights are slices of the file, so that no number in it can claim more than there is.
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -51,7 +51,7 @@ def _read(file: Path) -> Foreign:
     weights = _renamed(content["model_state_dict"], file.name)
     if sum(weight.nbytes for weight in weights.values()) > file.stat().st_size:  # one number for many
         raise FormatError(f"{file.name} has weights that are larger than itself: it is damaged")
-    return Foreign("OpenAI", weights, heads)
+    return ImportedModel("OpenAI", weights, heads)
 
 
 def _check_archive(file: Path) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from streaming.whisper.checkpoint import Dimensions, Grammar
 from streaming.whisper.formats import ctranslate2, ggml, openai, vocabulary
-from streaming.whisper.formats.foreign import Foreign, FormatError, dimensions
+from streaming.whisper.formats.imported import FormatError, ImportedModel, dimensions
 from streaming.whisper.locate import SHIPPED
 from streaming.whisper.tokenizer import TokenizerError, load_tokenizer
 
@@ -44,7 +44,7 @@ class Found:
     """
 
     file: Path
-    model: Foreign
+    model: ImportedModel
     dimensions: Dimensions
     grammar: Grammar
     alignment_heads: tuple[tuple[int, int], ...] | None
@@ -103,7 +103,7 @@ def weights_file(source: Path) -> Path:
     raise FormatError(f"{source} has no model.bin: give CTranslate2's folder, or a file ({FORMATS})")
 
 
-def _mapped(file: Path, number: int, start: bytes) -> Foreign:
+def _mapped(file: Path, number: int, start: bytes) -> ImportedModel:
     for magic, sentence in _OTHERS.items():
         if start.startswith(magic):
             raise FormatError(f"{file.name} {sentence}")
@@ -132,7 +132,7 @@ def _said(file: Path) -> dict[str, Any]:
     return content
 
 
-def _tokenizer(model: Foreign, sizes: Dimensions, file: Path, given: Path | None) -> tuple[Tokenizer, str]:
+def _tokenizer(model: ImportedModel, sizes: Dimensions, file: Path, given: Path | None) -> tuple[Tokenizer, str]:
     """The tokenizer with its text.
 
     It is the one that was given; else the file's own; else the one beside it; else the one that all English-only models

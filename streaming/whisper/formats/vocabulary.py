@@ -1,9 +1,9 @@
-"""The tokenizer and the rules of decoding of a model from elsewhere.
+"""The tokenizer and the rules of decoding of a model from elsewhere, by OpenAI's published vocabularies.
 
-Owns rebuilding a tokenizer from its tokens in their order, where the special tokens are in the vocabularies that OpenAI
-published, which tokens are never said, and the published alignment heads. Knows no format.
+Owns rebuilding a tokenizer from its tokens in their order, where OpenAI's vocabularies have their special tokens, which
+tokens are never said, and OpenAI's alignment heads. Knows no file format.
 
-Sources: Robust Speech Recognition via Large-Scale Weak Supervision (Radford et al. 2022), and the published code's
+Sources: Robust Speech Recognition via Large-Scale Weak Supervision (Radford et al. 2022), and OpenAI's code, its
 `tokenizer.py` (the order of languages and special tokens, the symbols that are no speech) and `__init__.py` (alignment
 heads); byte pairs (Sennrich et al. 2016) in GPT-2's byte-level form.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from streaming.whisper.checkpoint import Dimensions, Grammar
-from streaming.whisper.formats.foreign import FormatError
+from streaming.whisper.formats.imported import FormatError
 from streaming.whisper.tokenizer import library_errors
 
 ENGLISH_ONLY = 51864

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from daemon.common.fields import language_code
+from daemon.common.client_input import language_code
 from daemon.dialects import native, wyoming
 from daemon.dialects.codec import Handshake
 from daemon.dialects.deepgram import parse

@@ -24,7 +24,7 @@ from test_websocket import fetch
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from daemon.common import logs
-from daemon.common.fields import quoted, shown
+from daemon.common.client_input import quoted, shown
 from daemon.settings.schema import Settings
 
 TOKEN, LATER = "a-token/that%nobody?guesses", "another-token-after-a-reload"

@@ -24,9 +24,9 @@ from websockets.exceptions import ConnectionClosed
 from daemon.common.errors import ConfigurationError, Fault
 from daemon.common.permissions import Rights, exposed, is_local, rights_of
 from daemon.service.app import Service
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.load import load
 from daemon.settings.schema import Settings, Token
-from daemon.settings.surroundings import Surroundings
 
 __all__ = ["check", "installer", "root"]  # fixtures
 
@@ -251,8 +251,10 @@ def test_addresses_of_others(host: str) -> None:
     assert exposed([host], (), open_to_all=True) is None
 
 
-def made(around: Surroundings | None = None, **server: Any) -> Service:
-    return Service(Settings.model_validate({"server": {"port": 0, **server}}), around or Surroundings(), refuse)
+def made(environment: ServiceEnvironment | None = None, **server: Any) -> Service:
+    return Service(
+        Settings.model_validate({"server": {"port": 0, **server}}), environment or ServiceEnvironment(), refuse
+    )
 
 
 def refuse(settings: Settings) -> Any:
@@ -265,12 +267,12 @@ def test_a_wide_port_needs_a_token_or_a_word(tmp_path: Path) -> None:
     made(host="0.0.0.0", tokens=["t"])
     made(host="0.0.0.0", open=True)
     (tmp_path / "server_tokens").write_text("t")
-    made(Surroundings(credentials=tmp_path), host="0.0.0.0")
+    made(ServiceEnvironment(credentials=tmp_path), host="0.0.0.0")
 
 
 async def test_a_wide_port_that_is_handed_over_needs_one_too() -> None:
     with socket.create_server(("0.0.0.0", 0)) as wide:
-        daemon = made(Surroundings(sockets=(wide.detach(),)))
+        daemon = made(ServiceEnvironment(sockets=(wide.detach(),)))
         with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0 can be reached"):
             await daemon.run()
 

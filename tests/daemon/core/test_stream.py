@@ -292,10 +292,10 @@ async def test_streams_wait_until_the_models_are_warm(tokenizer_file: Path) -> N
         return load(settings)
 
     from daemon.service.app import Service
+    from daemon.settings.environment import ServiceEnvironment
     from daemon.settings.schema import Settings
-    from daemon.settings.surroundings import Surroundings
 
-    daemon = Service(Settings.model_validate({"server": {"port": 0}}), Surroundings(), slowly)
+    daemon = Service(Settings.model_validate({"server": {"port": 0}}), ServiceEnvironment(), slowly)
     task = asyncio.create_task(daemon.run())
     await daemon.server.listening.wait()
     async with client(daemon.server.url) as mine:

@@ -21,7 +21,7 @@ from harness import Client, client, scripted, service, speech, wait_until
 from test_limits import upgrade
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from daemon.endpoints import client as peer
+from daemon.endpoints import peer
 from daemon.service.app import Service
 
 Act = Callable[[Client], Awaitable[None]]
@@ -275,18 +275,18 @@ async def test_which_pages_may_connect(
 
 @pytest.mark.parametrize(("path", "limit"), [("/v1/stream", "max_streams"), ("/v1/events", "max_subscribers")])
 async def test_a_full_house(path: str, limit: str, tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    # The stream beside takes a seat of its own.
-    seats = 2 if limit == "max_streams" else 1
-    async with beside(tokenizer_file, caplog, **{limit: seats}) as daemon:
+    # The stream beside takes a slot of its own.
+    slots = 2 if limit == "max_streams" else 1
+    async with beside(tokenizer_file, caplog, **{limit: slots}) as daemon:
         async with client(daemon.server.url, path), client(daemon.server.url, path) as late:
             assert await late.rest() == 1013
             assert late.events[0]["code"] == "full"
             assert "later" in late.events[0]["message"]
         if limit == "max_streams":
-            await asyncio.wait_for(_seat_is_free(daemon.server.url), 30)
+            await asyncio.wait_for(_slot_is_free(daemon.server.url), 30)
 
 
-async def _seat_is_free(url: str) -> None:
+async def _slot_is_free(url: str) -> None:
     while True:
         async with client(url) as mine:
             await mine.say(type="stop")
@@ -346,7 +346,7 @@ async def test_too_many_pieces_of_one_that_is_not_waited_for(
         with contextlib.suppress(ConnectionError):
             await asyncio.wait_for(reader.read(), 30)
         writer.close()
-        await wait_until(lambda: not daemon.server.guests._here)
+        await wait_until(lambda: not daemon.server.connections._here)
         gc.collect()
         assert daemon.pipeline.metrics.errors.labels("internal")._value.get() == 0
     assert not [record for record in caplog.records if record.exc_info]

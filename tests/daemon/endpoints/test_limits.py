@@ -19,8 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import Event as LibraryEvent
 
 from daemon.common.errors import Fault
-from daemon.endpoints import client as peer
-from daemon.endpoints import connection, websocket
+from daemon.endpoints import incoming, peer, websocket
 from daemon.endpoints import limits as edges
 from daemon.endpoints.file_descriptors import room_for
 from daemon.endpoints.limits import ConnectionLimiter, LimitedConnection, RateLimiter
@@ -63,7 +62,7 @@ async def test_connections_of_one_address(tokenizer_file: Path, monkeypatch: pyt
             await first.play(speech())
             await first.until("final")
         assert faults(daemon, "too_many_connections") == 1
-        await wait_until(lambda: not daemon.server.guests._here)
+        await wait_until(lambda: not daemon.server.connections._here)
         async with client(url, "/v1/stream") as again:
             await again.say(type="stop")
             assert await again.rest() == 1000
@@ -88,12 +87,12 @@ async def test_connections_that_never_say_what_they_want(
     """However far they have got: they are all counted, and make room for those that come after them."""
     reason = "handshakes" if limit == "max_handshakes" else "address"
     async with seen_from_outside(tokenizer_file, monkeypatch, server={limit: 3}) as daemon:
-        guests = daemon.server.guests
+        limiter = daemon.server.connections
         silent = []
         for _ in range(3):
             silent.append(await dial(daemon))
             silent[-1][1].write(said)
-            await wait_until(lambda: guests.number_waiting == len(silent))
+            await wait_until(lambda: limiter.number_waiting == len(silent))
         async with client(daemon.server.url) as mine:
             await mine.say(type="stop")
             assert await mine.rest() == 1000
@@ -102,14 +101,14 @@ async def test_connections_that_never_say_what_they_want(
             answer = await asyncio.wait_for(silent[0][0].read(), PATIENCE)
             assert answer == b"" or answer.startswith(b"HTTP/1.1 503 ")
             assert said or answer
-        await wait_until(lambda: len(guests._here) == 2)
+        await wait_until(lambda: len(limiter._here) == 2)
         for _, writer in silent:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-        await wait_until(lambda: not guests._here)
-        assert not guests._waiting
-        assert not guests._served
+        await wait_until(lambda: not limiter._here)
+        assert not limiter._waiting
+        assert not limiter._served
 
 
 async def test_tls_is_counted_from_the_first_moment(
@@ -119,20 +118,20 @@ async def test_tls_is_counted_from_the_first_moment(
     cert, key = certificate(tmp_path)
     settings = {"max_handshakes": 4, "certificate": str(cert), "key": str(key)}
     async with seen_from_outside(tokenizer_file, monkeypatch, server=settings) as daemon:
-        guests, trusting = daemon.server.guests, ssl.create_default_context(cafile=cert)
+        limiter, trusting = daemon.server.connections, ssl.create_default_context(cafile=cert)
         port = int(daemon.server.url.rpartition(":")[2])
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
         for each in silent[::2]:
             each[1].write(b"\x16\x03\x01")  # the beginning of a handshake
         await wait_until(lambda: refused(daemon, "handshakes") == 36)
-        assert len(guests._here) == 4
+        assert len(limiter._here) == 4
         async with client(daemon.server.url, ssl=trusting) as mine:
             await mine.play(speech())
             await mine.until("final")
-            assert len(guests._here) <= 4
+            assert len(limiter._here) <= 4
         for _, writer in silent:
             writer.close()
-        await wait_until(lambda: not guests._here)
+        await wait_until(lambda: not limiter._here)
 
 
 async def test_tls_that_is_not_made_in_time(
@@ -145,7 +144,7 @@ async def test_tls_that_is_not_made_in_time(
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
         writer.close()
-        await wait_until(lambda: not daemon.server.guests._here)
+        await wait_until(lambda: not daemon.server.connections._here)
 
 
 @pytest.mark.parametrize("path", ["/v1/stream?token=wrong", "/v1/events?token=wrong", "/v1/realtime?token=wrong"])
@@ -163,14 +162,14 @@ async def test_those_that_are_refused_count_until_they_have_gone(
             writer.write(upgrade(path))
             await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             held.append(writer)
-            await wait_until(lambda: daemon.server.guests.number_waiting == len(daemon.server.guests._here))
-            assert len(daemon.server.guests._here) <= 3
+            await wait_until(lambda: daemon.server.connections.number_waiting == len(daemon.server.connections._here))
+            assert len(daemon.server.connections._here) <= 3
         async with client(daemon.server.url, "/v1/stream?token=right") as mine:
             await mine.say(type="stop")
             assert await mine.rest() == 1000
         for writer in held:
             writer.transport.abort()
-        await wait_until(lambda: not daemon.server.guests._here)
+        await wait_until(lambda: not daemon.server.connections._here)
 
 
 def upgrade(path: str) -> bytes:
@@ -276,7 +275,7 @@ async def test_others_have_their_turn_while_frames_are_read(
             super().process_event(event)
 
     monkeypatch.setattr(websocket, "Connection", Watched)
-    monkeypatch.setattr(connection, "TURN", 0.0, raising=False)
+    monkeypatch.setattr(incoming, "TURN", 0.0, raising=False)
     monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 0.1)
     async with (
         others_turns() as turns,
@@ -288,7 +287,7 @@ async def test_others_have_their_turn_while_frames_are_read(
         writer.write(before + frames(head, 12000))
         await asyncio.wait_for(enough.wait(), PATIENCE)
         writer.transport.abort()
-        await wait_until(lambda: not daemon.server.guests._here)
+        await wait_until(lambda: not daemon.server.connections._here)
     assert most < 1000
 
 
@@ -328,14 +327,14 @@ async def test_a_flood_of_empty_frames_is_cut_off(
         writer.write(upgrade("/v1/stream"))
         await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         writer.write(frames(UNFINISHED, 1) + frames(head, 60_000))
-        await wait_until(lambda: not daemon.server.guests._here)
+        await wait_until(lambda: not daemon.server.connections._here)
         writer.close()
         assert faults(daemon, "flooding") == 1
 
 
 async def test_sound_among_many_empty_frames_is_heard(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever says something is slowed down, for as long as it takes, but not cut off."""
-    monkeypatch.setattr(peer, "_LONGEST_FLOOD", 0.5)
+    monkeypatch.setattr(peer, "_LONGEST_FLOOD", 2.0)
     async with (
         service(scripted(tokenizer_file), {"server": {"max_rate": 1000}}) as daemon,
         client(daemon.server.url) as mine,
@@ -347,6 +346,8 @@ async def test_sound_among_many_empty_frames_is_heard(tokenizer_file: Path, monk
         await mine.say(type="stop")
         assert await mine.rest() == 1000
         assert mine.events[-1]["audio_seconds"] == len(sound) / 32000
+        # It was slowed for longer than a flood may last.
+        assert daemon.pipeline.metrics.slowed_seconds._value.get() > 2
         assert not faults(daemon, "flooding")
 
 
@@ -408,37 +409,37 @@ async def test_wyoming_has_the_same_limits(tokenizer_file: Path, monkeypatch: py
         assert faults(daemon, "too_many_connections") == 1
 
 
-async def test_guests() -> None:
+async def test_connection_limiter() -> None:
     why: list[str] = []
     gone: list[str] = []
-    guests = ConnectionLimiter(2, 5, why.append)
+    limiter = ConnectionLimiter(2, 5, why.append)
 
     def enter(name: str, address: str | None) -> LimitedConnection:
-        guest = guests.enter(address, lambda _: gone.append(name))
-        assert guest is not None
-        return guest
+        connection = limiter.enter(address, lambda _: gone.append(name))
+        assert connection is not None
+        return connection
 
     first, second = enter("a1", "192.0.2.1"), enter("a2", "192.0.2.1")
-    with first.visiting(), second.visiting():
+    with first.being_served(), second.being_served():
         third = enter("a3", "192.0.2.1")
-        with pytest.raises(Fault, match="one address may have at most 2 connections"), third.visiting():
+        with pytest.raises(Fault, match="one address may have at most 2 connections"), third.being_served():
             pass
         enter("a4", "192.0.2.1")
         enter("a5", "192.0.2.1")  # whoever is served stays
         assert (gone, why) == (["a3"], ["address"])
-        guests.of_address = 3
-        with third.visiting():  # it has gone, and nothing comes of it
+        limiter.of_address = 3
+        with third.being_served():  # it has gone, and nothing comes of it
             pass
         here = [enter(f"here{number}", "127.0.0.1") for number in range(3)]  # these are not counted each
         enter("b1", "192.0.2.2")
         assert (gone, why) == (["a3", "here0"], ["address", "handshakes"])  # of whoever has most
-        guests.in_all = 7
+        limiter.in_all = 7
         enter("c1", "192.0.2.3")
         assert gone[2:] == ["a4"]  # all have two, or fewer, and it was first
-    for guest in (first, second, *here):
-        guest.left()
-        guest.left()
-    guests.waiting = 100
+    for each in (first, second, *here):
+        each.left()
+        each.left()
+    limiter.waiting = 100
     gone.clear()
     one, two = enter("e1", "192.0.2.5"), enter("e2", "192.0.2.5")
     one.idle = False
@@ -446,15 +447,15 @@ async def test_guests() -> None:
     enter("e4", "192.0.2.5")
     assert gone == ["e2"]  # rather than one that is about to say what it wants
     two.left()
-    guests.in_all = len(guests._here)
+    limiter.in_all = len(limiter._here)
     enter("d1", "192.0.2.4")
     assert why[-1] == "descriptors"
-    guests.end()
-    assert not guests._here
-    assert not guests._waiting
-    assert not guests._served
-    guests.in_all = 0
-    assert guests.enter(None, lambda _: None) is None
+    limiter.end()
+    assert not limiter._here
+    assert not limiter._waiting
+    assert not limiter._served
+    limiter.in_all = 0
+    assert limiter.enter(None, lambda _: None) is None
 
 
 def test_descriptors_are_kept_in_reserve(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -479,7 +480,7 @@ def test_descriptors_are_kept_in_reserve(monkeypatch: pytest.MonkeyPatch, caplog
 async def test_connections_leave_descriptors_to_the_service(tokenizer_file: Path) -> None:
     """However the settings read: whoever comes when there is no more room is told so, and the service goes on."""
     async with service(scripted(tokenizer_file), {"server": {"max_handshakes": 1000}}) as daemon:
-        daemon.server.guests.in_all = 8
+        daemon.server.connections.in_all = 8
         held = [await dial(daemon) for _ in range(30)]
         await wait_until(lambda: refused(daemon, "descriptors") == 22)
         async with client(daemon.server.url) as mine:

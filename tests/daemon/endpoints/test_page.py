@@ -26,7 +26,7 @@ from harness import (
     wait_until,
 )
 
-from bench.client import DEMO, said_in
+from bench.player import DEMO, said_in
 
 CONNECTED = "document.querySelector('#connection').dataset.kind === 'open'"
 LISTENING = "document.querySelector('#doing').innerText === 'Listening'"

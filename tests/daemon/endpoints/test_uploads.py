@@ -41,7 +41,7 @@ from harness import (
 from openai import AsyncOpenAI
 from test_websocket import fetch
 
-from bench.client import DEMO, said_in
+from bench.player import DEMO, said_in
 from daemon.core import audio_files as files
 from daemon.endpoints import limits, uploads
 from daemon.service.app import Service
@@ -458,7 +458,7 @@ async def test_a_form_in_small_chunks(tokenizer_file: Path) -> None:
         writer.close()
 
 
-async def test_a_form_that_trickles_gives_its_seat_back(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_form_that_trickles_gives_its_slot_back(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "_IDLE", 0.5)
     async with service(scripted(tokenizer_file)) as daemon:
         host, _, port = daemon.server.url.removeprefix("ws://").rpartition(":")
@@ -644,7 +644,7 @@ async def test_connections_that_say_nothing_do_not_hold_up_the_stop(tokenizer_fi
         reader, writer = await asyncio.open_connection(host, int(port))
         kept, other = await asyncio.open_connection(host, int(port))
         other.write(b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n")
-        await wait_until(lambda: daemon.server.guests.number_waiting == 2)
+        await wait_until(lambda: daemon.server.connections.number_waiting == 2)
     with contextlib.suppress(ConnectionError):
         await asyncio.wait_for(reader.read(), PATIENCE)
         await asyncio.wait_for(kept.read(), PATIENCE)

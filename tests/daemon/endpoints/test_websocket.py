@@ -18,8 +18,8 @@ from harness import certificate as make_certificate
 from daemon.common.errors import ServiceError
 from daemon.core.pipeline import Engine
 from daemon.service.app import Service
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings
-from daemon.settings.surroundings import Surroundings
 from streaming.job import Job
 
 
@@ -65,7 +65,7 @@ async def test_not_ready_before_it_is(tokenizer_file: Path) -> None:
         assert gate.wait(60)
         return load(settings)
 
-    daemon = Service(Settings.model_validate({"server": {"port": 0}}), Surroundings(), slowly)
+    daemon = Service(Settings.model_validate({"server": {"port": 0}}), ServiceEnvironment(), slowly)
     task = asyncio.create_task(daemon.run())
     await daemon.server.listening.wait()
     assert (await asyncio.to_thread(fetch, daemon.server.url, "/healthz"))[0] == 200
@@ -84,7 +84,7 @@ async def test_a_service_that_is_stopped_while_it_loads_just_ends(tokenizer_file
         gate.wait(60)
         raise RuntimeError("nobody waits for this any more")
 
-    daemon = Service(Settings.model_validate({"server": {"port": 0}}), Surroundings(), never)
+    daemon = Service(Settings.model_validate({"server": {"port": 0}}), ServiceEnvironment(), never)
     task = asyncio.create_task(daemon.run())
     await daemon.server.listening.wait()
     async with client(daemon.server.url) as mine:

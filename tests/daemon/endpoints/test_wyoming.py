@@ -42,8 +42,8 @@ from daemon.common.errors import ConfigurationError, Fault, ServiceError
 from daemon.core.pipeline import LoadEngine
 from daemon.dialects import wyoming as dialect
 from daemon.service.app import Service
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings
-from daemon.settings.surroundings import Surroundings
 from streaming.events import Audio, Event, Final, Partial, Start, Stop, Stopped
 from streaming.job import Job
 
@@ -480,7 +480,7 @@ async def test_one_who_asks_before_the_models_are_loaded_waits(tokenizer_file: P
         return load(settings)
 
     sections = {"server": {"port": 0}, "wyoming": {"host": "127.0.0.1", "port": 0}}
-    daemon = Service(Settings.model_validate(sections), Surroundings(), slowly)
+    daemon = Service(Settings.model_validate(sections), ServiceEnvironment(), slowly)
     task = asyncio.create_task(daemon.run())
     await wait_until(lambda: daemon.wyoming is not None and daemon.wyoming.address[1])
     async with connect(daemon) as mine:
@@ -492,7 +492,7 @@ async def test_one_who_asks_before_the_models_are_loaded_waits(tokenizer_file: P
 
 
 def test_off_unless_asked_for(tokenizer_file: Path) -> None:
-    assert Service(Settings(), Surroundings(), scripted(tokenizer_file)).wyoming is None
+    assert Service(Settings(), ServiceEnvironment(), scripted(tokenizer_file)).wyoming is None
 
 
 async def test_an_address_that_is_taken(tokenizer_file: Path) -> None:
@@ -506,7 +506,7 @@ async def test_an_address_that_is_taken(tokenizer_file: Path) -> None:
 def test_what_cannot_be_had_is_said_at_the_start(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(**wyoming: Any) -> Service:
         sections = {"wyoming": {"host": "127.0.0.1", **wyoming}}
-        return Service(Settings.model_validate(sections), Surroundings(), scripted(tokenizer_file))
+        return Service(Settings.model_validate(sections), ServiceEnvironment(), scripted(tokenizer_file))
 
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"wyoming\.zeroconf: .*pip install 'whisperd\[zeroconf\]'"):

@@ -38,8 +38,8 @@ from daemon.core.hub import Outbox
 from daemon.mqtt import publisher
 from daemon.mqtt.home_assistant import HomeAssistantDevice, payload, slug
 from daemon.service.app import Service
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings
-from daemon.settings.surroundings import Surroundings
 
 __all__ = ["mosquitto"]  # a fixture
 
@@ -152,9 +152,9 @@ async def say_a_sentence(daemon: Service, source: str, says: Listener | None = N
 async def test_all_that_a_real_run_publishes_is_as_the_schema_says(
     tokenizer_file: Path, tmp_path: Path, mosquitto: Broker
 ) -> None:
-    around = Surroundings(state=tmp_path / "state")
+    environment = ServiceEnvironment(state=tmp_path / "state")
     async with ears(mosquitto) as says:
-        async with service(scripted(tokenizer_file), settings(mosquitto), around) as daemon:
+        async with service(scripted(tokenizer_file), settings(mosquitto), environment) as daemon:
             await says.until("whisperd/status", "online")
             await say_a_sentence(daemon, "kitchen", says)
             await say_a_sentence(daemon, "Küche", says, words=True)
@@ -197,21 +197,21 @@ def test_the_schema_is_part_of_the_package() -> None:
 async def test_a_device_with_the_microphone_and_whoever_was_heard(
     tokenizer_file: Path, tmp_path: Path, mosquitto: Broker
 ) -> None:
-    around = Surroundings(state=tmp_path / "state")
+    environment = ServiceEnvironment(state=tmp_path / "state")
     async with ears(mosquitto) as says:
-        async with service(scripted(tokenizer_file), settings(mosquitto), around) as daemon:
+        async with service(scripted(tokenizer_file), settings(mosquitto), environment) as daemon:
             first = await says.until(DEVICE.config_topic)
             await say_a_sentence(daemon, "kitchen")
             second = await says.until(DEVICE.config_topic)
         assert "event.whisperd_kitchen_final" not in first.payload
         assert named(second.payload, "event.whisperd_kitchen_final")["state_topic"] == "whisperd/kitchen/final"
         # Remembered, without a word.
-        async with service(scripted(tokenizer_file), settings(mosquitto), around):
+        async with service(scripted(tokenizer_file), settings(mosquitto), environment):
             third = await says.until(DEVICE.config_topic)
             await says.until("whisperd/kitchen/switch", "ON")
         assert third.payload == second.payload
         # Others instead.
-        async with service(scripted(tokenizer_file), settings(mosquitto, sources=["hall"]), around):
+        async with service(scripted(tokenizer_file), settings(mosquitto, sources=["hall"]), environment):
             fourth = await says.until(DEVICE.config_topic)
             await says.until("whisperd/hall/state", "idle")
         assert named(fourth.payload, "event.whisperd_hall_final")

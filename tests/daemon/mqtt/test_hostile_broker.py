@@ -19,8 +19,8 @@ from harness import Broker, Event, client, listener, publish, scripted, service,
 
 from daemon.mqtt.client import make_client, packet_size
 from daemon.service.app import Service
+from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import MqttSettings
-from daemon.settings.surroundings import Surroundings
 
 __all__ = ["mosquitto_not_started", "short_pauses"]  # fixtures
 
@@ -83,7 +83,7 @@ async def test_a_final_that_is_too_large_is_put_aside_and_named_and_the_others_g
     sections = section(mosquitto.port, version=version)
     async with (
         listener(mosquitto.port) as says,
-        service(scripted(tokenizer_file), sections, Surroundings(state=state)) as daemon,
+        service(scripted(tokenizer_file), sections, ServiceEnvironment(state=state)) as daemon,
     ):
         finals = [await say(daemon, "a"), await say(daemon, "b", words=True)]
         await says.until("whisperd/b/text", finals[1]["text"])
@@ -214,7 +214,9 @@ async def test_a_final_upon_which_the_broker_hangs_up_each_time_is_put_aside_and
     async with (
         relay(mosquitto.port, lambda data: b'"type":"final","source":"bad"' in data) as between,
         listener(mosquitto.port) as says,
-        service(scripted(tokenizer_file), section(between.port, discovery=False), Surroundings(state=state)) as daemon,
+        service(
+            scripted(tokenizer_file), section(between.port, discovery=False), ServiceEnvironment(state=state)
+        ) as daemon,
     ):
         bad, good = await say(daemon, "bad"), await say(daemon, "good")
         await says.until("whisperd/good/text", good["text"])
@@ -237,7 +239,9 @@ async def test_a_final_that_the_broker_cannot_take_is_put_aside_and_the_others_g
     async with (
         relay(mosquitto.port, lambda data: b'"type":"final","source":"bad"' in data, reason) as between,
         listener(mosquitto.port) as says,
-        service(scripted(tokenizer_file), section(between.port, discovery=False), Surroundings(state=state)) as daemon,
+        service(
+            scripted(tokenizer_file), section(between.port, discovery=False), ServiceEnvironment(state=state)
+        ) as daemon,
     ):
         bad, good = await say(daemon, "bad"), await say(daemon, "good")
         await says.until("whisperd/good/text", good["text"])

@@ -39,7 +39,7 @@ from harness import (
 
 from daemon.core import hub
 from daemon.mqtt import spool
-from daemon.settings.surroundings import Surroundings
+from daemon.settings.environment import ServiceEnvironment
 
 __all__ = ["short_pauses"]  # a fixture
 
@@ -306,7 +306,7 @@ async def test_what_a_client_was_told_is_on_disk_already(
     monkeypatch.setattr(spool, "_apply", slow_apply)
     monkeypatch.setattr(hub, "_KEEPING", PATIENCE)
     section = {"mqtt": {"host": "127.0.0.1", "port": lasting.port}, "wyoming": {"host": "127.0.0.1", "port": 0}}
-    async with service(scripted(tokenizer_file), section, Surroundings(state=tmp_path / "state")) as daemon:
+    async with service(scripted(tokenizer_file), section, ServiceEnvironment(state=tmp_path / "state")) as daemon:
         async with client(daemon.server.url, "/v1/events") as other, client(daemon.server.url) as mine:
             await mine.say(type="start")
             await mine.play(speech())
@@ -322,7 +322,7 @@ async def test_a_disk_that_hangs_silences_nobody(
 ) -> None:
     answers = threading.Event()
     section = {"mqtt": {"host": "127.0.0.1", "port": lasting.port}}
-    async with service(scripted(tokenizer_file), section, Surroundings(state=tmp_path / "state")) as daemon:
+    async with service(scripted(tokenizer_file), section, ServiceEnvironment(state=tmp_path / "state")) as daemon:
         apply = spool._apply
 
         def hanging_apply(file: sqlite3.Connection, changes: Sequence[spool.Change]) -> None:
@@ -403,14 +403,14 @@ async def test_a_switch_that_was_turned_off_stays_off_after_a_restart(
 ) -> None:
     lasting.start()
     section = {"mqtt": {"host": "127.0.0.1", "port": lasting.port}}
-    around = Surroundings(state=tmp_path / "state")
+    environment = ServiceEnvironment(state=tmp_path / "state")
     async with listener(lasting.port) as says:
-        async with service(scripted(tokenizer_file), section, around):
+        async with service(scripted(tokenizer_file), section, environment):
             await says.until("whisperd/status", "online")
             await publish(lasting.port, "whisperd/kitchen/set", "OFF")
             await says.until("whisperd/kitchen/switch", "OFF")
         await says.until("whisperd/status", "offline")
-        async with service(scripted(tokenizer_file), section, around) as daemon:
+        async with service(scripted(tokenizer_file), section, environment) as daemon:
             await says.until("whisperd/kitchen/switch", "OFF")
             assert await say(daemon.server.url) == []
             await publish(lasting.port, "whisperd/kitchen/set", "ON")
@@ -423,6 +423,6 @@ async def test_what_waits_is_said_at_the_end(
 ) -> None:
     section = {"mqtt": {"host": "127.0.0.1", "port": lasting.port}}
     caplog.set_level("INFO")
-    async with service(scripted(tokenizer_file), section, Surroundings(state=tmp_path / "state")) as daemon:
+    async with service(scripted(tokenizer_file), section, ServiceEnvironment(state=tmp_path / "state")) as daemon:
         await say(daemon.server.url)
     assert "1 finals wait on disk for the next start" in caplog.text

@@ -14,7 +14,7 @@ import pytest
 from harness import client, scripted, service, speech, wait_until
 
 from daemon.service.sd_notify import Notifier
-from daemon.settings.surroundings import Surroundings
+from daemon.settings.environment import ServiceEnvironment
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -60,8 +60,8 @@ def test_without_a_manager_nothing_happens(tmp_path: Path) -> None:
 
 async def test_a_service_tells_its_life(manager: tuple[str, socket.socket], tokenizer_file: Path) -> None:
     address, sock = manager
-    around = Surroundings(notify_socket=address, watchdog=0.05)
-    async with service(scripted(tokenizer_file), around=around) as daemon, client(daemon.server.url) as mine:
+    environment = ServiceEnvironment(notify_socket=address, watchdog=0.05)
+    async with service(scripted(tokenizer_file), environment=environment) as daemon, client(daemon.server.url) as mine:
         await mine.play(speech())
         await mine.until("final")
         told = [await asyncio.to_thread(sock.recv, 1000) for _ in range(3)]
@@ -93,9 +93,9 @@ async def test_the_watchdog_goes_hungry_when_nothing_is_decoded(
             raise RuntimeError("no GPU any more")
         decoded = True
 
-    around = Surroundings(notify_socket=address, watchdog=0.02)
+    environment = ServiceEnvironment(notify_socket=address, watchdog=0.02)
     sections = {"health": {"canary": 0.02, "stall": 1.0}}
-    async with service(scripted(tokenizer_file, before=fail), sections, around) as daemon:
+    async with service(scripted(tokenizer_file, before=fail), sections, environment) as daemon:
         await wait_until(lambda: not daemon.health.getting_on)
         sock.setblocking(False)
         waiting(sock)

@@ -15,10 +15,10 @@ from pydantic import BaseModel
 
 from daemon.common.errors import ConfigurationError
 from daemon.settings import load as loading
+from daemon.settings.environment import ServiceEnvironment, mqtt_spool, service_environment
 from daemon.settings.load import load, unheeded
 from daemon.settings.schema import MqttSettings, Settings, Token
 from daemon.settings.secrets import mqtt_password, with_tokens
-from daemon.settings.surroundings import Surroundings, mqtt_spool, surroundings
 from streaming.job import ALWAYS, NEVER
 from streaming.session import SessionSettings
 from streaming.vad import VadSettings
@@ -252,13 +252,13 @@ def test_which_microphones_are_listened_to() -> None:
 def test_the_brokers_password_and_where_it_may_come_from(tmp_path: Path) -> None:
     (tmp_path / "mqtt_password").write_text("from systemd\n")
     (tmp_path / "file").write_text("from a file\n")
-    around = Surroundings(credentials=tmp_path)
-    assert mqtt_password(MqttSettings(), Surroundings()) is None
-    assert mqtt_password(MqttSettings(), around) == "from systemd"
-    assert mqtt_password(MqttSettings(password_file=str(tmp_path / "file")), around) == "from a file"
-    assert mqtt_password(MqttSettings(password="written"), around) == "written"
+    environment = ServiceEnvironment(credentials=tmp_path)
+    assert mqtt_password(MqttSettings(), ServiceEnvironment()) is None
+    assert mqtt_password(MqttSettings(), environment) == "from systemd"
+    assert mqtt_password(MqttSettings(password_file=str(tmp_path / "file")), environment) == "from a file"
+    assert mqtt_password(MqttSettings(password="written"), environment) == "written"
     with pytest.raises(ConfigurationError, match=r"mqtt\.password_file: .*nowhere: No such file"):
-        mqtt_password(MqttSettings(password_file=str(tmp_path / "nowhere")), around)
+        mqtt_password(MqttSettings(password_file=str(tmp_path / "nowhere")), environment)
 
 
 FILE = """
@@ -280,9 +280,9 @@ def test_tokens_and_where_they_may_come_from(tmp_path: Path) -> None:
     file.chmod(0o640)
     listed = Settings.model_validate({"server": {"tokens": ["listed"]}})
     named = Settings.model_validate({"server": {"tokens": ["listed"], "tokens_file": str(file)}})
-    assert with_tokens(listed, Surroundings()) == listed
-    assert with_tokens(named, Surroundings()).server.tokens == THREE
-    assert with_tokens(listed, Surroundings(credentials=tmp_path)).server.tokens == THREE
+    assert with_tokens(listed, ServiceEnvironment()) == listed
+    assert with_tokens(named, ServiceEnvironment()).server.tokens == THREE
+    assert with_tokens(listed, ServiceEnvironment(credentials=tmp_path)).server.tokens == THREE
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_file_of_tokens_that_will_not_do(text: str, mode: int | None, sentence
         file.write_text(text)
         file.chmod(mode)
     with pytest.raises(ConfigurationError) as caught:
-        with_tokens(Settings.model_validate({"server": {"tokens_file": str(file)}}), Surroundings())
+        with_tokens(Settings.model_validate({"server": {"tokens_file": str(file)}}), ServiceEnvironment())
     assert str(caught.value).startswith(sentence.format(file=file))
     assert "secret" not in str(caught.value)
 
@@ -328,20 +328,20 @@ def test_settings_that_are_printed_do_not_tell_their_secrets() -> None:
     ],
 )
 def test_the_state_directory(environ: dict[str, str], state: str | None) -> None:
-    assert surroundings(environ).state == (Path(state) if state else None)
+    assert service_environment(environ).state == (Path(state) if state else None)
 
 
 def test_where_finals_wait_for_the_broker(tmp_path: Path) -> None:
-    around = Surroundings(state=tmp_path)
-    assert mqtt_spool(MqttSettings(spool="off"), around) is None
-    assert mqtt_spool(MqttSettings(), Surroundings()) is None
-    assert mqtt_spool(MqttSettings(spool="/s/q.sqlite"), Surroundings()) == Path("/s/q.sqlite")
-    one, other = (mqtt_spool(MqttSettings(host=host), around) for host in ("a", "b"))
+    environment = ServiceEnvironment(state=tmp_path)
+    assert mqtt_spool(MqttSettings(spool="off"), environment) is None
+    assert mqtt_spool(MqttSettings(), ServiceEnvironment()) is None
+    assert mqtt_spool(MqttSettings(spool="/s/q.sqlite"), ServiceEnvironment()) == Path("/s/q.sqlite")
+    one, other = (mqtt_spool(MqttSettings(host=host), environment) for host in ("a", "b"))
     assert one is not None
     assert other is not None
     assert one.parent == tmp_path
     assert one != other  # what was meant for one house is not told to another
-    assert mqtt_spool(MqttSettings(host="a", keepalive=5), around) == one
+    assert mqtt_spool(MqttSettings(host="a", keepalive=5), environment) == one
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_no_host_may_be_written_as_nothing(section: str, tmp_path: Path) -> None
 
 
 def test_what_a_service_manager_tells() -> None:
-    told = surroundings(
+    told = service_environment(
         {
             "NOTIFY_SOCKET": "@n",
             "WATCHDOG_USEC": "30000000",
@@ -380,9 +380,9 @@ def test_what_a_service_manager_tells() -> None:
             "CREDENTIALS_DIRECTORY": "/c",
         }
     )
-    assert told == Surroundings("@n", 30.0, Path("/c"))
-    assert surroundings({}) == Surroundings()
-    assert surroundings({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}).watchdog is None
+    assert told == ServiceEnvironment("@n", 30.0, Path("/c"))
+    assert service_environment({}) == ServiceEnvironment()
+    assert service_environment({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}).watchdog is None
 
 
 # --- nothing is dropped in silence ------------------------------------------------------------------------------------
@@ -406,26 +406,26 @@ def test_what_others_set_beside_a_service_of_our_name_is_none_of_ours() -> None:
     }
     environ = {**theirs, "WHISPERD_SERVER__PORT": "9000", "PORT": "tcp://10.0.0.1:8765"}
     assert load(None, environ).server.port == 9000
-    (told,) = unheeded(MqttSettings(), Surroundings(), environ)
+    (told,) = unheeded(MqttSettings(), ServiceEnvironment(), environ)
     assert told.partition(": ")[2].split(", ") == sorted(theirs)
 
 
 def test_all_that_is_ours_has_an_effect() -> None:
-    assert unheeded(MqttSettings(), Surroundings(), {"WHISPERD_SERVER__PORT": "9000", "PATH": "/bin"}) == []
+    assert unheeded(MqttSettings(), ServiceEnvironment(), {"WHISPERD_SERVER__PORT": "9000", "PATH": "/bin"}) == []
 
 
 def test_a_password_behind_another_is_named(tmp_path: Path) -> None:
     (tmp_path / "mqtt_password").write_text("from systemd")
-    around = Surroundings(credentials=tmp_path)
+    environment = ServiceEnvironment(credentials=tmp_path)
     file, both = (
         MqttSettings(password_file="/etc/password"),
         MqttSettings(password="written", password_file="/etc/password"),
     )
-    assert unheeded(MqttSettings(), around, {}) == []
-    assert unheeded(file, Surroundings(), {}) == []
+    assert unheeded(MqttSettings(), environment, {}) == []
+    assert unheeded(file, ServiceEnvironment(), {}) == []
     credential = "the credential mqtt_password is not used"
-    assert unheeded(file, around, {}) == [f"{credential}: mqtt.password_file takes precedence"]
-    assert unheeded(both, around, {}) == [
+    assert unheeded(file, environment, {}) == [f"{credential}: mqtt.password_file takes precedence"]
+    assert unheeded(both, environment, {}) == [
         "mqtt.password_file is not used: mqtt.password takes precedence",
         f"{credential}: mqtt.password takes precedence",
     ]
@@ -559,7 +559,7 @@ def test_a_line_of_a_file_of_tokens_says_which_sources_there_cannot_be(tmp_path:
     path.chmod(0o600)
     settings = Settings.model_validate({"server": {"tokens_file": str(path)}})
     with pytest.raises(ConfigurationError) as caught:
-        with_tokens(settings, Surroundings())
+        with_tokens(settings, ServiceEnvironment())
     said = str(caught.value).removeprefix(f"server.tokens_file: {path}, ")
     assert said.startswith("line 2: send.1: not a valid source name: it must be 1..64 printable characters")
     assert "geheim" not in said
@@ -591,19 +591,19 @@ def test_a_file_with_a_secret_however_it_was_written(content: bytes, meant: str 
     file.chmod(0o600)
     for name in ("mqtt_password", "server_tokens"):
         (tmp_path / name).write_bytes(content)
-    around = Surroundings(credentials=tmp_path)
+    environment = ServiceEnvironment(credentials=tmp_path)
 
-    def tokens(settings: Settings, around: Surroundings) -> str:
-        found = with_tokens(settings, around).server.tokens
+    def tokens(settings: Settings, environment: ServiceEnvironment) -> str:
+        found = with_tokens(settings, environment).server.tokens
         return found[0].token if found else ""
 
     readers: dict[str, Callable[[], str | None]] = {
-        "mqtt.password_file": lambda: mqtt_password(MqttSettings(password_file=str(file)), Surroundings()),
-        "the credential mqtt_password": lambda: mqtt_password(MqttSettings(), around),
+        "mqtt.password_file": lambda: mqtt_password(MqttSettings(password_file=str(file)), ServiceEnvironment()),
+        "the credential mqtt_password": lambda: mqtt_password(MqttSettings(), environment),
         "server.tokens_file": lambda: tokens(
-            Settings.model_validate({"server": {"tokens_file": str(file)}}), Surroundings()
+            Settings.model_validate({"server": {"tokens_file": str(file)}}), ServiceEnvironment()
         ),
-        "the credential server_tokens": lambda: tokens(Settings(), around),
+        "the credential server_tokens": lambda: tokens(Settings(), environment),
     }
     for key, read in readers.items():
         try:

@@ -29,11 +29,12 @@ from streaming.job import (
     sureness,
 )
 from streaming.whisper import engine as engine_module
+from streaming.whisper.cache_slots import Slots
 from streaming.whisper.checkpoint import CheckpointError
 from streaming.whisper.engine import WhisperEngine
+from streaming.whisper.half_precision import is_halved
 from streaming.whisper.model import Memory
 from streaming.whisper.precision import bfloat16_gain
-from streaming.whisper.slots import Slots
 
 EOT = 600
 
@@ -322,6 +323,39 @@ def test_the_encoder_computes_in_what_is_faster_here(
     narrow = engine._student.encoder.conv1.weight.dtype == torch.bfloat16
     assert narrow == (dtype == "mixed")
     assert engine._student.decoder.embed_tokens.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("gain", [2.0, 1.0])
+def test_a_decoder_has_the_weights_that_are_faster_here(
+    english: Pair, gain: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "bfloat16_gain", lambda encoder: 1.0)
+    monkeypatch.setattr(engine_module, "half_gain", lambda weight: gain)
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu")
+    student, teacher = engine.models
+    halved = gain == 2.0
+    assert [is_halved(model.decoder) for model in engine.models] == [halved, halved]
+    assert engine.numbers == ("float32, decoder weights in float16" if halved else "float32")
+    one_vocabulary = student.decoder.output_weight is teacher.decoder.output_weight
+    assert one_vocabulary == (not halved or student.decoder.vocabulary is teacher.decoder.vocabulary)
+    # Asked for by name, numbers are what they are called.
+    named = WhisperEngine.load(str(english.student), str(english.teacher), "cpu", dtype="float32")
+    assert not any(is_halved(model.decoder) for model in named.models)
+
+
+def test_the_teacher_alone_says_what_it_says_of_a_draft(english: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the same weights, in the same numbers, as in the pair."""
+    monkeypatch.setattr(engine_module, "half_gain", lambda weight: 2.0)
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu")
+    alone = engine.alone(engine.models[1])
+    assert alone.teacher is None
+    assert alone.numbers == engine.numbers
+    for seed in range(4):
+        (checked,) = engine.run([Job(murmur(1.5, seed), ask_teacher_below=ALWAYS)])
+        (plain,) = alone.run([Job(murmur(1.5, seed), ask_teacher_below=NEVER)])
+        assert (checked.model, plain.model) == ("teacher", "student")
+        assert checked.tokens == plain.tokens
+        assert checked.log_probs == pytest.approx(plain.log_probs, abs=1e-3)
 
 
 def test_a_draft_changes_nothing_behind_a_narrow_encoder(english: Pair) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from streaming.whisper.checkpoint import Checkpoint, open_checkpoint
 from streaming.whisper.formats import ctranslate2, ggml, openai, read, vocabulary
-from streaming.whisper.formats.foreign import Foreign, FormatError, dimensions
+from streaming.whisper.formats.imported import FormatError, ImportedModel, dimensions
 
 TEXTS = ["Turn on the kitchen light.", "what time is it", "café naïve résumé", "日本語", " ♪♪ (laughs) -- "]
 
@@ -132,7 +132,7 @@ def test_a_vocabulary_that_counts_the_end_of_text_too(small: Path, tmp_path: Pat
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
-def read_bytes(content: bytes, form: Callable[[memoryview, str], Foreign]) -> None:
+def read_bytes(content: bytes, form: Callable[[memoryview, str], ImportedModel]) -> None:
     model = form(memoryview(content), "x.bin")
     sizes = dimensions(model, "x.bin")
     if model.vocabulary is not None:
@@ -144,7 +144,7 @@ def told(error: FormatError) -> None:
     assert len(str(error)) < 500
 
 
-def readers(directory: Path) -> list[tuple[bytes, Callable[[memoryview, str], Foreign]]]:
+def readers(directory: Path) -> list[tuple[bytes, Callable[[memoryview, str], ImportedModel]]]:
     return [
         (foreign_formats.ctranslate2_file(directory), ctranslate2.read),
         (foreign_formats.ctranslate2_file(directory, "int8"), ctranslate2.read),

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from waveforms import murmur
 
 from streaming.job import ALWAYS, NEVER, Job, Result
+from streaming.whisper.cache_slots import OVERHANG, PAGE, Slots
 from streaming.whisper.decode import DraftModel, decode, detect_languages
 from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.graph_runner import WIDTHS, Ahead, GraphDecoder, GraphDraft, GraphRunner
@@ -25,7 +26,6 @@ from streaming.whisper.graphs import Buckets
 from streaming.whisper.hearing import LoadedModel
 from streaming.whisper.model import Memory
 from streaming.whisper.rows import Row
-from streaming.whisper.slots import OVERHANG, PAGE, Slots
 
 CPU = torch.device("cpu")
 FAST = Buckets((1, 2, 4, 8), WIDTHS, (64, 192, 448 + OVERHANG))
@@ -103,10 +103,10 @@ def static(on: Stage, batch: list[Plan], slots: list[int], helps: Speaker | None
     return rows
 
 
-seatings = st.permutations(range(8))
+slot_orders = st.permutations(range(8))
 
 
-@given(batches, seatings)
+@given(batches, slot_orders)
 @settings(max_examples=20)
 def test_any_draft_in_any_slots_gives_what_no_draft_gives(
     stages: tuple[Stage, Stage], batch: list[Plan], slots: list[int]
@@ -124,7 +124,7 @@ def test_any_draft_in_any_slots_gives_what_no_draft_gives(
         assert row.done
 
 
-@given(batches, seatings)
+@given(batches, slot_orders)
 @settings(max_examples=12)
 def test_so_it_is_with_a_helper(
     stages: tuple[Stage, Stage], student: Speaker, batch: list[Plan], slots: list[int]

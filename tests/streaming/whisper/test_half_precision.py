@@ -10,19 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from streaming.whisper import half_precision
 from streaming.whisper.checkpoint import open_checkpoint
 from streaming.whisper.half_precision import HalfLinear, halve
 from streaming.whisper.model import Decoder, build_decoder
 from streaming.whisper.precision import half_gain
 from streaming.whisper.weights import read_weights
 
+inner_widths = st.sampled_from([1, 7, 64, 513, 1537])
+"""A kernel sums in blocks of 512."""
+
 
 def numbers(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 5), st.integers(1, 70), st.integers(1, 300))
+@given(
+    st.integers(0, 999),
+    st.integers(1, 40),
+    st.integers(1, 5),
+    inner_widths,
+    st.integers(1, 300),
+)
 @settings(max_examples=60)
 def test_a_product_is_that_of_the_rounded_weights(seed: int, rows: int, width: int, inner: int, outputs: int) -> None:
     weight, bias, states = (
@@ -31,7 +39,7 @@ def test_a_product_is_that_of_the_rounded_weights(seed: int, rows: int, width: i
         numbers(seed + 2, rows, width, inner),
     )
     expected = F.linear(states, weight.half().float(), bias)
-    torch.testing.assert_close(HalfLinear(weight, bias)(states), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(HalfLinear(weight, bias)(states), expected, rtol=1e-4, atol=1e-3)
 
 
 @given(st.integers(0, 999), st.integers(2, 40), st.data())
@@ -42,7 +50,8 @@ def test_a_row_has_the_same_product_in_any_company(seed: int, rows: int, data: s
     states = numbers(seed + 1, rows, 48) * 10.0 ** torch.arange(rows).remainder(5)[:, None]
     first = data.draw(st.integers(0, rows - 1))
     last = data.draw(st.integers(first + 1, rows))
-    torch.testing.assert_close(linear(states[first:last]), linear(states)[first:last], rtol=1e-4, atol=1e-4)
+    error = (linear(states[first:last]) - linear(states)[first:last]).abs().amax(1)
+    assert bool((error <= 1e-5 * states[first:last].abs().sum(1)).all())
 
 
 def test_a_weight_that_float16_cannot_hold_is_refused() -> None:
@@ -75,15 +84,23 @@ def test_a_vocabulary_of_both_is_packed_once(english: Pair) -> None:
     assert other.vocabulary is one.vocabulary
 
 
-def test_the_gain_is_measured_and_nothing_where_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gain_is_measured_also_beside_a_weight_that_is_too_large() -> None:
     weight = numbers(0, 500, 64)
+    weight[3, 5] = 1e9
     assert 0.01 < half_gain(weight) < 100
-    assert half_gain(weight * 1e9) == 0.0
 
-    def refuse(weight: Tensor, bias: Tensor | None) -> None:
-        raise NotImplementedError("not compiled in")
 
-    monkeypatch.setattr(torch.ops.quantized, "linear_prepack_fp16", refuse)
-    assert half_gain(weight) == 0.0
-    with pytest.raises(RuntimeError, match="no product with float16 weights: not compiled in"):
-        half_precision.HalfLinear(weight)
+@pytest.mark.parametrize("name", ["linear_prepack_fp16", "linear_dynamic_fp16"])
+@pytest.mark.parametrize("error", [NotImplementedError, RuntimeError])
+def test_where_there_is_no_kernel_there_is_no_gain(
+    name: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some processors lack it, and only the first product tells."""
+
+    def refuse(*arguments: object) -> None:
+        raise error("Your CPU doesn't support FBGEMM")
+
+    monkeypatch.setattr(torch.ops.quantized, name, refuse)
+    assert half_gain(numbers(0, 500, 64)) == 0.0
+    with pytest.raises(RuntimeError, match="doesn't support FBGEMM"):
+        HalfLinear(numbers(0, 500, 64))

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from test_parity import assert_same
 from waveforms import murmur
 
-from bench.client import DEMO, said_in
-from bench.plain import write_plain
-from bench.words import comparable
+from bench.hub_copy import write_hub_copy
+from bench.player import DEMO, said_in
+from bench.word_errors import comparable
 from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
 from streaming.offline import utterances
 from streaming.text import Text
@@ -54,7 +54,7 @@ def audios(sentences: list[Waveform], recording: Callable[[str], Waveform]) -> l
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_parity_with_generate(audios: list[Waveform], tmp_path: Path, role: Role) -> None:
     """transformers knows neither 8 bits, nor sharing, nor shorter windows: the plain layout has none of them."""
-    directory = write_plain(open_checkpoint("tiny-en", role), tmp_path / role)
+    directory = write_hub_copy(open_checkpoint("tiny-en", role), tmp_path / role)
     kinds = [False, True, False, True]
     jobs = [Job(audio, timestamps=stamped, max_tokens=LIMIT) for audio, stamped in zip(audios, kinds, strict=True)]
     assert_same(directory, jobs, [{"return_timestamps": each, "max_new_tokens": LIMIT} for each in kinds])

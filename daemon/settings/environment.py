@@ -15,7 +15,7 @@ from daemon.settings.schema import MqttSettings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Surroundings:
+class ServiceEnvironment:
     """What the service manager says through the environment.
 
     Attributes:
@@ -39,14 +39,14 @@ _FIRST_SOCKET = 3
 """The first descriptor that a service manager hands over (sd_listen_fds(3))."""
 
 
-def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
+def service_environment(environ: Mapping[str, str] = os.environ) -> ServiceEnvironment:
     directory = environ.get("CREDENTIALS_DIRECTORY")
     period = environ.get("WATCHDOG_USEC", "")
     # Set for another process: a wrapper's, not ours.
     ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     number = environ.get("LISTEN_FDS", "")
     handed = int(number) if environ.get("LISTEN_PID") == str(os.getpid()) and number.isdigit() else 0
-    return Surroundings(
+    return ServiceEnvironment(
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog=int(period) / 1e6 if ours and period.isdigit() and int(period) > 0 else None,
         credentials=Path(directory) if directory else None,
@@ -71,7 +71,7 @@ def user_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
-def mqtt_spool(mqtt: MqttSettings, around: Surroundings) -> Path | None:
+def mqtt_spool(mqtt: MqttSettings, environment: ServiceEnvironment) -> Path | None:
     """Return the file in which finals that wait for the broker outlive the process, or None for no file.
 
     Each broker and topic has its own: what was meant for one house is not sent to another, and two daemons of one user
@@ -82,4 +82,4 @@ def mqtt_spool(mqtt: MqttSettings, around: Surroundings) -> Path | None:
     if mqtt.spool != "auto":
         return Path(mqtt.spool)
     name = hashlib.sha256(f"{mqtt.host}:{mqtt.port}/{mqtt.topic}".encode()).hexdigest()[:12]
-    return around.state / f"mqtt-{name}.sqlite" if around.state else None
+    return environment.state / f"mqtt-{name}.sqlite" if environment.state else None

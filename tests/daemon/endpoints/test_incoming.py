@@ -1,4 +1,4 @@
-"""What comes in by a door, over real sockets: in pieces, in turns, and all of it before the end is told."""
+"""What comes in by a connection, over real sockets: in pieces, in turns, and all of it before the end is told."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import cast
 import pytest
 from harness import PATIENCE, certificate, others_turns
 
-from daemon.endpoints import connection
-from daemon.endpoints.connection import IncomingConnection
+from daemon.endpoints import incoming
+from daemon.endpoints.incoming import IncomingConnection
 from daemon.endpoints.limits import ConnectionLimiter
 
 SENT = bytes(range(256)) * 400
@@ -71,16 +71,16 @@ def fail(_: Inner) -> None:
 async def opened(
     take: Callable[[Inner], None] = nothing, tls: tuple[Path, Path] | None = None
 ) -> AsyncIterator[tuple[Inner, asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A door behind which `Inner` is, and a connection to it. tls: certificate and key."""
+    """A listener behind which `Inner` is, and a connection to it. tls: certificate and key."""
     inner = Inner(take)
     served = trusting = None
     if tls is not None:
         served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         served.load_cert_chain(*tls)
         trusting = ssl.create_default_context(cafile=tls[0])
-    guests = ConnectionLimiter(9, 9, lambda _: None)
+    limiter = ConnectionLimiter(9, 9, lambda _: None)
     listening = await asyncio.get_running_loop().create_server(
-        lambda: IncomingConnection(guests, served, lambda _: inner), "127.0.0.1", 0
+        lambda: IncomingConnection(limiter, served, lambda _: inner), "127.0.0.1", 0
     )
     reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname(), ssl=trusting)
     try:
@@ -148,7 +148,7 @@ async def test_what_came_before_the_end_is_handed_on_before_it(tmp_path: Path) -
 async def test_no_more_than_a_turn_is_spent_on_one_that_has_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "TURN", 0.0)
+    monkeypatch.setattr(incoming, "TURN", 0.0)
     async with opened(hold, certificate(tmp_path)) as (inner, _, writer):
         await leave(inner, writer)
         assert 0 < len(inner.got) < len(SENT)

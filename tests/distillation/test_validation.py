@@ -12,7 +12,7 @@ import torch
 
 from distillation.label import normaliser
 from distillation.model import layout_of, load_model
-from distillation.watch import longest_text, texts, watching
+from distillation.validation import longest_text, texts, validator
 from streaming.whisper.checkpoint import Checkpoint
 
 
@@ -27,13 +27,13 @@ def test_case_and_punctuation_are_no_word_errors(checkpoint: Checkpoint) -> None
     plain = corpus.split("dev")[:3]
     corpus.clips = plain
     basic = normaliser("basic")
-    wrong = watching(model, corpus, layout, basic)()
+    wrong = validator(model, corpus, layout, basic)()
     assert wrong.keys() == {"wer_dev"}
     assert wrong["wer_dev"] > 0.5
     corpus.clips = [replace(clip, text=clip.text.upper() + "!") for clip in plain]
-    assert watching(model, corpus, layout, basic)() == wrong
+    assert validator(model, corpus, layout, basic)() == wrong
     corpus.clips = [replace(clip, text="...") for clip in plain]
-    assert watching(model, corpus, layout, basic)() == {}
+    assert validator(model, corpus, layout, basic)() == {}
 
 
 def test_a_text_may_be_as_long_as_its_audio_lets_it(checkpoint: Checkpoint) -> None:

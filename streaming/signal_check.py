@@ -39,7 +39,7 @@ class Finding:
     message: str
 
 
-class Form:
+class SignalCheck:
     """The samples of one stream.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.settings.reload import plan
+from daemon.settings.reloadable import plan
 from daemon.settings.schema import Settings
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from daemon.common.client_input import LONGEST_TEXT, is_text
 from daemon.common.errors import Fault
-from daemon.common.fields import LONGEST_TEXT, is_text
 from daemon.dialects import native, wyoming
 from daemon.dialects.codec import Handshake
 from daemon.dialects.deepgram import parse

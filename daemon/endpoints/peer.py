@@ -42,8 +42,8 @@ MOST_PIECES = 1024
 _BEGINNINGS = (Opcode.TEXT, Opcode.BINARY)
 """Of messages."""
 _LONGEST_FLOOD = 5.0
-"""Seconds for which a peer may send nothing but empty frames, pings and pongs, faster than it may send messages. Nobody
-needs so many, and a peer that has left is noticed only once all that it sent is read."""
+"""Seconds for which a peer that sends too many pings, pongs and empty frames, and nothing else, is read more slowly
+before it is cut off. Nobody needs so many, and a peer that has left is noticed only once all that it sent is read."""
 _MOST_UNREAD = 1024 * 1024
 """Bytes of answers that a peer may leave unread: events stop far below, see `send_timeout`."""
 
@@ -72,7 +72,7 @@ class Connection(ServerConnection):
         self._metrics = metrics
         self._pace = pace
         self._resting: asyncio.TimerHandle | None = None
-        self._flooding_since: float | None = None  # nothing came since then but too many frames without contents
+        self._flooded = 0.0  # seconds of rest since the last frame with contents, or since there was no need to rest
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -92,9 +92,9 @@ class Connection(ServerConnection):
             self._metrics.client_errors.labels("not_reading").inc()
             _log.info("%s sends without reading: disconnected", name_of(self))
             self.transport.abort()
-        elif self._flooding_since is not None and self.loop.time() - self._flooding_since > _LONGEST_FLOOD:
+        elif self._flooded > _LONGEST_FLOOD:
             self._metrics.client_errors.labels("flooding").inc()
-            _log.info("%s sends nothing but empty frames: disconnected", name_of(self))
+            _log.info("%s sends nothing but pings, pongs and empty frames: disconnected", name_of(self))
             self.transport.abort()
 
     def process_event(self, event: LibraryEvent) -> None:
@@ -104,7 +104,7 @@ class Connection(ServerConnection):
         if self._is_unpaced(event):
             self._pace.count()
         if event.data and event.opcode in DATA_OPCODES:
-            self._flooding_since = None
+            self._flooded = 0.0
         if event.opcode in DATA_OPCODES:
             if self.in_pieces:
                 return
@@ -123,11 +123,8 @@ class Connection(ServerConnection):
         if self._resting is not None:
             return
         ahead = self._pace.pause()
-        if not ahead:
-            self._flooding_since = None
-        else:
-            if self._flooding_since is None:
-                self._flooding_since = self.loop.time()
+        self._flooded = self._flooded + ahead if ahead else 0.0
+        if ahead:
             self._resting = self.loop.call_later(ahead, self._rested)
             self.transport.pause_reading()
 

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.whisper.times import audible, default_heads, first_frames, token_times
+from streaming.whisper.alignment import audible, default_heads, first_frames, token_times
 
 costs = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(6, 9)), elements=st.integers(-9, 9).map(float))
 

@@ -36,17 +36,17 @@ class IncomingConnection(asyncio.Protocol):
     """Accepts a connection, and hands it to the protocol that serves it.
 
     Args:
-        guests: counts it.
+        limiter: counts it.
         tls: the port's; None for a port without TLS.
         choose: returns what serves a connection that begins with these bytes; called once.
 
     Attributes:
-        guest: the connection as it is counted; None if there was no room.
+        limited: the connection as it is counted; None if there was no room.
     """
 
-    def __init__(self, guests: ConnectionLimiter, tls: ssl.SSLContext | None, choose: Choose) -> None:
-        self.guest: LimitedConnection | None = None
-        self._guests = guests
+    def __init__(self, limiter: ConnectionLimiter, tls: ssl.SSLContext | None, choose: Choose) -> None:
+        self.limited: LimitedConnection | None = None
+        self._limiter = limiter
         self._tls = tls
         self._choose = choose
         self._transport: asyncio.Transport | None = None
@@ -61,8 +61,8 @@ class IncomingConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.guest = self._guests.enter(address_of(transport), self._turn_away)
-        if self.guest is None:
+        self.limited = self._limiter.enter(address_of(transport), self._turn_away)
+        if self.limited is None:
             self._turn_away(crowded=True)
         elif self._tls is not None:
             self._transport.pause_reading()
@@ -75,8 +75,8 @@ class IncomingConnection(asyncio.Protocol):
         if self._inner is None:
             if self._transport is None or self._transport.is_closing():
                 return
-            if self.guest is not None:
-                self.guest.idle = False
+            if self.limited is not None:
+                self.limited.idle = False
             self._inner = self._choose(data)
             self._inner.connection_made(cast(asyncio.Transport, _Tap(self, self._transport)))
         self._rest, self._at = self._rest[self._at :] + data, 0
@@ -96,8 +96,8 @@ class IncomingConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        if self.guest is not None:
-            self.guest.left()
+        if self.limited is not None:
+            self.limited.left()
         self._hand_on_at_last()
         if self._inner is not None:
             self._inner.connection_lost(exc)
@@ -198,8 +198,8 @@ class IncomingConnection(asyncio.Protocol):
             self.connection_lost(None)
             return
         self._transport = secured
-        if self.guest is not None:
-            self.guest.idle = False
+        if self.limited is not None:
+            self.limited.idle = False
         if self._early:
             early, self._early = self._early, b""
             self.data_received(early)
@@ -223,29 +223,29 @@ class _Tap:
     What holds it up, or gives it up, does the same to what was read and is not handed on yet.
     """
 
-    def __init__(self, door: IncomingConnection, transport: asyncio.Transport) -> None:
-        self._door = door
+    def __init__(self, incoming: IncomingConnection, transport: asyncio.Transport) -> None:
+        self._incoming = incoming
         self._transport = transport
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def pause_reading(self) -> None:
-        self._door.hold()
+        self._incoming.hold()
 
     def resume_reading(self) -> None:
-        self._door.go_on()
+        self._incoming.go_on()
 
     def write(self, data: bytes) -> None:
-        if self._door.open:  # or what is handed on at last would be answered, and each answer be a line of the log
+        if self._incoming.open:  # or what is handed on at last would be answered, and each answer be a line of the log
             self._transport.write(data)
 
     def close(self) -> None:
-        self._door.pass_over()
+        self._incoming.pass_over()
         self._transport.close()
 
     def abort(self) -> None:
-        self._door.pass_over()
+        self._incoming.pass_over()
         self._transport.abort()
 
 
@@ -261,10 +261,10 @@ def incoming_of(transport: asyncio.BaseTransport | None) -> IncomingConnection:
     Raises:
         ConnectionError: the client has left.
     """
-    door = transport.get_protocol() if transport is not None else None
-    if not isinstance(door, IncomingConnection):
+    incoming = transport.get_protocol() if transport is not None else None
+    if not isinstance(incoming, IncomingConnection):
         raise ConnectionResetError("it has left")
-    return door
+    return incoming
 
 
 def limited_of(transport: asyncio.BaseTransport | None) -> LimitedConnection:
@@ -273,10 +273,10 @@ def limited_of(transport: asyncio.BaseTransport | None) -> LimitedConnection:
     Raises:
         ConnectionError: the client has left.
     """
-    guest = incoming_of(transport).guest
-    if guest is None:
+    limited = incoming_of(transport).limited
+    if limited is None:
         raise ConnectionResetError("it has left")
-    return guest
+    return limited
 
 
 def _nothing(_: int) -> None: ...

@@ -26,7 +26,7 @@ SHORTEST_LIMIT = 40
 """Tokens that any text may have, however short its audio."""
 
 
-def watching(
+def validator(
     model: Whisper, corpus: Corpus, layout: Layout, comparable: Comparable, clips: int = 80
 ) -> Callable[[], dict[str, float]]:
     """Return what `fit` asks at each checkpoint: the word error rate on recordings to measure on, if there are any.
@@ -41,10 +41,10 @@ def watching(
     sample = evenly([clip for clip in corpus.split("dev") if clip.transcribed and comparable(clip.text)], clips)
     sample = [clip for clip in sample if clip.seconds < layout.contexts[-1] - 1]
 
-    def watch() -> dict[str, float]:
+    def validate() -> dict[str, float]:
         return {"wer_dev": _wer(model, corpus, layout, sample, comparable)} if sample else {}
 
-    return watch
+    return validate
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""What clients find behind the listening ports: streams, subscriptions, and the list of sources.
+"""The core, as the ports see it.
 
-Owns who is admitted: nobody before the engine is warm, and nobody while finals wait too long. Knows no port and no
-protocol. Microphones are always heard, so they open their streams at the pipeline itself.
+A new stream waits for the engine, and is refused while finals wait too long. Owns that refusal (`busy`), and the list
+of sources as clients read it. Knows no port and no protocol. Microphones are always heard, so they open their streams
+at the pipeline itself.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.audio import FRAME
-from streaming.recent import RecentAudio
+from streaming.recent_audio import RecentAudio
 
 
 def ramp(start: int, end: int) -> np.ndarray:

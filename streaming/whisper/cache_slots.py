@@ -105,7 +105,7 @@ class Slots:
         try:
             tried: list[Tensor] = []
             for look in (_Copying, _Paging):
-                view = look(SlotAllocator(self, rows, heard, capacity), positions)
+                view = look(SelectedSlots(self, rows, heard, capacity), positions)
                 tried += [view.text(0, queries, keys, values), view.audio(0, queries)]
             *expected, text, audio = (each.float() for each in tried)
             worst = max(float((a - b).abs().max()) for a, b in zip(expected, (text, audio), strict=True))
@@ -119,7 +119,7 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotAllocator:
+class SelectedSlots:
     """Some slots as the rows of a pass: a `KVStore`.
 
     Attributes:
@@ -140,22 +140,22 @@ class SlotAllocator:
 class _Copying:
     """The slots' rows are gathered for each layer: on any device, in any precision."""
 
-    def __init__(self, seats: SlotAllocator, positions: Tensor) -> None:
-        self._seats, self._positions = seats, positions
-        self._mask = seen(positions, seats.reach)
+    def __init__(self, selected: SelectedSlots, positions: Tensor) -> None:
+        self._selected, self._positions = selected, positions
+        self._mask = seen(positions, selected.reach)
 
     def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        _write(self._seats, layer, self._positions, keys, values)
-        seen_keys, seen_values = self._gathered(self._seats.slots.text[layer], self._seats.reach)
+        _write(self._selected, layer, self._positions, keys, values)
+        seen_keys, seen_values = self._gathered(self._selected.slots.text[layer], self._selected.reach)
         return F.scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=self._mask)
 
     def audio(self, layer: int, queries: Tensor) -> Tensor:
-        keys, values = self._gathered(self._seats.slots.audio[layer], self._seats.heard)
+        keys, values = self._gathered(self._selected.slots.audio[layer], self._selected.heard)
         return F.scaled_dot_product_attention(queries, keys, values)
 
     def _gathered(self, pool: Tensor, length: int) -> tuple[Tensor, Tensor]:
         keys, values = pool[:, :, :length]
-        rows = self._seats.rows
+        rows = self._selected.rows
         return keys.index_select(0, rows).transpose(1, 2), values.index_select(0, rows).transpose(1, 2)
 
 
@@ -165,29 +165,29 @@ class _Paging:
     One split: a row's sum of products must not depend on how long its neighbours are.
     """
 
-    def __init__(self, seats: SlotAllocator, positions: Tensor) -> None:
+    def __init__(self, selected: SelectedSlots, positions: Tensor) -> None:
         from torch.nn.attention.varlen import varlen_attn  # PyTorch 2.13 has pages; an older one raises
 
         self._attend = varlen_attn
-        self._seats, self._positions = seats, positions
+        self._selected, self._positions = selected, positions
         rows, self._width = positions.shape
         device = positions.device
         self._firsts = torch.arange(0, (rows + 1) * self._width, self._width, device=device, dtype=torch.int32)
         self._lengths = (positions[:, -1] + 1).int()
-        self._heard = torch.full((rows,), seats.heard, device=device, dtype=torch.int32)
+        self._heard = torch.full((rows,), selected.heard, device=device, dtype=torch.int32)
 
     def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        _write(self._seats, layer, self._positions, keys, values)
-        pool = self._seats.slots.text[layer]
-        return self._paged(pool, queries, self._lengths, self._seats.slots.capacity, (-1, 0))
+        _write(self._selected, layer, self._positions, keys, values)
+        pool = self._selected.slots.text[layer]
+        return self._paged(pool, queries, self._lengths, self._selected.slots.capacity, (-1, 0))
 
     def audio(self, layer: int, queries: Tensor) -> Tensor:
-        pool = self._seats.slots.audio[layer]
-        return self._paged(pool, queries, self._heard, self._seats.heard, (-1, -1))
+        pool = self._selected.slots.audio[layer]
+        return self._paged(pool, queries, self._heard, self._selected.heard, (-1, -1))
 
     def _paged(self, pool: Tensor, queries: Tensor, lengths: Tensor, longest: int, window: tuple[int, int]) -> Tensor:
         pages = pool.shape[2] // PAGE
-        table = self._seats.rows[:, None] * pages + torch.arange(pages, device=pool.device)
+        table = self._selected.rows[:, None] * pages + torch.arange(pages, device=pool.device)
         keys, values = pool.flatten(1, 2).view(2, -1, PAGE, *pool.shape[3:])
         found = self._attend(
             queries.transpose(1, 2).flatten(0, 1), keys, values, self._firsts, None, self._width, longest,
@@ -198,9 +198,9 @@ class _Paging:
         return attended
 
 
-def _write(seats: SlotAllocator, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-    own_keys, own_values = seats.slots.text[layer]
-    places = (seats.rows[:, None], positions)
+def _write(selected: SelectedSlots, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+    own_keys, own_values = selected.slots.text[layer]
+    places = (selected.rows[:, None], positions)
     own_keys.index_put_(places, keys.transpose(1, 2))
     own_values.index_put_(places, values.transpose(1, 2))
 

@@ -15,7 +15,7 @@ from streaming.whisper.checkpoint import Checkpoint
 _BESIDE = ("generation_config.json", "preprocessor_config.json", "normalizer.json")
 
 
-def write_plain(checkpoint: Checkpoint, folder: Path) -> Path:
+def write_hub_copy(checkpoint: Checkpoint, folder: Path) -> Path:
     """Write the copy into a folder, which is made, and return the folder."""
     load_model(checkpoint).save_pretrained(folder)
     for name in _BESIDE:

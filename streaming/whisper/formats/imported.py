@@ -33,7 +33,7 @@ class FormatError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
+class ImportedModel:
     """A model as its file has it.
 
     Attributes:
@@ -201,7 +201,7 @@ def layout_name(name: str) -> str | None:
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
-def dimensions(model: Foreign, name: str) -> Dimensions:
+def dimensions(model: ImportedModel, name: str) -> Dimensions:
     """Return the model's sizes, once every weight of a Whisper of these sizes is there, and nothing else.
 
     Raises:
@@ -229,7 +229,7 @@ def dimensions(model: Foreign, name: str) -> Dimensions:
     return sizes
 
 
-def _dimensions(model: Foreign) -> Dimensions:
+def _dimensions(model: ImportedModel) -> Dimensions:
     weights = model.weights
     d_model, mels, _ = weights["encoder.conv1.weight"].shape
     return Dimensions(

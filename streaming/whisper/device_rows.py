@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from streaming.whisper.cache_slots import SelectedSlots
 from streaming.whisper.decode import Window, verify
 from streaming.whisper.model import Decoder
 from streaming.whisper.rows import REACH, Row
 from streaming.whisper.rules import LogitRules
-from streaming.whisper.slots import SlotAllocator
 
 
 class Numbers(NamedTuple):
@@ -150,8 +150,10 @@ def sent(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) 
 # --- a step, on the device -------------------------------------------------------------------------------------------
 
 
-def step(decoder: Decoder, rules: LogitRules, texts: Texts, seats: SlotAllocator, width: int, *, stamped: bool) -> None:
-    """Do one pass for the rows of `seats`, with all that comes of it.
+def step(
+    decoder: Decoder, rules: LogitRules, texts: Texts, selected: SelectedSlots, width: int, *, stamped: bool
+) -> None:
+    """Do one pass for the rows of `selected`, with all that comes of it.
 
     The shapes are fixed, and nothing in it waits for the device or reads a tensor from the host.
 
@@ -159,20 +161,20 @@ def step(decoder: Decoder, rules: LogitRules, texts: Texts, seats: SlotAllocator
         decoder: the model.
         rules: what may be said.
         texts: of all slots.
-        seats: the slots that the pass is about.
+        selected: the slots that the pass is about.
         width: positions in the window.
         stamped: whether any of the rows has timestamps.
     """
-    rows = seats.rows
+    rows = selected.rows
     now = Numbers(*texts.numbers.index_select(0, rows).unbind(1))
     tokens, drafts = texts.tokens.index_select(0, rows), texts.drafts.index_select(0, rows)
     live = now.done == 0
-    # The last token again where there is nothing to do: the seat is kept, and nothing is written.
+    # The last token again where there is nothing to do: the row is kept, and nothing is written.
     starts = torch.where(live, now.cached, now.length - 1)
     ends = now.length + (now.limit - now.length).minimum(now.drafted - now.start).clamp(min=0) * live
     window = Window(_with_draft(tokens, drafts, now), starts, ends, now.begin, now.length, width)
     scores = partial(rules.text, stamped=now.stamped > 0 if stamped else None)
-    verdict = verify(decoder, seats, scores, window)
+    verdict = verify(decoder, selected, scores, window)
 
     columns = torch.arange(width, device=rows.device)
     decided = verdict.agreed.clamp(max=width - 1)  # the column whose choice is the last that counts

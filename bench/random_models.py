@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def random_pair(
     contexts: Sequence[float],
     *,
     shape: Shape | None = None,
-    seats: int | None = None,
+    slots: int | None = None,
     agree: bool = False,
 ) -> WhisperEngine:
     """Make a teacher of a published size, and a student with its encoder and fewer decoder layers.
@@ -68,7 +69,7 @@ def random_pair(
         dtype: of their weights.
         contexts: windows that both hear, in seconds, ascending.
         shape: another than that of `name`.
-        seats: jobs in a batch at fixed addresses; None for tensors that are made anew.
+        slots: jobs in a batch at fixed addresses; None for tensors that are made anew.
         agree: whether the teacher's further layers add nothing, so that it says what the student says, at its own cost.
     """
     place = torch.device(device)
@@ -85,10 +86,11 @@ def random_pair(
         checks |= drafts
     first = assemble(student, "student", encoder | drafts, place)
     second = assemble(teacher, "teacher", encoder | checks, place, first)
-    runner = None
-    if seats is not None:
-        runner = GraphRunner(first, second, place, largest=seats, deterministic=False, capture=True)
-    return WhisperEngine(first, second, place, str(dtype).removeprefix("torch."), runner)
+    numbers = str(dtype).removeprefix("torch.")
+    if slots is None:
+        return WhisperEngine(first, second, place, numbers)
+    make_runner = partial(GraphRunner, device=place, largest=slots, deterministic=False, capture=True)
+    return WhisperEngine(first, second, place, numbers, make_runner)
 
 
 def _silence(weights: Mapping[str, Tensor], layers: int) -> None:
