@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class BrokenError(Exception):
-    """The turn was cut off."""
+    """A turn was cut off."""
 
 
 Say = Callable[[bytes], Awaitable[int]]
@@ -43,7 +43,15 @@ Say = Callable[[bytes], Awaitable[int]]
 
 
 async def say_all(me: Speaker, say: Say, mine: Sequence[Sentence], recordings: Sequence[bytes], clock: Clock) -> None:
-    """Say each sentence at its time, again and again while it is cut off."""
+    """Say each sentence at its time, again and again while it is cut off.
+
+    Args:
+        me: who speaks; what happens is counted there.
+        say: how a sentence is said.
+        mine: the sentences, in order of time.
+        recordings: what they may sound like.
+        clock: the day's.
+    """
     for sentence in mine:
         await clock.until(sentence.at)
         me.sent += 1
@@ -53,7 +61,11 @@ async def say_all(me: Speaker, say: Say, mine: Sequence[Sentence], recordings: S
 
 
 async def _say_once(me: Speaker, say: Say, sentence: bytes) -> int | None:
-    """Return None where it was cut off."""
+    """Say a sentence once.
+
+    Returns:
+        What came of it; None where it was cut off.
+    """
     me.said += 1
     try:
         return await say(sentence)
@@ -63,7 +75,14 @@ async def _say_once(me: Speaker, say: Say, sentence: bytes) -> int | None:
 
 
 async def _connected(make: Callable[[], Awaitable[T]]) -> T:
-    """Connect as soon as somebody listens."""
+    """Connect as soon as somebody listens.
+
+    Args:
+        make: makes the connection.
+
+    Returns:
+        What `make` returned.
+    """
     while True:
         try:
             return await make()
@@ -75,7 +94,10 @@ class WebsocketClient:
     """A client with one connection for all sentences, each ended by a flush, or one for each, ended by a stop.
 
     Args:
-        stays: whether it has one connection for all.
+        name: the source that it speaks as.
+        daemon: the daemon that it speaks to.
+        history: where it notes what it was told.
+        stays: whether it keeps one connection for all sentences.
     """
 
     def __init__(self, name: str, daemon: Daemon, history: History, *, stays: bool) -> None:
@@ -86,10 +108,15 @@ class WebsocketClient:
         self._ws: ClientConnection | None = None
 
     async def say(self, sentence: bytes) -> int:
-        """Say the sentence and return how many finals came of it.
+        """Say a sentence.
+
+        Returns:
+            How many finals came of it.
 
         Raises:
-            BrokenError, WebSocketException, OSError: it was cut off.
+            BrokenError: the turn was cut off.
+            WebSocketException: likewise.
+            OSError: likewise.
         """
         try:
             if self._ws is not None and self._ws.close_code is not None:
@@ -144,10 +171,15 @@ class Satellite:
         self._history = history
 
     async def say(self, sentence: bytes) -> int:
-        """Say the sentence on a connection of its own and return the length of its transcript, in characters.
+        """Say a sentence on a connection of its own.
+
+        Returns:
+            The length of its transcript, in characters.
 
         Raises:
-            BrokenError, OSError, EOFError: it was cut off.
+            BrokenError: the turn was cut off.
+            OSError: likewise.
+            EOFError: likewise.
         """
         client = await _connected(self._connect)
         self.me.connections += 1
@@ -170,8 +202,11 @@ class Satellite:
 
 
 class Reader:
-    """A subscriber of one source. Cut off, it comes back, asks for all that is kept, as another life of the daemon
-    counts from the beginning, and passes over what it knows by its id."""
+    """A subscriber of one source, who comes back when it is cut off.
+
+    It asks each time for all finals that are kept, because another life of the daemon counts from the beginning, and
+    passes over those that it knows by their id.
+    """
 
     def __init__(self, source: str, daemon: Daemon, history: History) -> None:
         self.me = history.speakers[source]
@@ -212,10 +247,13 @@ class AtTheMicrophone:
         self._history = history
 
     async def say(self, sentence: bytes) -> int:
-        """Say the sentence once the microphone listens, and return how many finals came of it.
+        """Say a sentence once the microphone listens.
+
+        Returns:
+            How many finals came of it.
 
         Raises:
-            BrokenError: it was unplugged, or the daemon ended.
+            BrokenError: the microphone was unplugged, or the daemon ended.
         """
         while not await self._heard_now():  # noqa: ASYNC110 - a gauge has no event to wait for
             await asyncio.sleep(_RETRY)

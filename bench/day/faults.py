@@ -31,7 +31,7 @@ class FaultInjector:
         self._daemon = daemon
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """Inject all of them, each in its time or, where the one before took longer, after it."""
+        """Inject all faults, each at its time or, where the one before took longer, after it."""
         async with asyncio.TaskGroup() as tasks:
             for thing in ("broker", "microphone", "daemon"):
                 tasks.create_task(self._one_by_one([fault for fault in faults if fault.kind.startswith(thing)]))

@@ -28,7 +28,7 @@ class Speaker:
         sent: sentences that were to be said.
         said: times that somebody began to say one.
         broken: of these, cut off by a fault, and said again.
-        unheard: said to the end, undisturbed, and no final came.
+        unheard: sentences that were said to the end, undisturbed, and had no final.
         connections: made to the daemon.
         told: finals that were read, in order.
     """
@@ -47,9 +47,10 @@ class Incident:
     """A fault that happened.
 
     Attributes:
+        kind: what broke.
         day: when, in seconds of the day.
         began: the monotonic time at which it began.
-        ended: likewise; None while it lasts.
+        ended: the monotonic time at which it ended; None while it lasts.
     """
 
     kind: FaultKind
@@ -87,14 +88,19 @@ class History:
 
     @contextmanager
     def incident(self, kind: FaultKind, day: float) -> Iterator[None]:
-        """Note a fault that lasts as long as the block runs."""
+        """Note a fault that lasts as long as the block runs.
+
+        Args:
+            kind: what breaks.
+            day: when, in seconds of the day.
+        """
         incident = Incident(kind, day, time.monotonic())
         self.incidents.append(incident)
         yield
         incident.ended = time.monotonic()
 
     def disturbed(self, since: float, *kinds: FaultKind) -> bool:
-        """Return whether one of these lasted at any moment from `since` on (monotonic)."""
+        """Return whether a fault of these kinds lasted at any moment from `since` on (monotonic)."""
         return any(each.kind in kinds and (each.ended is None or each.ended >= since) for each in self.incidents)
 
     def outages(self) -> list[Outage]:
@@ -103,7 +109,11 @@ class History:
 
 
 class Clock:
-    """The day's clock, `speed` times as fast as ours."""
+    """The day's clock.
+
+    Args:
+        speed: how many times as fast as ours it goes.
+    """
 
     def __init__(self, speed: float) -> None:
         self._speed = speed

@@ -32,7 +32,15 @@ _PATIENCE = 180.0
 
 
 async def play(day: Day, speed: float, *, scripted: bool = False) -> tuple[History, Ending]:
-    """Play the day and return what was noted, and how it ended.
+    """Play a day.
+
+    Args:
+        day: what happens on it.
+        speed: how many times as fast as ours its clock goes.
+        scripted: whether the answers of the engine are written down.
+
+    Returns:
+        What was noted, and how it ended.
 
     Raises:
         MissingError: a program is not installed.
@@ -57,7 +65,7 @@ async def play(day: Day, speed: float, *, scripted: bool = False) -> tuple[Histo
 
 
 async def _live(house: Home, sound: SoundServer, history: History, day: Day, clock: Clock) -> None:
-    """Return when all is said, and all is mended."""
+    """Let everybody speak and everything break, and return when all is said and all is mended."""
     daemon = house.daemon
     reader = Reader("desk", daemon, history)
     kitchen = WebsocketClient("kitchen", daemon, history, stays=False)
@@ -78,7 +86,7 @@ async def _live(house: Home, sound: SoundServer, history: History, day: Day, clo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code."""
+    """Play a day, print its report, and return the exit code."""
     parser = options("day", bench.day.__doc__)
     parser.add_argument("--speed", type=float, default=6.0, help="how much faster pauses pass (default 6)")
     asked = parser.parse_args(arguments)

@@ -30,9 +30,9 @@ class Ending:
     """How the day's processes fared.
 
     Attributes:
-        lives: of the daemon.
+        lives: how often the daemon was started.
         bad_ends: its exit codes after SIGTERM that were not 0.
-        counted: by the daemon itself.
+        counted: its own counters.
         subscriptions: connections of the MQTT subscriber.
     """
 
@@ -73,7 +73,16 @@ def broken_promises(history: History, ending: Ending) -> list[str]:
 
 
 def report(history: History, ending: Ending, day: str) -> str:
-    """Return the report. day: what was played, a sentence."""
+    """Write the report of a day.
+
+    Args:
+        history: what was noted.
+        ending: how it ended.
+        day: what was played, a sentence.
+
+    Returns:
+        The report, in Markdown.
+    """
     every = deliveries(history).values()
     told, arrived = sum(each.told for each in every), sum(each.arrived for each in every)
     kept = (

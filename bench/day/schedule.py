@@ -48,7 +48,13 @@ _LASTS = {  # seconds of the day, from and to
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """recording: the number of one."""
+    """A sentence to be said.
+
+    Attributes:
+        at: when, in seconds of the day.
+        speaker: the source that says it.
+        recording: the number of its recording.
+    """
 
     at: float
     speaker: str
@@ -57,7 +63,13 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """lasts: seconds until it is mended."""
+    """A fault to be injected.
+
+    Attributes:
+        at: when, in seconds of the day.
+        kind: what breaks.
+        lasts: seconds until it is mended.
+    """
 
     at: float
     kind: FaultKind
@@ -66,7 +78,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """Both in order of time."""
+    """All that happens on a day.
+
+    Attributes:
+        seconds: how long it is.
+        sentences: in order of time.
+        faults: in order of time.
+    """
 
     seconds: float
     sentences: tuple[Sentence, ...]
@@ -74,7 +92,16 @@ class Day:
 
 
 def plan(minutes: float, seed: int, recordings: int) -> Day:
-    """Every speaker says something, and every kind of fault comes at least once. recordings: how many there are."""
+    """Plan a day on which every speaker says something, and every kind of fault comes at least once.
+
+    Args:
+        minutes: how long the day is.
+        seed: another day for each.
+        recordings: how many there are to choose from.
+
+    Returns:
+        The day.
+    """
     seconds = 60 * minutes
     chance = random.Random(seed)
     sentences = [
@@ -91,7 +118,7 @@ def plan(minutes: float, seed: int, recordings: int) -> Day:
 
 
 def _spread(chance: random.Random, seconds: float, every: float) -> list[float]:
-    """About one time in each `every` seconds, anywhere in it; at least one."""
+    """Choose about one time in each `every` seconds, anywhere in it; at least one."""
     number = max(1, round(seconds / every))
     return [seconds * (place + chance.random()) / number for place in range(number)]
 

@@ -27,7 +27,16 @@ Fault = Callable[[Path, int], Awaitable[Outcome]]
 def on(
     act: Callable[[Daemon, int], Awaitable[Outcome]], settings: dict[str, Any] | None = None, trouble: str = ""
 ) -> Fault:
-    """`act`, on a service of its own."""
+    """Make a fault of `act`: it gets a service of its own.
+
+    Args:
+        act: what is done to the service, so many times.
+        settings: those that differ from the usual ones.
+        trouble: see `served.py`.
+
+    Returns:
+        The fault.
+    """
 
     async def fault(folder: Path, times: int) -> Outcome:
         with running(folder, settings, trouble) as service:
@@ -79,14 +88,26 @@ COLUMNS = ["fault", "tried", "survived", "utterances said", "finals arrived", "t
 
 
 async def attempt(name: str, amount: int) -> Outcome:
-    """amount: how often, or of an attack: for how many seconds."""
+    """Try a fault or an attack in an empty folder.
+
+    Args:
+        name: of the fault or attack.
+        amount: how often the fault is tried, or for how many seconds the attack lasts.
+
+    Returns:
+        What came of it.
+    """
     fault = ATTACKS[name] if name in ATTACKS else FAULTS[name][0]
     with tempfile.TemporaryDirectory() as folder:
         return await fault(Path(folder), amount)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """1 where something was lost, or not survived."""
+    """Try the faults and print the table.
+
+    Returns:
+        The exit code: 1 where something was lost, or not survived.
+    """
     parser = argparse.ArgumentParser(prog="whisperd bench faults", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="how often, by the default (1)")
     parser.add_argument("--seconds", type=int, default=5, help="how long each attack lasts (5)")

@@ -1,5 +1,7 @@
-"""Those who attack a service, in a process and from an address of their own: what others feel of it is then the
-service's doing, and not that of limits on an address that they share, or of a client that is busy with attacking.
+"""Those who attack a service, in a process and from an address of their own.
+
+What others feel of an attack is then the service's doing, and not that of limits on an address that they share, or of a
+client that is busy with attacking.
 
 `python -m bench.faults.attackers ATTACK HOST PORT SECONDS` says when it begins, and at the end how many connections it
 made. Owns what each attack sends, to plain sockets.
@@ -58,7 +60,7 @@ Attacker = Callable[[Target], Awaitable[None]]
 
 
 def _saying(*said: bytes) -> Attacker:
-    """One of these, in turns; and then it stays until it is cut off, reads, and never answers."""
+    """Make an attacker that sends one of these, in turns, and stays until it is cut off: it reads and never answers."""
     turns = itertools.cycle(said)
 
     async def one(target: Target) -> None:
@@ -71,11 +73,14 @@ def _saying(*said: bytes) -> Attacker:
 
 
 def _flooding(*floods: tuple[bytes, bytes], answer: int) -> Attacker:
-    """Return one who sends a flood, another one each time, until it is answered or cut off.
+    """Make an attacker that sends a flood, another one each time, until it is answered or cut off.
 
     Args:
         floods: each what it begins with, and what it goes on with for ever.
         answer: bytes that are an answer; -1: none are, and it reads all of them.
+
+    Returns:
+        The attacker.
     """
     turns = itertools.cycle(floods)
 
@@ -96,17 +101,17 @@ def _flooding(*floods: tuple[bytes, bytes], answer: int) -> Attacker:
 
 
 def _endless_form() -> Attacker:
-    """Lines, and never the first boundary."""
+    """Make an attacker that sends lines, and never the first boundary of its form."""
     return _flooding((_CHUNKED, b"%x\r\n%b\r\n" % (len(_LINES), _LINES)), answer=1)
 
 
 def _chunk_extensions() -> Attacker:
-    """Framing without contents: an extension of each chunk of a byte, and one extension that never ends."""
+    """Make an attacker that sends framing without contents: extensions of chunks of a byte, and one without end."""
     return _flooding((_CHUNKED, b"1%b\r\n\n\r\n" % _EXTENSION * 16), (_CHUNKED + b"1;", b"x" * 65536), answer=1)
 
 
 def _empty_frames() -> Attacker:
-    """Pings, pongs, messages without a byte, and a message of such pieces."""
+    """Make an attacker that sends pings, pongs, messages without a byte, and a message of such pieces."""
     begun = upgrade(f"/v1/stream?source={STRANGER}", f"Authorization: Bearer {TOKEN}")
     ping, pong, message, unfinished, piece = (bytes([head, 0x80, 0, 0, 0, 0]) for head in (0x89, 0x8A, 0x82, 0x02, 0))
     floods = [(begun, each * 10000) for each in (ping, pong, message)]
@@ -114,7 +119,7 @@ def _empty_frames() -> Attacker:
 
 
 async def _names(target: Target) -> None:
-    """Names that nearly fit a pattern, to be read and to be spoken as."""
+    """Ask for names that nearly fit a pattern, to be read and to be spoken as."""
     for name, (path, said) in itertools.product(_NAMES, (("events", b""), ("stream", _START))):
         async with target.connection() as (reader, writer):
             writer.write(upgrade(f"/v1/{path}?source={name}", f"Authorization: Bearer {TOKEN}") + said)
@@ -123,7 +128,7 @@ async def _names(target: Target) -> None:
 
 
 def _packed_form() -> bytes:
-    """A hundred megabytes of lines in a hundred kilobytes."""
+    """Pack a hundred megabytes of lines into a form of a hundred kilobytes."""
     body = gzip.compress(_LINES * 1600, 1)
     return _FORM + f"Content-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 

@@ -57,7 +57,14 @@ _LARGEST_PACKET = 320
 
 @dataclass
 class _Honest:
-    """Somebody who uses the service. said: utterances. seconds: of each answer that came."""
+    """Somebody who uses the service.
+
+    Attributes:
+        service: the service.
+        options: of each connection.
+        said: utterances sent.
+        seconds: how long each answer took that came.
+    """
 
     service: Daemon
     options: dict[str, Any]
@@ -79,7 +86,12 @@ class _Honest:
 
 @dataclass
 class _Watched:
-    """What a service uses, each time that it was looked at."""
+    """What a service uses, each time that it was looked at.
+
+    Attributes:
+        service: the service.
+        seen: in order of time.
+    """
 
     service: Daemon
     seen: list[Usage] = field(default_factory=list)
@@ -93,13 +105,13 @@ class _Watched:
             self.look()
 
     async def as_before(self) -> bool:
-        """Whether it ends as it began."""
+        """Return whether the service ends as it began."""
         flat = await let_go(self.service, self.seen[0].descriptors)
         self.look()
         return flat and self.seen[-1].rss - self.seen[0].rss <= _MOST_GROWTH
 
     def __str__(self) -> str:
-        """Before, at most meanwhile, and at the end."""
+        """Say what was used before, at most meanwhile, and at the end."""
         descriptors, resident = (
             f"{values[0]:.0f} -> {max(values):.0f} -> {values[-1]:.0f}"
             for values in ([each.descriptors for each in self.seen], [each.rss for each in self.seen])
@@ -130,7 +142,15 @@ async def _felt(service: Daemon, attack: _Attacking, tls: ssl.SSLContext | None 
 
 
 def strangers(name: str, *, tls: bool = False) -> Attack:
-    """One of `attackers.ATTACKS`. tls: on a port that speaks it."""
+    """Make a fault of one of `attackers.ATTACKS`.
+
+    Args:
+        name: of the attack.
+        tls: whether the port that is attacked speaks TLS.
+
+    Returns:
+        The fault.
+    """
 
     async def fault(folder: Path, seconds: int) -> Outcome:
         server, trusting = _SERVER, None
@@ -169,7 +189,7 @@ async def _number(stream: asyncio.StreamReader) -> int:
 
 
 async def small_packets(folder: Path, seconds: int) -> Outcome:
-    """A broker that takes no large packet: each final reaches it all the same, without the times of its words."""
+    """Let the broker take no large packet: each final reaches it all the same, without the times of its words."""
     async with mqtt(folder, sessions=True) as home:
         with running(folder, {**home.settings(**MQTT), "server": _SERVER}) as service:
             outcome = await _felt(service, _narrowed(home.broker, seconds))
@@ -182,7 +202,11 @@ async def small_packets(folder: Path, seconds: int) -> Outcome:
 
 @asynccontextmanager
 async def _narrowed(broker: Broker, seconds: int) -> AsyncIterator[asyncio.Task[int]]:
-    """It comes back so."""
+    """Start the broker again, with a limit on its packets.
+
+    Yields:
+        A task that ends when the attack does, and returns how many there were.
+    """
     broker.stop()
     broker.options += f"max_packet_size {_LARGEST_PACKET}\n"
     broker.start()

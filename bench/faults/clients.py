@@ -38,7 +38,7 @@ async def _send(ws: ClientConnection, pcm: bytes) -> None:
 
 
 async def vanish(service: Daemon, times: int) -> Outcome:
-    """Gone in the middle of the last utterance, without a close."""
+    """Break off in the middle of the last utterance, without a close."""
 
     async def one(number: int) -> None:
         async with stream(service, f"vanish{number}") as ws:
@@ -56,7 +56,7 @@ async def vanish(service: Daemon, times: int) -> Outcome:
 
 
 async def trickle(service: Daemon, times: int) -> Outcome:
-    """One byte in each message: of a second of the first utterance, which are tens of thousands."""
+    """Send one byte in each message: of a second of the first utterance, which are tens of thousands."""
     data = PCM[42000:74000]
     async with witness(service) as listening:
         served = sum([await speak(service, "trickle", data, 1) for _ in range(times)])
@@ -64,7 +64,7 @@ async def trickle(service: Daemon, times: int) -> Outcome:
 
 
 async def hurry(service: Daemon, times: int) -> Outcome:
-    """The whole recording at once, many times the pace of speech, from everybody together."""
+    """Send the whole recording at once, many times the pace of speech, from everybody together."""
     async with witness(service) as listening:
         began = time.monotonic()
         served = await asyncio.gather(*(speak(service, "hurry", PCM, 64000) for _ in range(times)))
@@ -74,7 +74,7 @@ async def hurry(service: Daemon, times: int) -> Outcome:
 
 
 async def garbage(service: Daemon, times: int) -> Outcome:
-    """Bytes that are no HTTP, frames that are no websocket, and rubbish in the middle of speech."""
+    """Send bytes that are no HTTP, frames that are no websocket, and rubbish in the middle of speech."""
     dice = random.Random(0)
 
     async def one() -> None:
@@ -99,7 +99,7 @@ async def garbage(service: Daemon, times: int) -> Outcome:
 
 
 async def come_and_go(service: Daemon, times: int) -> Outcome:
-    """Connect and leave: half of them politely. Descriptors and memory are as before."""
+    """Connect and leave, half of the times politely. Descriptors and memory are as before."""
 
     async def one(number: int) -> None:
         async with stream(service, "visitor") as ws:
@@ -122,7 +122,7 @@ async def come_and_go(service: Daemon, times: int) -> Outcome:
 
 
 async def half_open(service: Daemon, times: int) -> Outcome:
-    """Connections that say nothing, or half of a handshake, and stay."""
+    """Open connections that say nothing, or half of a handshake, and stay."""
     opened = []
     try:
         for number in range(times):
@@ -138,7 +138,7 @@ async def half_open(service: Daemon, times: int) -> Outcome:
 
 
 async def deaf(service: Daemon, times: int) -> Outcome:
-    """Subscribers that never read, beside ten that do."""
+    """Subscribe and never read, beside ten subscribers that do."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(times):
             options = {"max_queue": 1, "ping_interval": None, "close_timeout": 0.1}
@@ -151,7 +151,7 @@ async def deaf(service: Daemon, times: int) -> Outcome:
 
 
 async def stalled(service: Daemon, times: int) -> Outcome:
-    """Clients that stream, and never read what they are told."""
+    """Stream, and never read what is told."""
     async with witness(service) as listening, contextlib.AsyncExitStack() as stack:
         for number in range(times):
             sock = _narrow(service)
@@ -165,7 +165,7 @@ async def stalled(service: Daemon, times: int) -> Outcome:
 
 
 async def slow_handshakes(service: Daemon, times: int) -> Outcome:
-    """Handshakes byte by byte: they get in, and nobody waits for them."""
+    """Shake hands byte by byte: all get in, and nobody waits for them."""
     request = upgrade("/v1/stream")
 
     async def one() -> bool:
@@ -188,12 +188,12 @@ async def slow_handshakes(service: Daemon, times: int) -> Outcome:
 
 
 async def fallen_silent(service: Daemon, times: int) -> Outcome:
-    """Half-open: the client has gone and the service is not told; it comes back, resumes, and says the rest."""
+    """Leave a connection half-open: the service is not told; the client comes back, resumes, and says the rest."""
     return await _come_back(service, "silent", times, drop=lambda ws: None)
 
 
 async def dropped(service: Daemon, times: int) -> Outcome:
-    """Connections that are reset in mid-word, again and again, and are resumed."""
+    """Reset a connection in mid-word, again and again, and resume its stream."""
     return await _come_back(service, "dropped", times, drop=lambda ws: ws.transport.abort())
 
 

@@ -21,7 +21,7 @@ from bench.tasks import wait_until
 
 
 async def together(service: Daemon, times: int) -> Outcome:
-    """So many speak at once, so that batches have many jobs, with an engine whose trouble must be seen."""
+    """Let so many speak at once that batches have many jobs, with an engine whose trouble must be seen."""
     async with witness(service) as listening:
         served = await asyncio.gather(*(speak(service, f"s{number}", PCM[640 * number :]) for number in range(times)))
         arrived = sum([await listening.arrived(f"s{number}", UTTERANCES) for number in range(times)])
@@ -34,8 +34,10 @@ async def together(service: Daemon, times: int) -> Outcome:
 
 
 async def wedged(service: Daemon, times: int) -> Outcome:
-    """The decode hangs while everybody speaks: it is noticed, the service no longer vouches for itself; then it goes on
-    by itself, and all finals come."""
+    """Let the decode hang while everybody speaks.
+
+    It is noticed, and the service no longer vouches for itself. Then it goes on by itself, and all finals come.
+    """
     wedge = service.log_file.parent / "wedge"
     noticed = 0
     async with witness(service) as listening:
@@ -52,7 +54,7 @@ async def wedged(service: Daemon, times: int) -> Outcome:
 
 
 async def _until(service: Daemon, status: int) -> None:
-    """It vouches for itself, or does not."""
+    """Wait until the service vouches for itself, or does not: until /readyz answers with `status`."""
 
     async def answers() -> bool:
         return (await asyncio.to_thread(service.get, "/readyz"))[0] == status
@@ -61,8 +63,11 @@ async def _until(service: Daemon, status: int) -> None:
 
 
 async def overload(service: Daemon, times: int) -> Outcome:
-    """`times` streams at the pace of speech, more than twice what an engine of this cost can do (partials twice a
-    second, and finals): partials thin, a new stream is told to come later, all finals come; and then it recovers."""
+    """Let `times` streams come at the pace of speech, more than twice what an engine of this cost can do.
+
+    Each asks for partials twice a second, and for finals. Partials thin, a new stream is told to come later, all finals
+    come, and then the service recovers.
+    """
     frame, pause = 3200, 0.1
 
     async def alone(name: str) -> bool:
@@ -88,7 +93,7 @@ async def overload(service: Daemon, times: int) -> Outcome:
 
 
 async def _refused(service: Daemon) -> bool:
-    """Whether, within the patience, somebody new is told to come later."""
+    """Return whether, within the patience, somebody new is told to come later."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE / 10):
             while True:

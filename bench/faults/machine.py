@@ -27,7 +27,10 @@ from bench.tasks import background, wait_until
 
 
 async def exhausted(service: Daemon, times: int) -> Outcome:
-    """No descriptor left to accept with: it is said once, and those who are in are served; then all are again."""
+    """Leave no descriptor to accept with, then give them back.
+
+    It is said once, and those who are in are served; afterwards everybody is.
+    """
     before = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
     recovered = 0
     async with witness(service) as listening, stream(service, "inside") as inside:
@@ -60,17 +63,17 @@ _FULL = 16384
 
 
 async def frozen_broker(folder: Path, times: int) -> Outcome:
-    """The broker stands still while somebody speaks, and goes on afterwards."""
+    """Let the broker stand still while somebody speaks, and go on afterwards."""
     return (await _with_the_broker_away(folder, times))[0]
 
 
 async def jumping_clock(folder: Path, times: int) -> Outcome:
-    """The time of day jumps by days and years, also while finals wait for the broker."""
+    """Let the time of day jump by days and years, also while finals wait for the broker."""
     return (await _with_the_broker_away(folder, times, "clock"))[0]
 
 
 async def full_disk(folder: Path, times: int) -> Outcome:
-    """No byte more can be written where finals wait for the broker, who is away; then there is room again."""
+    """Leave no room where finals wait for the broker, who is away; then there is room again."""
     outcome, log = await _with_the_broker_away(folder, times, meanwhile=_no_room)
     said = log.count("cannot be used")
     return replace(outcome, survived=outcome.survived if said else 0, note=f"said {said} time(s)")
@@ -90,7 +93,17 @@ async def _with_the_broker_away(
     trouble: str = "",
     meanwhile: Callable[[Daemon], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> tuple[Outcome, str]:
-    """What came of it, and the service's log."""
+    """Freeze the broker while somebody speaks, and a while longer.
+
+    Args:
+        folder: an empty one.
+        times: how often.
+        trouble: of the service, see `served.py`.
+        meanwhile: what else is wrong while the broker is away.
+
+    Returns:
+        What came of it, and the service's log.
+    """
     survived = 0
     async with mqtt(folder) as home, contextlib.AsyncExitStack() as stack:
         service = stack.enter_context(running(folder, home.settings(**MQTT), trouble))
@@ -109,8 +122,14 @@ async def _with_the_broker_away(
 
 @dataclass
 class _Talk:
-    """Of all lives. began: utterances that began to be said. finals: that the streams' own clients read. ids: finals
-    that anybody read."""
+    """What was said and told in all lives of a service.
+
+    Attributes:
+        began: utterances that began to be said.
+        finals: those that the streams' own clients read.
+        seconds: of audio sent.
+        ids: the finals that anybody read.
+    """
 
     began: int = 0
     finals: int = 0
@@ -119,7 +138,7 @@ class _Talk:
 
 
 async def terminated(folder: Path, times: int, streams: int = 6) -> Outcome:
-    """SIGTERM while everybody speaks: what began to be said is told to its client and to MQTT before the end."""
+    """Send SIGTERM while everybody speaks: what began to be said is told to its client and to MQTT before the end."""
     talk, survived = _Talk(), 0
     async with mqtt(folder) as home:
         for life in range(times):
@@ -132,7 +151,7 @@ async def terminated(folder: Path, times: int, streams: int = 6) -> Outcome:
 
 
 async def killed(folder: Path, times: int, streams: int = 6) -> Outcome:
-    """SIGKILL while everybody speaks: what anybody was told reaches MQTT, be it from the next life."""
+    """Send SIGKILL while everybody speaks: what anybody was told reaches MQTT, be it from the next life."""
     talk = _Talk()
     async with mqtt(folder) as home:
         for life in range(times):
@@ -148,7 +167,18 @@ async def killed(folder: Path, times: int, streams: int = 6) -> Outcome:
 
 
 async def _talk_until(service: Daemon, end: signal.Signals, life: int, streams: int, talk: _Talk) -> int:
-    """End it at any moment, and return its exit code once all connections have ended."""
+    """End a service at any moment while streams talk to it.
+
+    Args:
+        service: the service.
+        end: the signal that ends it.
+        life: the number of its life, which chooses the moment.
+        streams: how many talk.
+        talk: what was said and told; it is added to.
+
+    Returns:
+        Its exit code, once all connections have ended.
+    """
     dice = random.Random(life)
     async with asyncio.timeout(PATIENCE), witness(service) as listening:
         async with asyncio.TaskGroup() as talks:
@@ -162,7 +192,7 @@ async def _talk_until(service: Daemon, end: signal.Signals, life: int, streams: 
 
 
 async def _talk(service: Daemon, source: str, talk: _Talk) -> None:
-    """For ever, five times as fast as people do."""
+    """Talk until the connection ends, five times as fast as people do."""
 
     async def say(pacer: Pacer) -> None:
         try:

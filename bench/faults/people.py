@@ -26,7 +26,15 @@ LAST = 11.0
 
 @asynccontextmanager
 async def witness(service: Daemon, **options: Any) -> AsyncIterator[Subscriber]:
-    """Subscribe to all that is said, for as long as the block runs. options: of the connection."""
+    """Subscribe to all that is said, for as long as the block runs.
+
+    Args:
+        service: the service.
+        options: of the connection.
+
+    Yields:
+        The subscriber.
+    """
     listening = Subscriber()
     async with dial(service, "/v1/events", ping_interval=None, **options) as ws, background(listening.read(ws)):
         yield listening
@@ -46,16 +54,19 @@ async def speak(
     words: bool = False,
     **options: Any,
 ) -> bool:
-    """Speak a stream from start to stop, and return whether it was served to its end.
+    """Speak a stream from start to stop.
 
     Args:
-        service: to which.
-        source: its name.
+        service: the service.
+        source: the name of the source.
         pcm: what is said.
         frame: bytes of each message.
-        pause: seconds after each.
+        pause: seconds after each message.
         words: whether finals have the times of their words.
         options: of the connection.
+
+    Returns:
+        Whether it was served to its end.
     """
     async with asyncio.timeout(PATIENCE), stream(service, source, **options) as ws:
         if words:
@@ -68,7 +79,7 @@ async def speak(
 
 
 def upgrade(path: str, *headers: str) -> bytes:
-    """Return the request of a websocket, for a plain socket."""
+    """Return a websocket's request to upgrade, for a plain socket."""
     lines = [f"GET {path} HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade", *headers]
     lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg=="]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()

@@ -26,7 +26,7 @@ Run = Callable[[Sequence[Job]], list[Result]]
 
 
 def cursed(job: Job) -> bool:
-    """About a third of the jobs, the same ones whatever they are batched with."""
+    """Return whether a job is one of about a third, the same ones whatever they are batched with."""
     return len(job.audio) // 512 % 3 == 0
 
 
@@ -49,7 +49,7 @@ def _out_of_memory(run: Run, _: Path) -> Run:
 
 
 def _wedged(run: Run, folder: Path) -> Run:
-    """It hangs while there is a file `wedge`."""
+    """Make an engine's `run` hang while there is a file `wedge` in the folder."""
 
     def hanging(jobs: Sequence[Job]) -> list[Result]:
         while (folder / "wedge").exists():
@@ -77,7 +77,7 @@ TROUBLES: dict[str, Callable[[Run, Path], Run]] = {
 
 
 def jump(times: Sequence[float] = (86400.0, -86400.0, 1e9, -3600.0)) -> None:
-    """The time of day, as this process sees it, jumps ten times a second."""
+    """Let the time of day, as this process sees it, jump ten times a second."""
     real, ahead = time.time, 0.0
     time.time = lambda: real() + ahead
 
@@ -102,7 +102,7 @@ def _load_troubled(trouble: str, folder: Path) -> LoadEngine:
 
 
 def _load_poisoned(settings: Settings) -> Any:
-    """The real engine. For a job that is cursed a weight is not a number; for the others it is as it was."""
+    """Load the real engine. For a job that is cursed a weight is not a number; for the others it is as it was."""
     engine = cast(Any, load_engine(settings))
     run, warm, weight = engine.run, engine.warm, engine._student.decoder.layer_norm.weight
     good = weight.detach().clone()

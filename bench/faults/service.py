@@ -29,10 +29,11 @@ class Outcome:
     """What came of a fault.
 
     Attributes:
-        tried: how often.
+        tried: how often it was tried.
         survived: after how many of those somebody else was served as ever.
         said: utterances sent.
         arrived: finals that came of them.
+        note: a remark for the table.
         failed: utterances of which an error said that there will be no final.
     """
 
@@ -57,6 +58,9 @@ def running(folder: Path, settings: dict[str, Any] | None = None, trouble: str =
         settings: those that differ from the ones here.
         trouble: see `served.py`.
 
+    Yields:
+        The daemon.
+
     Raises:
         ServiceError: it did not become ready.
     """
@@ -71,5 +75,5 @@ def running(folder: Path, settings: dict[str, Any] | None = None, trouble: str =
 
 
 async def let_go(daemon: Daemon, descriptors: int) -> bool:
-    """Return whether it has, within the patience, no more descriptors than that."""
+    """Return whether a daemon has, within the patience, no more than so many descriptors."""
     return await wait_until(lambda: usage(daemon.pid).descriptors <= descriptors, PATIENCE)

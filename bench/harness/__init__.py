@@ -4,7 +4,7 @@ Owns a real daemon and what is around it, clients of every protocol, what they w
 delivered. Knows nothing of what any of them does with it.
 
     daemon.py, scripted.py, usage.py    the process, its scripted engine, and what it uses
-    mqtt.py, home.py                    a broker, and a subscriber there; with a daemon beside them
+    mqtt_subscriber.py, home.py         a broker, and a subscriber there; with a daemon beside them
     clients.py                          websocket streams, subscribers of /v1/events, Wyoming
     recordings.py                       what is said
     delivery.py                         was each final delivered once and in order?

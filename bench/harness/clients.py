@@ -34,11 +34,11 @@ _FRAME = round(RATE * _FRAME_SECONDS) * 2  # bytes
 
 
 class Pacer:
-    """Sends frames of a stream, each at the time at which a microphone would have heard it.
+    """A sender of a stream's frames, each at the time at which a microphone would have heard it.
 
     Args:
         send: called with each frame.
-        speed: times the pace of speech.
+        speed: how many times the pace of speech.
 
     Attributes:
         seconds: of audio sent.
@@ -62,7 +62,16 @@ class Pacer:
 
 
 def dial(daemon: Daemon, path: str, **options: Any) -> connect:
-    """Connect to a path of the service. options: of the connection."""
+    """Connect to a path of the service.
+
+    Args:
+        daemon: the service.
+        path: with its query.
+        options: of the connection; they replace those that are usual here.
+
+    Returns:
+        The connection, to be awaited or entered.
+    """
     return connect(
         f"{daemon.url}{path}", **{"compression": None, "max_queue": None, "open_timeout": PATIENCE, **options}
     )
@@ -83,10 +92,10 @@ class Subscriber:
         heard: called with each event.
 
     Attributes:
-        finals: as they came.
-        partials: how many, of each source.
-        failed: utterances of each source of which an error said that there will be no final.
-        over: a connection has ended.
+        finals: in the order in which they came.
+        partials: how many came, by source.
+        failed: utterances of which an error said that there will be no final, by source.
+        over: set when a connection has ended.
     """
 
     def __init__(self, heard: Callable[[Event], object] = lambda _: None) -> None:
@@ -117,11 +126,19 @@ class Subscriber:
         self._news.set()
 
     def number(self, source: str) -> int:
-        """Return how many finals of a source there are."""
+        """Return how many finals of a source came."""
         return sum(each.source == source for each in self.finals)
 
     async def arrived(self, source: str, wanted: int) -> int:
-        """Return how many finals of a source there are, once they and the failed are `wanted`, or nothing comes."""
+        """Wait until the finals of a source and its failed utterances are as many as wanted, or nothing comes any more.
+
+        Args:
+            source: the source.
+            wanted: how many.
+
+        Returns:
+            How many finals came.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 while self.number(source) + self.failed[source] < wanted:
@@ -143,10 +160,19 @@ async def until_stopped(ws: ClientConnection) -> bool:
 
 
 async def ask(client: AsyncTcpClient, sentence: bytes, speed: float = 1.0) -> str:
-    """Have one turn, as Home Assistant has it, and return the first transcript, which may come before all is said.
+    """Have one turn, as Home Assistant has it.
+
+    Args:
+        client: a connection for this turn.
+        sentence: what is said.
+        speed: how many times the pace of speech.
+
+    Returns:
+        The first transcript, which may come before all is said.
 
     Raises:
-        EOFError, OSError: it was cut off.
+        EOFError: the turn was cut off.
+        OSError: likewise.
     """
 
     async def send(frame: bytes) -> None:

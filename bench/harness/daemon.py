@@ -53,9 +53,9 @@ class Daemon:
     Attributes:
         port: where it listens in all its lives.
         lives: how often it was started.
-        seconds_to_ready: of the last start.
+        seconds_to_ready: how long the last start took.
         bad_ends: exit codes after SIGTERM that were not 0.
-        log_file: of all its lives.
+        log_file: has the log of all its lives.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Daemon:
     # --- life ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start it and wait until it is ready.
+        """Start the daemon and wait until it is ready.
 
         Raises:
             ServiceError: it does not become ready.
@@ -139,14 +139,14 @@ class Daemon:
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        """Wait until it has ended, whatever ended it, and return its exit code."""
+        """Wait until the daemon has ended, whatever ended it, and return its exit code."""
         code = self._process.wait(PATIENCE)
         self._before.update(self._now)
         self._now = {}
         return code
 
     def terminate(self) -> int:
-        """End it by SIGTERM, as a supervisor does, and return its exit code."""
+        """End the daemon by SIGTERM, as a supervisor does, and return its exit code."""
         self.signal(signal.SIGTERM)
         code = self.wait()
         if code != 0:
@@ -154,18 +154,22 @@ class Daemon:
         return code
 
     async def stop(self) -> int:
-        """Terminate it, after a last look at its counters."""
+        """Terminate the daemon after a last look at its counters, and return its exit code."""
         await self.sample()
         return await asyncio.to_thread(self.terminate)
 
     def reload(self, changed: Mapping[str, Any]) -> None:
-        """Change settings, and send SIGHUP."""
+        """Change settings, and send SIGHUP.
+
+        Args:
+            changed: the sections that replace those of the same name.
+        """
         self._settings |= changed
         self._write()
         self.signal(signal.SIGHUP)
 
     def end(self) -> None:
-        """Kill it, whatever state it is in."""
+        """Kill the daemon, whatever state it is in."""
         if self._started is not None:
             self._started.kill()
             self._started.wait()
@@ -173,7 +177,11 @@ class Daemon:
     # --- what it says ----------------------------------------------------------------------------------------------
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return (status, body) of a page; (0, "") where there is no answer."""
+        """Fetch a page.
+
+        Returns:
+            Its status and body; (0, "") where there is no answer.
+        """
         connection = HTTPConnection(*self.address, timeout=10)
         if self.url.startswith("wss:"):
             connection = HTTPSConnection(*self.address, timeout=10, context=_TRUSTING)
@@ -186,7 +194,7 @@ class Daemon:
                 return 0, ""
 
     async def sample(self) -> dict[str, float]:
-        """Return its counters and gauges, by name; nothing while it is away."""
+        """Return the daemon's counters and gauges, by name; nothing while it is away."""
         life = self.lives
         status, body = await asyncio.to_thread(self.get, "/metrics")
         if status != 200 or life != self.lives:
@@ -203,7 +211,7 @@ class Daemon:
 
     @property
     def counted(self) -> Counter[str]:
-        """The counters over all lives, as they were last seen."""
+        """The daemon's counters over all lives, as they were last seen."""
         return self._before + Counter(self._now)
 
 
@@ -216,6 +224,9 @@ def running(
     Args:
         settings: those that differ from the defaults.
         limits: keys of `server`.
+
+    Yields:
+        The daemon.
 
     Raises:
         ServiceError: it did not become ready, or did not end well.
@@ -232,8 +243,12 @@ def running(
 
 
 def _values(text: str) -> dict[str, float]:
-    """Return each sample by its name. Those of one name are added up, whatever their labels; each with a label is there
-    under that too, as `name{value}`."""
+    """Read samples in Prometheus' text format.
+
+    Returns:
+        Each sample by its name. Those of one name are added up, whatever their labels; each counter with a label is
+        there under that too, as `name{value}`.
+    """
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

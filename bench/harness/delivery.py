@@ -20,9 +20,12 @@ class Final:
     """A final as one reader got it.
 
     Attributes:
+        source: the name of its source.
+        text: what was said.
         id: "" where the reader's protocol has none (Wyoming).
         seq: its number among those of its source.
-        start, end: seconds of its stream.
+        start: where it begins, in seconds of its stream.
+        end: where it ends, in seconds of its stream.
         latency: milliseconds.
         published: when, as it says itself.
         received: when it came.
@@ -53,7 +56,12 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A time in which something was broken that can cost an acknowledgement."""
+    """A time in which something was broken that can cost an acknowledgement.
+
+    Attributes:
+        began: when it was broken.
+        ended: when it was mended.
+    """
 
     began: float
     ended: float
@@ -64,12 +72,13 @@ class Delivery:
     """What became of the finals of one source.
 
     Attributes:
-        told, arrived: different finals.
-        untold: arrived, though nobody was told them: their reader was cut off.
+        told: different finals that readers were told.
+        arrived: different finals that arrived.
+        untold: finals that arrived, though nobody was told them: their reader was cut off.
         repeated: arrivals of an id that had come before.
         unexplained: those of them for which no outage accounts.
-        lost: told, and did not arrive, or with another text.
-        disordered: told or published before the one that arrived before it.
+        lost: finals that were told, and did not arrive, or with another text.
+        disordered: finals that were told or published before the one that arrived before them.
     """
 
     told: int
@@ -82,7 +91,16 @@ class Delivery:
 
 
 def check(told: Sequence[Final], arrivals: Sequence[Final], outages: Sequence[Outage] = ()) -> Delivery:
-    """Compare what the readers of one source were told with what arrived, each in order."""
+    """Compare what the readers of one source were told with what arrived.
+
+    Args:
+        told: what readers were told, in order.
+        arrivals: what arrived, in order.
+        outages: what may account for a repeated arrival.
+
+    Returns:
+        What became of the finals.
+    """
     first = first_arrivals(arrivals)
     known = list(_identified(told, list(first.values())))
     ids = dict.fromkeys(each.id for each in known if each.id)
@@ -108,7 +126,7 @@ def by_source(finals: Iterable[Final]) -> dict[str, list[Final]]:
 
 
 def disordered(arrivals: Sequence[Final]) -> int:
-    """Return how often, of one source or of all, one arrived before another that was published before it."""
+    """Return how often a final, of one source or of all, arrived before another that was published before it."""
     return _descents([each.published for each in first_arrivals(arrivals).values()])
 
 
@@ -117,7 +135,7 @@ def _descents(values: Iterable[float]) -> int:
 
 
 def first_arrivals(arrivals: Iterable[Final]) -> dict[str, Final]:
-    """Return the first of each id."""
+    """Return the first arrival of each id."""
     first: dict[str, Final] = {}
     for each in arrivals:
         first.setdefault(each.id, each)
@@ -125,7 +143,11 @@ def first_arrivals(arrivals: Iterable[Final]) -> dict[str, Final]:
 
 
 def _repeats(arrivals: Sequence[Final]) -> list[tuple[Final, Final]]:
-    """Return (the arrival before, the same final again)."""
+    """Find the finals that arrived again.
+
+    Returns:
+        Each with its arrival before, which comes first.
+    """
     seen: dict[str, Final] = {}
     repeats = []
     for each in arrivals:
@@ -146,6 +168,9 @@ def _identified(told: Sequence[Final], arrived: Sequence[Final]) -> Iterable[Fin
 
     Answers come in the order of their streams, so each is the first stream with its words after that of the answer
     before. One that fits none keeps no id: it is lost.
+
+    Yields:
+        The finals, and the answers that fit no stream.
     """
     sessions: dict[str, list[Final]] = {}
     for each in arrived:

@@ -35,7 +35,17 @@ async def home(
     sessions: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Home]:
-    """Run a home for as long as the block runs. settings: of the daemon; for the others see `mqtt` and `Daemon`.
+    """Run a home for as long as the block runs.
+
+    Args:
+        folder: where its parts keep their files.
+        settings: of the daemon.
+        program: see `Daemon`.
+        sessions: see `mqtt`.
+        environment: see `Daemon`.
+
+    Yields:
+        The home.
 
     Raises:
         MissingError: the broker is not installed.

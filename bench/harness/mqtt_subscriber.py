@@ -1,6 +1,7 @@
-"""A real broker, and a subscriber there that is not ours: it keeps a session, and so gets what came while it was away.
+"""A real broker, and a subscriber there that is not ours: it has a session, and so gets what came while it was away.
 
-Owns the subscriber's connection, which is made anew whenever it is lost, and every final that came, repeats too.
+Owns the subscriber's connection, which is made anew whenever it is lost, and every final that came, repeats too. Knows
+nothing of what the finals are compared with.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ _KEEPALIVE = 5
 class MqttSubscriber:
     """A subscriber to all finals.
 
+    Args:
+        port: of the broker.
+
     Attributes:
-        finals: as they came; they grow in another thread.
+        finals: in the order in which they came; they grow in another thread.
         connections: made so far.
-        subscribed: it hears; not set while the broker is away.
+        subscribed: set while it hears; not while the broker is away.
     """
 
     def __init__(self, port: int) -> None:
@@ -56,11 +60,18 @@ class MqttSubscriber:
 
     @property
     def repeated(self) -> int:
-        """How many came again."""
+        """How many finals came again."""
         return len(self.finals) - len(self.ids)
 
     async def ids_once(self, enough: Callable[[set[str]], bool]) -> set[str]:
-        """Return the ids that are here as soon as they are enough, or when nothing comes any more."""
+        """Wait until the ids that came are enough, or nothing comes any more.
+
+        Args:
+            enough: tells of ids whether they are.
+
+        Returns:
+            The ids that came.
+        """
         await wait_until(lambda: enough(self.ids), PATIENCE)
         return self.ids
 
@@ -97,7 +108,11 @@ class Mqtt:
     subscriber: MqttSubscriber
 
     def settings(self, **more: object) -> dict[str, dict[str, object]]:
-        """Return the section for a daemon that publishes here."""
+        """Return the section of the settings for a daemon that publishes here.
+
+        Args:
+            more: keys of that section.
+        """
         return {"mqtt": {"host": "127.0.0.1", "port": self.broker.port, **more}}
 
 
@@ -106,8 +121,11 @@ async def mqtt(folder: Path, *, sessions: bool = False) -> AsyncIterator[Mqtt]:
     """Run a broker, and a subscriber there, for as long as the block runs.
 
     Args:
-        folder: of the broker.
+        folder: where the broker keeps its files.
         sessions: whether what waits for the subscriber outlives the broker.
+
+    Yields:
+        The broker and the subscriber.
 
     Raises:
         MissingError: the broker is not installed.

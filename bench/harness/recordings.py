@@ -27,7 +27,7 @@ _SILENCE = bytes(2 * RATE * 8 // 10)
 
 
 def sentences() -> list[bytes]:
-    """16-bit mono samples at 16 kHz, a sentence each, with a second of silence or so behind it."""
+    """Return the sentences: 16-bit mono samples at 16 kHz, with a second of silence or so behind each."""
     files = [DEMO, SENTENCES, *sorted(_OF_TESTS.glob("*.flac"))]
     return [sentence for path in files for sentence in _cut(path)]
 
@@ -44,7 +44,11 @@ def _cut(path: Path) -> list[bytes]:
 
 
 def _groups(loud: list[int]) -> list[tuple[int, int]]:
-    """First and last of frames between which there is no pause."""
+    """Find the first and last of frames between which there is no pause.
+
+    Args:
+        loud: the numbers of the frames with a voice, ascending.
+    """
     groups: list[tuple[int, int]] = []
     for frame in loud:
         if groups and frame - groups[-1][1] <= _PAUSE:

@@ -30,17 +30,32 @@ SUBSCRIBER_LOSSES = {"whisperd_subscribers_dropped_total": "subscribers disconne
 
 
 def counters(counted: Mapping[str, float], names: Mapping[str, str]) -> list[str]:
-    """Return a line for each counter."""
+    """Return a line for each counter.
+
+    Args:
+        counted: the counters, by name.
+        names: what each of those that are wanted counts.
+    """
     return [f"- {counted[name]:g} {what}" for name, what in names.items()]
 
 
 def losses(counted: Mapping[str, float], names: Mapping[str, str]) -> list[str]:
-    """Return those that are not 0."""
+    """Return a phrase for each counter that is not 0.
+
+    Args:
+        counted: the counters, by name.
+        names: what each of those that are wanted counts.
+    """
     return [f"{counted[name]:g} {what}" for name, what in names.items() if counted[name]]
 
 
 def promises(broken: Sequence[str], kept: str) -> list[str]:
-    """Return the last parts of a report. kept: what to say where none was broken."""
+    """Return the last parts of a report.
+
+    Args:
+        broken: a sentence for each promise that did not hold.
+        kept: what to say where none was broken.
+    """
     return [
         "## Promises",
         "\n".join(f"- BROKEN: {each}" for each in broken) or "- none was broken",
@@ -49,7 +64,12 @@ def promises(broken: Sequence[str], kept: str) -> list[str]:
 
 
 def options(name: str, about: str | None) -> argparse.ArgumentParser:
-    """Return a parser that has the options that all have."""
+    """Return a parser that has the options that all of these benchmarks have.
+
+    Args:
+        name: of the benchmark.
+        about: what its help says of it.
+    """
     parser = argparse.ArgumentParser(
         prog=f"whisperd bench {name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,12 +80,15 @@ def options(name: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def judged(name: str, run: Callable[[], T], tell: Callable[[T], Sequence[str]]) -> int:
-    """Return the exit code: 1 where nothing could be run, or a promise did not hold.
+    """Run a benchmark and judge it.
 
     Args:
         name: of the benchmark.
         run: what is judged.
         tell: called with what `run` returned; prints the report and returns the promises that did not hold.
+
+    Returns:
+        The exit code: 1 where nothing could be run, or a promise did not hold.
     """
     try:
         made = run()

@@ -1,6 +1,6 @@
 """`whisperd run` with an engine whose answers are written down: for benchmarks in which the text does not matter.
 
-Owns no more than that: all else is the service's own. It starts without the seconds that a real engine loads.
+Owns no more than that: all else is the service's own. It starts without the seconds that a real engine takes to load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ def load(settings: Settings) -> ScriptedEngine:
 
 
 def serve(config: str, load: LoadEngine) -> int:
-    """`whisperd run -c CONFIG` with this engine; its exit code."""
+    """Run `whisperd run -c CONFIG` with another engine, and return its exit code.
+
+    Args:
+        config: the settings' file.
+        load: loads the engine.
+    """
     app.Service.__init__.__defaults__ = (load,)
     return cli.main(["run", "-c", config])
 

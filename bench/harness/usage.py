@@ -18,6 +18,8 @@ class Usage:
 
     Attributes:
         rss: MiB.
+        descriptors: how many are open.
+        threads: how many there are.
         cpu: seconds of a core, since it began.
     """
 
@@ -34,5 +36,5 @@ def usage(pid: int) -> Usage:
 
 
 def proportional(pid: int) -> float:
-    """Return the PSS in MiB: it takes the kernel milliseconds to add it up."""
+    """Return the PSS of a process in MiB, which takes the kernel milliseconds to add up."""
     return float(psutil.Process(pid).memory_full_info().pss / _MIB)

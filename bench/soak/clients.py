@@ -31,7 +31,13 @@ Clip = tuple[bytes, bool]
 
 
 class Clients:
-    """All of them.
+    """All clients of a soak.
+
+    Args:
+        daemon: the daemon that they use.
+        sounds: what they send.
+        history: where they note what they were told.
+        dice: decides what is left to chance.
 
     Attributes:
         over: set when they shall come to their end.
@@ -47,7 +53,12 @@ class Clients:
     # --- streams ---------------------------------------------------------------------------------------------------
 
     async def stay(self, kind: ClientKind, source: str) -> None:
-        """Use one connection for all of it."""
+        """Use one connection until it is over, and another only where it was cut off.
+
+        Args:
+            kind: what is sent.
+            source: the name of the source.
+        """
         while not self.over.is_set():
             connection = self._history.connect(kind, source, Ending.STOP)
             await self._stream(connection, self._clips(kind))
@@ -68,7 +79,11 @@ class Clients:
         return said
 
     def _clips(self, kind: ClientKind) -> Iterator[Clip]:
-        """Go on until it is over."""
+        """Choose what a client of this kind sends, until it is over.
+
+        Yields:
+            One clip after the other.
+        """
         while not self.over.is_set():
             match kind:
                 case ClientKind.SPEECH:
@@ -98,7 +113,7 @@ class Clients:
             await asyncio.sleep(_RETRY)
 
     async def _read(self, ws: ClientConnection, connection: Connection) -> None:
-        """Read until it is closed, by whom it was meant to be."""
+        """Read until the connection is closed, by whom it was meant to be."""
         try:
             async for message in ws:
                 self._history.hear(connection, json.loads(message))
@@ -126,7 +141,11 @@ class Clients:
     # --- subscribers -----------------------------------------------------------------------------------------------
 
     async def listen(self, ready: asyncio.Event) -> None:
-        """Subscribe to all, for ever."""
+        """Subscribe to all sources, for ever.
+
+        Args:
+            ready: is set once it is subscribed.
+        """
         subscriber = Subscriber(self._history.hear_error)
         self._history.events = subscriber.finals
         try:
@@ -137,7 +156,7 @@ class Clients:
             self._history.broken.append(f"the subscriber of /v1/events: {type(error).__name__}: {error}")
 
     async def look_in(self, source: str) -> None:
-        """Subscribe to one source, come and go, half of the times by abort, and ask for what was missed."""
+        """Subscribe to one source again and again, leave half of the times by abort, and ask for what was missed."""
         while not self.over.is_set():
             await self.visit(source, self._dice.uniform(2.0, 15.0))
             await self._pause(0.5, 10.0)

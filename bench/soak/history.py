@@ -34,11 +34,14 @@ class Ending(StrEnum):
 
 @dataclass(slots=True)
 class Connection:
-    """One stream.
+    """The connection of one stream.
 
     Attributes:
+        kind: what its client sends.
+        source: the name of its source.
         ending: how its client meant to end it.
-        said: (start, end) of each sentence that was sent whole, in seconds of the stream.
+        session: its id, once its client was told it.
+        said: start and end of each sentence that was sent whole, in seconds of the stream.
         begun: utterances whose beginning the client was told.
         told: the finals that it read.
         broken: how it ended, where not as meant.
@@ -60,7 +63,10 @@ class Sample:
 
     Attributes:
         at: seconds since the beginning.
-        rss, pss: MiB.
+        rss: MiB.
+        pss: MiB.
+        descriptors: how many are open.
+        threads: how many there are.
         cpu: cores' worth since the sample before.
         answer: milliseconds that /healthz took.
         gauges: the service's own, by name.
@@ -78,15 +84,23 @@ class Sample:
 
 @dataclass(slots=True)
 class History:
-    """All notes.
+    """All notes of a soak.
 
     Attributes:
-        events, mqtt: finals in the order in which the two that stayed got them.
-        visits: those of the subscriber that comes and goes, over all its visits.
-        turns, answers: of the satellite.
+        began: the monotonic time at which it began.
+        connections: of all streams.
+        events: finals in the order in which the subscriber of /v1/events got them.
+        mqtt: finals in the order in which the subscriber of MQTT got them.
+        visits: finals of the subscriber that comes and goes, over all its visits.
+        visit_count: how often it came.
+        turns: of the satellite.
+        answers: to the satellite.
         errors: that clients were told, by code.
         broken: what else happened that nobody meant.
-        lags, latencies: (seconds since the beginning, milliseconds).
+        reloads: how often a reload was asked for.
+        lags: of partials; seconds since the beginning, and milliseconds.
+        latencies: of finals; seconds since the beginning, and milliseconds.
+        samples: of the process, in order of time.
     """
 
     began: float = field(default_factory=time.monotonic)
@@ -132,7 +146,14 @@ class History:
 
 
 class Sampler:
-    """Samples of a service. One that fails, as the service does not answer, is a broken promise and is noted as one."""
+    """Samples of a service.
+
+    One that fails, because the service does not answer, is a broken promise and is noted as one.
+
+    Args:
+        daemon: the service.
+        history: where the samples are noted.
+    """
 
     def __init__(self, daemon: Daemon, history: History) -> None:
         self._daemon = daemon
@@ -140,7 +161,11 @@ class Sampler:
         self._before = time.monotonic(), usage(daemon.pid).cpu
 
     async def run(self, every: float) -> None:
-        """Take samples for ever."""
+        """Take samples for ever.
+
+        Args:
+            every: seconds between two.
+        """
         while True:
             self._history.samples.append(await self.take())
             await asyncio.sleep(every)

@@ -32,9 +32,10 @@ LOSSES = {
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Of the connections of one kind.
+    """What became of the connections of one kind.
 
     Attributes:
+        connections: how many there were.
         said: sentences sent whole.
         unheard: of these, those in which an utterance began and no final came.
         unnoticed: of these, those in which no utterance began.
@@ -58,13 +59,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How it ended.
+    """How a soak ended.
 
     Attributes:
-        exit_code: after SIGTERM.
-        counted: by the service.
-        idle, left: (descriptors, threads) when only those who stay until the end were connected, before and after.
-        seconds: how long it was.
+        exit_code: of the service, after SIGTERM.
+        counted: its own counters.
+        idle: its descriptors and threads before, when only those who stay until the end were connected.
+        left: its descriptors and threads afterwards, likewise.
+        seconds: how long the soak was.
         warm_up: seconds in which memory may grow.
         most: MB an hour that RSS may grow afterwards.
     """
@@ -112,13 +114,24 @@ def _added(tallies: Iterable[Tally]) -> Tally:
 
 
 def memory(history: History, warm_up: float) -> Slope | None:
-    """Of RSS, in MB an hour."""
+    """Return the slope of RSS after the warm-up, in MB an hour; None where there are too few samples.
+
+    Args:
+        history: what was noted.
+        warm_up: seconds in which memory may grow.
+    """
     after = [sample for sample in history.samples if sample.at >= warm_up]
     return slope([each.at / 3600 for each in after], [each.rss for each in after])
 
 
 def broken_promises(history: History, end: End, *, known: bool) -> list[str]:
-    """Return a sentence for each promise that did not hold. known: every sentence is known to be taken for speech."""
+    """Return a sentence for each promise that did not hold.
+
+    Args:
+        history: what was noted.
+        end: how it ended.
+        known: whether every sentence is known to be taken for speech.
+    """
     faults = [f"{connection.source}: {connection.broken}" for connection in history.connections if connection.broken]
     found = [f"{what} ({times} times)" for what, times in Counter(faults + history.broken).items()]
     for kind, tally in tallies(history).items():

@@ -43,11 +43,13 @@ class Plan:
     """What is to be done.
 
     Attributes:
-        streams: at once.
+        seconds: how long.
+        streams: how many at once.
         every: seconds between two samples.
         reload: seconds between two reloads.
         warm_up: seconds in which memory may grow.
         most: MB an hour that RSS may grow afterwards.
+        scripted: whether the answers of the engine are written down.
     """
 
     seconds: float
@@ -61,7 +63,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Run:
-    """All that runs."""
+    """All that runs in a soak."""
 
     daemon: Daemon
     clients: Clients
@@ -70,7 +72,15 @@ class Run:
 
 
 async def soak(plan: Plan, sounds: Sounds, dice: random.Random) -> tuple[History, End]:
-    """Run the soak and return what was noted, and how it ended.
+    """Run a soak.
+
+    Args:
+        plan: what is to be done.
+        sounds: what is sent.
+        dice: decides what is left to chance.
+
+    Returns:
+        What was noted, and how it ended.
 
     Raises:
         MissingError: a program is not installed.
@@ -136,7 +146,7 @@ async def _reloaded(run: Run, before: float) -> bool:
 
 
 async def _tell(run: Run, plan: Plan) -> None:
-    """Print, for ever, a line a minute for who waits for the end."""
+    """Print a line a minute, for ever, for whoever waits for the end."""
     while True:
         await asyncio.sleep(60)
         history = run.history
@@ -149,8 +159,13 @@ async def _tell(run: Run, plan: Plan) -> None:
 
 
 async def _left(run: Run, idle: tuple[int, int]) -> tuple[int, int]:
-    """Return what `_idle` does, when it is down to `idle`; or what is left, when it does not come down: a socket that
-    was aborted, or a thread, may take its time."""
+    """Wait until descriptors and threads are down to `idle`.
+
+    A socket that was aborted, or a thread, may take its time.
+
+    Returns:
+        How many there are when they are down, or when they do not come down.
+    """
     left = idle
 
     async def down() -> bool:
@@ -163,7 +178,7 @@ async def _left(run: Run, idle: tuple[int, int]) -> tuple[int, int]:
 
 
 async def _idle(run: Run) -> tuple[int, int]:
-    """Return (descriptors, threads) once only those who stay are connected."""
+    """Return the number of descriptors and of threads once only those who stay are connected."""
 
     async def alone() -> bool:
         counted = await run.daemon.sample()
@@ -190,7 +205,7 @@ async def _wait_for_the_last(run: Run) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code."""
+    """Run a soak, print its report, and return the exit code."""
     parser = options("soak", bench.soak.__doc__)
     parser.add_argument("--streams", type=int, default=6, help="at once, of all kinds (default 6)")
     parser.add_argument("--warm-up", type=float, metavar="MINUTES", help="default: a sixth of the time, 10 at most")

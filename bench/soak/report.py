@@ -26,7 +26,17 @@ _PARTS = 12
 
 
 def report(history: History, end: End, said: str, *, known: bool) -> str:
-    """Return the report. said: what was done, a sentence."""
+    """Write the report of a soak.
+
+    Args:
+        history: what was noted.
+        end: how it ended.
+        said: what was done, a sentence.
+        known: whether every sentence is known to be taken for speech.
+
+    Returns:
+        The report, in Markdown.
+    """
     kept = (
         f"{len(history.events)} finals in {end.seconds / 60:.3g} minutes over "
         f"{len(history.connections) + history.turns} connections, each told once and in order by every way; none was "
@@ -147,7 +157,13 @@ def _codes(end: End) -> str:
 
 
 def picture(path: Path, history: History, end: End) -> None:
-    """Memory, waiting, descriptors and processor over the minutes."""
+    """Draw memory, waiting, descriptors and processor over the minutes.
+
+    Args:
+        path: where the picture goes.
+        history: what was noted.
+        end: how it ended.
+    """
     from distillation.charts import draw
 
     minutes = [sample.at / 60 for sample in history.samples]

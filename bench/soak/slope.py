@@ -20,8 +20,15 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.2
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """Per unit of time. low, high: its 95 % confidence interval. autocorrelation: of neighbouring blocks' residuals.
-    start: the line's value at the first time."""
+    """A slope per unit of time.
+
+    Attributes:
+        value: the slope.
+        low: the lower end of its 95 % confidence interval.
+        high: the upper end.
+        autocorrelation: of neighbouring blocks' residuals.
+        start: the line's value at the first time.
+    """
 
     value: float
     low: float
@@ -34,9 +41,14 @@ class Slope:
 
 
 def slope(times: Sequence[float], values: Sequence[float]) -> Slope | None:
-    """None where there are fewer samples than two a block.
+    """Fit a straight line through block means.
 
-    times: ascending.
+    Args:
+        times: ascending.
+        values: one for each time.
+
+    Returns:
+        Its slope; None where there are fewer samples than two a block, or too few blocks with a sample.
     """
     if len(times) < 2 * BLOCKS or times[-1] <= times[0]:
         return None
@@ -57,7 +69,11 @@ def slope(times: Sequence[float], values: Sequence[float]) -> Slope | None:
 
 
 def _block_means(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of blocks of equal length in time; one without a sample is left out."""
+    """Compute the means of blocks of equal length in time; a block without a sample is left out.
+
+    Returns:
+        The means of the times, and of the values.
+    """
     edges = np.linspace(times[0], times[-1], BLOCKS + 1)
     block = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, BLOCKS - 1)
     there = [number for number in range(BLOCKS) if (block == number).any()]
@@ -68,7 +84,7 @@ def _block_means(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _autocorrelation(residuals: np.ndarray) -> float:
-    """Of neighbours, at most 0.9; 0 where there is no scatter."""
+    """Return the autocorrelation of neighbours, at most 0.9; 0 where there is no scatter."""
     power = float((residuals**2).sum())
     if power < 1e-12:
         return 0.0

@@ -27,7 +27,13 @@ _MOST = 500
 
 @dataclass(frozen=True, slots=True)
 class Sounds:
-    """known: the sentences are the project's own, each known to be taken for speech."""
+    """What may be sent.
+
+    Attributes:
+        sentences: each with silence behind it.
+        noises: noise without speech.
+        known: whether the sentences are the project's own, each known to be taken for speech.
+    """
 
     sentences: list[bytes]
     noises: list[bytes]
@@ -35,7 +41,15 @@ class Sounds:
 
 
 def gather(speech: Path | None, noise: Path | None, dice: random.Random) -> Sounds:
-    """Of the project, or of the folders.
+    """Collect the sounds of the project, or of folders.
+
+    Args:
+        speech: a folder of recordings to say; None: the project's sentences.
+        noise: a folder of recordings of noise; None: noise is made.
+        dice: decides what is left to chance.
+
+    Returns:
+        The sounds.
 
     Raises:
         ValueError: there are no recordings in a folder.
@@ -46,7 +60,7 @@ def gather(speech: Path | None, noise: Path | None, dice: random.Random) -> Soun
 
 
 def quiet(seconds: float, dice: random.Random) -> bytes:
-    """A room in which nobody speaks: a microphone is never digitally silent."""
+    """Make a room in which nobody speaks: a microphone is never digitally silent."""
     samples = np.random.default_rng(dice.getrandbits(32)).normal(0, 8, round(seconds * RATE))
     return samples.astype("<i2").tobytes()
 
@@ -64,7 +78,7 @@ def _read(path: Path) -> bytes:
 
 
 def _made_up(said: list[bytes], dice: random.Random) -> list[bytes]:
-    """Half of it pink, at several levels; half the murmur of many people at once."""
+    """Make noise: half of it pink, at several levels; half the murmur of many people at once."""
     numbers = np.random.default_rng(dice.getrandbits(32))
     pink = [_pcm(_pink(numbers) * level) for level in (0.01, 0.05, 0.2)]
     murmur = [_pcm(_murmur(said, dice) * level) for level in (0.02, 0.05, 0.2)]

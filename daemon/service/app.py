@@ -1,11 +1,11 @@
 """The composition root: what is made, in which order it starts, and how it ends.
 
-Owns the wiring, the order of life and the drain. Everything else is made here and handed its neighbours; nothing
+Owns the wiring, the lifecycle and the drain. Everything else is made here and passed the objects it needs; nothing
 reaches back. Two parts do wiring of their own: the pipeline joins engines and streams, the listeners the ports.
 
-    start: listen (health pages answer, streams wait) -> load and warm the engine -> a first decode -> ready
-           -> microphone, MQTT
-    SIGHUP: the settings are read again; what may change does, all else is named and waits for a restart
+    start: listen (health pages answer, streams wait) -> load and warm the engine -> MQTT -> a first decode
+           -> microphones, zeroconf -> ready
+    SIGHUP: read the settings again; apply what may change, and name what waits for a restart
     end:   stop accepting -> streams end, finals out -> subscribers and broker told -> connections closed
 """
 

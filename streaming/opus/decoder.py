@@ -75,7 +75,7 @@ class OpusDecoder:
         """Estimate how many bytes hold so much speech.
 
         Args:
-            seconds: How much.
+            seconds: how much.
 
         Returns:
             About as many bytes, but not none.
@@ -88,10 +88,10 @@ class OpusDecoder:
         What came before a damaged place is given first, and the fault at the next call.
 
         Args:
-            data: Bytes of the container, of any number.
+            data: bytes of the container, of any number.
 
         Returns:
-            Samples that `data` completed: shape [n], possibly empty.
+            Samples that `data` completed: shape `[n]`, possibly empty.
 
         Raises:
             AudioFormatError: `bad_format`; this is no Opus in Ogg or WebM, or its container is damaged.
@@ -126,7 +126,7 @@ class OpusDecoder:
         return self._signal_check.findings()
 
     def finish(self) -> Waveform:
-        """Return what the resampler still held."""
+        """End the stream, and return what the resampler still held."""
         self._signal_check.end()
         return self._samples.finish()
 
@@ -152,7 +152,11 @@ class OpusDecoder:
         self._skip = int.from_bytes(head[10:12], "little")
 
     def _sound(self, packet: bytes) -> Waveform:
-        """Decode one packet: mono, 48 kHz. Silence of its length where it cannot be decoded."""
+        """Decode one packet.
+
+        Returns:
+            Samples, mono at 48 kHz; silence of the packet's length where it cannot be decoded.
+        """
         try:
             frames = self._codec.decode(av.Packet(packet)) if packet else []
         except (av.FFmpegError, ValueError):
@@ -171,7 +175,7 @@ def _demuxer_for(data: bytes) -> Demuxer | None:
     """Choose the demuxer for what begins with `data`.
 
     Args:
-        data: The first bytes of the stream.
+        data: the first bytes of the stream.
 
     Returns:
         The demuxer; None while there is too little to tell.

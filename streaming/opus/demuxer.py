@@ -18,7 +18,7 @@ LONGEST_PACKET = 1 << 16
 
 
 class Demuxer(Protocol):
-    """The bytes of one container to the packets of its stream of Opus. The bytes may be split anywhere."""
+    """The bytes of one container in, split anywhere; the packets of its stream of Opus out."""
 
     @property
     def leftover(self) -> int:
@@ -31,9 +31,9 @@ class Demuxer(Protocol):
         """Find the packets that `data` completes.
 
         Args:
-            data: The next bytes of the container.
+            data: the next bytes of the container.
 
-        Returns:
+        Yields:
             The packets in order. The head is the first of all.
 
         Raises:
@@ -45,7 +45,7 @@ def damaged(what: str) -> AudioFormatError:
     """Make the error for a stream that cannot be read.
 
     Args:
-        what: What is wrong with it.
+        what: what is wrong with it.
 
     Returns:
         The error, for the caller to raise.

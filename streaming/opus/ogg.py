@@ -20,7 +20,7 @@ _WHOLE_SEGMENT = 255  # a segment of this size goes on in the next
 
 
 class OggDemuxer:
-    """The pages of one file or stream. See `Demuxer`."""
+    """The pages of one Ogg file or stream in, packets out. See `Demuxer`."""
 
     def __init__(self) -> None:
         self._data = b""
@@ -40,9 +40,9 @@ class OggDemuxer:
         """Find the packets that `data` completes.
 
         Args:
-            data: The next bytes of the pages.
+            data: the next bytes of the pages.
 
-        Returns:
+        Yields:
             The packets in order. The head is the first of all.
 
         Raises:

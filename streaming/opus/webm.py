@@ -23,7 +23,7 @@ _LACING = 0x06  # flags of a block: several packets in one
 
 
 class WebMDemuxer:
-    """The elements of one file or stream. See `Demuxer`."""
+    """The elements of one WebM file or stream in, packets out. See `Demuxer`."""
 
     def __init__(self) -> None:
         self._data = b""
@@ -44,9 +44,9 @@ class WebMDemuxer:
         """Find the packets that `data` completes.
 
         Args:
-            data: The next bytes of the elements.
+            data: the next bytes of the elements.
 
-        Returns:
+        Yields:
             The packets in order. The head is the first of all.
 
         Raises:
@@ -84,7 +84,11 @@ class WebMDemuxer:
             self._passing = at + size
 
     def _header(self) -> tuple[int, int | None, int] | None:
-        """Read an element's kind, size (None: unknown), and the length of both; None where they are not all there."""
+        """Read an element's kind and size.
+
+        Returns:
+            The kind, the size (None: unknown), and the length of both; None where they are not all there.
+        """
         kind = _number(self._data, 0, 4, marked=True)
         if kind is None:
             return None
@@ -95,7 +99,11 @@ class WebMDemuxer:
         return kind[0], None if unknown else size[0], size[1]
 
     def _choose(self) -> Iterator[bytes]:
-        """Choose the first track that is Opus, once it has been described, and give its head."""
+        """Choose the first track that is Opus, once it has been described.
+
+        Yields:
+            Its head.
+        """
         track, self._track = self._track, {}
         if self._chosen is None and track.get(_CODEC) == b"A_OPUS":
             self._chosen = int.from_bytes(track.get(_NUMBER, b""), "big")
@@ -117,10 +125,10 @@ def _number(data: bytes, at: int, longest: int, *, marked: bool) -> tuple[int, i
     """Read one of EBML's numbers, whose leading zeros tell its length.
 
     Args:
-        data: Where it is.
-        at: Where it begins.
-        longest: Bytes that it may have.
-        marked: Whether the bit that ends the leading zeros stays in it, as in an element's kind.
+        data: the bytes that it is in.
+        at: where it begins.
+        longest: bytes that it may have.
+        marked: whether the bit that ends the leading zeros stays in it, as in an element's kind.
 
     Returns:
         The number, and where it ends. None where it is not all there.
