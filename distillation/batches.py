@@ -138,8 +138,8 @@ class Batches(Dataset[Batch]):
     @property
     def fingerprint(self) -> str:
         """A digest that changes with the lessons and the mixture."""
-        said = "\n".join(f"{each.clip.offset} {each.clip.samples} {each.tokens}" for each in self._lessons)
-        return hashlib.sha256(f"{self._mixture} {self._layout.prompt} {said}".encode()).hexdigest()
+        listing = "\n".join(f"{each.clip.offset} {each.clip.samples} {each.tokens}" for each in self._lessons)
+        return hashlib.sha256(f"{self._mixture} {self._layout.prompt} {listing}".encode()).hexdigest()
 
     def _examples(self, step: int) -> list[Example]:
         epoch = 0
@@ -174,19 +174,19 @@ class Batches(Dataset[Batch]):
             chosen.append(tuple(rng.choice(whole, size=rng.integers(2, MOST_JOINED + 1)).tolist()))
         chosen += [()] * int(count * self._mixture.empty_share)
         longest = self._layout.contexts[-1]
-        return (utterance for utterance in chosen if self._room(self._said(utterance)) <= longest)
+        return (utterance for utterance in chosen if self._room(self._lessons_of(utterance)) <= longest)
 
-    def _said(self, utterance: Utterance) -> list[Lesson]:
+    def _lessons_of(self, utterance: Utterance) -> list[Lesson]:
         return [self._lessons[index] for index in utterance]
 
-    def _room(self, said: Sequence[Lesson]) -> float:
+    def _room(self, lessons: Sequence[Lesson]) -> float:
         """Seconds that they may need one after another, augmented."""
-        seconds = sum(lesson.seconds for lesson in said) + PAUSE[1] * max(0, len(said) - 1)
+        seconds = sum(lesson.seconds for lesson in lessons) + PAUSE[1] * max(0, len(lessons) - 1)
         return seconds * (SLOWED if self._mixture.strength else 1.0) + AROUND
 
     def _window(self, utterance: Utterance, rng: Rng) -> float:
         """The smallest that holds it, or one of the next two."""
-        room = self._room(self._said(utterance))
+        room = self._room(self._lessons_of(utterance))
         fits = [seconds for seconds in self._layout.contexts if seconds >= room][:3]
         if not utterance:
             fits = list(self._layout.contexts)

@@ -294,10 +294,10 @@ def _label(options: argparse.Namespace) -> None:
     limits = dict(options.at_most)
     wanted = Choice(limits.pop("", 10**9), limits, options.beginnings)
     found, choice = label(corpus, transcriber, options.out, manner, wanted, comparable), _filter(options)
-    told = account(found, choice)
-    options.out.with_suffix(".md").write_text(told, encoding="utf-8")
+    summary = account(found, choice)
+    options.out.with_suffix(".md").write_text(summary, encoding="utf-8")
     picture(found, choice, options.out.with_suffix(".png"))
-    print(told)
+    print(summary)
 
 
 def _init(options: argparse.Namespace) -> None:

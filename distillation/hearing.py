@@ -135,12 +135,12 @@ def tell(model: LoadedModel, waves: Sequence[Waveform], language: str | None = N
     cache = KVCache(memory)
     cache.reserve(longest)
     logits = model.decoder(tokens, torch.arange(longest, device=memory.device).expand(len(rows), longest), cache)
-    told = []
+    found = []
     for row, scores in zip(rows, logits, strict=True):
         first = len(row.prompt) - 1  # the place that foretells the first token of the text
         places = scores[first : first + len(row.text) + 1]
-        told.append(Told(tuple(row.text), tuple(row.log_probs), places))
-    return told
+        found.append(Told(tuple(row.text), tuple(row.log_probs), places))
+    return found
 
 
 def hear(waves: Sequence[Waveform], transcriber: Transcriber, batch: int = 8) -> list[Result]:

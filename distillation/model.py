@@ -203,8 +203,8 @@ def decoded(model: Whisper, tokens: Tensor, states: Tensor) -> Tensor:
     Returns:
         The decoder's state after each token, `[rows, length, width]`.
     """
-    told = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
-    return told.last_hidden_state  # type: ignore[no-any-return]  # transformers ships no types
+    output = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
+    return output.last_hidden_state  # type: ignore[no-any-return]  # transformers ships no types
 
 
 def logits(model: Whisper, tokens: Tensor, states: Tensor) -> Tensor:
@@ -296,7 +296,7 @@ def export_student(model: Whisper, about: Student, folder: Path, *, whole: bool 
         places = {layer: place for place, layer in enumerate(about.layers)}
         kept = [[places[layer], head] for layer, head in teacher.alignment_heads if layer in places]
         generation["alignment_heads"] = kept or None
-    told: dict[str, Any] = {"name": about.name, "contexts": list(about.contexts)}
+    description: dict[str, Any] = {"name": about.name, "contexts": list(about.contexts)}
     weights = {name.removeprefix("model."): weight for name, weight in model.state_dict().items()}
     with _checkpoint_in(folder) as part:
         (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
@@ -307,8 +307,8 @@ def export_student(model: Whisper, about: Student, folder: Path, *, whole: bool 
             shared = {*shared_weights(model, own_encoder=about.own_encoder), "proj_out.weight"}
             write_weights({k: v for k, v in weights.items() if k not in shared}, part / "model.safetensors")
             model.config.save_pretrained(part)
-            told["shares"] = {"teacher": _known_as(teacher), "digest": weights_digest(teacher.directory)}
-        _describe(part, told)
+            description["shares"] = {"teacher": _known_as(teacher), "digest": weights_digest(teacher.directory)}
+        _describe(part, description)
 
 
 def student_of(checkpoint: Checkpoint, teacher: Checkpoint) -> Student:
@@ -428,8 +428,8 @@ def _teacher_of(student: Checkpoint) -> Checkpoint:
         raise ModelError(
             f"{student.directory} shares nothing with a teacher: only students of one teacher can be averaged"
         )
-    told = json.loads((student.directory / "whisperd.json").read_text(encoding="utf-8"))
-    return replace(open_checkpoint(str(student.lender), "teacher"), name=told["shares"]["teacher"])
+    description = json.loads((student.directory / "whisperd.json").read_text(encoding="utf-8"))
+    return replace(open_checkpoint(str(student.lender), "teacher"), name=description["shares"]["teacher"])
 
 
 _COPIED = (

@@ -152,10 +152,10 @@ def phonemes(text: str) -> str:
         NeuralVoiceError: espeak-ng is missing.
     """
     try:
-        said = subprocess.run(["espeak-ng", "-q", "--ipa=3", "-v", "en-us", text], capture_output=True, check=True)
+        done = subprocess.run(["espeak-ng", "-q", "--ipa=3", "-v", "en-us", text], capture_output=True, check=True)
     except FileNotFoundError as error:
         raise NeuralVoiceError("espeak-ng is not installed: apt-get install espeak-ng") from error
-    return " ".join(said.stdout.decode().split()).translate(_JOINERS)
+    return " ".join(done.stdout.decode().split()).translate(_JOINERS)
 
 
 def _resampled(wave: NDArray[np.float32], rate: int) -> Waveform:

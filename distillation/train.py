@@ -125,11 +125,11 @@ class StudentObjective:
         counted = batch.labels != IGNORED
         scores = self.student.proj_out(hidden[counted]).float()
         labels = batch.labels[counted]
-        said = scores.log_softmax(-1)
-        cross_entropy = -said.gather(1, labels[:, None]).sum() / max(1, len(labels))
+        log_probs = scores.log_softmax(-1)
+        cross_entropy = -log_probs.gather(1, labels[:, None]).sum() / max(1, len(labels))
         taught = batch.log_probs[counted].exp()
         known = taught.sum(-1) > 0  # places of the prompt have labels, and no distribution
-        kl = (taught * (taught.clamp(min=1e-9).log() - said.gather(1, batch.likeliest[counted]))).sum()
+        kl = (taught * (taught.clamp(min=1e-9).log() - log_probs.gather(1, batch.likeliest[counted]))).sum()
         kl = kl / known.sum().clamp(min=1)
         agreed = (scores.argmax(-1) == labels).float().sum() / max(1, len(labels))
         return {

@@ -170,11 +170,11 @@ def isolated(
         return results
     except Exception as error:
         failed(jobs, error)
-        said = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
     # Behind the handler, where the exception is let go of: with its frames it holds whatever the batch had allocated,
     # and the halves would find as little memory as the whole.
     if len(jobs) == 1:
-        return [Result(revision=jobs[0].revision, error=said)]
+        return [Result(revision=jobs[0].revision, error=reason)]
     half = len(jobs) // 2
     return [*isolated(run, jobs[:half], failed), *isolated(run, jobs[half:], failed)]
 

@@ -124,17 +124,17 @@ class RecordingReader:
         Returns:
             None when it is whole, as far as one can tell.
         """
-        said = []
+        remarks = []
         if self._lost:
-            said.append(f"{self._lost} of its packets could not be decoded")
+            remarks.append(f"{self._lost} of its packets could not be decoded")
         if self._broken:
-            said.append(f"it cannot be read further ({self._broken})")
+            remarks.append(f"it cannot be read further ({self._broken})")
         if self.announced is not None and self.announced - self.seconds > self._slack():
-            said.append(f"it announces {self.announced:.1f} s of sound")
+            remarks.append(f"it announces {self.announced:.1f} s of sound")
         elif cut := self._cut():
-            said.append(cut)
-        if said:
-            return f"{self.seconds:.1f} s were heard; {'; '.join(said)}"
+            remarks.append(cut)
+        if remarks:
+            return f"{self.seconds:.1f} s were heard; {'; '.join(remarks)}"
         return None if self.heard else "it contains no sound"
 
     def close(self) -> None:
@@ -305,15 +305,15 @@ class _Wav:
             self._judge(sound, size)
 
     def _judge(self, sound: int, size: int) -> None:
-        said = self._number(sound + 4)
-        end = sound + 8 + said
-        if said == 0 or said >= _UNKNOWN_SIZE:
+        chunk_size = self._number(sound + 4)
+        end = sound + 8 + chunk_size
+        if chunk_size == 0 or chunk_size >= _UNKNOWN_SIZE:
             self.behind = 0
             return
         # Some forget the byte that evens a size out.
-        last = max(self._walk(end), self._walk(end + said % 2))
+        last = max(self._walk(end), self._walk(end + chunk_size % 2))
         self.behind = size - last
-        if self.behind > _BEHIND and last == end + said % 2 and self._part(last, 4) != _ANOTHER:
+        if self.behind > _BEHIND and last == end + chunk_size % 2 and self._part(last, 4) != _ANOTHER:
             self.stale, self.behind = sound + 4, 0
 
     def _walk(self, at: int, until: bytes = _ANOTHER) -> int:

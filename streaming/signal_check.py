@@ -54,7 +54,7 @@ class SignalCheck:
         self._power = self._mixed_power = 0.0
         self._far = self._invalid = 0
         self._judged = False
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._found: list[Finding] = []
 
     def look(self, samples: Waveform, mixed: Waveform, invalid: int = 0) -> None:
@@ -91,32 +91,32 @@ class SignalCheck:
         if largest > _FAR:
             self._far += int((sizes > _FAR).sum())
         if self._far >= self._many:
-            self._say(
+            self._report(
                 "out_of_range",
                 f"samples are far outside -1..1 (up to {self._peak:.3g}) and are clipped: send floats with a "
                 "full scale of 1, or integers as pcm_s16le",
             )
         if self._invalid >= self._many:
-            self._say("not_numbers", "many samples are not numbers (NaN or infinite): is this really pcm_f32le?")
+            self._report("not_numbers", "many samples are not numbers (NaN or infinite): is this really pcm_f32le?")
 
     def _judge(self) -> None:
         self._judged = True
         if self._peak <= _NOTHING:
             if not self._invalid:
-                self._say(
+                self._report(
                     "no_signal",
                     f"all samples were zero for {self._heard / self._rate:.0f} s: is the microphone muted, or is this "
                     "the wrong device?",
                 )
         elif self._mixed_power < _CANCELLED * self._power:
-            self._say(
+            self._report(
                 "channels_cancel",
                 "the channels are each other's opposite, and nothing is left when they are mixed: send one of them",
             )
 
-    def _say(self, code: str, message: str) -> None:
-        if code not in self._told:
-            self._told.add(code)
+    def _report(self, code: str, message: str) -> None:
+        if code not in self._reported:
+            self._reported.add(code)
             self._found.append(Finding(code, message))
 
 

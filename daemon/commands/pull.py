@@ -146,10 +146,10 @@ def _shown(value: object) -> str:
 def _no_listing(name: str, error: Exception) -> str:
     from huggingface_hub import constants
 
-    said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
     return (
-        f"{constants.ENDPOINT} answered with an invalid listing of {name} ({said[:120]}), and nothing was fetched: is "
-        "it the right hub (HF_ENDPOINT)?"
+        f"{constants.ENDPOINT} answered with an invalid listing of {name} ({reason[:120]}), and nothing was fetched: "
+        "is it the right hub (HF_ENDPOINT)?"
     )
 
 

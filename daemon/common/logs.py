@@ -250,8 +250,8 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg] # it is generic 
 
 
 def _left_out(record: logging.LogRecord, number: int) -> logging.LogRecord:
-    told = "%d lines like the next one were left out: there were too many"
-    return logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, told, (number,), None)
+    message = "%d lines like the next one were left out: there were too many"
+    return logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, message, (number,), None)
 
 
 def to_stderr(level: str, journal: str | None = None, format: Format = "text") -> None:
@@ -279,7 +279,7 @@ def _catch_what_others_print() -> None:
     """Log Python's warnings and uncaught exceptions too."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
-    threading.excepthook = lambda told: _log_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

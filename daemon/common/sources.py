@@ -171,7 +171,7 @@ class _Source:
     on: bool = True
     open: list[Callable[[], None]] = field(default_factory=list)  # a `mute` for each stream of this name
     speaking: int = 0  # of them, those in which somebody speaks
-    told: State | None = None
+    announced: State | None = None
 
     @property
     def state(self) -> State:
@@ -258,8 +258,8 @@ class Sources:
 
     def _tell(self, name: str, *, anyway: bool = False) -> None:
         source = self._sources[name]
-        if source.state == source.told and not anyway:
+        if source.state == source.announced and not anyway:
             return
-        source.told = source.state
+        source.announced = source.state
         for tell in self._watchers:
             tell(name, source.state)

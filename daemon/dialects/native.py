@@ -124,10 +124,10 @@ class NativeDecoder:
                 f"{kind} may come only once, before any audio: open another connection to change parameters or "
                 "to resume",
             )
-        said = _checked(message, body)
-        if "language" in said:
-            said["language"] = language_code(said["language"])
-        return message(**said)
+        checked = _checked(message, body)
+        if "language" in checked:
+            checked["language"] = language_code(checked["language"])
+        return message(**checked)
 
     def _object(self, frame: str) -> dict[str, Any]:
         if self.begun and not frame.lstrip().startswith("{"):

@@ -330,8 +330,8 @@ class Realtime(Codec):
             item.forgotten = True
             if self._live is None or self._live.turns is not None:
                 self._let_go(item)
-            told = {"type": "server_error", "code": event.code, "message": event.message, "param": None}
-            yield _event(f"{_TRANSCRIPTION}.failed", item_id=item.id, content_index=0, error=told)
+            failure = {"type": "server_error", "code": event.code, "message": event.message, "param": None}
+            yield _event(f"{_TRANSCRIPTION}.failed", item_id=item.id, content_index=0, error=failure)
             return
         yield error(Fault(event.code, event.message))
 

@@ -220,11 +220,11 @@ class Conversation:
         self._writer = asyncio.create_task(self._peer.write(resumable, self._encode))
 
     def _encode(self, event: Event) -> Iterator[Frame]:
-        told = False
+        sent = False
         for frame in self._codec.encode(event):
-            told = True
+            sent = True
             yield frame
-        if isinstance(event, Notice) and not told:
+        if isinstance(event, Notice) and not sent:
             # Else its user would wait for text, and the operator look for a fault here.
             _log.warning("%s: %s (not sent to the client: %s)", event.source, event.message, self._dialect.name)
 
@@ -250,10 +250,10 @@ class Conversation:
         if code is not None:
             resumable.code = resumable.code or code
             await resumable.finish()
-            told = self._writer is not None and await self._writer
+            sent = self._writer is not None and await self._writer
             await self._part(resumable.code)
             # Whoever has not answered the close may not have read what came before it, and may come back for it.
-            resumable.over = await self._peer.close(resumable.code) and told
+            resumable.over = await self._peer.close(resumable.code) and sent
         resumable.left = resumable.overflowed or self._peer.left
         return None
 

@@ -57,7 +57,7 @@ class IncomingConnection(asyncio.Protocol):
         self._at = 0
         self._held = False  # whoever serves it wants no more for now
         self._scheduled = False
-        self._told: Callable[[int], object] = _nothing
+        self._on_piece: Callable[[int], object] = _nothing
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -105,13 +105,13 @@ class IncomingConnection(asyncio.Protocol):
     # --- what comes in ---------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def watched(self, told: Callable[[int], object]) -> Iterator[None]:
-        """Call `told` within a block with the bytes of each piece, when it is handed on."""
-        self._told = told
+    def watched(self, on_piece: Callable[[int], object]) -> Iterator[None]:
+        """Call `on_piece` within a block with the bytes of each piece, when it is handed on."""
+        self._on_piece = on_piece
         try:
             yield
         finally:
-            self._told = _nothing
+            self._on_piece = _nothing
 
     def hold(self) -> None:
         """Hand on nothing more for now, not even what is here already."""
@@ -166,7 +166,7 @@ class IncomingConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
             raise
-        self._told(len(piece))
+        self._on_piece(len(piece))
 
     def _read_or_wait(self) -> None:
         """Read more only once all that is here is handed on, and that in turns."""

@@ -213,10 +213,10 @@ class Uploads:
                 async with heard.hearing(self._server.readers) as finals:
                     if asked.stream:
                         return await self._stream(request, asked, heard, finals)
-                    said = [final async for final in finals]
+                    all_finals = [final async for final in finals]
                 heard.check()
                 self._warn(request, heard)
-                body = dialect.answer(said, file.seconds, asked, heard.warnings)
+                body = dialect.answer(all_finals, file.seconds, asked, heard.warnings)
             headers = {"Content-Type": dialect.FORMATS[asked.response_format], **dialect.headers(heard.warnings)}
             return web.Response(text=body, headers=headers)
 
@@ -229,19 +229,19 @@ class Uploads:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
-        said: list[Final] = []
+        sent: list[Final] = []
         transcript = Transcript()
         try:
             async for final in finals:
                 await self._send(response, dialect.delta(transcript.final(final.text)))
-                said.append(final)
+                sent.append(final)
             heard.check()
         except Fault as fault:
             self._note(request, fault)
             await self._send(response, dialect.stream_error(fault))
         else:
             self._warn(request, heard)
-            await self._send(response, dialect.done(said, heard.file.seconds, asked, heard.warnings))
+            await self._send(response, dialect.done(sent, heard.file.seconds, asked, heard.warnings))
         await response.write_eof()
         return response
 

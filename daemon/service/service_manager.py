@@ -70,9 +70,9 @@ class ServiceManager:
 
     async def tell_status(self) -> None:
         """Send the status line whenever it changes, until cancelled."""
-        told = self._status()
+        last = self._status()
         while True:
             await asyncio.sleep(_STATUS_INTERVAL)
-            if (line := self._status()) != told:
+            if (line := self._status()) != last:
                 self._notifier.status(line)
-                told = line
+                last = line

@@ -178,14 +178,14 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def unheeded(mqtt: MqttSettings, environment: ServiceEnvironment, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return what is configured and has no effect, a sentence each."""
-    told = []
+    warnings = []
     if foreign := foreign_variables(environ):
-        told.append(f"ignored, because Kubernetes and Docker set such variables: {', '.join(foreign)}")
+        warnings.append(f"ignored, because Kubernetes and Docker set such variables: {', '.join(foreign)}")
     passwords = {
         "mqtt.password": mqtt.password,
         "mqtt.password_file": mqtt.password_file,
         "the credential mqtt_password": credential_file("mqtt_password", environment),
     }
     first, *others = [name for name, given in passwords.items() if given is not None] or [""]
-    told += [f"{name} is not used: {first} takes precedence" for name in others]
-    return told
+    warnings += [f"{name} is not used: {first} takes precedence" for name in others]
+    return warnings

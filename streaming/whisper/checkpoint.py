@@ -126,7 +126,7 @@ def shown(value: object) -> str:
     return _cut(repr(value), _LONGEST_SHOWN)
 
 
-def said(error: BaseException, most: int = 200) -> str:
+def message_of(error: BaseException, most: int = 200) -> str:
     """Return what an error says, which may quote such a file too: on one line, and short."""
     return _cut(" ".join(str(error).split()) or type(error).__name__, most)
 
@@ -148,7 +148,7 @@ def open_checkpoint(name: str, role: Role) -> Checkpoint:
         # Files of strangers: whatever shape a value has, it is the file that is wrong.
         raise CheckpointError(
             f"{directory}: config.json, generation_config.json or the tokenizer has a value that makes no sense "
-            f"({type(error).__name__}: {said(error, 120)}); fetch or export it again"
+            f"({type(error).__name__}: {message_of(error, 120)}); fetch or export it again"
         ) from error
 
 
@@ -214,7 +214,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _trouble(error: Exception) -> str:
     """Why a file is no JSON. Of a number with too many digits Python says which setting of its own to change."""
     own = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-    return "a number in it has too many digits" if own else said(error)
+    return "a number in it has too many digits" if own else message_of(error)
 
 
 def _dimensions(config: Mapping[str, Any], directory: Path) -> Dimensions:
@@ -288,9 +288,9 @@ def _grammar(
 
 def _check_tokens(grammar: Grammar, vocabulary: int, directory: Path) -> None:
     """Those that are given to the decoder or looked for in its logits must be there."""
-    said = [grammar.sot, grammar.eot, *grammar.languages.values(), *grammar.tasks.values()]
-    said += [token for token in (grammar.no_timestamps, grammar.no_speech) if token is not None]
-    for token in said:
+    named = [grammar.sot, grammar.eot, *grammar.languages.values(), *grammar.tasks.values()]
+    named += [token for token in (grammar.no_timestamps, grammar.no_speech) if token is not None]
+    for token in named:
         if not 0 <= token < vocabulary:
             raise CheckpointError(f"{directory} names a token {shown(token)}, but its vocabulary has {vocabulary}")
 
@@ -335,7 +335,7 @@ def _lender(about: Mapping[str, Any], directory: Path) -> tuple[Path | None, str
     try:
         return locate(shares["teacher"], "teacher")[1], shares["digest"]
     except (CheckpointError, OSError) as error:  # the system takes no name as long as that
-        raise CheckpointError(f"{directory} shares the weights of its teacher, but {said(error, 400)}") from error
+        raise CheckpointError(f"{directory} shares the weights of its teacher, but {message_of(error, 400)}") from error
 
 
 def _file(directory: Path, lender: Path | None, name: str) -> Path:
@@ -392,7 +392,7 @@ def _tokenizer_file(directory: Path, lender: Path | None) -> Path:
         tokenizer = WhisperTokenizer.from_pretrained(directory)
     except Exception as error:  # whatever its many readers raise, the files are what is wrong
         raise CheckpointError(
-            f"{directory / 'vocab.json'} and merges.txt cannot be converted: {said(error)}"
+            f"{directory / 'vocab.json'} and merges.txt cannot be converted: {message_of(error)}"
         ) from error
     converted = Path(mkdtemp(prefix="whisperd-tokenizer-"))
     atexit.register(shutil.rmtree, converted, ignore_errors=True)
@@ -404,7 +404,7 @@ def _load_tokenizer(file: Path) -> Tokenizer:
     try:
         return load_tokenizer(file)
     except TokenizerError as error:
-        raise CheckpointError(f"{file} cannot be read: {said(error)}") from error
+        raise CheckpointError(f"{file} cannot be read: {message_of(error)}") from error
 
 
 def _same_tokens(ours: Path, theirs: Path) -> bool:

@@ -92,10 +92,10 @@ def advance(decoder: Decoder, cache: KVCache, rules: LogitRules, rows: Sequence[
     ]
     width = max(length - start for length, start in zip(lengths, starts, strict=True))
     begins, fixed = [len(row.prompt) for row in rows], [len(row.tokens) for row in rows]
-    tokens, first, ends, texts, said = (
+    tokens, first, ends, prompt_ends, fixed_ends = (
         torch.tensor(part, device=device) for part in (padded, starts, lengths, begins, fixed)
     )
-    window = Window(tokens, first, ends, texts, said, width)
+    window = Window(tokens, first, ends, prompt_ends, fixed_ends, width)
     stamped = [row.timestamps for row in rows]
     scores = partial(rules.text, stamped=torch.tensor(stamped, device=device) if any(stamped) else None)
     cache.reserve(longest)

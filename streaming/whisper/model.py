@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from torch import Tensor, nn
 
-from streaming.whisper.checkpoint import CheckpointError, Dimensions, said
+from streaming.whisper.checkpoint import CheckpointError, Dimensions, message_of
 
 CAPACITY_STEP = 64
 """The cache grows in steps of this many positions, so that few shapes of the pass exist."""
@@ -342,5 +342,5 @@ def _fill(kind: type[Part], sizes: Dimensions, weights: Mapping[str, Tensor]) ->
     try:
         part.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(f"the weights do not fit config.json: {said(error)}") from error
+        raise CheckpointError(f"the weights do not fit config.json: {message_of(error)}") from error
     return part.eval().requires_grad_(False)

@@ -17,8 +17,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from harness import PATIENCE
-from websockets.asyncio.client import ClientConnection, connect
+from harness import PATIENCE, connect
+from websockets.asyncio.client import ClientConnection
 
 _FLAGS = [
     "--headless=new",

@@ -16,8 +16,8 @@ import numpy as np
 from deepgram import AsyncDeepgramClient
 from deepgram.environment import DeepgramClientEnvironment
 from deepgram.listen.v1.socket_client import AsyncV1SocketClient
-from harness import PATIENCE
-from websockets.asyncio.client import ClientConnection, connect
+from harness import PATIENCE, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 RATE = 16000

@@ -17,13 +17,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 from tokenizers import Tokenizer
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as library_connect
 from websockets.exceptions import ConnectionClosed
 
 from bench.broker import Broker as Broker
@@ -42,6 +44,8 @@ ROOT = Path(__file__).parent.parent.parent
 DATA = ROOT / "tests" / "data"
 PATIENCE = 60.0
 """Seconds after which a test stops waiting: never asserted on, only to fail with a message instead of hanging."""
+connect = partial(library_connect, open_timeout=PATIENCE, ping_timeout=PATIENCE)
+"""The library's client, which does not give up before a test does."""
 
 
 # --- audio -----------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_every_example_fits_into_the_window_of_its_batch(
         assert 1 <= len(examples) <= max(1, mixture.seconds // window)
         for each in examples:
             # What was said, slower and with the longest pauses, ends before the window does.
-            assert batches._room(batches._said(each.utterance)) <= window or not each.utterance
+            assert batches._room(batches._lessons_of(each.utterance)) <= window or not each.utterance
     rng = np.random.default_rng(seed)
     for examples in batches._plan(0)[:2]:
         whole = [batches._wave(each, rng).size for each in examples]

@@ -164,7 +164,7 @@ def _count(found: Mapping[str, Tensor], half: str) -> int:
 
 def _heads(found: Mapping[str, Tensor], name: str) -> int:
     """Files of before version 5 do not say: 64 wide, as in every published size."""
-    said = {int(found[key].flatten()[0]) for half in _LAYERS if (key := f"{half}/num_heads") in found}
-    if len(said) > 1:
+    counts = {int(found[key].flatten()[0]) for half in _LAYERS if (key := f"{half}/num_heads") in found}
+    if len(counts) > 1:
         raise FormatError(f"{name} has different numbers of heads in its encoder and its decoder: it is damaged")
-    return said.pop() if said else found["decoder/embeddings/weight"].shape[-1] // 64
+    return counts.pop() if counts else found["decoder/embeddings/weight"].shape[-1] // 64

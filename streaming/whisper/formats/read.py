@@ -67,9 +67,9 @@ def read(file: Path, tokenizer: Path | None = None) -> Found:
             model = openai.read(file) if start == openai.MAGIC else _mapped(file, stream.fileno(), start)
         sizes = dimensions(model, file.name)
         # The file is one among several that CTranslate2 writes; others may lie anywhere, with anything beside them.
-        said = _said(file.with_name("config.json")) if model.form.startswith("CTranslate2") else {}
+        config = _config(file.with_name("config.json")) if model.form.startswith("CTranslate2") else {}
         tokens, text = _tokenizer(model, sizes, file, tokenizer)
-        rules = vocabulary.grammar(tokens, sizes, said, file.name)
+        rules = vocabulary.grammar(tokens, sizes, config, file.name)
     except TokenizerError as error:
         raise FormatError(
             f"the tokenizer of {file.name} cannot be used ({error}): give another one (--tokenizer)"
@@ -81,7 +81,7 @@ def read(file: Path, tokenizer: Path | None = None) -> Found:
         model=model,
         dimensions=sizes,
         grammar=rules,
-        alignment_heads=vocabulary.alignment_heads(sizes, said),
+        alignment_heads=vocabulary.alignment_heads(sizes, config),
         tokenizer=text,
     )
 
@@ -118,7 +118,7 @@ def _mapped(file: Path, number: int, start: bytes) -> ImportedModel:
     raise FormatError(f"{file.name} is in an unknown format, or its beginning is damaged: give {FORMATS}")
 
 
-def _said(file: Path) -> dict[str, Any]:
+def _config(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:

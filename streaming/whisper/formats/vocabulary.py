@@ -158,17 +158,17 @@ def _halves(token: bytes, ranks: Mapping[bytes, int], name: str) -> tuple[bytes,
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
-def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], name: str) -> Grammar:
+def grammar(tokenizer: Tokenizer, sizes: Dimensions, config: Mapping[str, Any], name: str) -> Grammar:
     """Return the special tokens and restrictions of a model.
 
     Args:
         tokenizer: the model's.
         sizes: of the model.
-        said: what CTranslate2's `config.json` says of them.
+        config: what CTranslate2's `config.json` says of them.
         name: of the model's file, for the messages.
 
     Raises:
-        FormatError: the tokenizer is of another model, or `said` is about other tokens.
+        FormatError: the tokenizer is of another model, or `config` is about other tokens.
         TokenizerError: the tokenizer does not work.
     """
     tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
@@ -183,12 +183,12 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, said: Mapping[str, Any], na
         )
     multilingual = sizes.vocabulary > ENGLISH_ONLY  # the only sign that there is
     tasks = {task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate") if f"<|{task}|>" in tokens}
-    suppress, first = (_said(said, key, sizes.vocabulary) for key in ("suppress_ids", "suppress_ids_begin"))
+    suppress, first = (_tokens_in(config, key, sizes.vocabulary) for key in ("suppress_ids", "suppress_ids_begin"))
     blank = _encoded(tokenizer, " ")
     return Grammar(
         sot=sot,
         eot=eot,
-        languages=_languages(tokens, sot, _said(said, "lang_ids", sizes.vocabulary)) if multilingual else {},
+        languages=_languages(tokens, sot, _tokens_in(config, "lang_ids", sizes.vocabulary)) if multilingual else {},
         tasks=tasks if multilingual else {},
         no_timestamps=silent,
         no_speech=tokens.get("<|nospeech|>", tokens.get("<|nocaptions|>")),
@@ -204,8 +204,8 @@ def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _said(said: Mapping[str, Any], key: str, vocabulary: int) -> tuple[int, ...] | None:
-    value = said.get(key)
+def _tokens_in(config: Mapping[str, Any], key: str, vocabulary: int) -> tuple[int, ...] | None:
+    value = config.get(key)
     if value is None:
         return None
     if not isinstance(value, list) or not all(type(each) is int and each < vocabulary for each in value):
@@ -213,11 +213,11 @@ def _said(said: Mapping[str, Any], key: str, vocabulary: int) -> tuple[int, ...]
     return tuple(each for each in value if each >= 0)
 
 
-def _languages(tokens: Mapping[str, int], sot: int, said: tuple[int, ...] | None) -> dict[str, int]:
+def _languages(tokens: Mapping[str, int], sot: int, listed: tuple[int, ...] | None) -> dict[str, int]:
     """They are right after start of transcript, up to the first task."""
     end = tokens.get("<|translate|>", sot)
     found = sorted((number, text) for text, number in tokens.items() if sot < number < end)
-    return {text[2:-2]: number for number, text in found if not said or number in said}
+    return {text[2:-2]: number for number, text in found if not listed or number in listed}
 
 
 def _never_said(tokenizer: Tokenizer, tokens: Mapping[str, int], eot: int) -> tuple[int, ...]:
@@ -233,13 +233,13 @@ def _never_said(tokenizer: Tokenizer, tokens: Mapping[str, int], eot: int) -> tu
     return tuple(sorted(found | {tokens[each] for each in special if each in tokens}))
 
 
-def alignment_heads(sizes: Dimensions, said: Mapping[str, Any]) -> tuple[tuple[int, int], ...] | None:
+def alignment_heads(sizes: Dimensions, config: Mapping[str, Any]) -> tuple[tuple[int, int], ...] | None:
     """Return the (layer, head) whose attention follows the audio; None where neither the file nor OpenAI names them.
 
     Raises:
         FormatError: the decoder does not have them.
     """
-    heads = said.get("alignment_heads")
+    heads = config.get("alignment_heads")
     if not heads:
         return _ALIGNMENT_HEADS.get((sizes.decoder_layers, sizes.decoder_heads, sizes.vocabulary))
     bounds = (sizes.decoder_layers, sizes.decoder_heads)

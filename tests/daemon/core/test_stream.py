@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from daemon.common import logs
 from daemon.dialects import native
+from daemon.endpoints import limits
 from streaming.job import Job
 
 
@@ -310,7 +311,10 @@ async def test_streams_wait_until_the_models_are_warm(tokenizer_file: Path) -> N
     await task
 
 
-async def test_the_end_of_the_service_is_the_end_of_every_stream_with_its_finals(tokenizer_file: Path) -> None:
+async def test_the_end_of_the_service_is_the_end_of_every_stream_with_its_finals(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_LAST_WORDS", 2.0)  # however slow this machine is
     async with (
         service(scripted(tokenizer_file)) as daemon,
         client(daemon.server.url, "/v1/events") as other,

@@ -18,8 +18,7 @@ from deepgram.core.api_error import ApiError
 from deepgram.core.events import EventType
 from deepgram.environment import DeepgramClientEnvironment
 from foreign import deepgram, deepgram_client, deepgram_play, deepgram_rest, deepgram_text, deepgram_until
-from harness import PATIENCE, SECOND, client, packed, scripted, service, speech, unfinished_speech, wait_until
-from websockets.asyncio.client import connect
+from harness import PATIENCE, SECOND, client, connect, packed, scripted, service, speech, unfinished_speech, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 LEAST = "/v1/listen?encoding=linear16&sample_rate=16000"

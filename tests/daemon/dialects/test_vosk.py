@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from foreign import vosk
-from harness import PATIENCE, SECOND, client, scripted, service, speech, unfinished_speech
-from websockets.asyncio.client import connect
+from harness import PATIENCE, SECOND, client, connect, scripted, service, speech, unfinished_speech
 from websockets.exceptions import ConnectionClosed
 
 from daemon.common.errors import ServiceError
