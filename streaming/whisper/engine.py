@@ -28,7 +28,7 @@ from streaming.whisper.checkpoint import (
 )
 from streaming.whisper.eager_runner import EagerRunner
 from streaming.whisper.graph_runner import GraphRunner
-from streaming.whisper.half_precision import halve, is_halved
+from streaming.whisper.half_precision import HalfLinear, halve, is_halved
 from streaming.whisper.hearing import LARGEST_BATCH, Hearing, LoadedModel, Runner, one_encoder
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, build_decoder, build_encoder, encoder_weights
@@ -156,10 +156,7 @@ class WhisperEngine:
             gain = bfloat16_gain(hears.encoder)
             log.info("an encoder layer in bfloat16 is %.2f times as fast as in float32 on this processor", gain)
             mixed = gain >= LEAST_GAIN
-            gain = half_gain(hears.decoder.output_weight)
-            log.info("a decoder's weights in float16 are %.2f times as fast as in float32 on this processor", gain)
-            if gain >= LEAST_GAIN:
-                _halve(hears, checks)
+            _halve_where_faster(hears, checks)
         if mixed:
             for model in (hears, checks):
                 if model is not None:
@@ -399,12 +396,20 @@ def _same_embeddings(ours: Decoder, theirs: Decoder) -> bool:
     return mine.shape == other.shape and torch.equal(mine, other)
 
 
-def _halve(student: LoadedModel, teacher: LoadedModel | None) -> None:
-    """Vocabularies that are one stay one."""
-    halve(student.decoder)
-    if teacher is not None:
-        shared = teacher.decoder.output_weight is student.decoder.output_weight
-        halve(teacher.decoder, student.decoder.vocabulary if shared else None)
+def _halve_where_faster(student: LoadedModel, teacher: LoadedModel | None) -> None:
+    """Measure with the student's vocabulary: it takes longest to pack, and is kept. A vocabulary of both stays one."""
+    weight = student.decoder.output_weight
+    try:
+        vocabulary = HalfLinear(weight)
+    except (RuntimeError, ValueError) as error:
+        log.info("a decoder's weights stay in float32: %s", error)
+        return
+    gain = half_gain(weight, vocabulary)
+    log.info("a decoder's weights in float16 are %.2f times as fast as in float32 on this processor", gain)
+    if gain >= LEAST_GAIN:
+        halve(student.decoder, vocabulary)
+        if teacher is not None:
+            halve(teacher.decoder, vocabulary if teacher.decoder.output_weight is weight else None)
 
 
 def _same(encoder: Encoder, weights: Mapping[str, Tensor]) -> bool:

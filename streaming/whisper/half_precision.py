@@ -47,7 +47,9 @@ class HalfLinear(nn.Module):
 
 def fits(weight: Tensor) -> bool:
     """Tell whether float16 can hold all weights."""
-    return bool(weight.abs().amax() <= torch.finfo(torch.float16).max)
+    least, most = weight.aminmax()
+    bound = torch.finfo(torch.float16).max
+    return bool((least >= -bound) & (most <= bound))
 
 
 def is_halved(decoder: Decoder) -> bool:

@@ -330,7 +330,7 @@ def test_a_decoder_has_the_weights_that_are_faster_here(
     english: Pair, gain: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "bfloat16_gain", lambda encoder: 1.0)
-    monkeypatch.setattr(engine_module, "half_gain", lambda weight: gain)
+    monkeypatch.setattr(engine_module, "half_gain", lambda weight, narrow: gain)
     engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu")
     student, teacher = engine.models
     halved = gain == 2.0
@@ -345,7 +345,7 @@ def test_a_decoder_has_the_weights_that_are_faster_here(
 
 def test_the_teacher_alone_says_what_it_says_of_a_draft(english: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the same weights, in the same numbers, as in the pair."""
-    monkeypatch.setattr(engine_module, "half_gain", lambda weight: 2.0)
+    monkeypatch.setattr(engine_module, "half_gain", lambda weight, narrow: 2.0)
     engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu")
     alone = engine.alone(engine.models[1])
     assert alone.teacher is None
