@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streaming.whisper.model import Decoder
+from streaming.whisper.model import Attention, Decoder
 
 _MANY_STATES = ("encoder_attn.k_proj", "encoder_attn.v_proj")
 """They see the whole window once a job. With so many states a product waits for arithmetic, not for memory."""
@@ -57,6 +57,16 @@ def is_halved(decoder: Decoder) -> bool:
     return any(isinstance(part, HalfLinear) for part in decoder.modules())
 
 
+def _join(attention: Attention) -> None:
+    """Make one product of three: a call for a single state costs more than its arithmetic."""
+    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+    weight = torch.cat([part.weight for part in parts])
+    bias = torch.cat([part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts])
+    if fits(weight):
+        attention.together = HalfLinear(weight, bias)
+        del attention.q_proj, attention.k_proj, attention.v_proj
+
+
 def halve(decoder: Decoder, vocabulary: nn.Module | None = None) -> None:
     """Make a decoder's products use float16 weights, except for those that float16 cannot hold.
 
@@ -68,6 +78,7 @@ def halve(decoder: Decoder, vocabulary: nn.Module | None = None) -> None:
         RuntimeError: this processor, or this PyTorch, has no such kernel.
     """
     for layer in decoder.layers:
+        _join(layer.self_attn)  # type: ignore[arg-type]  # ModuleList forgets its element type
         for name, part in list(layer.named_modules()):
             if isinstance(part, nn.Linear) and name not in _MANY_STATES and fits(part.weight):
                 layer.set_submodule(name, HalfLinear(part.weight, part.bias))

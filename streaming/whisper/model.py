@@ -36,11 +36,20 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+        self.together: nn.Module | None = None
+        """Queries, keys and values of the same states as one product (`half_precision.py`)."""
 
     def split(self, states: Tensor) -> Tensor:
         """Reshape `[rows, length, width]` to `[rows, heads, length, head_dim]`."""
         rows, length, width = states.shape
         return states.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
+
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the queries, keys and values of the same states."""
+        if self.together is None:
+            return self.queries(states), *self.keys_values(states)
+        queries, keys, values = self.together(states).chunk(3, -1)
+        return self.split(queries), self.split(keys), self.split(values)
 
     def queries(self, states: Tensor) -> Tensor:
         return self.split(self.q_proj(states))
@@ -240,7 +249,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, states: Tensor, view: AttentionView, layer: int, watch: Watch | None) -> Tensor:
         normed = self.self_attn_layer_norm(states)
-        attended = view.text(layer, self.self_attn.queries(normed), *self.self_attn.keys_values(normed))
+        attended = view.text(layer, *self.self_attn.project(normed))
         states = states + self.self_attn.merge(attended)
         queries = self.encoder_attn.queries(self.encoder_attn_layer_norm(states))
         if watch is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from streaming.whisper.checkpoint import open_checkpoint
 from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.half_precision import HalfLinear, halve, is_halved
-from streaming.whisper.model import Decoder, build_decoder
+from streaming.whisper.model import Attention, Decoder, build_decoder
 from streaming.whisper.precision import half_gain
 from streaming.whisper.weights import read_weights
 
@@ -76,6 +76,25 @@ def test_all_but_the_products_of_the_window_are_halved(english: Pair) -> None:
     window = {f"layers.{n}.encoder_attn.{part}_proj" for n in range(layers) for part in "kv"}
     assert left == window | {"layers.0.fc1"}
     assert isinstance(decoder.vocabulary, HalfLinear)
+
+
+def test_three_products_are_one_where_float16_can_hold_them(english: Pair) -> None:
+    plain, decoder = decoder_of(english), decoder_of(english)
+    attention = decoder.get_submodule("layers.1.self_attn")
+    assert isinstance(attention, Attention)
+    attention.k_proj.weight[0, 0] = 1e6
+    halve(decoder)
+    joined = decoder.get_submodule("layers.0.self_attn")
+    original = plain.get_submodule("layers.0.self_attn")
+    assert isinstance(joined, Attention)
+    assert isinstance(original, Attention)
+    assert isinstance(joined.together, HalfLinear)
+    assert attention.together is None
+    assert isinstance(attention.k_proj, nn.Linear)
+    assert isinstance(attention.q_proj, HalfLinear)
+    states = numbers(0, 2, 3, 32)
+    for part, whole in zip(joined.project(states), original.project(states), strict=True):
+        torch.testing.assert_close(part, whole, rtol=2e-3, atol=2e-3)
 
 
 def test_a_vocabulary_of_both_is_packed_once(english: Pair) -> None:
