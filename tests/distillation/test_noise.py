@@ -32,7 +32,7 @@ def test_no_folder_was_asked_for() -> None:
 
 
 def test_a_folder_that_gives_no_noise_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordingsError, match=r"there is no folder .*nowhere of noises"):
+    with pytest.raises(RecordingsError, match=r"the folder of noises .*nowhere does not exist"):
         read_noises(tmp_path / "nowhere")
     (tmp_path / "README.md").write_text("rain")
     with pytest.raises(RecordingsError, match=r"no audio in .*looked for \.aif"):
