@@ -9,6 +9,8 @@ The kernels are FBGEMM's, and only processors with AVX2 have them.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,9 @@ class HalfLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        if not fits(weight):
+        least, most = weight.aminmax()
+        bound = torch.finfo(torch.float16).max
+        if not (least >= -bound and most <= bound):  # nor NaN
             raise ValueError("a weight is too large for float16")
         try:
             self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
@@ -45,13 +49,6 @@ class HalfLinear(nn.Module):
         return product
 
 
-def fits(weight: Tensor) -> bool:
-    """Tell whether float16 can hold all weights."""
-    least, most = weight.aminmax()
-    bound = torch.finfo(torch.float16).max
-    return bool((least >= -bound) & (most <= bound))
-
-
 def is_halved(decoder: Decoder) -> bool:
     """Tell whether a decoder's products use float16 weights."""
     return any(isinstance(part, HalfLinear) for part in decoder.modules())
@@ -62,7 +59,7 @@ def _join(attention: Attention) -> None:
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     weight = torch.cat([part.weight for part in parts])
     bias = torch.cat([part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts])
-    if fits(weight):
+    with contextlib.suppress(ValueError):
         attention.together = HalfLinear(weight, bias)
         del attention.q_proj, attention.k_proj, attention.v_proj
 
@@ -80,9 +77,8 @@ def halve(decoder: Decoder, vocabulary: nn.Module | None = None) -> None:
     for layer in decoder.layers:
         _join(layer.self_attn)  # type: ignore[arg-type]  # ModuleList forgets its element type
         for name, part in list(layer.named_modules()):
-            if isinstance(part, nn.Linear) and name not in _MANY_STATES and fits(part.weight):
-                layer.set_submodule(name, HalfLinear(part.weight, part.bias))
-    if vocabulary is not None:
-        decoder.vocabulary = vocabulary
-    elif fits(decoder.output_weight):
-        decoder.vocabulary = HalfLinear(decoder.output_weight)
+            if isinstance(part, nn.Linear) and name not in _MANY_STATES:
+                with contextlib.suppress(ValueError):
+                    layer.set_submodule(name, HalfLinear(part.weight, part.bias))
+    with contextlib.suppress(ValueError):
+        decoder.vocabulary = vocabulary or HalfLinear(decoder.output_weight)

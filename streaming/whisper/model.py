@@ -74,8 +74,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         normed = self.self_attn_layer_norm(states)
-        keys, values = self.self_attn.keys_values(normed)
-        attended = F.scaled_dot_product_attention(self.self_attn.queries(normed), keys, values)
+        attended = F.scaled_dot_product_attention(*self.self_attn.project(normed))
         states = states + self.self_attn.merge(attended)
         states = states + self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
         if states.dtype == torch.float16:
