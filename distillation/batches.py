@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,25 +44,22 @@ class Mixture:
     """How lessons become batches.
 
     Attributes:
-        repeats: how often a clip of a set comes in an epoch; 1 for a set that is not named, and below 1 a share of its
-            clips.
         seconds: padded audio in a batch.
         most_rows: examples in a batch.
         longest: seconds that a clip may last.
         empty_share: examples of noise alone, per clip.
-        joined_share: examples of several clips one after another, per clip.
+        joined_share: examples of several clips one after another, per clip: recordings seldom fill a long window.
         roomy_share: share of the examples that get a larger window than the smallest that holds them, so that a clip is
             heard in several.
         strength: of the augmentation, 0 to 1.
         seed: of everything that is random.
     """
 
-    repeats: Mapping[str, float]
     seconds: float = 90.0
     most_rows: int = 32
     longest: float = 28.0
     empty_share: float = 0.03
-    joined_share: float = 0.06
+    joined_share: float = 0.12
     roomy_share: float = 0.2
     strength: float = 0.5
     seed: int = 1
@@ -164,14 +161,11 @@ class Batches(Dataset[Batch]):
         return [batches[place] for place in order]
 
     def _utterances(self, rng: Rng) -> Iterator[Utterance]:
-        chosen: list[Utterance] = []
-        for index, lesson in enumerate(self._lessons):
-            repeats = self._mixture.repeats.get(lesson.clip.set, 1.0)
-            chosen += [(index,)] * (int(repeats) + (rng.random() < repeats % 1))
+        chosen: list[Utterance] = [(index,) for index in range(len(self._lessons))]
         count = len(chosen)
         whole = [index for index, lesson in enumerate(self._lessons) if not lesson.begins]
-        for _ in range(int(count * self._mixture.joined_share) if whole else 0):
-            chosen.append(tuple(rng.choice(whole, size=rng.integers(2, MOST_JOINED + 1)).tolist()))
+        joined = int(count * self._mixture.joined_share) if whole else 0
+        chosen += [tuple(rng.choice(whole, size=rng.integers(2, MOST_JOINED + 1)).tolist()) for _ in range(joined)]
         chosen += [()] * int(count * self._mixture.empty_share)
         longest = self._layout.contexts[-1]
         return (utterance for utterance in chosen if self._room(self._lessons_of(utterance)) <= longest)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from distillation import arguments
-from distillation.corpus import BLOCK_CLIPS, Corpus, Synthesis, gather, record, synthesise
+from distillation.corpus import Corpus, gather, record
 from distillation.errors import DistillError
+from distillation.synthesis.clips import BLOCK_CLIPS, Synthesis, synthesise
 
 if TYPE_CHECKING:
     from distillation.label import Filter
@@ -339,10 +340,9 @@ def _init(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     import torch
 
-    from distillation.batches import Batches
+    from distillation.batches import Batches, Mixture
     from distillation.label import distributions_of, normaliser, read_labels
     from distillation.lessons import Lessons
-    from distillation.mixture import student_mixture
     from distillation.model import layout_of, load_model, student_of
     from distillation.noise import read_noises, with_mistaken
     from distillation.settings import DIGEST, Settings, digest_of_noises, digest_of_weights
@@ -358,7 +358,7 @@ def _train(options: argparse.Namespace) -> None:
     layout = layout_of(begun, options.language)
     torch.manual_seed(options.seed)
     noises = with_mistaken(read_noises(options.noise))
-    mixture = student_mixture(options.batch_seconds, options.longest, options.augment, options.seed)
+    mixture = Mixture(options.batch_seconds, longest=options.longest, strength=options.augment, seed=options.seed)
     batches = Batches(lessons, noises, layout, mixture)
     student = load_model(begun)
     objective = StudentObjective(student, options.ce_weight, options.kl_weight, own_encoder=about.own_encoder)

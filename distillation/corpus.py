@@ -11,12 +11,9 @@ says which recordings those were, so that others are never mistaken for them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
-import random
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,18 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from distillation import neural_voices
 from distillation.errors import DistillError
 from distillation.files import to_disk, write_text_whole
-from distillation.grammar import sentences
-from distillation.interrupts import deaf_children
 from distillation.recordings import LONGEST, Recording, find_recordings, neighbours_joined, read_mono, stamps
-from distillation.voices import choose_voice
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.offline import utterances
 from streaming.segment import SegmentSettings
 
-BLOCK_CLIPS = 200
 # The number of the first block of recordings.
 RECORDED_BLOCKS = 90000
 
@@ -122,7 +114,7 @@ class Corpus:
         """Count, by set, the recordings that gave no clip because no speech was found in them."""
         counted: Counter[str] = Counter()
         for number in itertools.count():
-            origin = _block_index(self.folder, _recorded_block(split, number)).with_suffix(".json")
+            origin = block_index(self.folder, _recorded_block(split, number)).with_suffix(".json")
             if not origin.is_file():
                 return dict(counted)
             counted.update(_read_origin(origin)["speechless"])
@@ -151,62 +143,8 @@ def _read_index(path: Path) -> list[Clip]:
     return clips
 
 
-@dataclass(frozen=True, slots=True)
-class Synthesis:
-    """What is synthesised.
-
-    Attributes:
-        clips: how many, by neural voices.
-        styles: the folder of Kokoro's speakers, as for `neural_voices.styles_of`.
-    """
-
-    clips: int
-    styles: Path | None = None
-
-    @property
-    def blocks(self) -> range:
-        return range(-(-self.clips // BLOCK_CLIPS))
-
-
-def synthesise(folder: Path, wanted: Synthesis, seed: int, workers: int, spoken: Sequence[str] = ()) -> None:
-    """Add synthetic clips by random voices to the corpus in a folder.
-
-    Args:
-        folder: the corpus, which is made when it is not there.
-        wanted: how many clips, and by which speakers.
-        seed: of everything that is random.
-        workers: processes to use.
-        spoken: sentences to choose from; when empty, the grammar makes home commands.
-    """
-    blocks = wanted.blocks
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [number for number in blocks if not _block_index(folder, number).is_file()]
-    speak_block = functools.partial(_speak_block, folder=folder, wanted=wanted, seed=seed, spoken=tuple(spoken))
-    if missing:
-        neural_voices.unpack()
-    # On the way out, by an interrupt too, the pool ends its processes: what they were writing does not count.
-    with deaf_children():
-        pool = multiprocessing.Pool(workers)
-    with pool:
-        done = pool.imap(speak_block, missing)
-        for _ in tqdm(done, desc="voices", unit="block", initial=len(blocks) - len(missing), total=len(blocks)):
-            pass
-
-
-def _block_index(folder: Path, number: int) -> Path:
+def block_index(folder: Path, number: int) -> Path:
     return folder / f"block-{number:05d}.jsonl"
-
-
-def _speak_block(number: int, folder: Path, wanted: Synthesis, seed: int, spoken: tuple[str, ...]) -> None:
-    rng = random.Random(f"{seed}/{number}")
-    texts = sentences(rng.randrange(2**31))
-    clips: list[tuple[Waveform, About]] = []
-    while len(clips) < BLOCK_CLIPS:
-        voice = choose_voice(rng, wanted.styles)
-        batch = [rng.choice(spoken) if spoken else next(texts) for _ in range(8)]
-        about = {"speaker": voice.speaker, "set": voice.program, "split": "train"}
-        clips += [(trim(voice.speak(text)), {**about, "text": text}) for text in batch]
-    _write_block(folder, number, clips[:BLOCK_CLIPS])
 
 
 def trim(wave: Waveform, below_peak_db: float = 45.0, keep_seconds: float = 0.08) -> Waveform:
@@ -242,7 +180,7 @@ def record(folder: Path, source: Path, split: str, number: int = 0) -> None:
     """
     block = _recorded_block(split, number)
     origin = {"source": str(source.resolve()), "files": stamps(source)}
-    if _block_index(folder, block).is_file():
+    if block_index(folder, block).is_file():
         _require_same(folder, split, number, origin)
         return
     found = find_recordings(source, to_train=split == "train")
@@ -251,7 +189,7 @@ def record(folder: Path, source: Path, split: str, number: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     speechless: Counter[str] = Counter()
     rows = _write_audio(folder, block, _clips(found, split, speechless))
-    write_text_whole(json.dumps(origin | {"speechless": speechless}), _block_index(folder, block).with_suffix(".json"))
+    write_text_whole(json.dumps(origin | {"speechless": speechless}), block_index(folder, block).with_suffix(".json"))
     _finish_block(folder, block, rows)
 
 
@@ -268,7 +206,7 @@ def _read_origin(path: Path) -> dict[str, Any]:
 
 
 def _require_same(folder: Path, split: str, number: int, wanted: Mapping[str, Any]) -> None:
-    path = _block_index(folder, _recorded_block(split, number)).with_suffix(".json")
+    path = block_index(folder, _recorded_block(split, number)).with_suffix(".json")
     held = _read_origin(path) if path.is_file() else None
     if held is None:
         differs = "does not say which they are"
@@ -305,7 +243,7 @@ def _clips(found: Sequence[Recording], split: str, speechless: Counter[str]) -> 
         yield from ((piece, about) for piece in pieces)
 
 
-def _write_block(folder: Path, number: int, clips: Iterable[tuple[Waveform, About]]) -> None:
+def write_block(folder: Path, number: int, clips: Iterable[tuple[Waveform, About]]) -> None:
     _finish_block(folder, number, _write_audio(folder, number, clips))
 
 
@@ -313,7 +251,7 @@ def _write_audio(folder: Path, number: int, clips: Iterable[tuple[Waveform, Abou
     """The rows of the index that belongs to it."""
     offset = 0
     rows = []
-    path = _block_index(folder, number).with_suffix(".i16")
+    path = block_index(folder, number).with_suffix(".i16")
     with path.open("wb") as audio:
         for wave, about in clips:
             samples = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
@@ -326,7 +264,7 @@ def _write_audio(folder: Path, number: int, clips: Iterable[tuple[Waveform, Abou
 
 def _finish_block(folder: Path, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
     """The index appears last and at once: it is what says that the block is whole."""
-    write_text_whole("".join(json.dumps(row) + "\n" for row in rows), _block_index(folder, number))
+    write_text_whole("".join(json.dumps(row) + "\n" for row in rows), block_index(folder, number))
 
 
 def gather(folder: Path) -> None:

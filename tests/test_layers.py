@@ -153,7 +153,7 @@ def _forbidden(module: str, imported: Import) -> str | None:
         case "daemon":
             return _forbidden_to_daemon(module, imported)
         case _:
-            return "distillation is offline: it knows no service" if _in(imported.module, "daemon") else None
+            return _forbidden_to_distillation(module, imported.module)
 
 
 def _forbidden_to_streaming(module: str, name: str) -> str | None:
@@ -172,6 +172,15 @@ def _forbidden_to_streaming(module: str, name: str) -> str | None:
         return "the stream half does not know the model's libraries"
     if _in(name, "streaming.whisper"):
         return "the stream half shares only streaming.job with the model half"
+    return None
+
+
+def _forbidden_to_distillation(module: str, name: str) -> str | None:
+    synthesis = "distillation.synthesis"
+    if _in(name, "daemon"):
+        return "distillation is offline: it knows no service"
+    if _in(name, synthesis) and not _in(module, synthesis) and module != "distillation.cli":
+        return "the recipe takes clips from a corpus, whoever spoke them"
     return None
 
 
@@ -319,6 +328,7 @@ BREACHES = [
     ("daemon.service.service_manager", "from daemon.commands.cli import main"),
     ("daemon.settings.schema", "from streaming.audio import AudioDecoder"),
     ("distillation.corpus", "from daemon.settings.schema import Settings"),
+    ("distillation.train", "from distillation.synthesis import voices"),
 ]
 
 KEEPING = [

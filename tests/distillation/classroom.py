@@ -14,7 +14,7 @@ from distillation.model import layout_of
 from distillation.noise import Noises
 from streaming.whisper.checkpoint import Checkpoint
 
-MIXTURE = Mixture({}, seconds=12)
+MIXTURE = Mixture(seconds=12)
 
 
 @pytest.fixture(scope="module")

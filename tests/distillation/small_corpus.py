@@ -16,7 +16,7 @@ import soxr
 from waveforms import murmur
 
 from distillation.corpus import Corpus, gather, record
-from distillation.grammar import sentences
+from distillation.synthesis.grammar import sentences
 from streaming.job import SAMPLE_RATE, Waveform
 
 DATA = Path(__file__).parent.parent / "data"

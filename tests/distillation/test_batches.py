@@ -25,7 +25,7 @@ from distillation.noise import Noises
 from streaming.job import SAMPLE_RATE
 from streaming.whisper.checkpoint import Checkpoint
 
-MIXTURE = Mixture({}, seconds=12)
+MIXTURE = Mixture(seconds=12)
 NOISES = Noises(*[[np.ones(8000, np.float32)]] * 3)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.grammar import SLOTS, TEMPLATES, expand, normalise, sentences, spoken_number, spoken_ordinal
+from distillation.synthesis.grammar import SLOTS, TEMPLATES, expand, normalise, sentences, spoken_number, spoken_ordinal
 
 
 @given(st.integers(0, 2**31))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distillation import neural_voices
+from distillation.synthesis import neural_voices
 from streaming.job import Waveform
 
 
