@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -61,8 +62,8 @@ def _obey(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="whisperd distill",
-        description="Make a student from your teacher: label, init, train, export, evaluate. `corpus` adds "
-        "synthetic voices to your recordings.",
+        description="Make a student from your teacher: label, init, train, export, evaluate, or all of them by one "
+        "command. `corpus` adds synthetic voices to your recordings.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_label(commands.add_parser("label", help="transcribe your recordings with the teacher and filter the labels"))
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train the student on the labels"))
     _add_export(commands.add_parser("export", help="write the trained student as a model"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a pair and write a report"))
+    _add_all(commands.add_parser("all", help="all of these, one after another, in one folder"))
     _add_corpus(commands.add_parser("corpus", help="make clips of sentences spoken by neural voices"))
     _add_average(commands.add_parser("average", help="average students of one training line"))
     return parser
@@ -206,6 +208,33 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_evaluate)
 
 
+def _add_all(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--teacher", required=True, metavar="CHECKPOINT")
+    command.add_argument(
+        "--recordings", type=Path, nargs="+", required=True, metavar="DIR", help="audio, with or without transcripts"
+    )
+    command.add_argument(
+        "--dev", type=Path, nargs="+", required=True, metavar="DIR", help="recordings to measure on, with transcripts"
+    )
+    command.add_argument("--noise", type=Path, metavar="DIR", help="a folder of noises to mix in and to measure on")
+    command.add_argument(
+        "--decoder-layers", type=arguments.count, default=4, help="of the student (default: %(default)s)"
+    )
+    command.add_argument(
+        "--encoder", choices=("own", "shared"), default="own", help="as for init (default: %(default)s)"
+    )
+    command.add_argument("--steps", type=arguments.count, default=3000, help="of training (default: %(default)s)")
+    command.add_argument("--language", help="of the recordings, for a multilingual teacher")
+    command.add_argument("--name", default="student", help="the student's name (default: %(default)s)")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", dest="folder",
+        help="for everything: the student will be in its folder student, the report in report",
+    )  # fmt: skip
+    _normaliser_argument(command, "how to normalise transcripts")
+    _device_argument(command)
+    command.set_defaults(run=_all)
+
+
 def _add_corpus(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument(
@@ -261,6 +290,16 @@ def _device_argument(command: argparse.ArgumentParser) -> None:
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _all(options: argparse.Namespace) -> None:
+    from distillation.recipe import Recipe
+
+    recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
+    for command in recipe.commands():
+        print(f"whisperd distill {shlex.join(command)}", file=sys.stderr)
+        step = _parser().parse_args(command)
+        step.run(step)
 
 
 def _corpus(options: argparse.Namespace) -> None:

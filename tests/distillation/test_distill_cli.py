@@ -58,6 +58,26 @@ def test_from_recordings_to_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture
     assert engine.run([Job(small_corpus.recorded("stop"), max_tokens=4)])[0].error is None
 
 
+@pytest.mark.timeout(300)  # the whole recipe again, and a report
+def test_all_of_it_by_one_command_that_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = str(checkpoints.build_checkpoint(tmp_path / "teacher", max_length=20))
+    work, recordings = tmp_path / "work", str(small_corpus.manifest())
+    command = ["all", "--teacher", teacher, "--recordings", recordings, "--dev", recordings, "--out", str(work)]
+    command += ["--decoder-layers", "1", "--steps", "1", "--device", "cpu", "--name", "small"]
+    assert main(command) == 1
+    assert "no label is within" in capsys.readouterr().err
+    any_label(work / "labels.jsonl")
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert [line.split()[2] for line in said.splitlines() if line.startswith("whisperd distill ")] == [
+        "label", "init", "train", "export", "evaluate"
+    ]  # fmt: skip
+    assert WhisperEngine.load(str(work / "student"), teacher, "cpu").contexts == CONTEXTS
+    assert (work / "report" / "REPORT.md").read_text().startswith("# `student` and its teacher `teacher`")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
