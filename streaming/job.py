@@ -8,10 +8,11 @@ or of streams.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,38 @@ Waveform = NDArray[np.float32]
 
 NEVER = 0.0
 ALWAYS = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A phrase that a model is made to hear.
+
+    Attributes:
+        text: as it is to be written.
+        weight: how much it is made to be heard; 1 is the usual.
+    """
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Phrases that a model is made to hear; `vocabulary.py` says what they may be."""
+
+    phrases: tuple[Phrase, ...] = ()
+    _digest: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Each batch looks its vocabularies up: their phrases are hashed once, and alike in every process.
+        digest = hashlib.blake2b(repr(self.phrases).encode(), digest_size=7).digest()
+        object.__setattr__(self, "_digest", int.from_bytes(digest))
+
+    def __hash__(self) -> int:
+        return self._digest
+
+
+NO_VOCABULARY = Vocabulary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +74,7 @@ class Job:
         times: whether each token's place in time is wanted, an alignment from cross-attention that costs one more pass.
         ask_teacher_below: the teacher decides when the student's `sureness` is below this (`NEVER`, `ALWAYS`).
         max_tokens: the longest text, in tokens; None for the checkpoint's own limit.
+        vocabulary: phrases that the model is made to hear.
         revision: comes back in the result, so that its owner can recognise one that is stale.
     """
 
@@ -52,6 +86,7 @@ class Job:
     times: bool = False
     ask_teacher_below: float = NEVER
     max_tokens: int | None = None
+    vocabulary: Vocabulary = NO_VOCABULARY
     revision: int = 0
 
 

@@ -5,13 +5,16 @@ For the tests that decode the same in different ways.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
 from waveforms import murmur
 
+from streaming.whisper.biasing import START, Tables, compile_paths, empty_tables, fill
 from streaming.whisper.checkpoint import open_checkpoint
 from streaming.whisper.decode import decode
 from streaming.whisper.mel import LogMel
@@ -31,22 +34,36 @@ class Speaker:
     decoder: Decoder
     memory: Memory
     rules: LogitRules
-    said: dict[tuple[int, bool], Row] = field(default_factory=dict)
+    said: dict[tuple[int, bool, int], Row] = field(default_factory=dict)
 
-    def row(self, draft: list[int], limit: int, timestamps: bool) -> Row:
+    def row(self, draft: list[int], limit: int, timestamps: bool, vocabulary: int = 0) -> Row:
         grammar = self.rules.grammar
         language = next(iter(grammar.languages), None)
         text = draft[: draft.index(grammar.eot)] if grammar.eot in draft else draft
         prompt = self.rules.prompt(language, "transcribe", timestamps)
-        return Row(prompt, limit, Draft(text), timestamps, grammar.eot)
+        return Row(prompt, limit, Draft(text), timestamps, grammar.eot, vocabulary)
 
-    def alone(self, recording: int, timestamps: bool) -> Row:
+    def alone(self, recording: int, timestamps: bool, vocabulary: int = 0) -> Row:
         """What it says of a recording with no draft and nobody beside it."""
-        if (recording, timestamps) not in self.said:
-            row = self.row([], LONGEST, timestamps)
+        if (recording, timestamps, vocabulary) not in self.said:
+            row = self.row([], LONGEST, timestamps, vocabulary)
             decode(self.decoder, self.memory.select(torch.tensor([recording])), self.rules, [row])
-            self.said[recording, timestamps] = row
-        return self.said[recording, timestamps]
+            self.said[recording, timestamps, vocabulary] = row
+        return self.said[recording, timestamps, vocabulary]
+
+
+@cache
+def phrases(size: int) -> Tables:
+    """Two vocabularies of a hundred random phrases, of few tokens each, so that many begin alike."""
+    parts = []
+    for seed in (1, 2):
+        rng = random.Random(seed)
+        paths = [tuple(rng.choices(range(seed, 600, 20), k=rng.randint(1, 5))) for _ in range(100)]
+        parts.append(compile_paths(dict.fromkeys([*paths, (START, 7, 8)], 4.0), size))
+    states, pairs = (1 + sum(part.sizes[which] for part in parts) for which in (0, 1))
+    tables = empty_tables(len(parts), size, states, pairs, 64, torch.device("cpu"))
+    fill(tables, parts)
+    return tables
 
 
 def speaker(directory: Path) -> Speaker:
@@ -57,7 +74,8 @@ def speaker(directory: Path) -> Speaker:
     features = LogMel(sizes.mels, cpu)([murmur(1.5, seed) for seed in range(RECORDINGS)], 2.0)
     with torch.inference_mode():
         memory = decoder.remember(build_encoder(sizes, weights)(features))
-    return Speaker(decoder, memory, LogitRules(checkpoint.grammar, sizes.vocabulary, cpu))
+    rules = LogitRules(checkpoint.grammar, sizes.vocabulary, cpu).with_phrases(phrases(sizes.vocabulary))
+    return Speaker(decoder, memory, rules)
 
 
 @dataclass(frozen=True)
@@ -69,10 +87,11 @@ class Plan:
     limit: int
     start: str
     edits: tuple[tuple[int, str, int], ...]
+    vocabulary: int = 0
 
     def draft(self, speaker: Speaker) -> list[int]:
-        truth = speaker.alone(self.recording, self.timestamps).text
-        other = speaker.alone((self.recording + 1) % RECORDINGS, self.timestamps).text
+        truth = speaker.alone(self.recording, self.timestamps, self.vocabulary).text
+        other = speaker.alone((self.recording + 1) % RECORDINGS, self.timestamps, self.vocabulary).text
         draft = {"truth": truth, "other": other, "nothing": []}[self.start].copy()
         for place, kind, token in self.edits:
             place = min(place, len(draft))
@@ -93,6 +112,7 @@ plans = st.builds(
         ),
         max_size=4,
     ).map(tuple),
+    vocabulary=st.integers(0, 2),
 )
 batches = st.lists(plans, min_size=1, max_size=5)
 

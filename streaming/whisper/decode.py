@@ -96,8 +96,12 @@ def advance(decoder: Decoder, cache: KVCache, rules: LogitRules, rows: Sequence[
         torch.tensor(part, device=device) for part in (padded, starts, lengths, begins, fixed)
     )
     window = Window(tokens, first, ends, prompt_ends, fixed_ends, width)
-    stamped = [row.timestamps for row in rows]
-    scores = partial(rules.text, stamped=torch.tensor(stamped, device=device) if any(stamped) else None)
+    stamped, vocabularies = [row.timestamps for row in rows], [row.vocabulary for row in rows]
+    scores = partial(
+        rules.text,
+        stamped=torch.tensor(stamped, device=device) if any(stamped) else None,
+        vocabularies=torch.tensor(vocabularies, device=device) if any(vocabularies) else None,
+    )
     cache.reserve(longest)
     verdict = verify(decoder, cache, scores, window)
     judged = zip(rows, offers, *(part.tolist() for part in verdict[:3]), strict=True)
@@ -162,7 +166,8 @@ class DraftModel:
 
     def _guess(self, row: Row, wants: bool, seen: Sequence[int]) -> Row:
         """A row for the cheaper decoder that continues `row` from what its cache already holds."""
-        guess = Row(row.prompt, min(len(row.log_probs) + self._count, row.limit), Draft(()), row.timestamps, row.eot)
+        limit = min(len(row.log_probs) + self._count, row.limit)
+        guess = Row(row.prompt, limit, Draft(()), row.timestamps, row.eot, row.vocabulary)
         guess.tokens, guess.log_probs = list(row.tokens), list(row.log_probs)
         same = next((i for i, (a, b) in enumerate(zip(seen, row.tokens, strict=False)) if a != b), len(seen))
         guess.cached = min(same, len(row.tokens) - 1)

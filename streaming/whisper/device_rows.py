@@ -38,6 +38,7 @@ class Numbers(NamedTuple):
         intact: 1 while the whole draft was right.
         done: 0 or 1.
         stamped: 0 or 1, whether the row has timestamps.
+        vocabulary: the number of the row's vocabulary in the batch; 0 for none.
     """
 
     begin: Tensor
@@ -53,6 +54,7 @@ class Numbers(NamedTuple):
     intact: Tensor
     done: Tensor
     stamped: Tensor
+    vocabulary: Tensor
 
 
 class Count(NamedTuple):
@@ -71,6 +73,7 @@ class Count(NamedTuple):
     intact: int
     done: int
     stamped: int
+    vocabulary: int
 
     @property
     def offered(self) -> int:
@@ -118,7 +121,7 @@ class Texts:
             Count(
                 begin=len(row.prompt), limit=len(row.prompt) + row.limit, length=len(row.prompt), cached=0,
                 drafted=len(draft), place=0, start=0, misses=0, passes=0, accepted=0, intact=1, done=0,
-                stamped=int(row.timestamps),
+                stamped=int(row.timestamps), vocabulary=row.vocabulary,
             )
             for row, draft in zip(rows, drafts, strict=True)
         ]  # fmt: skip
@@ -173,7 +176,7 @@ def step(
     starts = torch.where(live, now.cached, now.length - 1)
     ends = now.length + (now.limit - now.length).minimum(now.drafted - now.start).clamp(min=0) * live
     window = Window(_with_draft(tokens, drafts, now), starts, ends, now.begin, now.length, width)
-    scores = partial(rules.text, stamped=now.stamped > 0 if stamped else None)
+    scores = partial(rules.text, stamped=now.stamped > 0 if stamped else None, vocabularies=now.vocabulary)
     verdict = verify(decoder, selected, scores, window)
 
     columns = torch.arange(width, device=rows.device)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streaming.job import Captured, Job
+from streaming.job import Captured, Job, Vocabulary
+from streaming.whisper.biasing import numbered
 from streaming.whisper.decode import DraftModel, decode, detect_languages
 from streaming.whisper.hearing import (
     LARGEST_BATCH,
@@ -24,7 +25,7 @@ from streaming.whisper.hearing import (
     proposes,
     rows_of,
 )
-from streaming.whisper.model import Memory
+from streaming.whisper.rules import LogitRules
 
 
 class EagerRunner:
@@ -35,14 +36,15 @@ class EagerRunner:
     def __init__(self, student: LoadedModel, teacher: LoadedModel | None) -> None:
         self._student, self._teacher = student, teacher
         self._states: Tensor | None = None
-        self._memory: Memory | None = None
+        self._together: tuple[Vocabulary, ...] = ()
 
     def prepare(self) -> Captured:
         return Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:
         self._states = self._student.listen(jobs, self._student.context(jobs[0]))
-        return self._hear(self._student, jobs, self._states, [job.draft for job in jobs], None)
+        numbers, self._together = numbered(jobs)
+        return self._hear(self._student, jobs, self._states, [job.draft for job in jobs], numbers, None)
 
     def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
         teacher, student = self._teacher, self._student
@@ -54,21 +56,27 @@ class EagerRunner:
         drafts = [heard.rows[index].text for index in indices]
         proposer = None
         if proposes(student, teacher):
-            proposer = DraftModel(student.decoder, heard.memory(indices), student.rules, LOOKAHEAD)
-        return self._hear(teacher, asked, states, drafts, proposer)
+            proposer = DraftModel(student.decoder, heard.memory(indices), self._rules(student), LOOKAHEAD)
+        return self._hear(teacher, asked, states, drafts, [heard.rows[index].vocabulary for index in indices], proposer)
 
-    @staticmethod
+    def _rules(self, model: LoadedModel) -> LogitRules:
+        """A model's rules with the vocabularies of the batch."""
+        together = self._together
+        return model.rules.with_phrases(model.vocabularies.tables(together)) if together else model.rules
+
     def _hear(
+        self,
         model: LoadedModel,
         jobs: Sequence[Job],
         states: Tensor,
         drafts: Sequence[Sequence[int]],
+        vocabularies: Sequence[int],
         proposer: DraftModel | None,
     ) -> Hearing:
         memory = model.decoder.remember(states)
         languages = languages_of(model, jobs, lambda: detect_languages(model.decoder, memory, model.rules))
-        rows = rows_of(model, jobs, languages, drafts)
-        decode(model.decoder, memory, model.rules, rows, proposer)
+        rows = rows_of(model, jobs, languages, drafts, vocabularies)
+        decode(model.decoder, memory, self._rules(model), rows, proposer)
         count_detections(model, jobs, rows)
         return Hearing(
             model,

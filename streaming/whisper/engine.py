@@ -18,8 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streaming.job import ALWAYS, SAMPLE_RATE, Captured, Job, Result, isolated, sureness
+from streaming.job import (
+    ALWAYS,
+    NO_VOCABULARY,
+    SAMPLE_RATE,
+    Captured,
+    Job,
+    Result,
+    Vocabulary,
+    isolated,
+    sureness,
+)
 from streaming.whisper.alignment import attention, default_heads, token_times
+from streaming.whisper.biasing import TOGETHER, Vocabularies
 from streaming.whisper.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -224,10 +235,22 @@ class WhisperEngine:
             else:
                 groups.setdefault(self._student.context(job), []).append(index)
         for group in groups.values():
-            for start in range(0, len(group), self._runner.largest):
-                batch = group[start : start + self._runner.largest]
+            for batch in self._batches(group, jobs):
                 results.update(zip(batch, self._batch([jobs[index] for index in batch]), strict=True))
         return [results[index] for index in range(len(jobs))]
+
+    def _batches(self, group: Sequence[int], jobs: Sequence[Job]) -> Iterable[list[int]]:
+        """Jobs that one pass can take, by their number and that of their vocabularies."""
+        batch: list[int] = []
+        vocabularies: set[Vocabulary] = set()
+        for index in group:
+            with_it = vocabularies | ({jobs[index].vocabulary} - {NO_VOCABULARY})
+            if len(batch) == self._runner.largest or len(with_it) > TOGETHER:
+                yield batch
+                batch, with_it = [], {jobs[index].vocabulary} - {NO_VOCABULARY}
+            batch, vocabularies = [*batch, index], with_it
+        if batch:
+            yield batch
 
     def _fault(self, job: Job) -> str | None:
         """What makes a job impossible, in words, or None."""
@@ -250,6 +273,8 @@ class WhisperEngine:
             # Any language will do where it is to be detected: the prompt's other parts are checked all the same.
             language = job.language or next(iter(self._student.rules.grammar.languages), None)
             self._student.rules.prompt(language, job.task, job.timestamps)
+            if job.vocabulary.phrases:
+                self._student.vocabularies.compile(job.vocabulary)
         except ValueError as error:
             return str(error)
         return None
@@ -388,7 +413,9 @@ def assemble(
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.directory}: {error}") from error
     rules = LogitRules(checkpoint.grammar, sizes.vocabulary, device)
-    return LoadedModel(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules)
+    own = partial(Vocabularies, checkpoint.tokenizer_file, sizes.vocabulary, checkpoint.grammar.eot, device)
+    vocabularies = own() if sibling is None else sibling.vocabularies  # the two have the same tokens
+    return LoadedModel(role, checkpoint, LogMel(sizes.mels, device), encoder, decoder, rules, vocabularies)
 
 
 def _same_embeddings(ours: Decoder, theirs: Decoder) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from streaming.job import Captured, Job
+from streaming.whisper.biasing import Tables
 from streaming.whisper.cache_slots import OVERHANG, SelectedSlots, Slots
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
 from streaming.whisper.decode import Window, verify
@@ -76,9 +77,16 @@ class GraphDecoder:
     """One model's slots and texts, and its functions on them."""
 
     def __init__(
-        self, model: LoadedModel, buckets: Buckets, contexts: Sequence[float], device: torch.device, ahead: Ahead
+        self,
+        model: LoadedModel,
+        buckets: Buckets,
+        contexts: Sequence[float],
+        device: torch.device,
+        ahead: Ahead,
+        phrases: Tables,
     ) -> None:
         self.model = model
+        self.rules = model.rules.with_phrases(phrases)
         self.buckets = buckets
         self.device = device
         self.heard = tuple(round(seconds * POSITIONS_PER_SECOND) for seconds in contexts)
@@ -122,7 +130,7 @@ class GraphDecoder:
         self.step(shape, stamped=False)
 
     def step(self, shape: Shape, *, stamped: bool) -> None:
-        step(self.model.decoder, self.model.rules, self.texts, self.selected(shape), shape.width, stamped=stamped)
+        step(self.model.decoder, self.rules, self.texts, self.selected(shape), shape.width, stamped=stamped)
 
     def _language(self, shape: Shape) -> None:
         """The likeliest language of every row, by the token after start of transcript."""
@@ -337,6 +345,7 @@ class GraphRunner:
         self._device, self._deterministic, self._capture = device, deterministic, capture
         self.largest = largest
         ahead = ahead or Ahead(1 if device.type == "cuda" else 0)
+        self._phrases = student.vocabularies.fixed()
         self._student = self._decoder(student, ahead)
         self._encoder = GraphEncoder(self._student)
         self._teacher: GraphDecoder | None = None
@@ -355,7 +364,7 @@ class GraphRunner:
             buckets = Buckets((self.largest,), (LOOKAHEAD + 1,), (capacity,))
         else:
             buckets = Buckets(up_to(self.largest), WIDTHS, (*(each for each in REACHES if each < capacity), capacity))
-        return GraphDecoder(model, buckets, model.checkpoint.contexts, self._device, ahead)
+        return GraphDecoder(model, buckets, model.checkpoint.contexts, self._device, ahead, self._phrases.tables)
 
     @cached_property
     def _recall(self) -> Function | None:
@@ -390,7 +399,8 @@ class GraphRunner:
     def student(self, jobs: Sequence[Job]) -> Hearing:
         slots = list(range(len(jobs)))
         heard = self._encoder.hear(slots, jobs, self._student.model.context(jobs[0]))
-        return self._hear(self._student, jobs, slots, heard, [job.draft for job in jobs], None)
+        drafts, vocabularies = [job.draft for job in jobs], self._phrases.load(jobs)
+        return self._hear(self._student, jobs, slots, heard, drafts, vocabularies, None)
 
     def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
         assert self._teacher is not None, "there is none"
@@ -402,7 +412,8 @@ class GraphRunner:
         if self._helper is not None:
             self._helper.begin(round(self._student.model.context(asked[0]) * POSITIONS_PER_SECOND))
         drafts = [heard.rows[index].text for index in indices]
-        return self._hear(self._teacher, asked, indices, positions, drafts, self._helper)
+        vocabularies = [heard.rows[index].vocabulary for index in indices]
+        return self._hear(self._teacher, asked, indices, positions, drafts, vocabularies, self._helper)
 
     def _recalled(self, slots: Sequence[int], seconds: float) -> int:
         assert self._teacher is not None, "there is none"
@@ -421,10 +432,11 @@ class GraphRunner:
         slots: Sequence[int],
         heard: int,
         drafts: Sequence[Sequence[int]],
+        vocabularies: Sequence[int],
         draft_model: GraphDraft | None,
     ) -> Hearing:
         languages = languages_of(decoder.model, jobs, lambda: decoder.languages(slots, heard))
-        rows = rows_of(decoder.model, jobs, languages, drafts)
+        rows = rows_of(decoder.model, jobs, languages, drafts, vocabularies)
         decoder.say(slots, rows, heard, draft_model)
         count_detections(decoder.model, jobs, rows)
         row_slots = list(slots)

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from streaming.job import SAMPLE_RATE, Captured, Job
+from streaming.whisper.biasing import Vocabularies
 from streaming.whisper.checkpoint import Checkpoint
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, Memory
@@ -40,6 +41,7 @@ class LoadedModel:
     encoder: Encoder
     decoder: Decoder
     rules: LogitRules
+    vocabularies: Vocabularies
 
     def context(self, job: Job) -> float:
         """Return the smallest context that holds the job's audio, in seconds."""
@@ -130,17 +132,30 @@ def languages_of(model: LoadedModel, jobs: Sequence[Job], detect: Callable[[], l
 
 
 def rows_of(
-    model: LoadedModel, jobs: Sequence[Job], languages: Sequence[str | None], drafts: Sequence[Sequence[int]]
+    model: LoadedModel,
+    jobs: Sequence[Job],
+    languages: Sequence[str | None],
+    drafts: Sequence[Sequence[int]],
+    vocabularies: Sequence[int] | None = None,
 ) -> list[Row]:
-    """Return each job's text as it is before its first pass."""
+    """Return each job's text as it is before its first pass.
+
+    Args:
+        model: the model that will say it.
+        jobs: the jobs of a batch.
+        languages: of the jobs.
+        drafts: of the jobs.
+        vocabularies: the numbers of the jobs' vocabularies in the batch; None for no job.
+    """
     rules, eot = model.rules, model.rules.grammar.eot
     rows = []
-    for job, language, draft in zip(jobs, languages, drafts, strict=True):
+    numbers = [0] * len(jobs) if vocabularies is None else vocabularies
+    for job, language, draft, vocabulary in zip(jobs, languages, drafts, numbers, strict=True):
         prompt = rules.prompt(language, job.task, job.timestamps)
         limit = rules.limit(prompt, model.decoder.positions, job.max_tokens)
         # What a draft says behind an end of text is no part of the text.
         text = draft[: draft.index(eot)] if eot in draft else draft
-        rows.append(Row(prompt, limit, Draft(text), job.timestamps, eot))
+        rows.append(Row(prompt, limit, Draft(text), job.timestamps, eot, vocabulary))
     return rows
 
 

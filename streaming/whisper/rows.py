@@ -62,6 +62,7 @@ class Row:
         draft: what may come.
         timestamps: whether the text has some.
         eot: the end-of-text token.
+        vocabulary: the number of its vocabulary in the batch; 0 for none.
         tokens: the prompt and the text so far.
         log_probs: of the text's tokens.
         cached: leading tokens whose keys and values are in the cache.
@@ -76,6 +77,7 @@ class Row:
     draft: Draft
     timestamps: bool = False
     eot: int = -1
+    vocabulary: int = 0
     tokens: list[int] = field(init=False)  # the prompt and the text so far
     log_probs: list[float] = field(default_factory=list)
     cached: int = 0  # leading tokens whose keys and values are in the cache

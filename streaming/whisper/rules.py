@@ -1,17 +1,20 @@
 """Whisper's token grammar: the prompt, and what may be said where.
 
-Owns the restrictions as a pure function of the tokens so far, applied to every position of a window at once. They are
-the same, to the token, as transformers' logits processors for Whisper (suppression, begin-suppression,
-`WhisperTimeStampLogitsProcessor`), which follow OpenAI's decoder. Knows nothing of caches, drafts or audio.
+Owns the scores as a pure function of the tokens so far, for every position of a window at once: a bonus for the phrases
+of a vocabulary (`biasing.py`), and restrictions. These are the same, to the token, as transformers' logits processors
+for Whisper (suppression, begin-suppression, `WhisperTimeStampLogitsProcessor`), which follow OpenAI's decoder. Knows
+nothing of caches, drafts or audio.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor
 
+from streaming.whisper.biasing import Tables, biased
 from streaming.whisper.checkpoint import Grammar
 
 
@@ -26,6 +29,13 @@ class LogitRules:
         self._not_language = ~self._flags(tuple(grammar.languages.values()))
         # A vocabulary without timestamps has them, so to speak, behind its end.
         self._first_timestamp = vocabulary if grammar.no_timestamps is None else grammar.no_timestamps + 1
+        self._phrases: Tables | None = None
+
+    def with_phrases(self, phrases: Tables) -> LogitRules:
+        """Return the same rules with vocabularies that rows may have."""
+        rules = copy.copy(self)
+        rules._phrases = phrases
+        return rules
 
     def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
         """Return the tokens that a text starts with; English-only checkpoints have neither language nor task.
@@ -64,7 +74,15 @@ class LogitRules:
         most = min(self.grammar.max_length, positions - len(prompt))
         return most if wanted is None else min(wanted, most)
 
-    def text(self, logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor, stamped: Tensor | None) -> Tensor:
+    def text(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        places: Tensor,
+        begins: Tensor,
+        stamped: Tensor | None,
+        vocabularies: Tensor | None = None,
+    ) -> Tensor:
         """Return the scores of what may follow each position of a window, with forbidden tokens at -inf.
 
         Args:
@@ -73,7 +91,10 @@ class LogitRules:
             places: the window's positions, `[rows, width]`.
             begins: the lengths of the prompts, `[rows]`.
             stamped: which rows have timestamps, `[rows]`; None for no row.
+            vocabularies: the number of each row's vocabulary (`with_phrases`), 0 for none, `[rows]`; None for no row.
         """
+        if vocabularies is not None and self._phrases is not None:
+            logits = biased(logits, tokens, places, begins, vocabularies, self._phrases)
         first = (places + 1 == begins[:, None])[..., None]
         scores = logits.masked_fill(self._never | (first & self._never_first), -math.inf)
         if stamped is None:

@@ -17,14 +17,14 @@ from streaming.whisper.model import KVCache
 
 @torch.inference_mode()
 def assert_unchanged(speaker: Speaker, batch: list[Plan], proposer: Speaker | None = None) -> None:
-    rows = [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps) for plan in batch]
+    rows = [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps, plan.vocabulary) for plan in batch]
     recordings = torch.tensor([plan.recording for plan in batch])
     helper = None
     if proposer is not None:
         helper = DraftModel(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
     decode(speaker.decoder, speaker.memory.select(recordings), speaker.rules, rows, helper)
     for plan, row in zip(batch, rows, strict=True):
-        alone = speaker.alone(plan.recording, plan.timestamps)
+        alone = speaker.alone(plan.recording, plan.timestamps, plan.vocabulary)
         count = min(plan.limit, len(alone.log_probs))
         assert row.tokens == alone.tokens[: len(row.prompt) + count]
         assert row.log_probs == pytest.approx(alone.log_probs[:count], abs=1e-3)
@@ -72,17 +72,19 @@ def test_weights_in_half_precision_say_what_float32_says(halved: Speaker, teache
         assert one.tokens == other.tokens
         # Random weights make steep logits, in which what is rounded off shows more than in a trained model's.
         assert one.log_probs == pytest.approx(other.log_probs, abs=0.1)
-    assert any(one.log_probs != teacher.alone(number, False).log_probs for (number, _), one in halved.said.items())
+    assert any(one.log_probs != teacher.alone(number, False).log_probs for (number, _, _), one in halved.said.items())
 
 
 def test_the_recordings_are_worth_the_test(teacher: Speaker, student: Speaker) -> None:
-    """Texts differ, some end by themselves, timestamps occur, and the student is right only in part."""
+    """Texts differ, with a vocabulary too; some end, timestamps occur, and the student is right only in part."""
     texts = [teacher.alone(number, False) for number in range(RECORDINGS)]
     assert len({tuple(row.tokens) for row in texts}) > RECORDINGS // 2
     assert any(row.tokens[-1] == row.eot for row in texts)
     assert sum(len(row.text) for row in texts) > 4 * RECORDINGS
     stamped = [teacher.alone(number, True).text for number in range(RECORDINGS)]
     assert all(any(token > 610 for token in text) and any(token < 600 for token in text) for text in stamped)
+    biased = [teacher.alone(number, False, 1).text for number in range(RECORDINGS)]
+    assert sum(row.text != text for row, text in zip(texts, biased, strict=True)) > RECORDINGS // 2
     shared = sum(common_prefix(student.alone(number, False).text, row.text) for number, row in enumerate(texts))
     assert 0 < shared < sum(len(row.text) for row in texts)
 

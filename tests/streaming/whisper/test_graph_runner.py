@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import speakers
 import torch
 from checkpoints import Pair
 from hypothesis import given, settings
@@ -52,8 +53,9 @@ class Stage:
 
 def stage(speaker: Speaker, buckets: Buckets, ahead: Ahead) -> Stage:
     checkpoint: Any = None
-    model = LoadedModel("student", checkpoint, checkpoint, checkpoint, speaker.decoder, speaker.rules)
-    return Stage(speaker, GraphDecoder(model, buckets, (2.0,), CPU, ahead))
+    model = LoadedModel("student", checkpoint, checkpoint, checkpoint, speaker.decoder, speaker.rules, checkpoint)
+    phrases = speakers.phrases(speaker.decoder.embed_tokens.weight.shape[0])
+    return Stage(speaker, GraphDecoder(model, buckets, (2.0,), CPU, ahead, phrases))
 
 
 WAYS = {
@@ -86,7 +88,7 @@ def dynamic(speaker: Speaker, batch: list[Plan], proposer: Speaker | None = None
 
 
 def rows_of(speaker: Speaker, batch: list[Plan]) -> list[Row]:
-    return [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps) for plan in batch]
+    return [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps, plan.vocabulary) for plan in batch]
 
 
 @torch.inference_mode()
@@ -97,7 +99,7 @@ def static(on: Stage, batch: list[Plan], slots: list[int], helps: Speaker | None
     if on.helper is not None and helps is not None:
         own = on.helper._own
         Stage(helps, own).place(recordings, slots)
-        own.say(slots, [helps.row([], LONGEST, plan.timestamps) for plan in batch], HEARD)
+        own.say(slots, [helps.row([], LONGEST, plan.timestamps, plan.vocabulary) for plan in batch], HEARD)
         on.helper.begin(HEARD)
     on.voice.say(slots, rows, HEARD, on.helper)
     return rows
@@ -115,7 +117,7 @@ def test_any_draft_in_any_slots_gives_what_no_draft_gives(
     speaker = alone.speaker
     rows = static(alone, batch, slots[: len(batch)])
     for plan, row in zip(batch, rows, strict=True):
-        expected = speaker.alone(plan.recording, plan.timestamps)
+        expected = speaker.alone(plan.recording, plan.timestamps, plan.vocabulary)
         count = min(plan.limit, len(expected.log_probs))
         assert row.tokens == expected.tokens[: len(row.prompt) + count]
         assert row.log_probs == pytest.approx(expected.log_probs[:count], abs=1e-3)
@@ -131,7 +133,7 @@ def test_so_it_is_with_a_helper(
 ) -> None:
     _, helped = stages
     for plan, row in zip(batch, static(helped, batch, slots[: len(batch)], student), strict=True):
-        expected = helped.speaker.alone(plan.recording, plan.timestamps)
+        expected = helped.speaker.alone(plan.recording, plan.timestamps, plan.vocabulary)
         count = min(plan.limit, len(expected.log_probs))
         assert row.tokens == expected.tokens[: len(row.prompt) + count]
         assert row.done
