@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
+from streaming.job import NO_VOCABULARY, Vocabulary
+
 PROTOCOL_VERSION = 1
 
 _IF_KNOWN = {"left out when None": True}
@@ -54,6 +56,7 @@ class Start:
         words: whether the words of finals are wanted.
         resume: seconds for which the stream waits for its client when the connection drops.
         endpointing: where utterances begin and end.
+        vocabulary: phrases that are to be heard, beside those that the service has for the source.
     """
 
     source: str | None = None
@@ -65,6 +68,7 @@ class Start:
     words: bool = False
     resume: float = 0.0  # seconds for which the stream shall wait for its client when the connection drops
     endpointing: Endpointing = Endpointing()
+    vocabulary: Vocabulary = NO_VOCABULARY
 
 
 @dataclass(frozen=True, slots=True)

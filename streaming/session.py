@@ -34,7 +34,18 @@ from streaming.events import (
     Word,
 )
 from streaming.hypothesis import Hypothesis
-from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform, teacher_threshold, utterance_confidence
+from streaming.job import (
+    ALWAYS,
+    NEVER,
+    NO_VOCABULARY,
+    SAMPLE_RATE,
+    Job,
+    Result,
+    Vocabulary,
+    Waveform,
+    teacher_threshold,
+    utterance_confidence,
+)
 from streaming.recent_audio import RecentAudio
 from streaming.segment import Boundary, Opened, Segment, Segmenter, SegmentSettings
 from streaming.text import Text
@@ -117,6 +128,7 @@ class Session:
         language: a code, or None for the checkpoint to detect it.
         partials: whether partials are wanted.
         words: whether the words of finals are wanted.
+        vocabulary: asked for each job, returns the phrases that are to be heard.
     """
 
     def __init__(
@@ -129,6 +141,7 @@ class Session:
         language: str | None = None,
         partials: bool = True,
         words: bool = False,
+        vocabulary: Callable[[], Vocabulary] = lambda: NO_VOCABULARY,
     ) -> None:
         self.source = source
         self.settings = settings
@@ -137,6 +150,7 @@ class Session:
         self._language = language
         self._partials = partials
         self._words = words
+        self._vocabulary = vocabulary
         self._recent = RecentAudio()
         self._segmenter = Segmenter(settings.segment)
         self._utterance: _Utterance | None = None
@@ -318,6 +332,7 @@ class Session:
             draft=utterance.hypothesis.latest,
             language=self._language,
             max_tokens=round(SPOKEN_TOKENS + SPOKEN_TOKENS_PER_SECOND * (end - segment.audio_start) / SAMPLE_RATE),
+            vocabulary=self._vocabulary(),
             revision=utterance.in_flight,
         )
 
@@ -353,6 +368,7 @@ class Session:
             language=self._language,
             times=self._words,
             ask_teacher_below=closed.ask_teacher_below,
+            vocabulary=self._vocabulary(),
             revision=self._send(closed),
         )
 

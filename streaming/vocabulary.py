@@ -9,7 +9,9 @@ import math
 import unicodedata
 from collections.abc import Iterable
 
-from streaming.job import NO_VOCABULARY, Phrase, Vocabulary
+from streaming.job import NO_VOCABULARY as NO_VOCABULARY
+from streaming.job import Phrase
+from streaming.job import Vocabulary as Vocabulary
 
 MOST_PHRASES = 1000
 LONGEST_PHRASE = 100
@@ -32,6 +34,19 @@ def read_vocabulary(value: object) -> Vocabulary:
     if not isinstance(value, list | tuple):
         raise VocabularyError(f"a vocabulary must be a list of phrases, such as {_EXAMPLE}")
     return vocabulary_of(_read_phrase(item, place) for place, item in enumerate(value, 1))
+
+
+def read_lines(text: str) -> Vocabulary:
+    """Read a text with a phrase in each line, and perhaps its weight behind a tab; # begins a line that says nothing.
+
+    Raises:
+        VocabularyError: a phrase cannot be used, or there are too many.
+    """
+    return vocabulary_of(
+        _read_phrase(_line(line), place)
+        for place, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1)
+        if line.strip() and not line.startswith("#")
+    )
 
 
 def vocabulary_of(phrases: Iterable[Phrase]) -> Vocabulary:
@@ -76,6 +91,14 @@ def phrase(text: str, weight: float = 1.0) -> Phrase:
     if not (math.isfinite(weight) and 0 < weight <= GREATEST_WEIGHT):
         raise VocabularyError(f"a phrase's weight must be above 0 and at most {GREATEST_WEIGHT:g}")
     return Phrase(words, float(weight))
+
+
+def _line(line: str) -> dict[str, object]:
+    text, tab, weight = line.rpartition("\t")
+    try:
+        return {"text": text, "weight": float(weight)} if tab else {"text": line}
+    except ValueError:
+        return {"text": line}
 
 
 def _read_phrase(item: object, place: int) -> Phrase:

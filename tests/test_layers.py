@@ -47,7 +47,9 @@ ROOMS = {
 """The rooms of `daemon`, and whom each may know beside itself."""
 
 KNOW_THE_LIBRARY = {"core", "commands"}
-"""They run what `streaming` is: streams, engines, checkpoints. All others know its events alone."""
+"""They run what `streaming` is: streams, engines, checkpoints. All others know only what comes in and goes out."""
+
+IN_AND_OUT = {"streaming.events", "streaming.vocabulary"}
 
 DEFAULTS = {f"streaming.{module}" for module in ("session", "segment", "vad", "confidence", "job")}
 """Where the settings' defaults are from: the library's own."""
@@ -195,9 +197,10 @@ def _forbidden_to_daemon(module: str, imported: Import) -> str | None:
     if _in(name, "daemon") and name != "daemon":
         other = _room(name)
         return None if other in ROOMS[room] | {room} else f"{room} does not know {other}"
-    if _in(name, "streaming") and not _in(name, "streaming.events") and room not in KNOW_THE_LIBRARY:
+    exchanged = any(_in(name, each) for each in IN_AND_OUT)
+    if _in(name, "streaming") and not exchanged and room not in KNOW_THE_LIBRARY:
         allowed = room == "settings" and name in DEFAULTS
-        return None if allowed else f"{room} knows streaming.events alone"
+        return None if allowed else f"{room} knows streaming.events and the like alone"
     return None
 
 

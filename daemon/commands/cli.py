@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from daemon.core.audio_files import AudioFile
     from daemon.core.pipeline import Pipeline
     from daemon.settings.schema import Settings
+    from streaming.vocabulary import Vocabulary
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -100,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--json", action="store_true", help="print one event per line; only finals, unless --partials")
     files.add_argument("--partials", action="store_true", help="print partials too")
     files.add_argument("--words", action="store_true", help="add the times and confidence of each word (with --json)")
+    files.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        type=_vocabulary,
+        help="phrases that are to be heard, one per line, beside those of the settings",
+    )
     files.add_argument("--realtime", action="store_true", help="feed the audio at the pace of a microphone")
 
     microphone = commands.add_parser(
@@ -242,6 +250,15 @@ def _leave(pipeline: Pipeline, code: int) -> int:
     return code
 
 
+def _vocabulary(path: str) -> Vocabulary:
+    from daemon.settings.schema import vocabulary_in
+
+    try:
+        return vocabulary_in(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def transcribe(settings: Settings, options: argparse.Namespace) -> int:
     return _with_engines(settings, partial(_transcribe, options=options))
 
@@ -283,7 +300,8 @@ async def _transcribe_file(
 
     from daemon.commands.terminal import show_all
 
-    stream = pipeline.open_stream(file.start(partials=options.partials, words=options.words))
+    start = file.start(partials=options.partials, words=options.words)
+    stream = pipeline.open_stream(replace(start, vocabulary=options.vocabulary) if options.vocabulary else start)
     printer = asyncio.create_task(show_all(stream.outbox, lines.show))
     began, heard = time.monotonic(), 0.0
     try:

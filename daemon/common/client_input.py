@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any, TypeGuard
 
+from daemon.common.errors import Fault
 from daemon.common.logs import shortened
+from streaming.vocabulary import Vocabulary, VocabularyError, read_vocabulary
 
 LONGEST_TEXT = 256
 """Characters of what a client may name, where its protocol says nothing else."""
@@ -74,3 +76,15 @@ def language_code(tag: str | None) -> str | None:
     such a language, not a dialect.
     """
     return tag.strip().replace("_", "-").partition("-")[0].lower() if tag else None
+
+
+def read_phrases(value: object) -> Vocabulary:
+    """Read a client's list of phrases.
+
+    Raises:
+        Fault: `bad_vocabulary`.
+    """
+    try:
+        return read_vocabulary(value)
+    except VocabularyError as error:
+        raise Fault("bad_vocabulary", str(error)) from None

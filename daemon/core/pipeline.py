@@ -23,6 +23,7 @@ from daemon.core.free_cores import FreeCores
 from daemon.core.hub import Hub
 from daemon.core.scheduler import EngineThread, Scheduler, Worker
 from daemon.core.stream import ModelInfo, Neighbours, Stream
+from daemon.core.vocabularies import SourceVocabularies
 from daemon.settings.schema import Settings
 from streaming.events import Start
 from streaming.job import Captured, Job, Result
@@ -142,6 +143,8 @@ class Pipeline:
         self.metrics = Metrics()
         self.metrics.gpus.read = gpu_memory.memory
         self.sources = Sources()
+        self.vocabularies = SourceVocabularies()
+        self._configure_vocabularies()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
         self._hosts = [_EngineHost(each, load) for each in settings.for_each_device()]
         workers = [Worker(host.thread, host.run, host.teacher_apart) for host in self._hosts]
@@ -178,6 +181,7 @@ class Pipeline:
             scheduler=self.scheduler,
             hub=self.hub,
             sources=self.sources,
+            vocabularies=self.vocabularies,
             metrics=self.metrics,
         )
         self._warm.set()
@@ -200,12 +204,17 @@ class Pipeline:
         _check_longest(settings, self._engine)
         Detector(settings.vad_settings())  # as at the start
         self.settings = settings
+        self._configure_vocabularies()
         self._shared = replace(
             self._shared,
             session=settings.session_settings(),
             vad=settings.vad_settings(),
             backlog=settings.scheduler.backlog,
         )
+
+    def _configure_vocabularies(self) -> None:
+        by_source = {name: each.vocabulary for name, each in self.settings.sources.items()}
+        self.vocabularies.configure(self.settings.vocabulary, by_source)
 
     async def wait_model(self) -> ModelInfo:
         """Wait until the engines are warm, and return what was loaded."""

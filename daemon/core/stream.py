@@ -22,6 +22,7 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.core.hub import Hub
 from daemon.core.scheduler import Kind, Scheduler
+from daemon.core.vocabularies import SourceVocabularies
 from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError
 from streaming.events import (
     Audio,
@@ -83,6 +84,7 @@ class Neighbours:
     scheduler: Scheduler
     hub: Hub
     sources: Sources
+    vocabularies: SourceVocabularies
     metrics: Metrics
 
 
@@ -117,6 +119,7 @@ class Stream:
             language=_language(start, shared.model),
             partials=start.partials,
             words=start.words,
+            vocabulary=lambda: shared.vocabularies.of(self.source, start.vocabulary),
         )
         self.flushes = 0
         self._slice = self._decoder.bytes_of(_SLICE_SECONDS)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
-from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, read_json, shown
+from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, read_json, read_phrases, shown
 from daemon.common.errors import Fault
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, bearer_tokens, named_source, query_once
 from daemon.dialects.codec import close_code as close_code
@@ -127,6 +127,8 @@ class NativeDecoder:
         checked = _checked(message, body)
         if "language" in checked:
             checked["language"] = language_code(checked["language"])
+        if "vocabulary" in checked:
+            checked["vocabulary"] = read_phrases(checked["vocabulary"])
         return message(**checked)
 
     def _object(self, frame: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from typing import TypeVar
 
 import aiomqtt
 
-from daemon.common.client_input import quoted
+from daemon.common.client_input import quoted, read_json, read_phrases
 from daemon.common.errors import Fault
 from daemon.common.logs import log_context
 from daemon.common.metrics import Metrics
@@ -56,6 +56,7 @@ from daemon.mqtt.home_assistant import HomeAssistantDevice, payload
 from daemon.mqtt.spool import Entry, Spool
 from daemon.settings.schema import MOST_SHOWN, MqttSettings
 from streaming.events import Event, Final, Partial, to_json
+from streaming.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 _library = logging.getLogger("daemon.mqtt.publisher.aiomqtt")
@@ -98,6 +99,7 @@ class Mqtt:
         spool: the file for finals that wait; None for none.
         microphones: the sources that are known before they are heard.
         saved: called with the id of each final once it is kept; see `Spool`.
+        vocabulary: called with a source and the phrases that its streams are to hear from now on.
 
     Raises:
         ConfigurationError: a certificate cannot be used.
@@ -113,6 +115,7 @@ class Mqtt:
         spool: Path | None = None,
         microphones: Sequence[str] = (),
         saved: Callable[[str], None] = lambda _: None,
+        vocabulary: Callable[[str, Vocabulary], None] = lambda *_: None,
     ) -> None:
         self._settings = settings
         self._password = password
@@ -122,6 +125,7 @@ class Mqtt:
         self._sources = sources
         self._metrics = metrics
         self._microphones = microphones
+        self._vocabulary = vocabulary
         self._device = HomeAssistantDevice(
             settings.discovery_prefix, settings.topic, settings.node_id or _host(), settings.name
         )
@@ -212,7 +216,7 @@ class Mqtt:
         """
         self._floods += 1
         if self._floods >= _MOST_HANGUPS:
-            for topic in (self._topic("+", "set"), self._device.birth_topic):
+            for topic in (self._topic("+", "set"), self._topic("+", "vocabulary", "set"), self._device.birth_topic):
                 self._given_up[_subscription(topic)] = f"{why}, {self._floods} times in a row"
 
     # --- what comes from the hub and the sources -------------------------------------------------------------------
@@ -261,6 +265,7 @@ class Mqtt:
         self._largest = client.largest
         self._metrics.mqtt_connections.inc()
         await self._subscribe(client, self._topic("+", "set"), "sources cannot be switched")
+        await self._subscribe(client, self._topic("+", "vocabulary", "set"), "phrases cannot be set")
         if self._settings.discovery:
             await self._subscribe(client, self._device.birth_topic, "restarts of Home Assistant go unnoticed")
         await self._introduce(client)
@@ -446,10 +451,13 @@ class Mqtt:
         birth: asyncio.TimerHandle | None = None
         try:
             async for message in client.messages:
-                # A retained message was meant for whoever listened then; and a retained birth is over.
+                topic = str(message.topic)
+                if topic.endswith("/vocabulary/set"):  # it holds until another comes, retained or not
+                    self._set_vocabulary(topic, message.payload)
+                    continue
+                # A retained command was meant for whoever listened then; and a retained birth is over.
                 if message.retain:
                     continue
-                topic = str(message.topic)
                 if topic == self._device.birth_topic:
                     if message.payload == b"online":
                         if birth is not None:
@@ -483,6 +491,20 @@ class Mqtt:
             _log.info("mqtt: %s was switched %s", source, command.lower())
         self._sources.switch(source, command == "ON")
         self._retain_switch(source)  # whoever turned it waits for that, even if nothing changed
+
+    def _set_vocabulary(self, topic: str, body: object) -> None:
+        source = topic.removeprefix(self._topic("")).removesuffix("/vocabulary/set")
+        try:
+            source = check_name(source)
+            if topic != self._topic(source, "vocabulary", "set"):
+                raise Fault("bad_command", "this topic was not subscribed to")
+            phrases = read_phrases(_json(body))
+        except Fault as fault:
+            self._ignore(f"a vocabulary for {quoted(source)}", fault.message)
+            return
+        with log_context(source=source):
+            _log.info("mqtt: %s has a vocabulary of %d phrases", source, len(phrases.phrases))
+        self._vocabulary(source, phrases)
 
     def _ignore(self, what: str, why: str) -> None:
         """Count a message that is ignored, and log it now and then.
@@ -535,6 +557,20 @@ class Mqtt:
 
     def _topic(self, *levels: str) -> str:
         return "/".join((self._settings.topic, *levels))
+
+
+def _json(body: object) -> object:
+    """Return what a message says; what is empty takes a retained one back, and says nothing.
+
+    Raises:
+        Fault: `bad_command`.
+    """
+    if not isinstance(body, bytes) or not body.strip():
+        return []
+    try:
+        return read_json(body)
+    except ValueError as error:
+        raise Fault("bad_command", f"must be a JSON list of phrases: {error}") from None
 
 
 def _subscription(topic: str) -> str:

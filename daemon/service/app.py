@@ -243,6 +243,7 @@ class Service:
             mqtt_spool(settings, self._environment),
             [microphone.source for microphone in self.settings.all_microphones],
             pipeline.hub.kept,
+            pipeline.vocabularies.tell,
         )
 
     def _status(self) -> str:

@@ -74,10 +74,10 @@ _PATTERNS = {
 
 
 def _sections() -> dict[str, type[Section]]:
-    """Return the class of each section; for a list of sections, the class of its elements."""
+    """Return the class of each section; for several in one, that of its elements; for what is no section, no keys."""
     types = {name: (field.annotation, *get_args(field.annotation)) for name, field in Settings.model_fields.items()}
     return {
-        name: next(each for each in found if isinstance(each, type) and issubclass(each, Section))
+        name: next((each for each in found if isinstance(each, type) and issubclass(each, Section)), Section)
         for name, found in types.items()
     }
 

@@ -167,8 +167,8 @@ def _section(name: str) -> type[Section] | None:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Put `above` over `below`, section by section. An empty section (`server:` and nothing) has its defaults."""
-    merged = {key: {} if value is None and key in Settings.model_fields else value for key, value in below.items()}
+    """Put `above` over `below`, section by section. A key with nothing behind it (`server:`) has its defaults."""
+    merged = {key: value for key, value in below.items() if value is not None or key not in Settings.model_fields}
     for section, keys in above.items():
         under = merged.get(section, {})
         if isinstance(under, dict):  # what is no section is left for validation to name

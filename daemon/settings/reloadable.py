@@ -17,7 +17,7 @@ from daemon.settings.schema import Section, Settings
 _SOMETIMES = frozenset({"escalate.when", "server.certificate", "server.key"})
 """Depending on what it is and what it shall be: see `_may_change`."""
 
-_SECTIONS = frozenset({"vad", "segment", "confidence", "partials", "log", "shutdown"})
+_SECTIONS = frozenset({"vocabulary", "sources", "vad", "segment", "confidence", "partials", "log", "shutdown"})
 _KEYS = frozenset(
     {
         "server.tokens",
@@ -93,6 +93,8 @@ def _may_change(key: str, now: Settings, wanted: Settings, teacher_loaded: bool)
 
 def _with(settings: Settings, path: str, wanted: Settings) -> Settings:
     name, _, key = path.partition(".")
+    if not key:
+        return settings.model_copy(update={name: getattr(wanted, name)})
     section: Section = getattr(settings, name)
     section = section.model_copy(update={key: getattr(getattr(wanted, name), key)})
     return settings.model_copy(update={name: section})

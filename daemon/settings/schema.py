@@ -20,6 +20,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
+    PlainSerializer,
     create_model,
     field_validator,
     model_validator,
@@ -34,6 +36,7 @@ from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
 from streaming.session import SessionSettings
 from streaming.vad import VadSettings
+from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, read_lines, read_vocabulary
 
 
 class Section(BaseModel):
@@ -396,9 +399,50 @@ class ConfidenceSection(_section_of(ConfidenceSettings)):  # type: ignore[misc] 
     pass
 
 
+def vocabulary_in(path: str) -> Vocabulary:
+    """Return the phrases of a file with one in each line.
+
+    Raises:
+        ValueError: it cannot be read, or a phrase cannot be used.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_VOCABULARY + 1)
+        if len(content) > _LARGEST_VOCABULARY:
+            raise ValueError(f"the file {path} is larger than {_LARGEST_VOCABULARY} bytes")
+        return read_lines(content.decode())
+    except OSError as error:
+        raise ValueError(f"the file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"the file {path} is not UTF-8 text: save it as UTF-8") from None
+    except VocabularyError as error:
+        raise ValueError(f"in the file {path}: {error}") from None
+
+
+def _vocabulary(value: object) -> Vocabulary:
+    if isinstance(value, Vocabulary):
+        return value
+    return vocabulary_in(value) if isinstance(value, str) else read_vocabulary(value)
+
+
+def _as_written(vocabulary: Vocabulary) -> list[dict[str, object]]:
+    return [{"text": phrase.text, "weight": phrase.weight} for phrase in vocabulary.phrases]
+
+
+_LARGEST_VOCABULARY = 1 << 20
+
+_Phrases = Annotated[InstanceOf[Vocabulary], BeforeValidator(_vocabulary), PlainSerializer(_as_written)]
+
+
+class SourceSettings(Section):
+    vocabulary: _Phrases = NO_VOCABULARY
+
+
 class Settings(Section):
     server: ServerSettings = ServerSettings()
     models: ModelSettings = ModelSettings()
+    vocabulary: _Phrases = NO_VOCABULARY
+    sources: dict[_Name, SourceSettings] = Field(default_factory=dict)
     escalate: EscalationSettings = EscalationSettings()
     vad: VadSection = VadSection()
     segment: SegmentSection = SegmentSection()

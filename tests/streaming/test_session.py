@@ -30,7 +30,7 @@ from streaming.events import (
     SpeechStopped,
     Stopped,
 )
-from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform
+from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Phrase, Result, Vocabulary, Waveform
 from streaming.segment import SegmentSettings
 from streaming.session import Session, SessionSettings
 from streaming.text import Text
@@ -99,6 +99,21 @@ class Stream:
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+
+# --- vocabulary ------------------------------------------------------------------------------------------------------
+
+
+def test_each_job_has_the_phrases_of_its_moment(text: Text) -> None:
+    """What changes while somebody speaks holds for the next partial, and for the final."""
+    lists = iter([Vocabulary((Phrase(name),)) for name in ("first", "second", "third")])
+    stream = Stream(text, script((0.9, 2.0)), options={"vocabulary": lambda: next(lists)})
+    stream.hear(0.8)
+    assert [phrase.text for phrase in stream.answer(()).vocabulary.phrases] == ["first"]
+    stream.hear(0.8)
+    assert [phrase.text for phrase in stream.answer(()).vocabulary.phrases] == ["second"]
+    stream.hear(3.0)
+    assert [phrase.text for phrase in stream.answer(()).vocabulary.phrases] == ["third"]
 
 
 # --- invariants ------------------------------------------------------------------------------------------------------

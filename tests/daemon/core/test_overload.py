@@ -20,6 +20,7 @@ from daemon.common.sources import Sources
 from daemon.core.hub import Hub
 from daemon.core.scheduler import Scheduler, Worker
 from daemon.core.stream import ModelInfo, Neighbours, Stream
+from daemon.core.vocabularies import SourceVocabularies
 from streaming.events import Audio, Event, Final, Partial, Start
 from streaming.fake import ScriptedEngine
 from streaming.job import Job
@@ -91,6 +92,7 @@ class House:
             scheduler=self.scheduler,
             hub=Hub(100_000, 8, self.metrics),
             sources=Sources(),
+            vocabularies=SourceVocabularies(),
             metrics=self.metrics,
         )
         self.streams: list[tuple[Stream, list[Event]]] = []

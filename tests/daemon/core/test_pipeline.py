@@ -28,6 +28,7 @@ from daemon.common.sources import Sources
 from daemon.core.hub import Hub, Outbox
 from daemon.core.scheduler import EngineThread, Scheduler, Worker
 from daemon.core.stream import ModelInfo, Neighbours, Stream
+from daemon.core.vocabularies import SourceVocabularies
 from streaming.audio import FRAME
 from streaming.events import Audio, Error, Event, Final, Flush, Flushed, Partial, SpeechStarted, SpeechStopped, Start
 from streaming.events import Stopped as StreamStopped
@@ -120,6 +121,7 @@ class Pipeline(RuleBasedStateMachine):
 
         self.loop.run_until_complete(start())
         self.sources = Sources()
+        self.vocabularies = SourceVocabularies()
         self.shared = Neighbours(
             model=ModelInfo("scripted", None, "cpu", ("en",), Text(self.tokenizer_file, eot)),
             session=SessionSettings(SegmentSettings(longest=longest, cut_window=1.0)),
@@ -128,6 +130,7 @@ class Pipeline(RuleBasedStateMachine):
             scheduler=self.scheduler,
             hub=self.hub,
             sources=self.sources,
+            vocabularies=self.vocabularies,
             metrics=self.metrics,
         )
 

@@ -15,6 +15,7 @@ from daemon.common.errors import Fault
 from daemon.dialects import native
 from streaming import events
 from streaming.events import Audio, Error, Event, Final, Flush, Partial, Resume, Start, Stop, Word
+from streaming.job import Phrase, Vocabulary
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -52,6 +53,11 @@ def test_what_is_left_out_has_its_default() -> None:
     assert native.NativeDecoder().decode('{"type":"flush"}') == Flush(None)
 
 
+def test_phrases_to_hear() -> None:
+    start = native.NativeDecoder().decode('{"type":"start","vocabulary":["Kallax",{"text":"Thibault","weight":1.5}]}')
+    assert start == Start(vocabulary=Vocabulary((Phrase("Kallax"), Phrase("Thibault", 1.5))))
+
+
 def test_a_stream_is_resumed_in_place_of_its_start() -> None:
     assert native.NativeDecoder().decode('{"type":"start","resume":30}') == Start(resume=30)
     wanted = native.NativeDecoder().decode('{"type":"resume","token":"secret","events":12}')
@@ -83,6 +89,8 @@ def test_a_stream_is_resumed_in_place_of_its_start() -> None:
         ('{"type":"start","source":1}', False, "bad_field", "source must be a string"),
         ('{"type":"flush","id":' + json.dumps("x" * 300) + "}", True, "bad_field", "at most 256"),
         ('{"type":"start"}', True, "late_start", "once, before any audio"),
+        ('{"type":"start","vocabulary":"Kallax"}', False, "bad_vocabulary", "must be a list of phrases"),
+        ('{"type":"start","vocabulary":[{"text":"a","weight":99}]}', False, "bad_vocabulary", "at most 10"),
         ('{"type":"start","resume":true}', False, "bad_field", "resume must be a number of seconds"),
         ('{"type":"start","resume":-1}', False, "bad_field", "0 or more, got -1"),
         ('{"type":"start","resume":NaN}', False, "bad_field", "a number of seconds"),

@@ -19,6 +19,7 @@ from daemon.mqtt import publisher
 from daemon.mqtt.publisher import Mqtt
 from daemon.service.app import Service
 from daemon.settings import schema
+from streaming.job import Job, Phrase, Vocabulary
 
 __all__ = ["mosquitto", "short_pauses"]  # fixtures
 
@@ -119,6 +120,35 @@ async def test_switching_a_source_off_and_on(tokenizer_file: Path, mosquitto: Br
         assert mine.of("final")[1]["start"] > off_at + len(speech()) / 32000
         assert [event["id"] for event in mine.of("flushed")] == ["off"]
         await broker_says.until(TEXT)
+
+
+async def test_a_vocabulary_for_a_source(
+    tokenizer_file: Path, mosquitto: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A retained one holds for whoever starts; what is wrong is named, and changes nothing."""
+    topic, phrases = "whisperd/kitchen/vocabulary/set", '["Kallax", {"text":"Lumen","weight":2}]'
+    await publish(mosquitto.port, topic, phrases, retain=True)
+    jobs: list[Job] = []
+    load = scripted(tokenizer_file, before=jobs.extend)
+    async with listener(mosquitto.port) as broker_says, service(load, section(mosquitto.port)) as daemon:
+        lists = daemon.pipeline.vocabularies
+        await wait_until(lambda: lists.of("kitchen").phrases)
+        assert lists.of("kitchen") == Vocabulary((Phrase("Kallax"), Phrase("Lumen", 2.0)))
+        for wrong in ('["a", 3]', "{", "[" * 60000, '"Kallax"'):
+            await publish(mosquitto.port, topic, wrong)
+        await publish(mosquitto.port, "whisperd/ kitchen/vocabulary/set", "[]")
+        await publish(mosquitto.port, "whisperd/hall/vocabulary/set", '["Xanthe"]')
+        await wait_until(lambda: lists.of("hall").phrases)
+        await say_a_sentence(daemon)
+        await broker_says.until(TEXT)
+        said = {tuple(phrase.text for phrase in job.vocabulary.phrases) for job in jobs}
+        assert said - {()} == {("Kallax", "Lumen")}  # the canary has none
+        await publish(mosquitto.port, topic, "", retain=True)
+        await wait_until(lambda: not lists.of("kitchen").phrases)
+        assert "whisperd_mqtt_bad_commands_total 5.0" in daemon.pipeline.metrics.text().decode()
+    ignored = [record.getMessage() for record in caplog.records if "was ignored" in record.getMessage()]
+    assert len(ignored) == 5
+    assert "phrase 2 must be a string, or text and weight" in ignored[0]
 
 
 async def test_commands_that_do_not_count(

@@ -18,16 +18,25 @@ def settings(**sections: Any) -> Settings:
 def test_what_changes_and_what_waits() -> None:
     wanted = settings(
         server={"port": 9000, "tokens": ["t"]},
+        vocabulary=["Kallax"],
+        sources={"kitchen": {"vocabulary": ["Lumen"]}},
         escalate={"below": 0.5},
         segment={"hangover": 0.4},
         mqtt={"host": "broker"},
         log={"level": "debug"},
     )
     planned = plan(Settings(), wanted, teacher_loaded=True)
-    assert planned.changed == ("server.tokens", "escalate.below", "segment.hangover", "log.level")
+    assert planned.changed == (
+        "server.tokens", "vocabulary", "sources", "escalate.below", "segment.hangover", "log.level",
+    )  # fmt: skip
     assert planned.waiting == ("server.port", "mqtt.host")
     assert planned.settings == settings(
-        server={"tokens": ["t"]}, escalate={"below": 0.5}, segment={"hangover": 0.4}, log={"level": "debug"}
+        server={"tokens": ["t"]},
+        vocabulary=["Kallax"],
+        sources={"kitchen": {"vocabulary": ["Lumen"]}},
+        escalate={"below": 0.5},
+        segment={"hangover": 0.4},
+        log={"level": "debug"},
     )
 
 
@@ -53,6 +62,7 @@ some_settings = st.builds(
     escalate=st.fixed_dictionaries({"when": st.sampled_from(["low-confidence", "never"]), "below": st.floats(0, 1)}),
     partials=st.fixed_dictionaries({"interval": st.floats(0.1, 1)}),
     log=st.fixed_dictionaries({"level": st.sampled_from(["info", "debug"])}),
+    vocabulary=st.lists(st.sampled_from(["Kallax", "Lumen"])),
 )
 
 

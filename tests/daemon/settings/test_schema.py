@@ -19,7 +19,7 @@ from daemon.settings.environment import ServiceEnvironment, mqtt_spool, service_
 from daemon.settings.load import load, unheeded
 from daemon.settings.schema import MqttSettings, Settings, Token
 from daemon.settings.secrets import mqtt_password, with_tokens
-from streaming.job import ALWAYS, NEVER
+from streaming.job import ALWAYS, NEVER, Phrase, Vocabulary
 from streaming.session import SessionSettings
 from streaming.vad import VadSettings
 
@@ -79,7 +79,7 @@ def test_no_file_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_empty_file_and_an_empty_section_hold_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "whisperd.yaml"
-    for text in ("", "# nothing\n", "server:\nmqtt:\n"):
+    for text in ("", "# nothing\n", "server:\nmqtt:\n", "vocabulary:\nsources:\n"):
         path.write_text(text)
         assert load(path, {}) == Settings()
 
@@ -178,6 +178,15 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
             "microphone: {enabled: true}\nmicrophones: [{source: microphone}]",
             "microphones: microphone is used twice",
         ),
+        (
+            "vocabulary: [a, {text: b, weight: 99}]",
+            "vocabulary: phrase 2: a phrase's weight must be above 0 and at most",
+        ),
+        ("vocabulary: nowhere.txt", "vocabulary: the file nowhere.txt cannot be read: No such file or directory"),
+        ("vocabulary: 3", "vocabulary: a vocabulary must be a list of phrases, such as"),
+        ("sources: {kitchen: {vocabulary: [1]}}", "sources.kitchen.vocabulary: phrase 1 must be a string"),
+        ("sources: {kitchen: {vocabulry: []}}", "sources.kitchen.vocabulry: unknown key"),
+        ("sources: {a/b: {}}", "sources"),
         ("vad: {aggressiveness: 7}", "vad: aggressiveness must be 0..3, got 7"),
     ],
 )
@@ -615,3 +624,19 @@ def test_a_file_with_a_secret_however_it_was_written(content: bytes, meant: str 
             assert said == meant or meant in said.partition(": ")[2]
         elif "mqtt" in key:
             assert "is empty: write the password into it" in said
+
+
+def test_a_vocabulary_in_the_file_or_beside_it(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("Kallax\nThibault\t2\n", encoding="utf-8")
+    file = tmp_path / "whisperd.yaml"
+    file.write_text(f"vocabulary: {names}\nsources: {{kitchen: {{vocabulary: [Lumen]}}}}")
+    found = load(file, {})
+    assert found.vocabulary == Vocabulary((Phrase("Kallax"), Phrase("Thibault", 2.0)))
+    assert found.sources["kitchen"].vocabulary == Vocabulary((Phrase("Lumen"),))
+    names.write_bytes(b"K\xe4llax\n")
+    assert "names.txt is not UTF-8 text: save it as UTF-8" in complaint(f"vocabulary: {names}", tmp_path)
+    names.write_text("a\n<|b\n", encoding="utf-8")
+    assert "names.txt: phrase 2: a phrase must be text" in complaint(f"vocabulary: {names}", tmp_path)
+    names.write_bytes(b"x\n" * (1 << 20))
+    assert "is larger than 1048576 bytes" in complaint(f"vocabulary: {names}", tmp_path)
