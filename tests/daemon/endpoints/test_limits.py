@@ -276,7 +276,7 @@ async def test_others_have_their_turn_while_frames_are_read(
 
     monkeypatch.setattr(websocket, "Connection", Watched)
     monkeypatch.setattr(incoming, "TURN", 0.0, raising=False)
-    monkeypatch.setattr(peer, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(peer, "CLOSE_TIMEOUT", PATIENCE)  # who was refused is read on until all is looked at
     async with (
         others_turns() as turns,
         service(scripted(tokenizer_file), {"server": {"max_rate": 1_000_000}}) as daemon,
