@@ -128,11 +128,12 @@ def default(value: Any) -> str:
 
 
 def sections() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each section, and the JSON schema of its keys; of a list of sections, those of one of them."""
+    """Each section, and the JSON schema of its keys; of several in one, those of one of them; none of a plain list."""
     schema = Settings.model_json_schema()
     for name, field in schema["properties"].items():
-        reference = field.get("$ref") or field.get("items", {}).get("$ref")
-        yield name, schema["$defs"][reference.rpartition("/")[2]]["properties"]
+        inner = field.get("items") or field.get("additionalProperties") or {}
+        reference = field.get("$ref") or inner.get("$ref")
+        yield name, schema["$defs"][reference.rpartition("/")[2]]["properties"] if reference else {}
 
 
 # --- the pages -------------------------------------------------------------------------------------------------------
@@ -142,9 +143,17 @@ def configuration() -> str:
     said, defaults = comments(SHIPPED.read_text(encoding="utf-8")), Settings().model_dump(mode="json")
     page = HEAD
     for name, keys in sections():
-        page += f"\n## {name}\n\n{said[name]}\n\n| key | type | default | reload | |\n|---|---|---|---|---|\n"
+        page += f"\n## {name}\n\n{said[name]}\n"
+        if not keys:
+            page += f"\nThe default is `{default(defaults[name])}`. A reload applies a change.\n"
+            continue
+        page += "\n| key | type | default | reload | |\n|---|---|---|---|---|\n"
         for key, schema in keys.items():
-            value = defaults[name][key] if isinstance(defaults[name], dict) else schema.get("default", "")
+            value = (
+                defaults[name][key]
+                if defaults[name] and isinstance(defaults[name], dict)
+                else schema.get("default", "")
+            )
             row = (
                 f"`{key}`",
                 kind(schema),

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from streaming.job import NO_VOCABULARY as NO_VOCABULARY
-from streaming.job import Phrase
+from streaming.job import Phrase as Phrase
 from streaming.job import Vocabulary as Vocabulary
 
 MOST_PHRASES = 1000
@@ -18,6 +18,7 @@ LONGEST_PHRASE = 100
 """Characters."""
 GREATEST_WEIGHT = 10.0
 
+_TOO_MANY = f"a vocabulary may have at most {MOST_PHRASES} phrases: leave some out"
 _EXAMPLE = '["Kallax", {"text": "Thibault", "weight": 1.5}]'
 
 
@@ -33,6 +34,8 @@ def read_vocabulary(value: object) -> Vocabulary:
     """
     if not isinstance(value, list | tuple):
         raise VocabularyError(f"a vocabulary must be a list of phrases, such as {_EXAMPLE}")
+    if len(value) > MOST_PHRASES:  # before any is looked at: a message has room for hundreds of thousands
+        raise VocabularyError(_TOO_MANY)
     return vocabulary_of(_read_phrase(item, place) for place, item in enumerate(value, 1))
 
 
@@ -59,7 +62,7 @@ def vocabulary_of(phrases: Iterable[Phrase]) -> Vocabulary:
     for phrase in phrases:
         weights[phrase.text] = max(phrase.weight, weights.get(phrase.text, 0.0))
         if len(weights) > MOST_PHRASES:
-            raise VocabularyError(f"a vocabulary may have at most {MOST_PHRASES} phrases: leave some out")
+            raise VocabularyError(_TOO_MANY)
     return Vocabulary(tuple(Phrase(text, weight) for text, weight in weights.items())) if weights else NO_VOCABULARY
 
 

@@ -40,9 +40,10 @@ ROOMS = {
     "core": {"common", "settings"},
     "mqtt": {"common", "settings"},
     "microphone": {"common", "settings"},
+    "home_assistant": {"common", "settings"},
     "endpoints": {"common", "settings", "dialects", "core"},
-    "service": {"common", "settings", "dialects", "core", "mqtt", "microphone", "endpoints"},
-    "commands": {"common", "settings", "core", "mqtt", "microphone", "endpoints", "service"},
+    "service": {"common", "settings", "dialects", "core", "mqtt", "microphone", "home_assistant", "endpoints"},
+    "commands": {"common", "settings", "core", "mqtt", "microphone", "home_assistant", "endpoints", "service"},
 }
 """The rooms of `daemon`, and whom each may know beside itself."""
 

@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import aiomqtt
+from websockets.exceptions import WebSocketException
 
 from daemon.common.permissions import exposed, is_local, wyoming_remark
 from daemon.endpoints import zeroconf
+from daemon.home_assistant.source import NamesError, ask_names, reason
 from daemon.mqtt.client import RefusedError, Version, make_client, older_version_wanted, sentence, tls_context
-from daemon.settings.schema import ModelSettings, MqttSettings, ServerSettings, WyomingSettings
+from daemon.settings.schema import HomeAssistantSettings, ModelSettings, MqttSettings, ServerSettings, WyomingSettings
 from daemon.settings.secrets import secret_trouble
 
 _GUESSABLE = 16
@@ -313,6 +315,22 @@ def _device(wanted: str, threads: int | None) -> str:
     idle = Path("/dev/nvidiactl").exists() and wanted == "auto"
     remark = "; a GPU is here, but this torch cannot use it: install its CUDA build" if idle else ""
     return f"cpu, {threads or torch.get_num_threads()} threads ({known}){remark}"
+
+
+def house(settings: HomeAssistantSettings, token: str) -> str:
+    """Check that Home Assistant gives its names.
+
+    Raises:
+        ProbeError: it does not.
+    """
+    try:
+        names = _within(_PATIENCE, lambda: asyncio.run(ask_names(settings, token)))
+    except (OSError, TimeoutError, WebSocketException, NamesError, ValueError) as error:
+        raise ProbeError(
+            f"{settings.url}: {reason(error)}: correct the home_assistant section; the service runs without the names, "
+            "and keeps trying"
+        ) from None
+    return f"{settings.url}, {len(names.phrases)} names"
 
 
 def broker(mqtt: MqttSettings, password: str | None) -> str:

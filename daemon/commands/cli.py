@@ -381,12 +381,13 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon.microphone.capture import find_device, input_devices
     from daemon.settings.environment import service_environment
     from daemon.settings.load import find, unheeded
-    from daemon.settings.secrets import mqtt_password, secret_files, with_tokens
+    from daemon.settings.secrets import home_assistant_token, mqtt_password, secret_files, with_tokens
 
     logging.disable(logging.CRITICAL)  # each answer is in the table
     environment, path = service_environment(), options.config or find()
-    server, mqtt = settings.server, settings.mqtt
-    plain = [key for key, value in (("server.tokens", server.tokens), ("mqtt.password", mqtt.password)) if value]
+    server, mqtt, house = settings.server, settings.mqtt, settings.home_assistant
+    written = {"server.tokens": server.tokens, "mqtt.password": mqtt.password, "home_assistant.token": house.token}
+    plain = [key for key, value in written.items() if value]
     probes = [
         checks.Probe("Python", checks.python),
         checks.Probe("configuration", lambda: checks.configuration(path, unheeded(mqtt, environment))),
@@ -400,6 +401,10 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
         ),
         checks.Probe("TLS", lambda: checks.tls(server)),
         checks.Probe("MQTT", lambda: checks.broker(mqtt, mqtt_password(mqtt, environment))),
+        checks.Probe(
+            "Home Assistant",
+            lambda: checks.house(house, home_assistant_token(house, environment)) if house.url else "off",
+        ),
         *(
             checks.Probe(" ".join(dict.fromkeys(("microphone", each.source))), partial(find_device, each.device))
             for each in settings.all_microphones

@@ -21,6 +21,7 @@ class SourceVocabularies:
         self._everywhere = NO_VOCABULARY
         self._configured: Mapping[str, Vocabulary] = {}
         self._told: dict[str, Vocabulary] = {}
+        self._house = NO_VOCABULARY
         # A stream asks for each job, and the lists seldom change.
         self._joined = lru_cache(maxsize=256)(self._join)
 
@@ -38,6 +39,11 @@ class SourceVocabularies:
             self._told[source] = vocabulary
         self._joined.cache_clear()
 
+    def tell_all(self, vocabulary: Vocabulary) -> None:
+        """Use phrases for all sources until others are told."""
+        self._house = vocabulary
+        self._joined.cache_clear()
+
     def of(self, source: str, own: Vocabulary = NO_VOCABULARY) -> Vocabulary:
         """Return the phrases of a stream.
 
@@ -49,4 +55,4 @@ class SourceVocabularies:
 
     def _join(self, source: str, own: Vocabulary) -> Vocabulary:
         told, configured = (lists.get(source, NO_VOCABULARY) for lists in (self._told, self._configured))
-        return joined(own, told, configured, self._everywhere)
+        return joined(own, told, configured, self._everywhere, self._house)

@@ -26,6 +26,7 @@ from daemon.dialects import openai_files
 from daemon.endpoints import zeroconf
 from daemon.endpoints.listeners import Ports, check_guarded
 from daemon.endpoints.pages import Pages
+from daemon.home_assistant.source import HouseNames
 from daemon.microphone.capture import MicrophoneError
 from daemon.microphone.source import Microphone
 from daemon.mqtt.publisher import Mqtt
@@ -59,7 +60,7 @@ class Service:
         self._environment = environment
         if not environment.sockets:
             check_guarded(settings.server)
-        self._credentials.read_password(settings.mqtt)
+        self._credentials.read(settings)
         self._credentials.hide(settings)
         self.pipeline = Pipeline(settings, load)
         self.pipeline.hub.on_final = self._note_final
@@ -71,6 +72,7 @@ class Service:
         self._watchdog = environment.watchdog
         self._microphones = [Microphone(each, metrics) for each in settings.all_microphones]
         self._mqtt = self._make_mqtt()
+        self._house_names = self._make_house_names()
         self.ports = Ports(settings, environment.sockets, gateway, self._make_pages(gateway), metrics)
         self.server, self.wyoming = self.ports.server, self.ports.wyoming
         self._reloader = Reloader(self.pipeline, self.ports, self._credentials, self._manager)
@@ -122,6 +124,8 @@ class Service:
             model = await self.pipeline.warm_up()
             if self._mqtt is not None:
                 self._begin("mqtt", self._mqtt.run())  # at once: from now on there are streams, and their finals
+            if self._house_names is not None:
+                self._begin("home assistant", self._house_names.run())
             self._begin("canary", self.health.run())
             await self._wait_first_decode()
         finally:
@@ -245,6 +249,12 @@ class Service:
             pipeline.hub.kept,
             pipeline.vocabularies.tell,
         )
+
+    def _make_house_names(self) -> HouseNames | None:
+        token = self._credentials.home_assistant_token
+        if token is None:
+            return None
+        return HouseNames(self.settings.home_assistant, token, self.pipeline.vocabularies.tell_all)
 
     def _status(self) -> str:
         sources, last = self.pipeline.sources, self.pipeline.hub.last_final_at

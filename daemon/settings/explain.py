@@ -59,7 +59,8 @@ def sentence_of(error: Any) -> str:
 
 def _may_be_secret(path: str, value: object) -> bool:
     whole_section = "." not in path and not isinstance(value, int | float)
-    return whole_section or path == "mqtt.password" or path.startswith("server.tokens.") or path == "server.tokens"
+    secrets = ("mqtt.password", "home_assistant.token", "server.tokens")
+    return whole_section or path in secrets or path.startswith("server.tokens.")
 
 
 _TOPIC_RULE = "must be a topic without + and #, and must neither begin nor end with /"
@@ -69,6 +70,7 @@ _PATTERNS = {
     "models.device": "must be auto, cpu, cuda:N, or several: cuda:0,cuda:1",
     "mqtt.topic": _TOPIC_RULE,
     "mqtt.discovery_prefix": _TOPIC_RULE,
+    "home_assistant.url": "must be empty, or an address such as http://homeassistant.local:8123",
     "mqtt.node_id": "must be 1..64 of the letters a-z and A-Z, digits, _ and -",
 }
 

@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
+    WithJsonSchema,
     create_model,
     field_validator,
     model_validator,
@@ -36,7 +37,13 @@ from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
 from streaming.session import SessionSettings
 from streaming.vad import VadSettings
-from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, read_lines, read_vocabulary
+from streaming.vocabulary import (
+    GREATEST_WEIGHT,
+    Vocabulary,
+    VocabularyError,
+    read_lines,
+    read_vocabulary,
+)
 
 
 class Section(BaseModel):
@@ -315,6 +322,13 @@ class MqttSettings(Section):
         return self
 
 
+class HomeAssistantSettings(Section):
+    url: str = Field(default="", pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$")
+    token: str | None = Field(default=None, repr=False)
+    token_file: str | None = None
+    weight: float = Field(default=1.0, gt=0, le=GREATEST_WEIGHT)
+
+
 class WyomingSettings(Section):
     host: _OptionalHost = ""
     port: int = Field(default=10300, ge=0, le=65535)
@@ -431,17 +445,22 @@ def _as_written(vocabulary: Vocabulary) -> list[dict[str, object]]:
 
 _LARGEST_VOCABULARY = 1 << 20
 
-_Phrases = Annotated[InstanceOf[Vocabulary], BeforeValidator(_vocabulary), PlainSerializer(_as_written)]
+_Phrases = Annotated[
+    InstanceOf[Vocabulary],
+    BeforeValidator(_vocabulary),
+    PlainSerializer(_as_written),
+    WithJsonSchema({"type": "array", "default": []}),
+]
 
 
 class SourceSettings(Section):
-    vocabulary: _Phrases = NO_VOCABULARY
+    vocabulary: _Phrases = Field(default_factory=Vocabulary)
 
 
 class Settings(Section):
     server: ServerSettings = ServerSettings()
     models: ModelSettings = ModelSettings()
-    vocabulary: _Phrases = NO_VOCABULARY
+    vocabulary: _Phrases = Field(default_factory=Vocabulary)
     sources: dict[_Name, SourceSettings] = Field(default_factory=dict)
     escalate: EscalationSettings = EscalationSettings()
     vad: VadSection = VadSection()
@@ -451,6 +470,7 @@ class Settings(Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     subscribers: SubscriberSettings = SubscriberSettings()
     mqtt: MqttSettings = MqttSettings()
+    home_assistant: HomeAssistantSettings = HomeAssistantSettings()
     wyoming: WyomingSettings = WyomingSettings()
     dialects: DialectSettings = DialectSettings()
     microphone: FirstMicrophoneSettings = FirstMicrophoneSettings()

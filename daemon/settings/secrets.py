@@ -1,4 +1,4 @@
-"""The service's secrets: the tokens, and the broker's password.
+"""The service's secrets: the tokens, the broker's password, and its token for Home Assistant.
 
 Owns how their files are read, which of them are in force, that no log line shows them, and the warning about files that
 everybody may read. Knows nothing of who asks for a token or shows one.
@@ -20,20 +20,22 @@ from daemon.common.errors import ConfigurationError
 from daemon.common.logs import hide
 from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.explain import sentence_of
-from daemon.settings.schema import MqttSettings, Settings, Token, token_of
+from daemon.settings.schema import HomeAssistantSettings, MqttSettings, Settings, Token, token_of
 
 _log = logging.getLogger(__name__)
 
 
 class Credentials:
-    """The service's tokens, and its password for the MQTT broker.
+    """The service's tokens, its password for the MQTT broker, and its token for Home Assistant.
 
     Attributes:
         mqtt_password: the password, once it was read; None where there is none.
+        home_assistant_token: the token, likewise.
     """
 
     def __init__(self, environment: ServiceEnvironment) -> None:
         self.mqtt_password: str | None = None
+        self.home_assistant_token: str | None = None
         self._environment = environment
 
     def with_tokens(self, settings: Settings) -> Settings:
@@ -44,13 +46,17 @@ class Credentials:
         """
         return with_tokens(settings, self._environment)
 
-    def read_password(self, mqtt: MqttSettings) -> None:
-        """Read the broker's password, if the settings name a broker.
+    def read(self, settings: Settings) -> None:
+        """Read the broker's password and Home Assistant's token, if the settings name a broker or a Home Assistant.
 
         Raises:
-            ConfigurationError: see the function `mqtt_password`.
+            ConfigurationError: see the functions `mqtt_password` and `home_assistant_token`.
         """
+        mqtt, home_assistant = settings.mqtt, settings.home_assistant
         self.mqtt_password = mqtt_password(mqtt, self._environment) if mqtt.host else None
+        self.home_assistant_token = (
+            home_assistant_token(home_assistant, self._environment) if home_assistant.url else None
+        )
 
     def hide(self, settings: Settings) -> None:
         """Hide the secrets from all later log lines.
@@ -58,7 +64,13 @@ class Credentials:
         Args:
             settings: those in force, with all tokens.
         """
-        hide([each.token for each in settings.server.tokens] + [self.mqtt_password or ""])
+        hide(
+            [
+                *(each.token for each in settings.server.tokens),
+                self.mqtt_password or "",
+                self.home_assistant_token or "",
+            ]
+        )
 
     def warn(self, settings: Settings) -> None:
         for key, path in secret_files(settings).items():
@@ -150,6 +162,7 @@ def secret_files(settings: Settings) -> dict[str, Path]:
         "server.key": server.key,
         "mqtt.key": mqtt.key,
         "mqtt.password_file": mqtt.password_file,
+        "home_assistant.token_file": settings.home_assistant.token_file,
     }
     return {key: Path(path) for key, path in named.items() if path is not None}
 
@@ -168,6 +181,25 @@ def mqtt_password(mqtt: MqttSettings, environment: ServiceEnvironment) -> str | 
     return _password_in("the credential mqtt_password", credential) if credential is not None else None
 
 
+def home_assistant_token(settings: HomeAssistantSettings, environment: ServiceEnvironment) -> str:
+    """Return the token for Home Assistant: as given, from the file named, or from the credential of this name.
+
+    Raises:
+        ConfigurationError: there is none, or the file cannot be read or is empty.
+    """
+    if settings.token is not None:
+        return settings.token
+    if settings.token_file is not None:
+        return _password_in("home_assistant.token_file", Path(settings.token_file))
+    credential = credential_file("home_assistant_token", environment)
+    if credential is None:
+        raise ConfigurationError(
+            "home_assistant.url needs a token: make a long-lived access token in your profile there, and name its file "
+            "in home_assistant.token_file"
+        )
+    return _password_in("the credential home_assistant_token", credential)
+
+
 def credential_file(name: str, environment: ServiceEnvironment) -> Path | None:
     """Return the file of a credential, if the service manager hands it over."""
     file = environment.credentials / name if environment.credentials else None
@@ -177,5 +209,5 @@ def credential_file(name: str, environment: ServiceEnvironment) -> Path | None:
 def _password_in(key: str, path: Path) -> str:
     password = _secret_text(key, path).strip()
     if not password:
-        raise ConfigurationError(f"{key}: {path}: is empty: write the password into it")
+        raise ConfigurationError(f"{key}: {path}: is empty: write the secret into it")
     return password

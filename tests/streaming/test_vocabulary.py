@@ -52,6 +52,7 @@ def test_lines_of_a_file() -> None:
         ([{"text": "a", "weight": 10**400}], "at most 10"),
         ([{"text": "a", "weight": "1"}], "its weight must be a number"),
         ([{"text": "a", "weight": True}], "its weight must be a number"),
+        (["a"] * (MOST_PHRASES + 1), "at most 1000 phrases"),
         ([str(number) for number in range(MOST_PHRASES + 1)], "at most 1000 phrases: leave some out"),
     ],
 )

@@ -623,7 +623,7 @@ def test_a_file_with_a_secret_however_it_was_written(content: bytes, meant: str 
         if meant is not None:
             assert said == meant or meant in said.partition(": ")[2]
         elif "mqtt" in key:
-            assert "is empty: write the password into it" in said
+            assert "is empty: write the secret into it" in said
 
 
 def test_a_vocabulary_in_the_file_or_beside_it(tmp_path: Path) -> None:
