@@ -38,11 +38,15 @@ class Endpointing:
         threshold: the probability of speech that may open an utterance.
         pre_roll: seconds of audio before the speech that belong to it.
         hangover: seconds of silence that close it.
+        longest: seconds of an utterance at most.
+        onset: seconds of continuous speech that open one.
     """
 
     threshold: float | None = None
     pre_roll: float | None = None
     hangover: float | None = None
+    longest: float | None = None
+    onset: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

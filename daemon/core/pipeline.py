@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
 from daemon.common.errors import ConfigurationError, ServiceError
 from daemon.common.metrics import Metrics
-from daemon.common.sources import Sources
+from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.common.version import our_version
 from daemon.core import gpu_memory
 from daemon.core.free_cores import FreeCores
@@ -25,7 +25,7 @@ from daemon.core.scheduler import EngineThread, Scheduler, Worker
 from daemon.core.stream import ModelInfo, Neighbours, Stream
 from daemon.core.vocabularies import SourceVocabularies
 from daemon.settings.schema import Settings
-from streaming.events import Start
+from streaming.events import Endpointing, Start
 from streaming.job import Captured, Job, Result
 from streaming.text import Text
 from streaming.vad import Detector
@@ -170,7 +170,12 @@ class Pipeline:
         Detector(self.settings.vad_settings())
         devices = ", ".join(each.device for each in engines)
         model = ModelInfo(
-            engine.student, engine.teacher, devices, engine.languages, Text(engine.tokenizer_file, engine.eot)
+            engine.student,
+            engine.teacher,
+            devices,
+            engine.languages,
+            Text(engine.tokenizer_file, engine.eot),
+            engine.contexts[-1],
         )
         self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
         self._shared = Neighbours(
@@ -229,7 +234,15 @@ class Pipeline:
             Fault: see `Stream`.
         """
         assert self._shared is not None, "warm up first"
-        return Stream(start, self._shared)
+        return Stream(self._with_the_sources(start), self._shared)
+
+    def _with_the_sources(self, start: Start) -> Start:
+        """Return `start` with the endpointing that the settings have for its source, where it does not choose."""
+        source = self.settings.sources.get(start.source or DEFAULT_SOURCE)
+        if source is None:
+            return start
+        chosen = {key: value for key, value in asdict(start.endpointing).items() if value is not None}
+        return replace(start, endpointing=Endpointing(**{**source.endpointing(), **chosen}))
 
     def close(self) -> None:
         for host in self._hosts:
@@ -244,11 +257,13 @@ class Pipeline:
 
 
 def _check_longest(settings: Settings, engine: Engine) -> None:
-    longest, wanted = engine.contexts[-1], settings.session_settings().segment.longest
-    if wanted > longest:
-        raise ConfigurationError(
-            f"segment.longest is {wanted:g} s, but the models hear at most {longest:g} s: shorten it"
-        )
+    wanted = {"segment.longest": settings.session_settings().segment.longest}
+    wanted |= {f"sources.{name}.longest": each.longest for name, each in settings.sources.items() if each.longest}
+    for key, seconds in wanted.items():
+        if seconds > engine.contexts[-1]:
+            raise ConfigurationError(
+                f"{key} is {seconds:g} s, but the models hear at most {engine.contexts[-1]:g} s: shorten it"
+            )
 
 
 @asynccontextmanager

@@ -60,13 +60,18 @@ _MUTED = "\0muted"
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a stream must know of the engine."""
+    """What a stream must know of the engine.
+
+    Attributes:
+        longest: seconds that the models hear at once.
+    """
 
     student: str
     teacher: str | None
     device: str
     languages: tuple[str, ...]
     text: Text
+    longest: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class Stream:
         self._decoder = _decoder(start)
         self._session = Session(
             self.source,
-            _session_settings(shared.session, start.endpointing),
+            _session_settings(shared.session, start.endpointing, shared.model.longest),
             Detector(shared.vad),
             shared.model.text,
             language=_language(start, shared.model),
@@ -328,12 +333,14 @@ def _fault(error: AudioFormatError) -> Fault:
     return Fault(error.code, f"{error}{got}", fatal=True)
 
 
-def _session_settings(settings: SessionSettings, wanted: Endpointing) -> SessionSettings:
+def _session_settings(settings: SessionSettings, wanted: Endpointing, longest: float) -> SessionSettings:
     """Return `settings`, with what this stream wants otherwise."""
     changes = {key: value for key, value in asdict(wanted).items() if value is not None}
     if not changes:
         return settings
     segment = settings.segment
+    if changes.get("longest", 0) > longest:
+        raise Fault("bad_endpointing", f"longest must be at most {longest:g} seconds, what the models hear", fatal=True)
     # What closes an utterance may not need more than what opens one.
     release = min(segment.release, changes.get("threshold", segment.threshold))
     try:

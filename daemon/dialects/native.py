@@ -15,11 +15,12 @@ from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, rea
 from daemon.common.errors import Fault
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, bearer_tokens, named_source, query_once
 from daemon.dialects.codec import close_code as close_code
-from streaming.events import Audio, Event, Flush, Inbound, Resume, Start, Stop, to_json
+from streaming.events import Audio, Endpointing, Event, Flush, Inbound, Resume, Start, Stop, to_json
 
 _Message = Start | Resume | Flush | Stop
 _MESSAGES: dict[str, type[_Message]] = {"start": Start, "resume": Resume, "flush": Flush, "stop": Stop}
 _GREATEST = 1e15
+_ENDPOINTING = ("hangover", "longest", "onset")
 _SECRET = "token"  # a client's mistake is told to it and to the log, but this never
 
 STREAM = "/v1/stream"
@@ -124,11 +125,14 @@ class NativeDecoder:
                 f"{kind} may come only once, before any audio: open another connection to change parameters or "
                 "to resume",
             )
+        endpointing = {key: body.pop(key) for key in _ENDPOINTING if key in body} if message is Start else {}
         checked = _checked(message, body)
         if "language" in checked:
             checked["language"] = language_code(checked["language"])
         if "vocabulary" in checked:
             checked["vocabulary"] = read_phrases(checked["vocabulary"])
+        if endpointing:
+            checked["endpointing"] = _endpointing(endpointing)
         return message(**checked)
 
     def _object(self, frame: str) -> dict[str, Any]:
@@ -163,8 +167,9 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
 
     The numbers of a format and the encoding are left to the stream that decodes the audio.
     """
-    # Endpointing is the service's; a few dialects whose protocols have it may set it.
+    # What it is made of are fields of their own, and were taken out.
     known = [field.name for field in fields(message) if field.name != "endpointing"]
+    known += _ENDPOINTING if message is Start else ()
     hints = get_type_hints(message)
     kind = message.__name__.lower()
     for key, value in body.items():
@@ -178,6 +183,14 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
         if field.default is MISSING and field.name not in body:
             raise Fault("missing_field", f"{kind} needs {field.name}: it takes {', '.join(known)}")
     return body
+
+
+def _endpointing(values: dict[str, Any]) -> Endpointing:
+    """Return where utterances begin and end; which seconds go together is judged by the stream."""
+    for key, value in values.items():
+        if value is not None and not _is_number(value):
+            raise Fault("bad_field", f"{key} must be a number of seconds, 0 or more, or null, got {shown(value)}")
+    return Endpointing(**{key: None if value is None else float(value) for key, value in values.items()})
 
 
 def _wanted(field: str, hint: object, value: object) -> str | None:

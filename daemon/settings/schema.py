@@ -455,6 +455,14 @@ _Phrases = Annotated[
 
 class SourceSettings(Section):
     vocabulary: _Phrases = Field(default_factory=Vocabulary)
+    hangover: float | None = None
+    longest: float | None = None
+    onset: float | None = None
+
+    def endpointing(self) -> dict[str, float]:
+        """Return what differs from the section `segment`, by its keys."""
+        wanted = {"hangover": self.hangover, "longest": self.longest, "onset": self.onset}
+        return {key: value for key, value in wanted.items() if value is not None}
 
 
 class Settings(Section):
@@ -483,6 +491,15 @@ class Settings(Section):
     def _teacher_to_ask(self) -> Settings:
         if self.escalate.when == "always" and not self.models.teacher:
             raise ValueError("escalate.when is always, but models.teacher is empty: name a teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_can_be_cut(self) -> Settings:
+        for name, source in self.sources.items():
+            try:
+                SegmentSettings(**{**self.segment.model_dump(), **source.endpointing()})
+            except ValueError as error:
+                raise ValueError(f"sources.{name}: {error}") from None
         return self
 
     @model_validator(mode="after")

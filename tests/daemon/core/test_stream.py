@@ -156,6 +156,40 @@ async def test_a_token_in_a_format_is_not_cut_in_two_before_it_is_known_for_one(
     assert token[:8] not in " ".join(record.getMessage() for record in caplog.records if "yyy" in record.getMessage())
 
 
+@pytest.mark.parametrize("chosen", ["by the client", "for its source"])
+async def test_how_long_a_pause_ends_an_utterance(chosen: str, tokenizer_file: Path) -> None:
+    """A pause that cuts with the usual 0.6 s does not with five; the client's choice goes first."""
+    apart = speech() + speech()
+    sections = {"sources": {"kitchen": {"hangover": 5.0 if chosen == "for its source" else 0.3}}}
+    start = {} if chosen == "for its source" else {"hangover": 5.0}
+    found = {}
+    async with service(scripted(tokenizer_file), sections) as daemon:
+        for source, fields in (("kitchen", start), ("hall", {})):
+            async with client(daemon.server.url, f"/v1/stream?source={source}") as mine:
+                await mine.say(type="start", **fields)
+                await mine.play(apart)
+                await mine.say(type="stop")
+                assert await mine.rest() == 1000
+                found[source] = len(mine.of("final"))
+    assert found["kitchen"] < found["hall"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"longest": 31.0}, "longest must be at most 30 seconds, what the models hear"),
+        ({"longest": 1.0}, "longest must be at least pre_roll + onset"),
+        ({"onset": 14.0}, "longest must be at least pre_roll + onset"),
+    ],
+)
+async def test_endpointing_that_cannot_be(fields: dict[str, float], says: str, tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
+        await mine.say(type="start", **fields)
+        assert await mine.rest() == 1007
+    assert mine.events[-1]["code"] == "bad_endpointing"
+    assert says in mine.events[-1]["message"]
+
+
 async def test_what_is_unfinished_becomes_final_at_flush_and_at_stop(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
         await mine.play(unfinished_speech())

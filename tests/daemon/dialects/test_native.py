@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from daemon.common.errors import Fault
 from daemon.dialects import native
 from streaming import events
-from streaming.events import Audio, Error, Event, Final, Flush, Partial, Resume, Start, Stop, Word
+from streaming.events import Audio, Endpointing, Error, Event, Final, Flush, Partial, Resume, Start, Stop, Word
 from streaming.job import Phrase, Vocabulary
 
 JSON = st.recursive(
@@ -58,6 +58,11 @@ def test_phrases_to_hear() -> None:
     assert start == Start(vocabulary=Vocabulary((Phrase("Kallax"), Phrase("Thibault", 1.5))))
 
 
+def test_where_utterances_end() -> None:
+    start = native.NativeDecoder().decode('{"type":"start","hangover":1,"longest":20.5,"onset":null}')
+    assert start == Start(endpointing=Endpointing(hangover=1.0, longest=20.5))
+
+
 def test_a_stream_is_resumed_in_place_of_its_start() -> None:
     assert native.NativeDecoder().decode('{"type":"start","resume":30}') == Start(resume=30)
     wanted = native.NativeDecoder().decode('{"type":"resume","token":"secret","events":12}')
@@ -89,6 +94,14 @@ def test_a_stream_is_resumed_in_place_of_its_start() -> None:
         ('{"type":"start","source":1}', False, "bad_field", "source must be a string"),
         ('{"type":"flush","id":' + json.dumps("x" * 300) + "}", True, "bad_field", "at most 256"),
         ('{"type":"start"}', True, "late_start", "once, before any audio"),
+        (
+            '{"type":"start","hangover":"2"}',
+            False,
+            "bad_field",
+            "hangover must be a number of seconds, 0 or more, or null",
+        ),
+        ('{"type":"start","onset":-1}', False, "bad_field", "onset must be a number of seconds, 0 or more, or null"),
+        ('{"type":"start","endpointing":{"hangover":1}}', False, "unknown_field", "hangover, longest, onset"),
         ('{"type":"start","vocabulary":"Kallax"}', False, "bad_vocabulary", "must be a list of phrases"),
         ('{"type":"start","vocabulary":[{"text":"a","weight":99}]}', False, "bad_vocabulary", "at most 10"),
         ('{"type":"start","resume":true}', False, "bad_field", "resume must be a number of seconds"),

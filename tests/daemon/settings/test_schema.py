@@ -187,6 +187,8 @@ def test_graphs_are_on_or_off_as_one_writes_it(tmp_path: Path, written: str, mea
         ("sources: {kitchen: {vocabulary: [1]}}", "sources.kitchen.vocabulary: phrase 1 must be a string"),
         ("sources: {kitchen: {vocabulry: []}}", "sources.kitchen.vocabulry: unknown key"),
         ("sources: {a/b: {}}", "sources"),
+        ("sources: {a: {longest: 2}}", "sources.a: longest must be at least"),
+        ("sources: {a: {hangover: -1}}", "sources.a: hangover must be 0 or more seconds"),
         ("vad: {aggressiveness: 7}", "vad: aggressiveness must be 0..3, got 7"),
     ],
 )
