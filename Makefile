@@ -51,8 +51,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	$(PIP) -e '.[demo]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.run
+# Some stock clients ask for other versions than the service runs with: they get a folder of their own.
+CLIENTS := tests/daemon/dialects/clients.txt
+$(VENV)/.test: $(VENV)/.run $(CLIENTS)
 	$(PIP) -e '.[mic,zeroconf,distill,voices,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/clients -r $(CLIENTS)
 	touch $@
 
 .PHONY: system-packages

@@ -11,13 +11,15 @@ ours in Deepgram's words:
 - `UtteranceEnd` goes by the audio's clock: so much audio came after the last word, and nobody spoke in it (by the clock
   on the wall, where audio comes in a container)
 - a notice that the audio has the wrong form is one of the `warnings` of the last `Metadata`: the live protocol has no
-  message for a warning
+  message for a warning. Another is each parameter that was taken without effect, of which the log has one line too
+- `keyterm` and `keywords` are the phrases that a stream is to hear. No boost makes a word less likely
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,7 @@ from typing import Any
 
 from daemon.common.client_input import LONGEST_TEXT, bare, bare_text, is_text, language_code, quoted, read_json
 from daemon.common.errors import Fault
+from daemon.dialects.advice import AdviceLog
 from daemon.dialects.codec import (
     Codec,
     Dialect,
@@ -57,12 +60,17 @@ from streaming.events import (
     Stop,
     Stopped,
 )
+from streaming.vocabulary import Vocabulary, VocabularyError, joined, phrase, vocabulary_of
 
 PATH = "/v1/listen"
 SOURCE = "deepgram"
 """The name of a stream whose query has none: `source=kitchen` is ours."""
 
-_MOST_PARAMETERS = 64
+_MOST_PARAMETERS = 256
+"""No more are searched for a token. It is room for a hundred keyterms and a hundred keywords, as many as they take."""
+
+_GREATEST_BOOST = 3.0
+"""Theirs grow exponentially and have no limit. A weight of ours puts a word where nobody said it long before that."""
 
 _ENCODINGS: dict[str, tuple[Encoding, int]] = {
     "linear16": ("pcm_s16le", 2),
@@ -82,21 +90,14 @@ _SHORTEST_UTTERANCE_END, _LONGEST_UTTERANCE_END = 0.1, 60.0
 _MOST_MILLISECONDS = 600_000
 
 _REFUSED = {
-    "alternatives": "each text has only one alternative",
     "callback": "results are sent only on this connection",
     "callback_method": "results are sent only on this connection",
     "detect_entities": "entities are not detected",
-    "detect_language": "leave language out, and a multilingual model detects it",
-    "dictation": "spoken punctuation is not turned into punctuation marks",
     "diarize": "speakers are not distinguished",
     "diarize_model": "speakers are not distinguished",
     "diarize_version": "speakers are not distinguished",
     "intents": "intents are not detected",
-    "keyterm": "the models cannot be told which words to expect",
-    "keywords": "the models cannot be told which words to expect",
-    "language_hint": "request one language, or leave it out",
     "multichannel": "channels are mixed into one: open a connection for each",
-    "paragraphs": "text is not arranged in paragraphs",
     "profanity_filter": "no words are left out",
     "redact": "no words are left out",
     "replace": "text is not replaced",
@@ -105,18 +106,30 @@ _REFUSED = {
     "summarize": "text is not summarized",
     "topics": "topics are not detected",
     "translate": "text is not translated",
-    "utt_split": "endpointing says how long a pause ends an utterance",
-    "utterances": "each final is already an utterance",
 }
-"""What would change a result, and cannot be had -> why, or what to do instead."""
+"""What would change the meaning of a result, or of what is missing in it -> why it cannot be had, or what to do."""
 
 _WITHOUT_EFFECT = {
+    "dictation": "the model writes spoken punctuation as it was trained to",
     "filler_words": "the model writes or omits filler words as it was trained to",
     "measurements": "the model writes measurements as it was trained to",
     "numerals": "the model writes numbers as it was trained to",
+    "paragraphs": "text is not arranged in paragraphs",
     "smart_format": "the model writes punctuation, numbers and dates as it was trained to",
+    "utterances": "each final is already an utterance",
 }
-"""How a text is written, which is right with or without them. Whoever asks is told in the last `Metadata`."""
+"""How a text is written or arranged, which is right with or without them. Each is true or false."""
+
+_ADVICE = {
+    "alternatives": "each text has only one alternative",
+    "detect_language": "a multilingual model detects the language where none is requested",
+    "language_hint": "request one language, or a multilingual model detects it",
+    "utt_split": "endpointing says how long a pause ends an utterance",
+    "version": "there is only one version of the model",
+}
+"""What leaves each text right, whatever its value. Whoever asks is told, as of the above, in the last `Metadata`."""
+
+_AS_IT_IS = {("alternatives", "1"), ("version", "latest")}
 
 _ALREADY_SO = {"mip_opt_out", "no_delay", "tag", "token"}
 """Nothing is trained on what is heard, and nothing held back; a tag is for their bills; the token was judged before."""
@@ -143,6 +156,7 @@ class Parameters:
         written: whether texts are as the model wrote them, rather than bare words in lower case.
         extra: goes back with each result.
         warnings: what was asked for, and is not as it was asked for.
+        advice: the parameters among it that have no effect.
     """
 
     start: Start
@@ -155,13 +169,14 @@ class Parameters:
     written: bool = False
     extra: dict[str, str] = field(default_factory=dict)
     warnings: tuple[dict[str, str], ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 def parse(query: str) -> Parameters:
     """Read the parameters in the query of a client's address.
 
     Raises:
-        Fault: `unknown_parameter`, `bad_parameter`, `unsupported`.
+        Fault: `unknown_parameter`, `bad_parameter`, `bad_vocabulary`, `unsupported`.
     """
     return _Query(query).parameters()
 
@@ -174,6 +189,7 @@ class _Query:
         for name, value in query_pairs(query, _MOST_PARAMETERS):
             self._values.setdefault(name, []).append(value)
         self._warnings: list[dict[str, str]] = []
+        self._advice: list[str] = []
 
     def parameters(self) -> Parameters:
         self._refuse()
@@ -191,6 +207,7 @@ class _Query:
             written=self._switch("punctuate") or "smart_format" in without_effect,
             extra=self._extra(),
             warnings=tuple(self._warnings),
+            advice=tuple(self._advice),
         )
         if self._values:
             raise Fault("unknown_parameter", f"unknown parameter {quoted(next(iter(self._values)))}: leave it out")
@@ -199,21 +216,25 @@ class _Query:
     # --- what cannot be had ----------------------------------------------------------------------------------------
 
     def _refuse(self) -> None:
-        for name in [name for name in self._values if name in _REFUSED]:
-            for value in self._values.pop(name):
-                if value.lower() not in ("", "false") and (name, value) != ("alternatives", "1"):
-                    raise Fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
-        if self._one("version") not in (None, "latest"):
-            raise Fault("unsupported", "version must be latest: there is only one version of the model")
+        for name in _REFUSED:
+            if self._asked(name):
+                raise Fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
 
     def _pass_over(self) -> list[str]:
-        """Return what was asked for in vain, of what changes no result."""
+        """Return what was asked for in vain, of what changes the meaning of no result."""
         for name in _ALREADY_SO:
             self._values.pop(name, None)
         asked = [name for name in _WITHOUT_EFFECT if self._switch(name)]
+        asked += [name for name in _ADVICE if self._asked(name)]
         for name in asked:
-            self._warn(name, _WITHOUT_EFFECT[name])
+            self._warn(name, (_WITHOUT_EFFECT | _ADVICE)[name])
+        self._advice += asked
         return asked
+
+    def _asked(self, name: str) -> bool:
+        """Return whether a parameter, which may come several times, asks for what is not so already."""
+        values = self._values.pop(name, [])
+        return any(value.lower() not in ("", "false") and (name, value) not in _AS_IT_IS for value in values)
 
     def _warn(self, parameter: str, message: str) -> None:
         self._warnings.append({"parameter": parameter, "type": "unsupported_parameter", "message": message})
@@ -281,7 +302,22 @@ class _Query:
             partials=partials,
             words=True,
             endpointing=Endpointing(hangover=pause),
+            vocabulary=self._vocabulary(),
         )
+
+    def _vocabulary(self) -> Vocabulary:
+        """Return the phrases of `keyterm=phrase` and `keywords=word:boost`, each of which may come several times."""
+        boosted = [_boosted(keyword) for keyword in self._several("keywords")]
+        if any(boost <= 0 for _, boost in boosted):
+            self._warn("keywords", "a boost of 0 or below has no effect: no word is made less likely")
+            self._advice.append("keywords")
+        return joined(
+            _phrases("keyterm", [(term, 1.0) for term in self._several("keyterm")]),
+            _phrases("keywords", [(word, min(boost, _GREATEST_BOOST)) for word, boost in boosted if boost > 0]),
+        )
+
+    def _several(self, name: str) -> list[str]:
+        return [value for value in self._values.pop(name, []) if value.strip()]
 
     def _language(self) -> str | None:
         """Return the code of a tag: `en` of `en-US`. For `multi` the model finds out, as it does without one."""
@@ -294,6 +330,36 @@ class _Query:
         if not all(colon and is_text(key) and is_text(value) for key, colon, value in pairs):
             raise Fault("bad_parameter", f"extra must be key:value, each of at most {LONGEST_TEXT} characters")
         return {key: value for key, _, value in pairs}
+
+
+def _phrases(name: str, weighted: list[tuple[str, float]]) -> Vocabulary:
+    """Return the phrases of a parameter, each given with its weight.
+
+    Raises:
+        Fault: `bad_vocabulary`.
+    """
+    try:
+        return vocabulary_of(phrase(text, weight) for text, weight in weighted)
+    except VocabularyError as error:
+        raise Fault("bad_vocabulary", f"{name}: {error}") from None
+
+
+def _boosted(keyword: str) -> tuple[str, float]:
+    """Return the word and the boost of `word:boost`.
+
+    Raises:
+        Fault: `bad_parameter`.
+    """
+    word, colon, boost = keyword.rpartition(":")
+    if not colon:
+        return keyword, 1.0
+    try:
+        number = float(boost)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise Fault("bad_parameter", f"keywords must be word or word:boost, such as lamp:2, got {quoted(keyword)}")
+    return word, number
 
 
 # --- the conversation ------------------------------------------------------------------------------------------------
@@ -364,6 +430,7 @@ class Deepgram(Codec):
         match event:
             case Ready(student=student, teacher=teacher):
                 self._models = {"student": student, "teacher": teacher or student}
+                AdviceLog("deepgram").say(self._parameters.advice)
             case SpeechStarted(start=start):
                 self._silence.broken(event.utterance, start)
                 if self._parameters.vad_events:
@@ -511,7 +578,7 @@ class Deepgram(Codec):
             "ConfigureFailure",
             request_id=self._request_id,
             code="CONFIGURE_KEYTERMS_NOT_SUPPORTED",
-            description="a running stream cannot be changed: open another connection",
+            description="a running stream cannot be changed: open another connection, with keyterms in its address",
         )
 
     def _text(self, text: str) -> str:

@@ -1,7 +1,8 @@
 """OpenAI's transcription of files (`POST /v1/audio/transcriptions`): its form and its answers, without I/O.
 
 Owns the fields of the form, which of them are refused, and the five formats of the answer. Knows nothing of HTTP, of
-files, or of how audio becomes finals. Nothing that cannot be given is ignored: it is a fault that names its field.
+files, or of how audio becomes finals. Nothing that cannot be given is ignored: what only advises is taken and said
+(`advice`), and anything else is a fault that names its field.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.common.client_input import language_code, quoted
+from daemon.common.client_input import is_text, language_code, quoted, read_json
 from daemon.common.errors import Fault
+from daemon.dialects.advice import LONGEST_PROMPT, names_in, only_language, read_keywords, without_effect
 from daemon.dialects.openai_session import Refused
 from streaming.events import Final, Word
+from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, joined
 
 PATH = "/v1/audio/transcriptions"
 
@@ -28,12 +31,13 @@ FORMATS = {
     "vtt": "text/vtt; charset=utf-8",
 }
 
-_KNOWN = frozenset(
-    {
-        "model", "language", "prompt", "temperature", "response_format", "timestamp_granularities[]", "stream",
-        "include[]", "chunking_strategy",
-    }
-)  # fmt: skip
+_ONCE = frozenset({"model", "language", "prompt", "temperature", "response_format", "stream", "chunking_strategy"})
+_KEYWORDS = ("keywords[]", "keywords")
+_LANGUAGES = ("languages[]", "languages")
+_LISTS = frozenset({"timestamp_granularities[]", "include[]", *_KEYWORDS, *_LANGUAGES})
+_CHUNKING = "chunking_strategy"
+_OF_CHUNKING = ("type", "prefix_padding_ms", "silence_duration_ms", "threshold")
+"""Of an object: as JSON, or with a field for each, `chunking_strategy[type]`."""
 
 _STATUS = {
     "unauthorised": 401,
@@ -62,6 +66,8 @@ class Wanted:
         segments: whether the answer lists segments.
         stream: whether the answer comes as a stream.
         log_probs: whether the answer has a log probability for each word.
+        vocabulary: phrases that are to be heard.
+        advice: the fields that have no effect.
     """
 
     language: str | None
@@ -70,11 +76,18 @@ class Wanted:
     segments: bool
     stream: bool
     log_probs: bool
+    vocabulary: Vocabulary
+    advice: tuple[str, ...]
 
     @property
     def word_times(self) -> bool:
         """Whether finals need their words."""
         return self.words or self.log_probs
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the client should know of its form although there is an answer."""
+        return [without_effect(field) for field in self.advice]
 
 
 def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
@@ -90,48 +103,98 @@ def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
     stream = _flag("stream", once.get("stream", "false"))
     if stream and response_format not in ("json", "text"):
         raise _bad("response_format", "a stream consists of events: use json, or leave it out")
-    _check_not_asked(once)
-    given = [value for name, value in fields if name == "timestamp_granularities[]"]
+    given = _listed(fields, "timestamp_granularities[]")
     if unknown := set(given) - {"word", "segment"}:
         raise _bad("timestamp_granularities", f"must be word or segment, got {quoted(min(unknown))}")
     if given and response_format != "verbose_json":
         raise _bad("timestamp_granularities", "these need response_format=verbose_json")
-    include = [value for name, value in fields if name == "include[]"]
+    include = _listed(fields, "include[]")
     if set(include) - {"logprobs"} or (include and response_format != "json"):
         raise _bad("include", "only logprobs can be included, and only in json")
+    names = _names(once.get("prompt", ""))
+    language = _language(once.get("language"), _listed(fields, *_LANGUAGES))
+    in_vain = {
+        "prompt": bool(once.get("prompt")) and names is None,
+        "languages": language is None and any(_listed(fields, *_LANGUAGES)),
+        "temperature": _is_warm(once.get("temperature") or "0"),
+        "chunking_strategy": _is_chunking_asked(once),
+    }
     return Wanted(
-        language=language_code(once.get("language")),
+        language=language,
         response_format=response_format,
         words="word" in given,
         segments="segment" in given or not given,
         stream=stream,
         log_probs=bool(include),
+        vocabulary=joined(_keywords(_listed(fields, *_KEYWORDS)), names or NO_VOCABULARY),
+        advice=tuple(field for field, is_so in in_vain.items() if is_so),
     )
 
 
 def _once(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the fields that may come once, and check that there are no others but the lists."""
     once: dict[str, str] = {}
+    known = {*_ONCE, *(f"{_CHUNKING}[{part}]" for part in _OF_CHUNKING)}
     for name, value in fields:
-        if name not in _KNOWN:
+        if name in _LISTS:
+            continue
+        if name not in known:
             raise _cannot(quoted(name)[1:-1], "this is not supported here: leave it out")
-        if name in once and not name.endswith("[]"):
+        if name in once:
             raise _bad(name, "may appear only once")
         once[name] = value
     return once
 
 
-def _check_not_asked(once: dict[str, str]) -> None:
-    if once.get("prompt"):
-        raise _cannot("prompt", "the models here accept no prompt: leave it out")
-    temperature = once.get("temperature") or "0"
+def _listed(fields: Sequence[tuple[str, str]], *names: str) -> list[str]:
+    return [value for name, value in fields if name in names]
+
+
+def _names(prompt: str) -> Vocabulary | None:
+    if not is_text(prompt, LONGEST_PROMPT):
+        raise _bad("prompt", f"may have at most {LONGEST_PROMPT} characters: send less")
+    return names_in(prompt)
+
+
+def _keywords(keywords: Sequence[str]) -> Vocabulary:
     try:
-        warm = float(temperature) != 0
+        return read_keywords(keywords)
+    except VocabularyError as error:
+        raise _bad("keywords", str(error)) from None
+
+
+def _language(language: str | None, languages: Sequence[str]) -> str | None:
+    tags = [tag for tag in languages if tag]
+    if language and tags:
+        raise _bad("languages", "these cannot come together with language: leave one of them out")
+    return language_code(language) if language else only_language(tags)
+
+
+def _is_warm(temperature: str) -> bool:
+    try:
+        number = float(temperature)
     except ValueError:
-        raise _bad("temperature", f"must be a number, got {quoted(temperature)}") from None
-    if warm:
-        raise _cannot("temperature", "decoding is greedy here: leave it out, or set it to 0")
-    if once.get("chunking_strategy", "auto") != "auto":
-        raise _cannot("chunking_strategy", "the service's settings define it: leave it out, or set it to auto")
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise _bad("temperature", f"must be a number from 0 to 1, got {quoted(temperature)}")
+    return number != 0
+
+
+def _is_chunking_asked(once: Mapping[str, str]) -> bool:
+    """Return whether the form says itself where utterances end."""
+    whole = once.get(_CHUNKING) or "auto"
+    strategy: object = {part: once[name] for part in _OF_CHUNKING if (name := f"{_CHUNKING}[{part}]") in once}
+    if whole == "auto" and not strategy:
+        return False
+    if whole != "auto":
+        try:
+            strategy = read_json(whole)
+        except ValueError:
+            strategy = None
+    if not isinstance(strategy, dict) or strategy.get("type") != "server_vad" or strategy.keys() - {*_OF_CHUNKING}:
+        wanted = 'auto, or an object such as {"type":"server_vad"}'
+        raise _bad(_CHUNKING, f"must be {wanted}, got {quoted(strategy if whole == 'auto' else whole)}")
+    return True
 
 
 def _flag(name: str, value: str) -> bool:

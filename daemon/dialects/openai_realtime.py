@@ -1,14 +1,16 @@
 """OpenAI's realtime protocol for transcription (`/v1/realtime`): websocket frames <-> events, without I/O.
 
 Owns the events of both sides, in the present shape and the earlier ("beta") one, and which utterance is which item.
-What a session may ask for is read in `openai_session`. Knows nothing of sockets, of streams, or of the models.
+What a session may ask for is read in `openai_session`, and what it only advises is said as `advice` has it. Knows
+nothing of sockets, of streams, or of the models.
 
 An item is what was said in one turn. With turn detection a turn is an utterance of the stream. Without it, a turn is
 all that was said up to the client's commit, however many utterances that was. Text that has been sent cannot be taken
 back in this protocol, so deltas carry what is stable, while somebody still speaks; `completed` is right where they were
 not.
 
-A change of the session after audio came begins another stream, behind the last final of the one before.
+A change of the session after audio came begins another stream, behind the last final of the one before. New phrases
+alone do not cut what is being said: they hold from the next pause on.
 
 There is no event for a warning, and clients take any `error` for a failure. So a notice that audio has the wrong form
 goes to the log alone.
@@ -24,10 +26,11 @@ import uuid
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from daemon.common.client_input import quoted, read_json
+from daemon.common.client_input import LONGEST_TEXT, is_text, quoted, read_json
 from daemon.common.errors import Fault
+from daemon.dialects.advice import AdviceLog
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply, query_pairs, shown_tokens
 from daemon.dialects.openai_session import Refused, SessionConfig, updated, updated_beta
 from daemon.dialects.transcript import Transcript
@@ -58,6 +61,9 @@ _LEAST_COMMIT = 0.1
 
 _EDGE = 0.1
 """Seconds before a commit in which an utterance that begins belongs to what follows: the resampler still held it."""
+
+_LONGEST_ID = 512
+"""Characters of a client's event id, as in the hosted service."""
 
 _KEY_PREFIX = "openai-insecure-api-key."
 _BETA_PROTOCOL = "openai-beta.realtime-v1"
@@ -91,6 +97,18 @@ class _Item:
     forgotten: bool = False
 
 
+class _Mark(NamedTuple):
+    """A flush or a discard that is not answered.
+
+    Attributes:
+        at: seconds since the session began.
+        event_id: that of the client's commit.
+    """
+
+    at: float
+    event_id: str | None = None
+
+
 class Realtime(Codec):
     """The codec of one client.
 
@@ -106,16 +124,21 @@ class Realtime(Codec):
         self._beta = "realtime=v1" in headers or _BETA_PROTOCOL in handshake.subprotocols
         self._source = query.get("source", SOURCE)
         self._id = _new_id("sess")
-        self._config = SessionConfig()
+        model = query.get("model")
+        if not (model is None or is_text(model)):
+            raise Fault("bad_parameter", f"model may have at most {LONGEST_TEXT} characters, got {quoted(model)}")
+        self._config = SessionConfig().with_model(model or None)
+        self._advice = AdviceLog(DIALECT.name)
         self._live: SessionConfig | None = None  # that of the stream which is open
         self._offset = 0.0  # seconds of audio in the streams before it
         self._heard = 0  # bytes of audio in it
         self._committed_at = 0.0  # seconds since the session began
-        self._flushes: deque[float] = deque()  # likewise: when each was asked for that is not answered
+        self._flushes: deque[_Mark] = deque()
         self._items: deque[_Item] = deque()  # those that are not completed, the next first
         self._of: dict[int, _Item] = {}  # with turn detection: by their utterances
         self._last_id: str | None = None  # of the item that was committed last
         self._fresh = False  # with turn detection: a turn was committed since the client last asked for one
+        self._speaking = False  # an utterance of the stream is open
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -126,18 +149,20 @@ class Realtime(Codec):
     def decode(self, frame: Frame) -> Iterable[Message]:
         body = _object(frame)
         event_id = body.get("event_id")
+        # What cannot be sent back is no id.
+        event_id = event_id if is_text(event_id, _LONGEST_ID) else None
         try:
-            yield from self._messages(body)
+            yield from self._messages(body, event_id)
         except Refused as refused:
-            refused.event_id = event_id if isinstance(event_id, str) else None
+            refused.event_id = event_id
             raise
 
-    def _messages(self, body: dict[str, Any]) -> Iterable[Message]:
+    def _messages(self, body: dict[str, Any], event_id: str | None) -> Iterable[Message]:
         match body.get("type"):
             case "input_audio_buffer.append":
                 yield from self._append(body)
             case "input_audio_buffer.commit":
-                yield from self._commit()
+                yield from self._commit(event_id)
             case "input_audio_buffer.clear":
                 yield from self._clear()
             case "session.update":
@@ -159,15 +184,21 @@ class Realtime(Codec):
         audio = _audio(body.get("audio"))
         if not audio:
             return
-        if self._live != self._config:
+        if self._begins_anew():
             yield self._config.start(self._source)
             # Not before: the stream before it ends while this start is taken in, and its events are still its own.
             self._live = self._config
             self._heard = 0
+        self._advice.say(self._config.advice)  # not before the log knows the stream
         self._heard += len(audio)
         yield Audio(audio)
 
-    def _commit(self) -> Iterable[Message]:
+    def _begins_anew(self) -> bool:
+        if self._live is not None and self._speaking:
+            return self._live.with_phrases_of(self._config) != self._config
+        return self._live != self._config
+
+    def _commit(self, event_id: str | None) -> Iterable[Message]:
         now = self._now()
         if now - self._committed_at < _LEAST_COMMIT:
             raise Refused(
@@ -184,18 +215,19 @@ class Realtime(Codec):
         else:
             self._fresh = False
         if self._live is not None:
-            self._flushes.append(now)
+            self._flushes.append(_Mark(now, event_id))
             yield Flush("commit")
 
     def _clear(self) -> Iterable[Message]:
-        if self._live is not None:
-            if self._live.turns is None:
-                item = self._buffer()
-                item.forgotten, item.end = True, self._now()
-            self._committed_at = self._now()
-            self._flushes.append(self._committed_at)
-            yield Discard("clear")
-        yield Reply(_event("input_audio_buffer.cleared"))
+        if self._live is None:
+            yield Reply(_event("input_audio_buffer.cleared"))
+            return
+        if self._live.turns is None:
+            item = self._buffer()
+            item.forgotten, item.end = True, self._now()
+        self._committed_at = self._now()
+        self._flushes.append(_Mark(self._committed_at))
+        yield Discard("clear")  # the client is told when it is answered, behind all that a commit before it brought
 
     def _now(self) -> float:
         """Return the seconds of audio since the session began."""
@@ -204,6 +236,9 @@ class Realtime(Codec):
     # --- what goes out ---------------------------------------------------------------------------------------------
 
     def encode(self, event: Event) -> Iterable[Frame]:
+        self._speaking = (self._speaking or isinstance(event, SpeechStarted)) and not isinstance(
+            event, SpeechStopped | Stopped
+        )
         if isinstance(event, Error):
             return self._tell_error(event)
         if isinstance(event, Stopped):
@@ -237,10 +272,12 @@ class Realtime(Codec):
                 yield from self._take_final(item, event)
                 yield from self._tell_completed(item)
             case Flushed(id):
-                asked = self._flushes.popleft()
-                yield from self._complete(each for each in self._items if each.end <= asked)
+                mark = self._flushes.popleft()
+                yield from self._complete(each for each in self._items if each.end <= mark.at)
                 if id == "commit" and not self._fresh:
-                    yield error(Refused("input_audio_buffer_commit_empty", "nothing has been said since the last turn"))
+                    nothing = "nothing has been said since the last turn"
+                    yield error(Refused("input_audio_buffer_commit_empty", nothing, event_id=mark.event_id))
+                yield from self._tell_cleared(id)
 
     def _complete(self, items: Iterable[_Item]) -> Iterable[Frame]:
         """Complete items that had no final when theirs was due.
@@ -268,14 +305,19 @@ class Realtime(Codec):
                 self._of.pop(utterance, None)
                 # In order, and a commit's mark comes behind the last of its own.
                 yield from self._take_final(self._items[0] if self._items else self._buffer(), event)
-            case Flushed():
+            case Flushed(id):
                 self._flushes.popleft()
                 yield from self._tell_completed(self._items[0])
+                yield from self._tell_cleared(id)
 
     def _item_at(self, time: float) -> _Item:
         return next((each for each in self._items if time < each.end - _EDGE), None) or self._buffer()
 
     # both
+
+    def _tell_cleared(self, id: str | None) -> Iterable[Frame]:
+        if id == "clear":
+            yield _event("input_audio_buffer.cleared")
 
     def _tell_partial(self, item: _Item, stable: str) -> Iterable[Frame]:
         yield from self._tell_delta(item, item.said.partial(stable))

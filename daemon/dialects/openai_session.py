@@ -1,8 +1,9 @@
 """The session object of the OpenAI realtime protocol, in its present shape and its earlier ("beta") one.
 
 Owns what a client may ask of a transcription session, what of that is refused, and the stream that it means. Both
-shapes are read into one `SessionConfig`, and each is written back as it was asked for. Nothing that cannot be given is
-ignored: it is a fault that names its parameter, and then the whole update is not taken.
+shapes are read into one `SessionConfig`, and each is written back as it was asked for, with what is in force. Nothing
+that cannot be given is ignored: what only advises is taken and said (`advice`), and anything else is a fault that names
+its parameter, and then the whole update is not taken.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, quoted
 from daemon.common.errors import Fault
+from daemon.dialects.advice import LONGEST_PROMPT, names_in, only_language, read_keywords
 from streaming.events import Encoding, Endpointing, Start
+from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, joined
 
 LOG_PROBS = "item.input_audio_transcription.logprobs"
 
@@ -23,6 +26,12 @@ _NAMES: dict[str, tuple[Encoding, str]] = {
     "audio/pcma": ("alaw", "g711_alaw"),
 }
 _PCM_RATE, _TELEPHONE_RATE = 24000, 8000
+
+_WITHOUT_TURNS = ("gpt-realtime-whisper", "gpt-live-transcribe")
+"""How the names of models begin whose sessions have no turn detection, so that clients leave it out and commit."""
+
+_EAGERNESS = ("low", "medium", "high", "auto")
+_MOST_LANGUAGES = 100
 
 
 class Refused(Fault):
@@ -71,16 +80,24 @@ class SessionConfig:
         rate: samples a second.
         model: whatever was asked for, though the service has only one.
         language: a code; None if the model finds out.
+        keywords: phrases that are to be heard.
+        prompt: a list of more of them; empty if the client's prompt is none.
         turns: how turns are detected; None if the client commits them.
+        asked_turns: whether the client has said so itself, or else the model that it names decides.
         log_probs: whether texts have a log probability for each word.
+        advice: the fields so far that have no effect.
     """
 
     format: str = "audio/pcm"
     rate: int = _PCM_RATE
     model: str | None = None
     language: str | None = None
+    keywords: Vocabulary = NO_VOCABULARY
+    prompt: str = ""
     turns: TurnDetection | None = field(default_factory=TurnDetection)
+    asked_turns: bool = field(default=False, compare=False)
     log_probs: bool = False
+    advice: tuple[str, ...] = field(default=(), compare=False)  # no stream begins anew for it
 
     def start(self, source: str) -> Start:
         """Return the `Start` of the stream that this means."""
@@ -91,7 +108,21 @@ class SessionConfig:
             language=self.language,
             words=self.log_probs,
             endpointing=self.turns.endpointing() if self.turns else Endpointing(),
+            vocabulary=joined(self.keywords, names_in(self.prompt) or NO_VOCABULARY),
         )
+
+    def advised(self, *fields: str) -> SessionConfig:
+        """Return this with fields that were taken and have no effect."""
+        return replace(self, advice=tuple(dict.fromkeys((*self.advice, *fields))))
+
+    def with_phrases_of(self, other: SessionConfig) -> SessionConfig:
+        return replace(self, keywords=other.keywords, prompt=other.prompt)
+
+    def with_model(self, model: str | None) -> SessionConfig:
+        config = replace(self, model=model)
+        if self.asked_turns:
+            return config
+        return replace(config, turns=None if model and model.startswith(_WITHOUT_TURNS) else TurnDetection())
 
     @property
     def bytes_per_second(self) -> int:
@@ -125,7 +156,8 @@ class SessionConfig:
         }
 
     def _transcription(self) -> dict[str, Any]:
-        return {"model": self.model, "language": self.language, "prompt": ""}
+        keywords = [phrase.text for phrase in self.keywords.phrases]
+        return {"model": self.model, "language": self.language, "prompt": self.prompt, "keywords": keywords}
 
 
 def updated(config: SessionConfig, session: object) -> SessionConfig:
@@ -188,51 +220,80 @@ def _with_format(config: SessionConfig, format: dict[str, Any], at: str) -> Sess
 def _with_shared(config: SessionConfig, body: dict[str, Any], at: str, noise: str, words: str) -> SessionConfig:
     """Return `config` with what both shapes have, under their names `noise` and `words`."""
     if body.pop(noise, None) is not None:
-        raise _cannot(f"{at}.{noise}", "noise reduction is not available here: leave it out, or set it to null")
+        config = config.advised("noise_reduction")
     if (asked := body.pop(words, None)) is not None:
         config = _with_transcription(config, _object(asked, f"{at}.{words}"), f"{at}.{words}")
     if "turn_detection" in body:
-        turns = body.pop("turn_detection")
-        config = replace(config, turns=_turns(turns, f"{at}.turn_detection"))
+        config = _with_turns(config, body.pop("turn_detection"), f"{at}.turn_detection")
     return config
 
 
 def _with_transcription(config: SessionConfig, asked: dict[str, Any], at: str) -> SessionConfig:
     if "model" in asked:
-        config = replace(config, model=_text(asked.pop("model"), f"{at}.model"))
-    if "language" in asked:
-        language = _text(asked.pop("language"), f"{at}.language")
-        config = replace(config, language=language_code(language))
-    if asked.pop("prompt", None):
-        raise _cannot(f"{at}.prompt", "the models here accept no prompt: leave it out")
-    for name in ("delay", "keywords", "languages"):
-        if asked.pop(name, None):
-            raise _cannot(f"{at}.{name}", "the models here do not support this: leave it out")
+        config = config.with_model(_text(asked.pop("model"), f"{at}.model"))
+    config = _with_language(config, asked, at)
+    if "prompt" in asked:
+        prompt = _text(asked.pop("prompt"), f"{at}.prompt", LONGEST_PROMPT) or ""
+        is_list = names_in(prompt) is not None
+        config = replace(config, prompt=prompt if is_list else "")
+        if prompt and not is_list:
+            config = config.advised("prompt")
+    if "keywords" in asked:
+        config = replace(config, keywords=_keywords(asked.pop("keywords"), f"{at}.keywords"))
+    if asked.pop("delay", None) is not None:
+        config = config.advised("delay")
     _nothing_else(asked, at)
     return config
 
 
-def _turns(value: object, at: str) -> TurnDetection | None:
+def _with_language(config: SessionConfig, asked: dict[str, Any], at: str) -> SessionConfig:
+    named = asked.get("language")
+    if "language" in asked:
+        config = replace(config, language=language_code(_text(asked.pop("language"), f"{at}.language")))
+    languages = _list(asked.pop("languages", None), f"{at}.languages")
+    tags = [tag for each in languages if (tag := _text(each, f"{at}.languages"))]
+    if not tags:
+        return config
+    if len(tags) > _MOST_LANGUAGES:
+        raise _bad(f"{at}.languages", f"may have at most {_MOST_LANGUAGES} languages: name one, or none")
+    if named:
+        raise _bad(f"{at}.languages", "cannot come together with language: leave one of them out")
+    config = replace(config, language=only_language(tags))
+    return config if config.language else config.advised("languages")
+
+
+def _keywords(value: object, at: str) -> Vocabulary:
+    try:
+        return read_keywords(_list(value, at))
+    except VocabularyError as error:
+        raise Refused("invalid_value", f"{at}: {error}", at) from None
+
+
+def _with_turns(config: SessionConfig, value: object, at: str) -> SessionConfig:
     if value is None:
-        return None
+        return replace(config, turns=None, asked_turns=True)
     body = _object(value, at)
     kind = body.pop("type", "server_vad")
-    if kind != "server_vad":
+    if kind not in ("server_vad", "semantic_vad"):
         raise _cannot(
             f"{at}.type", f"turns are detected by server_vad or by your commits (null), not by {quoted(kind)}"
         )
-    for name in ("create_response", "interrupt_response"):
-        if body.pop(name, None):
-            raise _cannot(f"{at}.{name}", "a transcription session has no responses: leave it out, or set it to false")
+    advice = [name for name in ("create_response", "interrupt_response") if body.pop(name, None)]
     if body.pop("idle_timeout_ms", None) is not None:
-        raise _cannot(f"{at}.idle_timeout_ms", "the service does not respond to silence: leave it out")
-    turns = TurnDetection(
-        threshold=_number(body.pop("threshold", None), f"{at}.threshold", 0.01, 1.0),
-        prefix_padding_ms=_whole(body.pop("prefix_padding_ms", None), f"{at}.prefix_padding_ms", 0, 5000),
-        silence_duration_ms=_whole(body.pop("silence_duration_ms", None), f"{at}.silence_duration_ms", 50, 10000),
-    )
+        advice.append("idle_timeout_ms")
+    turns = TurnDetection()
+    if kind == "semantic_vad":
+        advice.append("semantic_vad")
+        if (eagerness := body.pop("eagerness", None)) not in (None, *_EAGERNESS):
+            raise _bad(f"{at}.eagerness", f"must be one of {', '.join(_EAGERNESS)}, got {quoted(eagerness)}")
+    else:
+        turns = TurnDetection(
+            threshold=_number(body.pop("threshold", None), f"{at}.threshold", 0.01, 1.0),
+            prefix_padding_ms=_whole(body.pop("prefix_padding_ms", None), f"{at}.prefix_padding_ms", 0, 5000),
+            silence_duration_ms=_whole(body.pop("silence_duration_ms", None), f"{at}.silence_duration_ms", 50, 10000),
+        )
     _nothing_else(body, at)
-    return turns
+    return replace(config, turns=turns, asked_turns=True).advised(*advice)
 
 
 def _with_include(config: SessionConfig, body: dict[str, Any]) -> SessionConfig:
@@ -261,11 +322,19 @@ def _nothing_else(body: Mapping[str, Any], at: str) -> None:
             raise _cannot(f"{at}.{quoted(name)[1:-1]}", "it is not part of a transcription session: leave it out")
 
 
-def _text(value: object, at: str) -> str | None:
+def _list(value: object, at: str) -> list[object]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _bad(at, f"must be a list of strings, got {quoted(value)}")
+    return value
+
+
+def _text(value: object, at: str, most: int = LONGEST_TEXT) -> str | None:
     if value is None:
         return None
-    if not is_text(value):
-        raise _bad(at, f"must be a string of at most {LONGEST_TEXT} characters, got {quoted(value)}")
+    if not is_text(value, most):
+        raise _bad(at, f"must be a string of at most {most} characters, got {quoted(value)}")
     return value or None
 
 

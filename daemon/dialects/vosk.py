@@ -7,11 +7,15 @@ case, as Vosk's models write them: its clients compare words. Knows nothing of s
 
 The protocol has no word for errors, nor for warnings. A client whose fault ends the conversation reads the reason in
 the close. A notice that its audio has the wrong form goes to the log alone.
+
+A `phrase_list` is a grammar there: nothing but its phrases is heard. Here they are heard better than they would be, and
+all else too; the log has a line of that.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,17 +34,22 @@ from daemon.dialects.codec import (
     close_reason,
     named_source,
 )
-from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, SpeechStarted, Start, Stop, Stopped
+from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, Ready, SpeechStarted, Start, Stop, Stopped
+from streaming.vocabulary import MOST_PHRASES, NO_VOCABULARY, Vocabulary, VocabularyError, phrase, vocabulary_of
+
+_log = logging.getLogger(__name__)
 
 SOURCE = "vosk"
 """The name of a stream whose address has none."""
 
 _MOST_ALTERNATIVES = 1000
 
+_UNKNOWN = "[unk]"
+"""In a list of phrases: anything else."""
+
 _REFUSED = {
-    "grammar": "the model cannot be told which words to expect",
+    "grammar": "list phrases to hear in phrase_list",
     "model": "the service's settings name the model",
-    "phrase_list": "the model cannot be told which words to expect",
     "spk": "speakers are not distinguished",
     "spk_model": "speakers are not distinguished",
 }
@@ -53,11 +62,13 @@ class _Config:
     Attributes:
         words: whether answers list them.
         alternatives: whether texts come as a list of alternatives.
+        phrases: those that are to be heard.
     """
 
     sample_rate: int
     words: bool = True
     alternatives: bool = False
+    phrases: Vocabulary = NO_VOCABULARY
 
 
 class Vosk(Codec):
@@ -85,8 +96,8 @@ class Vosk(Codec):
         """Turn a client's frame into messages.
 
         Raises:
-            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`, `unsupported`, `late_config`. All are
-                fatal, because what the client waits for will not come.
+            Fault: `bad_json`, `unknown_type`, `unknown_field`, `bad_field`, `bad_vocabulary`, `unsupported`,
+                `late_config`. All are fatal, because what the client waits for will not come.
         """
         if isinstance(frame, bytes):
             yield from self._begin()
@@ -107,7 +118,12 @@ class Vosk(Codec):
     def _begin(self) -> Iterator[Message]:
         if not self._begun:
             self._begun = True
-            yield Start(source=self._source, sample_rate=self._config.sample_rate, words=self._config.words)
+            yield Start(
+                source=self._source,
+                sample_rate=self._config.sample_rate,
+                words=self._config.words,
+                vocabulary=self._config.phrases,
+            )
 
     def _configure(self, body: object) -> None:
         if self._begun:
@@ -125,18 +141,22 @@ class Vosk(Codec):
                 self._config = replace(self._config, words=bool(_whole(name, value, 0, 1)))
             case "max_alternatives":
                 self._config = replace(self._config, alternatives=_whole(name, value, 0, _MOST_ALTERNATIVES) > 0)
+            case "phrase_list":
+                self._config = replace(self._config, phrases=_phrases(name, value))
             case _ if name in _REFUSED:
                 if value:
                     raise _fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
             case _:
-                raise _fault(
-                    "unknown_field", f"unknown setting {shown(name)}: use sample_rate, words or max_alternatives"
-                )
+                known = "sample_rate, words, max_alternatives or phrase_list"
+                raise _fault("unknown_field", f"unknown setting {shown(name)}: use {known}")
 
     # --- what goes out ---------------------------------------------------------------------------------------------
 
     def encode(self, event: Event) -> Iterator[Frame]:
         match event:
+            case Ready():
+                if self._config.phrases.phrases:
+                    _log.info("vosk: phrase_list is no grammar here: its phrases are heard better, and others too")
             case SpeechStarted():
                 self._partial = ""
             case Partial(stable=stable, tail=tail):
@@ -206,6 +226,21 @@ def _whole(name: str, value: object, low: int, high: int) -> int:
     if not isinstance(value, int | float) or not low <= value <= high or value != int(value):
         raise _fault("bad_field", f"{name} must be {low}..{high}, got {shown(value)}")
     return int(value)
+
+
+def _phrases(name: str, value: object) -> Vocabulary:
+    """Return a list of phrases as a vocabulary, without what stands for anything else."""
+    if not value:
+        return NO_VOCABULARY
+    if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise _fault("bad_field", f"{name} must be a list of strings, got {shown(value)}")
+    listed = [each for each in value if each.strip() not in ("", _UNKNOWN)]
+    if len(listed) > MOST_PHRASES:  # before any is read
+        raise _fault("bad_vocabulary", f"{name} may have at most {MOST_PHRASES} phrases: leave some out")
+    try:
+        return vocabulary_of(map(phrase, listed))
+    except VocabularyError as error:
+        raise _fault("bad_vocabulary", f"{name}: {error}") from None
 
 
 def _fault(code: str, message: str) -> Fault:

@@ -4,6 +4,9 @@ Owns its JSON, what a client says of itself in its first frame, and the list of 
 the last that are completed, and the one that is open. Knows nothing of sockets or streams.
 
 Its clients ignore a message without their own `uid`, so no client is told anything before it has named that.
+
+A client's `hotwords` are the phrases that its stream is to hear, and so is an `initial_prompt` that is a list. What it
+asks for in vain is said to it in a `WARNING`, and in a line of the log.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 
 from daemon.common.client_input import is_text, language_code, read_json
 from daemon.common.errors import Fault
+from daemon.dialects.advice import LONGEST_PROMPT, AdviceLog, names_in
 from daemon.dialects.codec import (
     CLOSE_SHUTTING_DOWN,
     Codec,
@@ -27,6 +31,7 @@ from daemon.dialects.codec import (
     named_source,
 )
 from streaming.events import Audio, Error, Event, Final, Notice, Partial, Ready, Start, Stop, Word
+from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, joined, phrase, vocabulary_of
 
 SOURCE = "whisperlive"
 """The name of a stream whose address has none."""
@@ -36,6 +41,9 @@ _BACKEND = "faster_whisper"
 """What their client keeps its transcript for; of any other it shows the text and forgets it."""
 
 _LONGEST = 1024
+_LONGEST_LIST = 4096
+"""Characters of hotwords."""
+
 _SEGMENTS = 10
 _MOST_SEGMENTS = 100
 _WAIT_MINUTES = 1.0
@@ -49,7 +57,6 @@ _REFUSED = {
 }
 _USUAL: dict[str, object] = {
     "clip_audio": False,
-    "hotwords": None,
     "initial_prompt": None,
     "no_speech_thresh": 0.45,
     "same_output_threshold": 10,
@@ -72,6 +79,7 @@ class _Hello:
 
     Attributes:
         last: how many completed segments each message has.
+        phrases: those that are to be heard.
         without_effect: the names of what it asked for in vain.
     """
 
@@ -80,6 +88,7 @@ class _Hello:
     model: str | None
     last: int
     words: bool
+    phrases: Vocabulary
     without_effect: tuple[str, ...]
 
 
@@ -104,7 +113,7 @@ class WhisperLive(Codec):
         """Turn a client's frame into messages.
 
         Raises:
-            Fault: `bad_json`, `bad_field`, `bad_order`, `unsupported`. All are fatal.
+            Fault: `bad_json`, `bad_field`, `bad_vocabulary`, `bad_order`, `unsupported`. All are fatal.
         """
         if self._hello is None:
             self._hello = self._introduced(frame)
@@ -113,6 +122,7 @@ class WhisperLive(Codec):
                 encoding="pcm_f32le",
                 language=self._hello.language,
                 words=self._hello.words,
+                vocabulary=self._hello.phrases,
             )
         elif frame in (_END_OF_AUDIO, _END_OF_AUDIO.encode()):
             yield Stop()
@@ -137,6 +147,7 @@ class WhisperLive(Codec):
             model=_text(body, "model"),
             last=_number(body, "send_last_n_segments", _SEGMENTS, 1, _MOST_SEGMENTS),
             words=body.pop("word_timestamps", None) is True,
+            phrases=joined(_hotwords(body), _prompted(body)),
             without_effect=tuple(_without_effect(body)),
         )
 
@@ -168,6 +179,7 @@ class WhisperLive(Codec):
         if hello.model not in (None, student):
             yield self._status("WARNING", f"the model here is {student}")
         if hello.without_effect:
+            AdviceLog("whisperlive").say(hello.without_effect)
             yield self._status("WARNING", f"this has no effect here: {', '.join(hello.without_effect)}")
         yield self._say(message="SERVER_READY", backend=_BACKEND)
 
@@ -236,16 +248,35 @@ def _object(frame: Frame) -> dict[str, Any]:
 def _without_effect(body: dict[str, Any]) -> Iterator[str]:
     """Yield what is asked for in vain, of what is left in `body`. Names that are not known are cut."""
     for name, value in body.items():
-        if name not in _PASSED_OVER and (name not in _USUAL or value not in (None, _USUAL[name])):
+        if name not in _PASSED_OVER and (name not in _USUAL or value not in (None, "", _USUAL[name])):
             yield name if name.isidentifier() and len(name) <= 40 else "something unknown"
 
 
-def _text(body: dict[str, Any], name: str) -> str | None:
+def _hotwords(body: dict[str, Any]) -> Vocabulary:
+    """Return the phrases of `hotwords`, which have commas between them."""
+    text = _text(body, "hotwords", _LONGEST_LIST) or ""
+    try:
+        return vocabulary_of(phrase(part) for part in text.split(",") if part.strip())
+    except VocabularyError as error:
+        raise _fault("bad_vocabulary", f"hotwords: {error}") from None
+
+
+def _prompted(body: dict[str, Any]) -> Vocabulary:
+    """Return the phrases of a prompt that lists them. Any other prompt is left in `body`: it has no effect."""
+    prompt = body.get("initial_prompt")
+    names = names_in(prompt) if is_text(prompt, LONGEST_PROMPT) else None
+    if names is None:
+        return NO_VOCABULARY
+    del body["initial_prompt"]
+    return names
+
+
+def _text(body: dict[str, Any], name: str, most: int = _LONGEST) -> str | None:
     value = body.pop(name, None)
     if value is None:
         return None
-    if not is_text(value, _LONGEST):
-        raise _fault("bad_field", f"{name} must be a string of at most {_LONGEST} characters")
+    if not is_text(value, most):
+        raise _fault("bad_field", f"{name} must be a string of at most {most} characters")
     return value or None
 
 

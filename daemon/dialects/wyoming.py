@@ -4,13 +4,18 @@ Owns the framing (a line of JSON, the JSON data and the payload that it announce
 what a turn (`audio-start` to `transcript`) looks like on the wire. Knows nothing of sockets, of streams, or of when a
 turn is over.
 
+Phrases that cannot be used, and advice that has no effect here, are passed over and said in the log once for each
+connection: an `error` would end the turn.
+
 The stock library serves in the tests, as the client. It does not read for us, because it takes in whatever length a
 header names, and answers what it cannot read with silence. What we need of it is one line of JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +23,21 @@ from typing import Any
 
 from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, read_json, shown
 from daemon.common.errors import Fault
+from daemon.dialects.advice import AdviceLog
 from daemon.dialects.transcript import Transcript
 from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
+from streaming.vocabulary import (
+    LONGEST_PHRASE,
+    MOST_PHRASES,
+    NO_VOCABULARY,
+    Vocabulary,
+    VocabularyError,
+    joined,
+    phrase,
+    vocabulary_of,
+)
+
+_log = logging.getLogger(__name__)
 
 VERSION = "1.10.2"
 """The release of the protocol whose words we use."""
@@ -30,6 +48,14 @@ MAX_PAYLOAD = 1024 * 1024  # half a minute at 16 kHz; stock clients send 20 to 1
 
 _MAX_PING = 1024
 _WIDTHS = range(1, 5)
+
+_WEIGHTS = {"transcript_names": 1.5, "transcript_terms": 1.0}
+"""The lists of phrases to hear, by the weight of each phrase. Names go before terms, as the protocol wants."""
+
+_RULE = f"it must be a list of strings of at most {LONGEST_PHRASE} characters, {MOST_PHRASES} of names and terms in all"
+
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {"context": (None, {}), "vad_sensitivity": (None, "default")}
+"""Advice that changes nothing here, with the values that ask for nothing."""
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------
@@ -47,7 +73,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Transcribe:
-    """The announcement of a turn. Its language is in the turn's `Start`.
+    """The announcement of a turn. Its language and its phrases are in the turn's `Start`.
 
     Attributes:
         model: a name; None for any.
@@ -87,7 +113,10 @@ class WyomingDecoder:
         self._header: _Header | None = None
         self._ready: deque[WyomingMessage] = deque()
         self._language: str | None = None
+        self._vocabulary = NO_VOCABULARY
         self._audio: _Samples | None = None  # of the turn that is on
+        self._advice = AdviceLog("wyoming")
+        self._cut: set[str] = set()  # the lists of which it was said that not all can be used
 
     @property
     def halfway(self) -> bool:
@@ -151,6 +180,8 @@ class WyomingDecoder:
                 return [Ping(_text(data, "text", _MAX_PING))]
             case "transcribe":
                 self._language = language_code(_text(data, "language"))
+                self._vocabulary = self._phrases(data)
+                self._advice.say(name for name, usual in _WITHOUT_EFFECT.items() if data.get(name) not in usual)
                 return [Transcribe(_text(data, "name"))]
             case "audio-start":
                 return [self._start(_Samples.of(data, None))]
@@ -162,7 +193,20 @@ class WyomingDecoder:
 
     def _start(self, audio: _Samples) -> Start:
         self._audio = audio
-        return Start(sample_rate=audio.rate, channels=audio.channels, language=self._language)
+        return Start(
+            sample_rate=audio.rate, channels=audio.channels, language=self._language, vocabulary=self._vocabulary
+        )
+
+    def _phrases(self, data: dict[str, Any]) -> Vocabulary:
+        """Return the names and terms that can be used, as many as there is room for."""
+        phrases = NO_VOCABULARY
+        for name, weight in _WEIGHTS.items():
+            more, whole = _usable(data.get(name), weight, MOST_PHRASES - len(phrases.phrases))
+            phrases = joined(phrases, more)
+            if not whole and name not in self._cut:
+                self._cut.add(name)
+                _log.info("wyoming: not all of %s can be used: %s", name, _RULE)
+        return phrases
 
     def _chunk(self, data: dict[str, Any], payload: bytes) -> Sequence[WyomingMessage]:
         begun = self._audio
@@ -248,6 +292,18 @@ def _length(header: dict[str, Any], name: str, most: int) -> int:
     if value > most:
         raise _fault("message_too_big", f"{name} may be at most {most}, got {shown(value)}: send smaller messages")
     return value
+
+
+def _usable(given: object, weight: float, most: int) -> tuple[Vocabulary, bool]:
+    """Return the phrases of a list that can be used, of its first `most`, and whether that is all of it."""
+    if not isinstance(given, list):
+        return NO_VOCABULARY, given is None
+    phrases = []
+    for text in given[:most]:
+        if isinstance(text, str):
+            with contextlib.suppress(VocabularyError):
+                phrases.append(phrase(text, weight))
+    return vocabulary_of(phrases), len(phrases) == len(given)
 
 
 def _text(data: dict[str, Any], name: str, most: int = LONGEST_TEXT) -> str | None:

@@ -54,6 +54,7 @@ from daemon.endpoints.incoming import incoming_of, limited_of
 from daemon.endpoints.limits import TURN, Readers
 from daemon.endpoints.websocket import Server
 from streaming.events import Error, Final, Notice
+from streaming.vocabulary import MOST_PHRASES
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +68,10 @@ _LONGEST = 24 * 3600
 """Seconds of one file. A few megabytes can hold years of silence, and each has its slot until the end."""
 
 _FIELD = 16 * 1024
-_MOST_FIELDS = 64
-_MOST_LINES = 64 * _MOST_FIELDS
+_MOST_FIELDS = 64 + MOST_PHRASES
+_MOST_TEXT = 512 * 1024
+"""Bytes of all fields beside the file: room for as many phrases as there may be, in any script, with their names."""
+_MOST_LINES = 16 * _MOST_FIELDS
 """Of a form, beside what is in its fields: boundaries, headers, and what nobody asked for before the first of them."""
 _IDLE = 30.0
 """Seconds within which more of a body must come, and for which a connection without a request is kept."""
@@ -208,8 +211,14 @@ class Uploads:
             except FileError as error:
                 raise Fault("bad_audio", str(error)) from None
             with contextlib.closing(file):
-                start = replace(file.start(partials=False, words=asked.word_times), source=source)
-                heard = _Heard(await self._gateway.open_stream(replace(start, language=asked.language)), file)
+                start = replace(
+                    file.start(partials=False, words=asked.word_times),
+                    source=source,
+                    language=asked.language,
+                    vocabulary=asked.vocabulary,
+                )
+                heard = _Heard(await self._gateway.open_stream(start), file)
+                heard.warnings += asked.warnings
                 async with heard.hearing(self._server.readers) as finals:
                     if asked.stream:
                         return await self._stream(request, asked, heard, finals)
@@ -283,6 +292,7 @@ class Uploads:
     async def _read_parts(self, body: _Body, headers: Mapping[str, str], upload: IO[bytes]) -> list[tuple[str, str]]:
         fields: list[tuple[str, str]] = []
         found = False
+        room = _MOST_TEXT
         parts = MultipartReader(headers, cast(StreamReader, body))
         while (part := await body.patiently(parts.next())) is not None:
             if isinstance(part, MultipartReader):
@@ -296,6 +306,9 @@ class Uploads:
             else:
                 value = b"".join([chunk async for chunk in _chunks(body, part, _FIELD)])
                 fields.append((part.name or "", value.decode("utf-8", "replace")))
+                room -= len(value) + len(fields[-1][0])
+                if room < 0:
+                    raise Fault("bad_form", f"the fields beside the file may have at most {_MOST_TEXT} bytes in all")
             if len(fields) > _MOST_FIELDS:
                 raise Fault("bad_form", f"a form may have at most {_MOST_FIELDS} fields")
         if not found:

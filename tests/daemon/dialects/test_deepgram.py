@@ -17,9 +17,12 @@ from deepgram import DeepgramClient
 from deepgram.core.api_error import ApiError
 from deepgram.core.events import EventType
 from deepgram.environment import DeepgramClientEnvironment
+from deepgram.listen.v1.types.listen_v1configure import ListenV1Configure
 from foreign import deepgram, deepgram_client, deepgram_play, deepgram_rest, deepgram_text, deepgram_until
 from harness import PATIENCE, SECOND, client, connect, packed, scripted, service, speech, unfinished_speech, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from streaming.job import Job
 
 LEAST = "/v1/listen?encoding=linear16&sample_rate=16000"
 
@@ -131,6 +134,51 @@ async def test_audio_that_carries_nothing_is_a_warning_at_the_end_and_in_the_log
     assert "send floats with a full scale of 1" in warning["message"]
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line == f"hall: {warning['message']} (not sent to the client: deepgram)"
+
+
+async def test_phrases_reach_the_engine_and_what_has_no_effect_the_last_message(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    jobs: list[Job] = []
+    terms = [f"customer service {number}" for number in range(99)] + ["Kallax"]
+    asked: dict[str, Any] = {"keyterm": terms, "keywords": ["Lumen:2", "um:-10"], "dictation": "true"}
+    async with (
+        service(scripted(tokenizer_file, before=jobs.extend)) as daemon,
+        deepgram(daemon.server.url, **asked) as mine,
+    ):
+        await deepgram_play(mine, speech())
+        await mine.send_close_stream()
+        (*_, metadata) = await deepgram_rest(mine)
+    expected = {**dict.fromkeys(terms, 1.0), "Lumen": 2.0}
+    assert {each.text: each.weight for each in jobs[-1].vocabulary.phrases} == expected
+    assert [each["parameter"] for each in metadata.warnings] == ["dictation", "keywords", "model"]
+    lines = [line for record in caplog.records if (line := record.getMessage()).startswith("deepgram: ")]
+    assert lines == ["deepgram: taken without effect: dictation, keywords"]
+
+
+async def test_a_phrase_that_will_not_do_is_an_answer_to_the_handshake(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        for terms in (["a" * 101], ["Kallax"] * 300):
+            with pytest.raises(ApiError) as caught:
+                async with deepgram(daemon.server.url, keyterm=terms):
+                    pass
+            assert caught.value.status_code == 400
+
+
+async def test_a_running_stream_keeps_its_phrases(tokenizer_file: Path) -> None:
+    jobs: list[Job] = []
+    async with (
+        service(scripted(tokenizer_file, before=jobs.extend)) as daemon,
+        deepgram(daemon.server.url, keyterm="Kallax") as mine,
+    ):
+        await mine.send_configure(ListenV1Configure(type="Configure", keyterms=["Lumen"]))
+        (failure,) = await deepgram_until(mine, "ConfigureFailure")
+        assert failure.code == "CONFIGURE_KEYTERMS_NOT_SUPPORTED"
+        await deepgram_play(mine, speech())
+        await mine.send_close_stream()
+        assert deepgram_text(await deepgram_rest(mine)).startswith("turn on")
+    assert {each.text for job in jobs for each in job.vocabulary.phrases} == {"Kallax"}
 
 
 async def test_another_container_is_told_what_would_do(tokenizer_file: Path) -> None:

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from deepgram.core.unchecked_base_model import construct_type
@@ -156,6 +158,9 @@ def test_endpointing_is_a_switch_too(query: str, expected: tuple[bool, float | N
     assert (asked.endpointing, asked.pause) == expected
 
 
+CHANGED = ("endpointing", "utterance_end_ms")  # to the nearest possible value
+
+
 @pytest.mark.parametrize(
     ("query", "parameter"),
     [
@@ -166,12 +171,114 @@ def test_endpointing_is_a_switch_too(query: str, expected: tuple[bool, float | N
         ("numerals=true", "numerals"),
         ("measurements=true", "measurements"),
         ("filler_words=true", "filler_words"),
+        ("dictation=true", "dictation"),
+        ("paragraphs=true", "paragraphs"),
+        ("utterances=true", "utterances"),
+        ("utt_split=0.8", "utt_split"),
+        ("alternatives=3", "alternatives"),
+        ("detect_language=true", "detect_language"),
+        ("detect_language=en&detect_language=es", "detect_language"),
+        ("language_hint=en&language_hint=es", "language_hint"),
+        ("version=2024-01-01", "version"),
+        ("keywords=lamp:-10&keywords=um:0", "keywords"),
     ],
 )
-def test_what_is_not_quite_as_asked_is_said(query: str, parameter: str) -> None:
+def test_what_is_not_quite_as_asked_is_said(query: str, parameter: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     made = codec(query)
     (metadata,) = say(made, Stopped(1.0))
     assert [each["parameter"] for each in metadata["warnings"]] == [parameter]
+    had = f"deepgram: taken without effect: {parameter}"
+    assert [record.getMessage() for record in caplog.records] == ([] if parameter in CHANGED else [had])
+
+
+def test_what_is_as_asked_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    codec("alternatives=1&version=latest&dictation=false&utt_split=&keyterm=lamp&keywords=lamp:2")
+    assert caplog.records == []
+
+
+# --- phrases ---------------------------------------------------------------------------------------------------------
+
+
+def weights(query: str) -> dict[str, float]:
+    return {each.text: each.weight for each in parse(f"{LEAST}&{query}").start.vocabulary.phrases}
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (
+            "keyterm=Kallax&keyterm=customer%20service&keyterm=living+room",
+            ["Kallax", "customer service", "living room"],
+        ),
+        ("keyterm=term:0.15", ["term:0.15"]),
+        ("keyterm=&keyterm=%20", []),
+    ],
+)
+def test_each_keyterm_is_a_phrase_as_it_is_written(query: str, expected: list[str]) -> None:
+    assert weights(query) == dict.fromkeys(expected, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("keywords=Kallax", {"Kallax": 1.0}),
+        ("keywords=Kallax:1.5&keywords=Lumen:0.25", {"Kallax": 1.5, "Lumen": 0.25}),
+        ("keywords=Kallax:100", {"Kallax": 3.0}),
+        ("keywords=Kallax:-10&keywords=Lumen:0&keywords=Nanit:2", {"Nanit": 2.0}),
+        ("keywords=Kallax:2&keyterm=Kallax", {"Kallax": 2.0}),
+        ("keywords=&keyterm=Kallax", {"Kallax": 1.0}),
+    ],
+)
+def test_a_boost_is_a_weight_within_reason(query: str, expected: dict[str, float]) -> None:
+    assert weights(query) == expected
+
+
+def test_a_hundred_of_each_and_all_else() -> None:
+    terms = [("keyterm", f"term {number}") for number in range(100)]
+    words = [("keywords", f"word{number}:2") for number in range(100)]
+    others = "model=nova-3&interim_results=true&vad_events=true&utterance_end_ms=1000&punctuate=true&language=en"
+    assert len(weights(f"{urlencode([*terms, *words])}&{others}")) == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "words"),
+    [
+        (f"keyterm={'a' * 101}", "bad_vocabulary", "keyterm: a phrase may have at most 100 characters"),
+        ("keyterm=a%00b", "bad_vocabulary", "keyterm: a phrase must be text"),
+        ("keyterm=%3C%7Cnotimestamps%7C%3E", "bad_vocabulary", "keyterm: a phrase must be text"),
+        (f"keyterm=a&keywords={'a' * 101}", "bad_vocabulary", "keywords: a phrase may have at most 100 characters"),
+        ("keywords=:2", "bad_vocabulary", "keywords: a phrase may not be empty"),
+        ("keywords=lamp:loud", "bad_parameter", "keywords must be word or word:boost, such as lamp:2"),
+        ("keywords=lamp:nan", "bad_parameter", "keywords must be"),
+        ("keywords=lamp:1e999", "bad_parameter", "keywords must be"),
+        ("&".join(["keyterm=a"] * 256), "bad_parameter", "too many parameters"),
+    ],
+)
+def test_phrases_that_will_not_do(query: str, code: str, words: str) -> None:
+    fault = refused(f"{LEAST}&{query}")
+    assert (fault.code, fault.message.startswith(words)) == (code, True)
+
+
+NAMES = ["keyterm", "keywords", "utt_split", "alternatives", "language_hint", "detect_language", "dictation", "version"]
+ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.text(min_size=95, max_size=105)
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), ANYTHING | st.builds("{}:{}".format, ANYTHING, st.floats()))))
+def test_any_phrases_and_advice_are_a_stream_or_a_refusal_of_theirs(pairs: list[tuple[str, str]]) -> None:
+    reject = DIALECT.reject
+    assert reject is not None
+    try:
+        made = codec(urlencode(pairs))
+    except Fault as fault:
+        rejection = reject(fault)
+        assert rejection.status == 400
+        assert len(rejection.headers["dg-error"]) < 600
+    else:
+        (start,) = made.greet()
+        assert isinstance(start, Start)
+        assert all(0 < each.weight <= 3 for each in start.vocabulary.phrases)
 
 
 def test_a_pause_is_at_least_one_between_words() -> None:
@@ -182,9 +289,8 @@ def test_a_pause_is_at_least_one_between_words() -> None:
     "query",
     [
         "diarize=true", "diarize_model=latest", "multichannel=true", "redact=pci", "redact=false&redact=numbers",
-        "search=light", "replace=a:b", "keyterm=whisperd", "keywords=lamp:2", "profanity_filter=true",
-        "detect_entities=true", "dictation=true", "callback=http://x", "summarize=v2", "alternatives=2",
-        "language_hint=de", "version=2024-01-01",
+        "search=light", "replace=a:b", "profanity_filter=true", "detect_entities=true", "callback=http://x",
+        "summarize=v2", "translate=es", "topics=true",
     ],
 )  # fmt: skip
 def test_what_cannot_be_had_is_refused_by_name(query: str) -> None:
@@ -207,7 +313,8 @@ def test_what_cannot_be_had_is_refused_by_name(query: str) -> None:
         (f"{LEAST}&endpointing=-1", "bad_parameter"),
         (f"{LEAST}&extra=nothing", "bad_parameter"),
         (f"{LEAST}&colour=red", "unknown_parameter"),
-        (LEAST + "&tag=a" * 100, "bad_parameter"),
+        (f"{LEAST}&dictation=perhaps", "bad_parameter"),
+        (LEAST + "&tag=a" * 300, "bad_parameter"),
     ],
 )
 def test_what_will_not_do(query: str, code: str) -> None:
@@ -268,6 +375,7 @@ def test_configure_fails_in_their_words() -> None:
     assert messages == []
     assert failure["type"] == "ConfigureFailure"
     assert failure["code"] == "CONFIGURE_KEYTERMS_NOT_SUPPORTED"
+    assert "open another connection" in failure["description"]
 
 
 @pytest.mark.parametrize(

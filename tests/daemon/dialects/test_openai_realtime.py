@@ -14,7 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import soxr
-from harness import PATIENCE, SAID, TEACHER, client, pcm, plain, process, scripted, sentence, service, speech
+from harness import (
+    PATIENCE,
+    SAID,
+    TEACHER,
+    client,
+    pcm,
+    plain,
+    process,
+    scripted,
+    sentence,
+    service,
+    speech,
+    unfinished_speech,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,7 +36,14 @@ from openai import AsyncOpenAI
 from daemon.common.errors import Fault
 from daemon.dialects import openai_realtime as dialect
 from daemon.dialects.codec import Handshake, Reply
-from daemon.dialects.openai_session import LOG_PROBS, Refused, SessionConfig, updated, updated_beta
+from daemon.dialects.openai_session import (
+    LOG_PROBS,
+    Refused,
+    SessionConfig,
+    TurnDetection,
+    updated,
+    updated_beta,
+)
 from streaming.events import (
     Audio,
     Discard,
@@ -38,7 +58,7 @@ from streaming.events import (
     Start,
     Stopped,
 )
-from streaming.job import Waveform
+from streaming.job import Job, Waveform
 
 SCRIPT = "turn on the kitchen light"
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
@@ -283,9 +303,31 @@ async def test_tokens_of_this_protocol(tokenizer_file: Path) -> None:
 @pytest.mark.parametrize(
     ("session", "code", "param"),
     [
-        (transcription(noise_reduction={"type": "near_field"}), "unsupported_parameter", "noise_reduction"),
-        (transcription(turn_detection={"type": "semantic_vad"}), "unsupported_parameter", "turn_detection.type"),
-        (transcription(transcription={"model": "x", "prompt": "lamps"}), "unsupported_parameter", "prompt"),
+        (transcription(turn_detection={"type": "magic_vad"}), "unsupported_parameter", "turn_detection.type"),
+        (
+            transcription(turn_detection={"type": "semantic_vad", "eagerness": "wild"}),
+            "invalid_value",
+            "turn_detection.eagerness",
+        ),
+        (transcription(transcription={"prompt": "x" * 4097}), "invalid_value", "transcription.prompt"),
+        (transcription(transcription={"keywords": "Kallax"}), "invalid_value", "transcription.keywords"),
+        (transcription(transcription={"keywords": ["Kallax", "<b>"]}), "invalid_value", "transcription.keywords"),
+        (transcription(transcription={"keywords": ["one\ntwo"]}), "invalid_value", "transcription.keywords"),
+        (transcription(transcription={"keywords": ["x" * 101]}), "invalid_value", "transcription.keywords"),
+        (transcription(transcription={"keywords": [5]}), "invalid_value", "transcription.keywords"),
+        (
+            transcription(transcription={"keywords": [f"name {number}" for number in range(1001)]}),
+            "invalid_value",
+            "transcription.keywords",
+        ),
+        (
+            transcription(transcription={"language": "en", "languages": ["de"]}),
+            "invalid_value",
+            "transcription.languages",
+        ),
+        (transcription(transcription={"languages": "en"}), "invalid_value", "transcription.languages"),
+        (transcription(transcription={"languages": ["en"] * 101}), "invalid_value", "transcription.languages"),
+        (transcription(transcription={"diarize": True}), "unsupported_parameter", "transcription.diarize"),
         (transcription(format={"type": "audio/opus"}), "invalid_value", "format.type"),
         (transcription(format={"type": ["audio/pcm"]}), "invalid_value", "format.type"),
         ({"type": "realtime", "instructions": "be kind"}, "unsupported_parameter", "session.type"),
@@ -308,6 +350,97 @@ async def test_what_cannot_be_given_is_said(
         # The session is as it was, and goes on.
         await mine.play(at_24khz(speech()))
         assert (await mine.until(f"{TRANSCRIPTION}.completed")).transcript
+
+
+async def test_what_only_advises_is_taken_and_said(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "daemon.dialects.advice")
+    async with service(scripted(tokenizer_file)) as daemon, talk(daemon.server.url) as mine:
+        await mine.connection.session.update(
+            session=transcription(
+                noise_reduction={"type": "near_field"},
+                transcription={
+                    "model": "gpt-transcribe",
+                    "languages": ["en", "de"],
+                    "prompt": "Secret talk of the house.",
+                    "delay": "low",
+                },
+                turn_detection={
+                    "type": "semantic_vad",
+                    "eagerness": "high",
+                    "create_response": True,
+                    "interrupt_response": True,
+                },
+            )
+        )
+        session = (await mine.until("session.updated")).session
+        # What is in force.
+        heard = session.audio.input
+        assert heard.turn_detection.to_dict() == {"type": "server_vad"}
+        assert (heard.noise_reduction, heard.transcription.language, heard.transcription.prompt) == (None, None, "")
+        for _ in range(2):
+            await mine.play(at_24khz(speech()))
+            await mine.until(f"{TRANSCRIPTION}.completed")
+            await mine.connection.session.update(session=transcription(noise_reduction={"type": "far_field"}))
+    assert not mine.of("error")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "daemon.dialects.advice"]
+    assert line == (
+        "openai: taken without effect: "
+        "noise_reduction, languages, prompt, delay, create_response, interrupt_response, semantic_vad"
+    )
+
+
+async def test_keywords_and_a_prompt_of_names_are_heard(tokenizer_file: Path) -> None:
+    jobs: list[Job] = []
+
+    async def heard(mine: Talk) -> tuple[str, ...]:
+        await mine.until("session.updated")
+        jobs.clear()
+        await mine.play(at_24khz(speech()))
+        await mine.until(f"{TRANSCRIPTION}.completed")
+        (phrases,) = {tuple(phrase.text for phrase in job.vocabulary.phrases) for job in jobs}
+        return phrases
+
+    async with service(scripted(tokenizer_file, before=jobs.extend)) as daemon, talk(daemon.server.url) as mine:
+        asked: dict[str, Any] = {"keywords": ["Kallax", "Floor  Lamp"], "prompt": "Björn, Thibault"}
+        await mine.connection.session.update(session=transcription(transcription=asked))
+        assert await heard(mine) == ("Kallax", "Floor Lamp", "Björn", "Thibault")
+        told = mine.of("session.updated")[-1].session.audio.input.transcription
+        assert (told.keywords, told.prompt) == (["Kallax", "Floor Lamp"], "Björn, Thibault")
+        # What is left out stays; what is empty goes.
+        await mine.connection.session.update(session=transcription(transcription={"keywords": []}))
+        assert await heard(mine) == ("Björn", "Thibault")
+        await mine.connection.session.update(session=transcription(transcription={"prompt": "Say it as it was said."}))
+        assert await heard(mine) == ()
+    assert not mine.of("error")
+
+
+async def test_a_commit_of_nothing_is_told_with_its_id_and_before_the_clear(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, talk(daemon.server.url) as mine:
+        await mine.play(at_24khz(speech()))
+        await mine.until(f"{TRANSCRIPTION}.completed")
+        for name in ("first", "second"):
+            await mine.play(bytes(48000))
+            await mine.connection.send({"type": "input_audio_buffer.commit", "event_id": name})
+            await mine.connection.send({"type": "input_audio_buffer.clear"})
+            await mine.until("input_audio_buffer.cleared")
+    kinds = [kind for kind in mine.kinds() if kind in ("error", "input_audio_buffer.cleared")]
+    assert kinds == ["error", "input_audio_buffer.cleared"] * 2
+    refused = [event.error for event in mine.of("error")]
+    assert {each.code for each in refused} == {"input_audio_buffer_commit_empty"}
+    assert [each.event_id for each in refused] == ["first", "second"]
+
+
+async def test_a_clear_comes_behind_the_turn_that_a_commit_ended(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon, talk(daemon.server.url) as mine:
+        await mine.play(at_24khz(unfinished_speech()))
+        await mine.connection.input_audio_buffer.commit()
+        await mine.connection.input_audio_buffer.clear()
+        await mine.until("input_audio_buffer.cleared")
+    kinds = [kind.rpartition(".")[2] for kind in mine.kinds()]
+    assert [kind for kind in kinds if kind in ("committed", "completed", "cleared")] == [
+        "committed", "completed", "cleared",
+    ]  # fmt: skip
+    assert mine.of(f"{TRANSCRIPTION}.completed")[0].transcript
 
 
 async def test_other_events_of_the_protocol_and_rubbish(tokenizer_file: Path) -> None:
@@ -399,6 +532,65 @@ def test_turns_become_endpointing() -> None:
     assert updated_beta(SessionConfig(), {"turn_detection": turns}) == config
 
 
+@pytest.mark.parametrize("model", ["gpt-realtime-whisper", "gpt-live-transcribe", "gpt-live-transcribe-2026-07-28"])
+def test_models_without_turn_detection(model: str) -> None:
+    asked = {"model": model}
+    assert updated(SessionConfig(), transcription(transcription=asked)).turns is None
+    assert updated_beta(SessionConfig(), {"input_audio_transcription": asked}).turns is None
+    config = updated(SessionConfig(), transcription(transcription=asked, turn_detection={"type": "server_vad"}))
+    assert config.turns == TurnDetection()  # whoever asks for it gets it
+    assert updated(config, transcription(transcription=asked)).turns == TurnDetection()
+    changed = updated(SessionConfig(), transcription(transcription=asked))
+    assert updated(changed, transcription(transcription={"model": "gpt-transcribe"})).turns == TurnDetection()
+    (greeting,) = codec(f"intent=transcription&model={model}").greet()
+    assert isinstance(greeting, Reply)
+    heard = json.loads(greeting.frame)["session"]["audio"]["input"]
+    assert (heard["turn_detection"], heard["transcription"]["model"]) == (None, model)
+
+
+@pytest.mark.parametrize(
+    ("languages", "language", "advice"),
+    [(["en-US", "en"], "en", ()), (["en", "de"], None, ("languages",)), ([], "fr", ()), (None, "fr", ())],
+)
+def test_one_of_several_languages(languages: Any, language: str | None, advice: tuple[str, ...]) -> None:
+    config = updated(SessionConfig(language="fr"), transcription(transcription={"languages": languages}))
+    assert (config.language, config.advice) == (language, advice)
+
+
+def test_new_phrases_do_not_cut_what_is_being_said() -> None:
+    made = codec()
+
+    def starts(**asked: Any) -> list[Start]:
+        list(made.decode(json.dumps({"type": "session.update", "session": transcription(transcription=asked)})))
+        return [message for message in made.decode(append()) if isinstance(message, Start)]
+
+    assert len(starts(keywords=["one"])) == 1
+    told(made, SpeechStarted("x", 1, 0.1))
+    assert starts(keywords=["two"], prompt="three") == []
+    told(made, SpeechStopped("x", 1, 0.9))
+    (start,) = starts()
+    assert [phrase.text for phrase in start.vocabulary.phrases] == ["two", "three"]
+    told(made, SpeechStarted("x", 2, 1.1))
+    assert len(starts(keywords=["four"], language="de")) == 1
+    told(made, SpeechStopped("x", 2, 1.9))
+    # What has no effect begins nothing.
+    assert len(starts(prompt="")) == 1
+    assert starts(delay="low", prompt="Write it as it is said.") == []
+
+
+def test_an_id_that_is_too_long_is_not_kept() -> None:
+    made = codec()
+    commit = {"type": "input_audio_buffer.commit", "event_id": "x" * 513}
+    with pytest.raises(Refused) as refused:
+        list(made.decode(json.dumps(commit)))
+    assert refused.value.event_id is None
+
+
+def test_a_model_in_the_address_that_is_no_name() -> None:
+    with pytest.raises(Fault, match="256 characters"):
+        codec("model=" + "x" * 257)
+
+
 def test_an_utterance_that_was_silence_is_completed_with_nothing() -> None:
     made = codec()
     list(made.decode(append()))
@@ -460,13 +652,34 @@ def test_what_is_said_after_a_commit_is_another_item() -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["server_vad", "audio/pcm"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["server_vad", "semantic_vad", "audio/pcm", "gpt-live-transcribe"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.text(max_size=5)
             | st.sampled_from(
-                ["type", "audio", "input", "format", "transcription", "turn_detection", "model", "language", "include"]
+                [
+                    "type",
+                    "audio",
+                    "input",
+                    "format",
+                    "transcription",
+                    "turn_detection",
+                    "model",
+                    "language",
+                    "include",
+                    "languages",
+                    "keywords",
+                    "prompt",
+                    "noise_reduction",
+                    "delay",
+                    "eagerness",
+                ]
             ),
             inner,
             max_size=4,

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from daemon.common.errors import ServiceError
 from daemon.core.pipeline import LoadEngine
 from daemon.service.app import Service
+from streaming.job import Job
 
 
 @asynccontextmanager
@@ -109,6 +110,21 @@ async def test_a_reset_answers_and_stays(tokenizer_file: Path) -> None:
     assert len([each for each in mine.answers if each.get("text")]) == 2
 
 
+async def test_phrases_reach_the_engine_and_all_else_is_heard_too(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    jobs: list[Job] = []
+    config = '{"config" : {"phrase_list" : ["zero one two three", "six seven", "[unk]"], "sample_rate" : 16000}}'
+    async with listening(scripted(tokenizer_file, before=jobs.extend)) as (_, url), vosk(url, config) as mine:
+        await mine.play(speech())
+        await mine.eof()
+    assert mine.text.startswith("turn on")
+    assert [each.text for each in jobs[-1].vocabulary.phrases] == ["zero one two three", "six seven"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "daemon.dialects.vosk"]
+    assert line.startswith("vosk: phrase_list is no grammar here")
+
+
 async def test_audio_whose_rate_nobody_names(tokenizer_file: Path) -> None:
     """Theirs takes 8 kHz then; the setting says what ours does."""
     async with (
@@ -125,7 +141,8 @@ async def test_audio_whose_rate_nobody_names(tokenizer_file: Path) -> None:
     ("frame", "code", "reason"),
     [
         ("{", 1007, "a text frame must be JSON"),
-        ('{"config":{"phrase_list":["yes"]}}', 1007, "phrase_list is not supported"),
+        ('{"config":{"phrase_list":"yes no"}}', 1007, "phrase_list must be a list of strings"),
+        (json.dumps({"config": {"phrase_list": ["a" * 101]}}), 1007, "phrase_list: a phrase may have at most 100"),
         ('{"config":{"sample_rate":1}}', 1007, "sample_rate must be 8000..192000"),
     ],
 )

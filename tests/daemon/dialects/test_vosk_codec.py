@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,22 @@ from hypothesis import strategies as st
 from daemon.common.errors import Fault
 from daemon.dialects.codec import Frame, Handshake, Message, Reply
 from daemon.dialects.vosk import Vosk, dialect
-from streaming.events import Audio, Event, Final, Flush, Flushed, Partial, SpeechStarted, Start, Stop, Stopped, Word
+from streaming.events import (
+    Audio,
+    Event,
+    Final,
+    Flush,
+    Flushed,
+    Partial,
+    Ready,
+    SpeechStarted,
+    Start,
+    Stop,
+    Stopped,
+    Word,
+)
+
+READY = Ready("s", "vosk", "tiny-en", None, "cpu")
 
 
 def codec(query: str = "") -> Vosk:
@@ -100,7 +116,15 @@ def test_settings_add_up() -> None:
         ('{"config":{"sample_rate":"16000"}}', "bad_field"),
         ('{"config":{"sample_rate":NaN}}', "bad_field"),
         ('{"config":{"words":2}}', "bad_field"),
-        ('{"config":{"phrase_list":["yes no"]}}', "unsupported"),
+        ('{"config":{"phrase_list":"yes no"}}', "bad_field"),
+        ('{"config":{"phrase_list":["yes",1]}}', "bad_field"),
+        ('{"config":{"phrase_list":{"yes":1}}}', "bad_field"),
+        ('{"config":{"phrase_list":true}}', "bad_field"),
+        ('{"config":{"phrase_list":["\\ud800"]}}', "bad_vocabulary"),
+        (json.dumps({"config": {"phrase_list": ["a" * 101]}}), "bad_vocabulary"),
+        (json.dumps({"config": {"phrase_list": [str(number) for number in range(1001)]}}), "bad_vocabulary"),
+        (json.dumps({"config": {"phrase_list": ["a"] * 200_000}}), "bad_vocabulary"),
+        ('{"config":{"grammar":["yes no"]}}', "unsupported"),
         ('{"config":{"model":"/etc/passwd"}}', "unsupported"),
         ('{"config":{"colour":1}}', "unknown_field"),
     ],
@@ -112,6 +136,43 @@ def test_what_will_not_do_ends_the_conversation(frame: str, code: str) -> None:
 
 def test_settings_come_too_late_behind_audio() -> None:
     assert fault_of(b"ab", '{"config":{"sample_rate":16000}}').code == "late_config"
+
+
+def test_phrases_are_heard_better_and_what_is_none_of_them_is_no_phrase() -> None:
+    made = codec()
+    hear(made, '{"config":{"phrase_list":["zero one two three", "six seven", "[unk]", ""]}}')
+    (start, _), _ = hear(made, b"ab")
+    assert isinstance(start, Start)
+    assert [(each.text, each.weight) for each in start.vocabulary.phrases] == [
+        ("zero one two three", 1.0),
+        ("six seven", 1.0),
+    ]
+
+
+@pytest.mark.parametrize("nothing", ["[]", "null", '["[unk]"]'])
+def test_the_last_list_counts(nothing: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    made = codec()
+    hear(made, '{"config":{"phrase_list":["yes"]}}')
+    hear(made, f'{{"config":{{"phrase_list":{nothing}}}}}')
+    assert hear(made, b"ab")[0][0] == Start(source="vosk", sample_rate=8000, words=True)
+    assert say(made, READY) == []
+    assert caplog.records == []
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.text(min_size=95),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON | st.lists(st.text()))
+def test_any_phrases_are_a_stream_or_a_close(given_: Any) -> None:
+    made = codec()
+    with contextlib.suppress(Fault):
+        hear(made, json.dumps({"config": {"phrase_list": given_}}))
+        assert isinstance(hear(made, b"ab")[0][0], Start)
 
 
 @given(st.lists(st.text() | st.binary(), max_size=4))

@@ -13,6 +13,7 @@ from harness import SECOND, client, scripted, service, speech, unfinished_speech
 
 from daemon.core.pipeline import LoadEngine
 from daemon.service.app import Service
+from streaming.job import Job
 
 
 @asynccontextmanager
@@ -77,12 +78,25 @@ async def test_a_language_that_nobody_named(tokenizer_file: Path) -> None:
     assert mine.language == "en"
 
 
+async def test_hotwords_reach_the_engine(tokenizer_file: Path) -> None:
+    jobs: list[Job] = []
+    async with listening(scripted(tokenizer_file, before=jobs.extend)) as (_, url), whisperlive(url) as mine:
+        await mine.introduce(model="scripted", hotwords="WhisperLive,TensorRT", initial_prompt="Kallax, Nanit.")
+        await mine.until_ready()
+        await mine.play(speech())
+        await mine.end()
+        assert await mine.rest() == 1000
+    assert mine.statuses == []
+    assert [each.text for each in jobs[-1].vocabulary.phrases] == ["WhisperLive", "TensorRT", "Kallax", "Nanit"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"task": "translate"}, "task must be transcribe"),
         ({"language": "tlh"}, "language must be one of en"),
         ({"enable_diarization": True}, "speakers are not distinguished"),
+        ({"hotwords": "a" * 101}, "hotwords: a phrase may have at most 100 characters"),
     ],
 )
 async def test_what_cannot_be_had_is_an_error_of_theirs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -97,6 +98,12 @@ def test_the_least_that_can_be_said() -> None:
         ('{"uid":"7","language":1}', "bad_field"),
         ('{"uid":"7","send_last_n_segments":0}', "bad_field"),
         ('{"uid":"7","send_last_n_segments":true}', "bad_field"),
+        ('{"uid":"7","hotwords":["lamp"]}', "bad_field"),
+        ('{"uid":"7","hotwords":"\\ud800"}', "bad_field"),
+        (json.dumps({"uid": "7", "hotwords": "lamp," * 1000}), "bad_field"),
+        (json.dumps({"uid": "7", "hotwords": "a" * 101}), "bad_vocabulary"),
+        (json.dumps({"uid": "7", "hotwords": ",".join(map(str, range(1001)))}), "bad_vocabulary"),
+        ('{"uid":"7","hotwords":"<|endoftext|>"}', "bad_vocabulary"),
         ('{"uid":"7","task":"translate"}', "unsupported"),
         ('{"uid":"7","enable_translation":true}', "unsupported"),
         ('{"uid":"7","enable_diarization":true}', "unsupported"),
@@ -105,6 +112,55 @@ def test_the_least_that_can_be_said() -> None:
 def test_what_will_not_do_ends_the_conversation(frame: Frame, code: str) -> None:
     fault = fault_of(frame)
     assert (fault.code, fault.fatal) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "phrases"),
+    [
+        ({"hotwords": "WhisperLive,TensorRT, Open VINO ,,"}, ["WhisperLive", "TensorRT", "Open VINO"]),
+        ({"hotwords": ""}, []),
+        ({"hotwords": None, "initial_prompt": ""}, []),
+        ({"initial_prompt": "Kallax, Nanit, Thibault de la Tour."}, ["Kallax", "Nanit", "Thibault de la Tour"]),
+        ({"hotwords": "Kallax", "initial_prompt": "Nanit, Kallax"}, ["Kallax", "Nanit"]),
+        ({"initial_prompt": "Kallax"}, ["Kallax"]),
+        ({"initial_prompt": "Hello."}, []),
+        ({"initial_prompt": "They talk about lamps, and how to light them."}, []),
+        ({"initial_prompt": "Kallax, <|endoftext|>"}, []),
+        ({"initial_prompt": "a, b" * 1500}, []),
+    ],
+)
+def test_hotwords_are_phrases_and_so_is_a_prompt_that_is_a_list(options: dict[str, Any], phrases: list[str]) -> None:
+    (start,) = WhisperLive(Handshake("/")).decode(json.dumps({**STOCK, **options}))
+    assert isinstance(start, Start)
+    assert [each.text for each in start.vocabulary.phrases] == phrases
+    assert {each.weight for each in start.vocabulary.phrases} <= {1.0}
+
+
+def test_what_is_used_is_not_said_to_be_in_vain() -> None:
+    made = codec(hotwords="Kallax", initial_prompt="Nanit, Lumen")
+    assert say(made, READY) == [{"message": "SERVER_READY", "backend": "faster_whisper"}]
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.text(min_size=95),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+LISTS = st.lists(st.text(st.characters(), max_size=20)).map(",".join)
+
+
+@given(JSON | LISTS, JSON | LISTS)
+def test_any_phrases_are_a_stream_or_an_error_of_theirs(hotwords: Any, prompt: Any) -> None:
+    made = WhisperLive(Handshake("/"))
+    try:
+        (start,) = made.decode(json.dumps({**STOCK, "hotwords": hotwords, "initial_prompt": prompt}))
+    except Fault as fault:
+        (error,) = told(made.blame(fault))
+        assert error["status"] == "ERROR"
+        assert len(error["message"]) < 300
+    else:
+        assert isinstance(start, Start)
+        assert say(made, READY)[-1]["message"] == "SERVER_READY"
 
 
 def test_text_behind_the_first_frame_will_not_do() -> None:
@@ -131,16 +187,22 @@ def test_the_stock_client_is_welcome() -> None:
     [
         ({"model": "small"}, "tiny-en"),
         ({"use_vad": False}, "use_vad"),
-        ({"initial_prompt": "Names", "hotwords": "lamp"}, "initial_prompt, hotwords"),
+        ({"initial_prompt": "They talk about lamps."}, "initial_prompt"),
+        ({"initial_prompt": ["lamp"], "vad_parameters": {"threshold": 0.5}}, "initial_prompt, vad_parameters"),
         ({"colour": "red"}, "colour"),
         ({"a\n" * 1000: 1}, "something unknown"),
     ],
 )
-def test_what_is_asked_for_in_vain_is_said(options: dict[str, Any], words: str) -> None:
+def test_what_is_asked_for_in_vain_is_said(
+    options: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     warning, ready = say(codec(**options), READY)
     assert warning["status"] == "WARNING"
     assert words in warning["message"]
     assert ready["message"] == "SERVER_READY"
+    lines = [f"whisperlive: taken without effect: {words}"] if "model" not in options else []
+    assert [record.getMessage() for record in caplog.records] == lines
 
 
 def test_segments_are_those_completed_and_the_one_that_is_open() -> None:

@@ -8,6 +8,7 @@ import gzip
 import http.client
 import io
 import json
+import logging
 import ssl
 import subprocess
 import threading
@@ -281,9 +282,20 @@ async def test_tls_tokens_and_sources(tokenizer_file: Path, tmp_path: Path) -> N
         ([("model", "x")], 400, "missing_file", None),
         ([AUDIO, AUDIO], 400, "bad_form", None),
         ([("file", ("a.wav", b"no sound"))], 400, "bad_audio", None),
-        ([AUDIO, ("prompt", "lamps")], 400, "unsupported_parameter", "prompt"),
-        ([AUDIO, ("temperature", "0.4")], 400, "unsupported_parameter", "temperature"),
+        ([AUDIO, ("prompt", "x" * 4097)], 400, "invalid_value", "prompt"),
+        ([AUDIO, ("temperature", "1.4")], 400, "invalid_value", "temperature"),
+        ([AUDIO, ("temperature", "nan")], 400, "invalid_value", "temperature"),
         ([AUDIO, ("temperature", "warm")], 400, "invalid_value", "temperature"),
+        ([AUDIO, ("keywords[]", "Kallax"), ("keywords[]", "<b>")], 400, "invalid_value", "keywords"),
+        ([AUDIO, ("keywords", "one\ntwo")], 400, "invalid_value", "keywords"),
+        ([AUDIO, ("keywords[]", "x" * 101)], 400, "invalid_value", "keywords"),
+        ([AUDIO, *[("keywords[]", f"n{number}") for number in range(1001)]], 400, "invalid_value", "keywords"),
+        ([AUDIO, *[("keywords[]", "n")] * 1065], 400, "bad_form", None),
+        ([AUDIO, ("language", "en"), ("languages[]", "de")], 400, "invalid_value", "languages"),
+        ([AUDIO, ("languages[]", "tlh")], 400, "bad_language", None),
+        ([AUDIO, ("chunking_strategy", "wild")], 400, "invalid_value", "chunking_strategy"),
+        ([AUDIO, ("chunking_strategy", '{"type":"semantic_vad"}')], 400, "invalid_value", "chunking_strategy"),
+        ([AUDIO, ("chunking_strategy[threshold]", "0.5")], 400, "invalid_value", "chunking_strategy"),
         ([AUDIO, ("response_format", "diarized_json")], 400, "invalid_value", "response_format"),
         ([AUDIO, ("timestamp_granularities[]", "word")], 400, "invalid_value", "timestamp_granularities"),
         ([AUDIO, ("stream", "true"), ("response_format", "srt")], 400, "invalid_value", "response_format"),
@@ -304,6 +316,60 @@ async def test_what_will_not_do(
         assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param)
         assert daemon.pipeline.metrics.client_errors.labels(code)._value.get() == 1
         assert (await post(daemon.server.url, [AUDIO])).status_code == 200
+
+
+async def test_a_form_with_as_many_keywords_as_there_may_be(tokenizer_file: Path) -> None:
+    jobs: list[Job] = []
+    keywords = [f"name {number} " + "ü" * 90 for number in range(1000)]
+    async with service(scripted(tokenizer_file, before=jobs.extend)) as daemon:
+        jobs.clear()
+        answer = await transcribe(daemon.server.url, keywords=keywords, prompt="Björn, Thibault")
+    assert "warnings" not in answer.model_extra
+    # The prompt's names have no room beside them.
+    (heard,) = {tuple(phrase.text for phrase in job.vocabulary.phrases) for job in jobs}
+    assert heard == tuple(keywords)
+
+
+async def test_the_fields_beside_a_file_have_a_limit_together(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        answer = await post(daemon.server.url, [AUDIO, *[("keywords[]", "n" * 16000)] * 33])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_form")
+    assert "524288 bytes in all" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["keywords", "keywords[]"])
+async def test_keywords_and_a_prompt_of_names_are_heard(name: str, tokenizer_file: Path) -> None:
+    jobs: list[Job] = []
+    fields = [AUDIO, (name, "Kallax"), (name, "Floor  Lamp"), ("prompt", "Björn, Thibault"), ("languages", "en-US")]
+    async with service(scripted(tokenizer_file, before=jobs.extend)) as daemon:
+        jobs.clear()
+        answer = await post(daemon.server.url, fields)
+    assert (answer.status_code, answer.json().get("warnings")) == (200, None)
+    assert {job.language for job in jobs} == {"en"}
+    (heard,) = {tuple(phrase.text for phrase in job.vocabulary.phrases) for job in jobs}
+    assert heard == ("Kallax", "Floor Lamp", "Björn", "Thibault")
+
+
+async def test_what_only_advises_is_taken_and_said(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "daemon.endpoints.uploads")
+    advice: dict[str, Any] = {
+        "prompt": "Secret talk of the house.",
+        "temperature": 0.4,
+        "languages": ["en", "de"],
+        "chunking_strategy": {"type": "server_vad", "threshold": 0.4},
+    }
+    async with service(scripted(tokenizer_file)) as daemon:
+        answer = await transcribe(daemon.server.url, **advice)
+        logged = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+        by_hand = [("temperature", "1"), ("chunking_strategy", '{"type":"server_vad"}'), ("response_format", "srt")]
+        srt = await post(daemon.server.url, [AUDIO, *by_hand])
+        plain = await transcribe(daemon.server.url, prompt="", temperature=0, chunking_strategy="auto")
+    said = [warning.partition(" has no effect here: ")[0] for warning in answer.model_extra["warnings"]]
+    assert said == ["prompt", "languages", "temperature", "chunking_strategy"]
+    assert [line.partition(": ")[2] for line in logged] == answer.model_extra["warnings"]
+    assert "Secret" not in caplog.text
+    assert (srt.status_code, srt.headers["Whisperd-Warning"].count("no effect")) == (200, 2)
+    assert "warnings" not in plain.model_extra
 
 
 async def test_bodies_that_are_no_forms(tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:

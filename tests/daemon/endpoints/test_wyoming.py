@@ -46,6 +46,7 @@ from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings
 from streaming.events import Audio, Event, Final, Partial, Start, Stop, Stopped
 from streaming.job import Job
+from streaming.vocabulary import read_vocabulary
 
 CHUNK = 2048  # what Home Assistant sends at once
 Formatted = tuple[int, int, int]
@@ -559,6 +560,93 @@ async def test_the_first_and_the_last_word_with_the_shipped_models(tmp_path: Pat
     assert "Traceback" not in daemon.log
 
 
+# --- phrases ---------------------------------------------------------------------------------------------------------
+
+
+async def test_names_and_terms_reach_the_engine(tokenizer_file: Path) -> None:
+    jobs: list[Job] = []
+    asked = Transcribe(language="en", transcript_names=["Ecobee", "Frau  Müller"], transcript_terms=["thermostat"])
+    async with listening(scripted(tokenizer_file, before=jobs.extend)) as daemon, connect(daemon) as mine:
+        await mine.write_event(asked.event())
+        await mine.write_event(AudioStart(*HOME).event())
+        await play(mine, speech())
+        await stop(mine)
+        assert (await transcript(mine)).startswith("turn on")
+    assert [(each.text, each.weight) for each in jobs[-1].vocabulary.phrases] == [
+        ("Ecobee", 1.5),
+        ("Frau Müller", 1.5),
+        ("thermostat", 1.0),
+    ]
+
+
+async def test_names_that_cannot_be_used_do_not_cost_the_answer(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    jobs: list[Job] = []
+    asked = Transcribe(
+        transcript_names="Ecobee",  # type: ignore[arg-type]  # as a client that is wrong would
+        transcript_terms=["a" * 101, "lamp"],
+        vad_sensitivity="relaxed",
+    )
+    async with listening(scripted(tokenizer_file, before=jobs.extend)) as daemon, connect(daemon) as mine:
+        for _ in range(2):
+            await mine.write_event(asked.event())
+            await mine.write_event(AudioStart(*HOME).event())
+            await play(mine, speech())
+            await stop(mine)
+            assert (await transcript(mine)).startswith("turn on")
+    assert [each.text for each in jobs[-1].vocabulary.phrases] == ["lamp"]
+    lines = [each.getMessage() for each in caplog.records if each.name.startswith("daemon.dialects.")]
+    assert [line.partition(" used")[0] for line in lines] == [
+        "wyoming: not all of transcript_names can be",
+        "wyoming: not all of transcript_terms can be",
+        "wyoming: taken without effect: vad_sensitivity",
+    ]
+
+
+def listed(**data: Any) -> dict[str, float]:
+    """The phrases of a turn that is announced so, with their weights."""
+    header = json.dumps({"type": "transcribe", "data": data}).encode() + b"\n"
+    _, start = decoded([header, wire(AudioStart(16000, 2, 1))])
+    assert isinstance(start, Start)
+    return {each.text: each.weight for each in start.vocabulary.phrases}
+
+
+def test_a_name_that_is_a_term_too_has_the_weight_of_a_name() -> None:
+    assert listed(transcript_terms=["lamp", "Ecobee"], transcript_names=["Ecobee"]) == {"Ecobee": 1.5, "lamp": 1.0}
+
+
+def test_names_go_before_terms_where_there_are_too_many(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    names, terms = [f"name {number}" for number in range(990)], [f"term {number}" for number in range(990)]
+    phrases = listed(transcript_terms=terms, transcript_names=names)
+    assert list(phrases) == [*names, *terms[:10]]
+    (line,) = [each.getMessage() for each in caplog.records]
+    assert line.startswith("wyoming: not all of transcript_terms can be used: ")
+
+
+def test_each_turn_has_its_own_phrases() -> None:
+    sent = wire(
+        Transcribe(transcript_names=["Ecobee"]), AudioStart(*HOME), AudioStop(), Transcribe(), AudioStart(*HOME)
+    )
+    starts = [each for each in decoded([sent]) if isinstance(each, Start)]
+    assert [[phrase.text for phrase in each.vocabulary.phrases] for each in starts] == [["Ecobee"], []]
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.text(min_size=95),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON | st.lists(st.text()), JSON, JSON, JSON)
+def test_whatever_a_turn_is_announced_with_it_begins(names: Any, terms: Any, context: Any, vad: Any) -> None:
+    phrases = listed(transcript_names=names, transcript_terms=terms, context=context, vad_sensitivity=vad)
+    assert set(phrases.values()) <= {1.5, 1.0}
+
+
 # --- the codec -------------------------------------------------------------------------------------------------------
 
 
@@ -609,7 +697,7 @@ def test_bytes_may_be_split_anywhere(data: st.DataObject) -> None:
         dialect.Describe(),
         dialect.Ping("über"),
         dialect.Transcribe("m"),
-        Start(language="de"),
+        Start(language="de", vocabulary=read_vocabulary([{"text": "Küche", "weight": 1.5}])),
         Audio(b"\n{}\n"),
         Stop(),
     ]
