@@ -148,6 +148,9 @@ class Metrics:
         registry.register(self.gpus)
 
         self.ready = gauge("ready", "1 while /readyz reports ready")
+        self.asleep = gauge("models_asleep", "1 while the models are put away (models.unload_after)")
+        self.wakes = reading("models_woken", "Times that models were loaded again for speech")
+        self.waking_seconds = reading("models_waking_seconds", "Seconds that this took, in all")
         self.build = gauge(
             "build_info", "Always 1; the labels name what runs", "version", "student", "teacher", "device"
         )

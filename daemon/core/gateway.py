@@ -38,11 +38,13 @@ class Gateway:
         One more would only make all of them wait longer. Microphones do not pass here: they are the machine's own, and
         are always heard.
 
+        While models that were put away are loaded again, all wait for them, and no more because of one more.
+
         Raises:
             Fault: `busy`.
         """
         wait, limit = self._pipeline.scheduler.final_wait, self._pipeline.settings.scheduler.longest_wait
-        if wait > limit:
+        if wait > limit and not self._pipeline.waking:
             raise Fault(
                 "busy",
                 f"finals have waited {wait:.1f} s (scheduler.longest_wait is {limit:g}): try again later",
@@ -59,10 +61,11 @@ class Gateway:
         """Return the sources that a client may read, as JSON.
 
         It has what a subscriber needs to ask for the finals that it missed: the run, and the seq of each source's
-        newest final.
+        newest final; and whether the models were put away.
         """
         newest = self._pipeline.hub.newest_finals()
         states = dict.fromkeys(newest, "idle") | self._pipeline.sources.states()
         listed = [{"source": name, "state": state, "final": newest.get(name, 0)}
                   for name, state in states.items() if may_read(name)]  # fmt: skip
-        return json.dumps({"run": self._pipeline.hub.run, "sources": listed}).encode()
+        asleep = {"asleep": True} if self._pipeline.asleep else {}
+        return json.dumps({"run": self._pipeline.hub.run, **asleep, "sources": listed}).encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Health:
         interval: seconds without a decode after which the canary is decoded.
         stall: seconds that a batch may take.
         metrics: count the canaries that failed.
+        resting: returns whether the models were put away, or are being loaded again: nothing is decoded then.
 
     Attributes:
         warm: whether the service has started; the service sets it.
@@ -37,7 +39,14 @@ class Health:
         stopping: whether the service is shutting down; the service sets it.
     """
 
-    def __init__(self, scheduler: Scheduler, interval: float, stall: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        interval: float,
+        stall: float,
+        metrics: Metrics,
+        resting: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.warm = False
         self.first = asyncio.Event()
         self.trouble: str | None = None
@@ -46,6 +55,8 @@ class Health:
         self._interval = interval
         self._stall = stall
         self._metrics = metrics
+        self._resting = resting
+        self._rested = 0.0  # when it was last seen to rest (`time.monotonic`)
         self._due = False
         self._since = time.monotonic()
         # A faint hiss: the shape of a job, and nothing to find in it.
@@ -65,18 +76,24 @@ class Health:
     @property
     def getting_on(self) -> bool:
         """Whether the engine decodes: no batch takes too long, and something was decoded not too long ago."""
+        if self._resting():
+            self._rested = time.monotonic()
+            return True
         since = self._scheduler.busy_since
-        hangs = since is not None and time.monotonic() - since > self._stall
+        # A batch that loaded the models first has only worked since then.
+        hangs = since is not None and time.monotonic() - max(since, self._rested) > self._stall
         return not hangs and self._silence() <= self._interval + self._stall
 
     async def run(self) -> None:
         """Decode the canary at once, and then whenever nothing was decoded for the interval; until cancelled."""
         self._since = time.monotonic()
-        self._scheduler.add(self)
+        self._scheduler.add(self, background=True)
         self._sing()
         while True:
             await asyncio.sleep(max(self._interval - self._silence(), self._interval / 10))
-            if self._silence() >= self._interval and self._scheduler.busy_since is None:
+            if self._resting():
+                self._rested = time.monotonic()
+            elif self._silence() >= self._interval and self._scheduler.busy_since is None:
                 self._sing()
 
     def _sing(self) -> None:
@@ -84,8 +101,8 @@ class Health:
         self._scheduler.schedule(self)
 
     def _silence(self) -> float:
-        """Return the seconds since something was decoded, or since `run` began."""
-        return time.monotonic() - (self._scheduler.decoded_at or self._since)
+        """Return the seconds since something was decoded, since the models were loaded, or since `run` began."""
+        return time.monotonic() - max(self._scheduler.decoded_at or self._since, self._rested)
 
     # --- a client of the scheduler ---------------------------------------------------------------------------------
 

@@ -8,59 +8,27 @@ audio opens a stream here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Protocol
 
 from daemon.common.errors import ConfigurationError, ServiceError
 from daemon.common.metrics import Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.common.version import our_version
 from daemon.core import gpu_memory
+from daemon.core.engine_host import Engine, EngineHost
+from daemon.core.engine_host import LoadEngine as LoadEngine
 from daemon.core.free_cores import FreeCores
 from daemon.core.hub import Hub
-from daemon.core.scheduler import EngineThread, Scheduler, Worker
+from daemon.core.scheduler import Scheduler, Worker
 from daemon.core.stream import ModelInfo, Neighbours, Stream
 from daemon.core.vocabularies import SourceVocabularies
 from daemon.settings.schema import Settings
 from streaming.events import Endpointing, Start
-from streaming.job import Captured, Job, Result
+from streaming.job import Captured
 from streaming.text import Text
 from streaming.vad import Detector
-
-
-class Engine(Protocol):
-    """The part of `streaming.whisper.engine.WhisperEngine` that is used here."""
-
-    @property
-    def student(self) -> str: ...
-
-    @property
-    def teacher(self) -> str | None: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def tokenizer_file(self) -> Path: ...
-
-    @property
-    def eot(self) -> int: ...
-
-    @property
-    def contexts(self) -> tuple[float, ...]: ...
-
-    @property
-    def languages(self) -> tuple[str, ...]: ...
-
-    def warm(self) -> Captured: ...
-
-    def run(self, jobs: Sequence[Job]) -> list[Result]: ...
-
-
-LoadEngine = Callable[[Settings], Engine]
 
 
 def describe_models(settings: Settings) -> str:
@@ -103,38 +71,6 @@ def load_engine(settings: Settings) -> Engine:
         raise ServiceError(str(error)) from None
 
 
-class _EngineHost:
-    """An engine in the thread that owns it."""
-
-    def __init__(self, settings: Settings, load: LoadEngine) -> None:
-        self.thread = EngineThread()
-        self._settings = settings
-        self._load = load
-        self._engine: Engine | None = None
-
-    async def load(self) -> Engine:
-        """Load the engine in its own thread.
-
-        Raises:
-            ServiceError: see `load_engine`.
-        """
-        self._engine = await self.thread.call(self._load, self._settings)
-        return self._engine
-
-    async def warm(self) -> Captured:
-        assert self._engine is not None, "load it first"
-        return await self.thread.call(self._engine.warm)
-
-    def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """Run a batch. It is called in the thread."""
-        assert self._engine is not None, "nothing is scheduled before the engine is warm"
-        return self._engine.run(jobs)
-
-    def teacher_apart(self) -> bool:
-        """Return whether the teacher runs apart. On a GPU, a check of many texts costs about what one costs."""
-        return self._engine is not None and self._engine.teacher is not None and self._engine.device == "cpu"
-
-
 class Pipeline:
     """The engines, one for each device, and all that streams share."""
 
@@ -146,10 +82,13 @@ class Pipeline:
         self.vocabularies = SourceVocabularies()
         self._configure_vocabularies()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
-        self._hosts = [_EngineHost(each, load) for each in settings.for_each_device()]
+        self._hosts = [EngineHost(each, load) for each in settings.for_each_device()]
         workers = [Worker(host.thread, host.run, host.teacher_apart) for host in self._hosts]
         self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
-        self._engine: Engine | None = None  # one of them: all hold the same models
+        self.metrics.asleep.set_function(lambda: self.asleep)
+        self.metrics.wakes.set_function(lambda: sum(host.woken[1] for host in self._hosts))
+        self.metrics.waking_seconds.set_function(lambda: sum(host.woken[0] for host in self._hosts))
+        self._longest: float | None = None  # seconds that the models hear
         self._shared: Neighbours | None = None
         self._warm = asyncio.Event()
 
@@ -160,9 +99,10 @@ class Pipeline:
             ServiceError: see `load_engine`.
         """
         engines = await asyncio.gather(*(host.load() for host in self._hosts))
-        engine = self._engine = engines[0]
+        engine = engines[0]  # all hold the same models
+        self._longest = engine.contexts[-1]
         try:
-            _check_longest(self.settings, engine)
+            _check_longest(self.settings, self._longest)
         except ConfigurationError as error:
             raise ServiceError(str(error)) from None
         self._count(await asyncio.gather(*(host.warm() for host in self._hosts)))
@@ -205,8 +145,8 @@ class Pipeline:
             ConfigurationError: they do not go with the models; nothing has changed then.
         """
         assert self._shared is not None, "warm up first"
-        assert self._engine is not None, "warm up first"
-        _check_longest(settings, self._engine)
+        assert self._longest is not None, "warm up first"
+        _check_longest(settings, self._longest)
         Detector(settings.vad_settings())  # as at the start
         self.settings = settings
         self._configure_vocabularies()
@@ -244,6 +184,20 @@ class Pipeline:
         chosen = {key: value for key, value in asdict(start.endpointing).items() if value is not None}
         return replace(start, endpointing=Endpointing(**{**source.endpointing(), **chosen}))
 
+    @property
+    def asleep(self) -> bool:
+        """Whether the models were put away."""
+        return all(host.asleep for host in self._hosts)
+
+    @property
+    def waking(self) -> bool:
+        """Whether models that were put away are being loaded again."""
+        return any(host.loading_since is not None for host in self._hosts)
+
+    async def unload(self) -> None:
+        """Put the models away until the next job."""
+        await asyncio.gather(*(host.unload() for host in self._hosts))
+
     def close(self) -> None:
         for host in self._hosts:
             host.thread.close()
@@ -256,14 +210,12 @@ class Pipeline:
         return all(host.thread.ended(1.0) for host in self._hosts)
 
 
-def _check_longest(settings: Settings, engine: Engine) -> None:
+def _check_longest(settings: Settings, longest: float) -> None:
     wanted = {"segment.longest": settings.session_settings().segment.longest}
     wanted |= {f"sources.{name}.longest": each.longest for name, each in settings.sources.items() if each.longest}
     for key, seconds in wanted.items():
-        if seconds > engine.contexts[-1]:
-            raise ConfigurationError(
-                f"{key} is {seconds:g} s, but the models hear at most {engine.contexts[-1]:g} s: shorten it"
-            )
+        if seconds > longest:
+            raise ConfigurationError(f"{key} is {seconds:g} s, but the models hear at most {longest:g} s: shorten it")
 
 
 @asynccontextmanager

@@ -156,10 +156,12 @@ class Scheduler:
 
     Attributes:
         decoded_at: when a batch last succeeded (`time.monotonic`); None before the first.
+        used_at: when a job of a stream was last taken (`time.monotonic`); None before the first.
     """
 
     def __init__(self, workers: Sequence[Worker], batch: int, metrics: Metrics) -> None:
         self.decoded_at: float | None = None
+        self.used_at: float | None = None
         self._workers = workers
         self._batch = batch
         self._metrics = metrics
@@ -167,6 +169,7 @@ class Scheduler:
         self._away: set[SchedulerClient] = set()  # those in a batch that runs, or unsure
         self._unsure: deque[_Unsure] = deque()
         self._clients: dict[SchedulerClient, contextvars.Context] = {}
+        self._background: set[SchedulerClient] = set()
         # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
         self._waiting: dict[Kind, dict[SchedulerClient, float]] = {kind: {} for kind in _KINDS}
         self._work = asyncio.Event()
@@ -207,9 +210,16 @@ class Scheduler:
 
     # --- the clients -----------------------------------------------------------------------------------------------
 
-    def add(self, client: SchedulerClient) -> None:
-        """Add a client. Whatever it is asked for from now on runs in the log context of the caller."""
+    def add(self, client: SchedulerClient, *, background: bool = False) -> None:
+        """Add a client. Whatever it is asked for from now on runs in the log context of the caller.
+
+        Args:
+            client: the client.
+            background: whether its jobs are no use of the service.
+        """
         self._clients[client] = contextvars.copy_context()
+        if background:
+            self._background.add(client)
 
     def schedule(self, client: SchedulerClient) -> None:
         """Put a client into the queue if it has a job. It keeps its place if it waits already."""
@@ -237,6 +247,7 @@ class Scheduler:
     def remove(self, client: SchedulerClient) -> None:
         """Remove a client: nothing more is asked of it, nor told to it."""
         self._clients.pop(client, None)
+        self._background.discard(client)
         for kind in _KINDS:
             self._waiting[kind].pop(client, None)
         self._count_waiting()
@@ -295,6 +306,8 @@ class Scheduler:
                 if job is None:
                     continue
                 batch.append((client, job))
+                if client not in self._background:
+                    self.used_at = time.monotonic()
                 self._metrics.jobs.labels(kind).inc()
                 self.schedule(client)  # behind the others, if it has more
             if batch:

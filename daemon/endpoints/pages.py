@@ -82,6 +82,7 @@ class Pages:
 
     Args:
         unready: returns why the service is not ready, or None.
+        asleep: returns whether the models were put away, and are loaded again when somebody speaks.
         metrics: returns the exposition of the metrics.
         metrics_type: the content type of the exposition.
         sources: returns the sources that one may read, as JSON.
@@ -91,12 +92,14 @@ class Pages:
     def __init__(
         self,
         unready: Callable[[], str | None],
+        asleep: Callable[[], bool],
         metrics: Callable[[], bytes],
         metrics_type: str,
         sources: Callable[[MayRead], bytes],
         models: Callable[[], bytes] | None = None,
     ) -> None:
         self._unready = unready
+        self._asleep = asleep
         self._metrics = metrics
         self._metrics_type = metrics_type
         self._sources = sources
@@ -123,7 +126,7 @@ class Pages:
             case "/readyz":
                 reason = self._unready()
                 if reason is None:
-                    return Page(HTTPStatus.OK, b"ready\n")
+                    return Page(HTTPStatus.OK, b"ready, asleep\n" if self._asleep() else b"ready\n")
                 return Page(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
             case "/metrics":
                 return Page(HTTPStatus.OK, self._metrics(), self._metrics_type)

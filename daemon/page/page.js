@@ -41,11 +41,16 @@ function remember(key, value, place = "localStorage") {
 
 // --- what is heard of the service ------------------------------------------------------------------------------------
 
+let asleep = false; // the models were put away, and are loaded again when somebody speaks
+
 async function greet() {
   const answer = await listing(token);
+  asleep = answer.asleep === true;
   transcripts.begin(answer.run);
   return answer;
 }
+
+const connected = () => say("connection", asleep ? "Connected, asleep: the first words take a moment" : "Connected");
 
 /** `arrived`: null for what was said some time ago. */
 function received(event, arrived = Date.now()) {
@@ -101,7 +106,7 @@ function showConnection(state) {
     case "connecting":
       return say("connection", "Connecting");
     case "open":
-      return say("connection", "Connected");
+      return connected();
     case "waiting":
       return say("connection", `${sentence(state.reason)}. Trying again in ${Math.ceil(state.seconds)} s`);
     case "refused":
@@ -120,8 +125,8 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 /** Browsers do not say when the other end is gone for good; this asks. */
 async function beat() {
   try {
-    const { run, sources } = await listing(token);
-    transcripts.begin(run);
+    const { sources } = await greet();
+    connected();
     catchUp(transcripts.missing(sources));
     showStates(sources);
   } catch (error) {

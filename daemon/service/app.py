@@ -22,6 +22,7 @@ from daemon.common.errors import ServiceError
 from daemon.core.gateway import Gateway
 from daemon.core.health import Health
 from daemon.core.pipeline import LoadEngine, Pipeline, load_engine
+from daemon.core.unloading import unload_when_idle
 from daemon.dialects import openai_files
 from daemon.endpoints import zeroconf
 from daemon.endpoints.listeners import Ports, check_guarded
@@ -65,7 +66,10 @@ class Service:
         self.pipeline = Pipeline(settings, load)
         self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
-        self.health = Health(self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics)
+        self.health = Health(
+            self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics,
+            lambda: self.pipeline.asleep or self.pipeline.waking,
+        )  # fmt: skip
         metrics.ready.set_function(lambda: self.health.unready() is None)
         gateway = Gateway(self.pipeline)
         self._manager = ServiceManager(Notifier(environment.notify_socket), self.health, self._status)
@@ -138,6 +142,8 @@ class Service:
             self._begin("zeroconf", zeroconf.announce("_wyoming._tcp", *self.wyoming.address))
         if self._watchdog is not None:
             self._begin("watchdog", self._manager.feed_watchdog(self._watchdog / 2))
+        if (after := self.settings.models.unload_after) is not None:
+            self._begin("unloading", unload_when_idle(self.pipeline, after))
         self._begin("reload", self._reloader.run())
         _log.info("ready: %s", self._models)
         self._manager.ready()
@@ -227,6 +233,7 @@ class Service:
         models = partial(openai_files.models, [settings.models.student], int(time.time()))
         return Pages(
             self.health.unready,
+            lambda: self.pipeline.asleep,
             metrics.text,
             metrics.content_type,
             gateway.sources,
@@ -266,7 +273,7 @@ class Service:
                 streams=sources.open_streams,
                 speaking=sum(state == "speech" for state in sources.states().values()),
                 last_final=None if last is None else time.monotonic() - last,
-                notes=(*away, *self._reloader.notes),
+                notes=(*(["the models are asleep"] if self.pipeline.asleep else []), *away, *self._reloader.notes),
             )
         )
 

@@ -202,6 +202,12 @@ class ServerSettings(Section):
         return self
 
 
+def _seconds(value: object) -> object:
+    """Return seconds, where a duration is written with its unit, such as 15m."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)", value) if isinstance(value, str) else None
+    return value if found is None else float(found[1]) * {"s": 1, "h": 3600}.get(found[2], 60)
+
+
 class ModelSettings(Section):
     student: str = Field(default="tiny-en", min_length=1)
     teacher: str | None = "tiny-en"
@@ -210,6 +216,12 @@ class ModelSettings(Section):
     threads: int | None = Field(default=None, ge=1)
     graphs: Literal["auto", "on", "off"] = "auto"
     mode: Literal["fast", "deterministic"] = "fast"
+    unload_after: float | None = Field(default=None, gt=0)
+
+    @field_validator("unload_after", mode="before")
+    @classmethod
+    def _with_its_unit(cls, value: object) -> object:
+        return _seconds(value)
 
     @field_validator("graphs", mode="before")
     @classmethod
