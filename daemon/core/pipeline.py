@@ -17,7 +17,8 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.common.version import our_version
 from daemon.core import gpu_memory
-from daemon.core.engine_host import Engine, EngineHost
+from daemon.core.engine_host import Engine as Engine
+from daemon.core.engine_host import EngineHost
 from daemon.core.engine_host import LoadEngine as LoadEngine
 from daemon.core.free_cores import FreeCores
 from daemon.core.hub import Hub
