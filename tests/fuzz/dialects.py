@@ -55,7 +55,8 @@ QUERIES: dict[str, dict[str, list[str]]] = {
         "channels": ["1", "2", "9"], "interim_results": ["true", "maybe"], "utterance_end_ms": ["1000", "1", "x"],
         "endpointing": ["false", "true", "10", "500"], "vad_events": ["true"], "punctuate": ["true"],
         "language": ["en", "en-US", "multi", "-"], "extra": ["a:b", "a"], "smart_format": ["true"],
-        "redact": ["pci", "false"], "source": ["a1"], "tag": ["x"],
+        "redact": ["pci", "false"], "source": ["a1"], "tag": ["x"], "keyterm": ["Kallax", "", "a" * 101],
+        "keywords": ["Kallax:2", "a:b", "a:-1", ":", "a:1e999"], "dictation": ["true"],
     },
     "vosk": {"source": ["a1", ""]},
     "whisperlive": {"source": ["a1", ""]},
@@ -71,8 +72,13 @@ def objects(**fields: Any) -> st.SearchStrategy[dict[str, Any]]:
 
 
 FORMATS = objects(type=["audio/pcm", "audio/pcmu", "audio/pcma"], rate=[24000, 16000])
-TURNS = st.none() | objects(type=["server_vad"], threshold=[0.5], prefix_padding_ms=[300], silence_duration_ms=[500])
-ASKED = objects(model=["x"], language=["en"], prompt=["", "y"])
+TURNS = st.none() | objects(
+    type=["server_vad", "semantic_vad"], threshold=[0.5], prefix_padding_ms=[300], silence_duration_ms=[500]
+)
+ASKED = objects(
+    model=["x", "gpt-live-transcribe"], language=["en"], prompt=["", "y", "Kallax, Lumen", "Be exact."],
+    keywords=[["Kallax"], []], languages=[["en"], ["en", "de"]], delay=["low"],
+)  # fmt: skip
 SESSIONS = st.one_of(
     st.builds(
         lambda given, turns, asked: {
@@ -105,12 +111,14 @@ WORDS: dict[str, st.SearchStrategy[Any]] = {
     ),
     "vosk": st.one_of(
         st.builds(lambda config: {"config": config},
-                  objects(sample_rate=[16000], words=[1, True], max_alternatives=[3], phrase_list=[[]])),
+                  objects(sample_rate=[16000], words=[1, True], max_alternatives=[3],
+                          phrase_list=[[], ["a b", "[unk]"]])),
         st.sampled_from([{"eof": 1}, {"reset": 1}, {"eof": 1, "reset": 1}, {"eof": 0}]),
     ),
     "whisperlive": objects(
         uid=["u"], language=["en", None], task=["transcribe", "translate"], model=["small"], use_vad=[True],
         send_last_n_segments=[10], word_timestamps=[True], enable_translation=[False, True],
+        hotwords=["Kallax, Lumen", None], initial_prompt=["Be exact.", "Kallax, Lumen"],
     ),
     "openai": REALTIME,
 }  # fmt: skip
@@ -298,7 +306,22 @@ def talks(draw: st.DrawFn) -> tuple[str, list[bytes]]:
 FIELDS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["model", "language", "response_format", "stream", "timestamp_granularities[]", "include[]", "prompt", "x"]
+            [
+                "model",
+                "language",
+                "response_format",
+                "stream",
+                "timestamp_granularities[]",
+                "include[]",
+                "prompt",
+                "x",
+                "keywords[]",
+                "keywords",
+                "languages[]",
+                "temperature",
+                "chunking_strategy",
+                "chunking_strategy[type]",
+            ]
         ),
         st.sampled_from(["en", "json", "text", "srt", "vtt", "verbose_json", "true", "word", "logprobs", ""])
         | st.text(max_size=10),

@@ -1,7 +1,7 @@
 """MQTT: what others publish where the daemon listens, by a real broker.
 
-`mqtt`: commands at `whisperd/<source>/set` and births of Home Assistant, right and wrong, retained or not. After each
-example a command that is right is obeyed as ever.
+`mqtt`: commands at `whisperd/<source>/set`, vocabularies, and births of Home Assistant, right and wrong, retained or not.
+After each example a command that is right is obeyed as ever.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ _LETTERS = st.characters(exclude_categories=["Cc", "Cs", "Cn"], exclude_characte
 NAMES = st.text(_LETTERS, max_size=80) | st.sampled_from(["a1", "kitchen", "a" * 64, "a" * 65, " x", "$SYS", '"', "\\"])
 TOPICS = (
     NAMES.map("whisperd/{}/set".format)
-    | NAMES.map("whisperd/{}/set".format)
+    | NAMES.map("whisperd/{}/vocabulary/set".format)
     | st.just("homeassistant/status")
     | st.lists(NAMES, min_size=1, max_size=3).map("/".join).map("whisperd/{}".format)
 )
 BODIES = (
     st.sampled_from([b"ON", b"OFF", b"on", b" off\n", b"online", b"", b"ON\x00", b"\xff" * 3, b"x" * 100_000])
+    | st.sampled_from([b'["Kallax"]', b'[{"text":"a","weight":9}]', b"[]", b"[" * 9999, b'["a",'])
     | st.binary(max_size=50)
     | st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass"))
 )

@@ -26,10 +26,14 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
-KEYS = ["source", "encoding", "sample_rate", "channels", "language", "partials", "words", "id"]
+KEYS = [
+    "source", "encoding", "sample_rate", "channels", "language", "partials", "words", "vocabulary", "hangover",
+    "longest", "onset", "id",
+]  # fmt: skip
 GOOD = {
     "source": "a1", "encoding": "pcm_s16le", "sample_rate": 16000, "channels": 1, "language": None, "partials": True,
-    "words": False, "id": "x",
+    "words": False, "id": "x", "vocabulary": ["Kallax", {"text": "Lumen", "weight": 2}], "hangover": 0.5, "longest": 20,
+    "onset": 0.1,
 }  # fmt: skip
 
 

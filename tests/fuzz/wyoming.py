@@ -21,10 +21,11 @@ from .service import Daemon
 KINDS = ["describe", "ping", "transcribe", "audio-start", "audio-chunk", "audio-chunk", "audio-stop", "run-pipeline"]
 FIELDS: dict[str, list[Any]] = {
     "rate": [16000, 8000, 0], "width": [1, 2, 3, 4, 5], "channels": [1, 2, 0], "text": ["x"], "name": ["scripted"],
-    "language": ["en", "en-US", "xx"],
+    "language": ["en", "en-US", "xx"], "transcript_names": [["Kallax"], ["a" * 101, 3]],
+    "transcript_terms": [["lamp"], []],
 }  # fmt: skip
 
-TAKES = {"ping": ["text"], "transcribe": ["name", "language"]}
+TAKES = {"ping": ["text"], "transcribe": ["name", "language", "transcript_names", "transcript_terms"]}
 
 
 @st.composite
