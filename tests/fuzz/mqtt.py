@@ -1,7 +1,7 @@
 """MQTT: what others publish where the daemon listens, by a real broker.
 
-`mqtt`: commands at `whisperd/<source>/set`, vocabularies, and births of Home Assistant, right and wrong, retained or not.
-After each example a command that is right is obeyed as ever.
+`mqtt`: commands at `whisperd/<source>/set`, vocabularies, and births of Home Assistant, right and wrong, retained or
+not. After each example a command that is right is obeyed as ever.
 """
 
 from __future__ import annotations
