@@ -117,14 +117,17 @@ def biased(logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor, which
         which: the number of each row's vocabulary, 0 for none, `[rows]`.
         tables: the vocabularies.
     """
-    opens = (places + 1 == begins[:, None]).long()
-    scores = logits + tables.first[2 * which[:, None] + opens]
+    anywhere, at_first = tables.first[2 * which], tables.first[2 * which + 1]
+    opens = (places + 1 == begins[:, None]).to(logits.dtype)
+    # Row by row and in place: a copy of the logits of a wide window is the largest thing in a pass.
+    scores = logits + anywhere[:, None]
+    scores.addcmul_(opens[..., None], (at_first - anywhere)[:, None])
     state, known = _states(tokens, places, begins, which, tables)
     column = torch.arange(tables.most, device=logits.device)
     pair = (tables.starts[state][..., None] + column).clamp(max=tables.tokens.shape[0] - 1)
     counts = known[..., None] & (column < tables.counts[state][..., None])
     # Where there is no pair, nothing is added to the first token.
-    return scores.scatter_add(
+    return scores.scatter_add_(
         2, torch.where(counts, tables.tokens[pair], 0), torch.where(counts, tables.bonuses[pair], 0.0)
     )
 
