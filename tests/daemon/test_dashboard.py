@@ -150,6 +150,9 @@ def test_all_that_is_counted_is_shown_or_left_out_on_purpose(live: Scrape) -> No
         "whisperd_graphs_missing",
         "whisperd_graphs_seconds",
         "whisperd_microphone_reopened_total",  # the log says when and why
+        "whisperd_models_asleep",  # only where models.unload_after is set; the log and /readyz say it
+        "whisperd_models_woken_total",
+        "whisperd_models_waking_seconds_total",
         "whisperd_mqtt_bad_commands_total",  # likewise
         # Among the drops.
         "whisperd_partials_thinned_total",
