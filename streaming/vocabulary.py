@@ -58,24 +58,27 @@ def vocabulary_of(phrases: Iterable[Phrase]) -> Vocabulary:
     Raises:
         VocabularyError: there are too many.
     """
-    weights: dict[str, float] = {}
-    for phrase in phrases:
-        weights[phrase.text] = max(phrase.weight, weights.get(phrase.text, 0.0))
-        if len(weights) > MOST_PHRASES:
-            raise VocabularyError(_TOO_MANY)
-    return Vocabulary(tuple(Phrase(text, weight) for text, weight in weights.items())) if weights else NO_VOCABULARY
+    found = _merged(phrases, MOST_PHRASES + 1)
+    if len(found.phrases) > MOST_PHRASES:
+        raise VocabularyError(_TOO_MANY)
+    return found
 
 
 def joined(*vocabularies: Vocabulary) -> Vocabulary:
     """Return several vocabularies as one, without those that are beyond the limit; the first ones go before."""
     some = [each for each in vocabularies if each.phrases]
-    if len(some) < 2:
-        return some[0] if some else NO_VOCABULARY
+    if len(some) == 1:
+        return some[0]
+    return _merged((phrase for each in some for phrase in each.phrases), MOST_PHRASES)
+
+
+def _merged(phrases: Iterable[Phrase], most: int) -> Vocabulary:
+    """Return the first `most` phrases, each once, with the greatest of its weights."""
     weights: dict[str, float] = {}
-    for phrase in (phrase for each in some for phrase in each.phrases):
-        if phrase.text in weights or len(weights) < MOST_PHRASES:
-            weights[phrase.text] = max(phrase.weight, weights.get(phrase.text, 0.0))
-    return Vocabulary(tuple(Phrase(text, weight) for text, weight in weights.items()))
+    for each in phrases:
+        if each.text in weights or len(weights) < most:
+            weights[each.text] = max(each.weight, weights.get(each.text, 0.0))
+    return Vocabulary(tuple(Phrase(text, weight) for text, weight in weights.items())) if weights else NO_VOCABULARY
 
 
 def phrase(text: str, weight: float = 1.0) -> Phrase:

@@ -70,12 +70,13 @@ class EngineHost:
         self._settings = settings
         self._load = load
         self._engine: Engine | None = None
+        self._was_put_away = False
         self._teacher_apart = False
 
     @property
     def asleep(self) -> bool:
         """Whether the engine was put away, and no job has come for it since."""
-        return self._engine is None and self.loading_since is None
+        return self._was_put_away and self._engine is None and self.loading_since is None
 
     async def load(self) -> Engine:
         """Load the engine in its own thread.
@@ -131,7 +132,7 @@ class EngineHost:
         return engine
 
     def _put_away(self) -> None:
-        self._engine = None
+        self._engine, self._was_put_away = None, True
         gc.collect()
         if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
