@@ -224,8 +224,10 @@ async def running(tokenizer_file: Path, folder: Path, port: int) -> AsyncIterato
     config = folder / "whisperd.yaml"
     section = {"host": "127.0.0.1", "port": port, "keepalive": 2}
     config.write_text(json.dumps({"server": {"port": 0}, "mqtt": section}))
-    with open(folder / "log", "a+") as log:  # noqa: ASYNC230 - a small file, in a test
-        begin = log.seek(0, os.SEEK_END)
+    # Read through another opening: the process shares this one's place in the file, and moves it as it writes.
+    path = folder / "log"
+    with open(path, "a") as log:  # noqa: ASYNC230 - a small file, in a test
+        begin = path.stat().st_size
         popen = await asyncio.create_subprocess_exec(
             sys.executable, "-c", DAEMON, str(tokenizer_file), str(config), cwd=ROOT, stderr=log,
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'daemon'}",
@@ -234,8 +236,7 @@ async def running(tokenizer_file: Path, folder: Path, port: int) -> AsyncIterato
         try:
 
             def told() -> str:
-                log.seek(begin)
-                return log.read()
+                return path.read_bytes()[begin:].decode()
 
             await wait_until(lambda: "ready: " in told())
             yield popen, told().partition("listening on ")[2].split()[0]
