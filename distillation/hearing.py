@@ -18,7 +18,7 @@ from tqdm import tqdm
 from distillation.corpus import Clip, Corpus
 from distillation.errors import DistillError
 from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform, isolated, teacher_threshold
-from streaming.whisper.decode import decode, detect_languages
+from streaming.whisper.decode import decode, language_logits
 from streaming.whisper.hearing import LoadedModel, languages_of, rows_of
 from streaming.whisper.model import KVCache
 
@@ -127,7 +127,7 @@ def tell(model: LoadedModel, waves: Sequence[Waveform], language: str | None = N
     """
     jobs = [Job(wave, language=language) for wave in waves]
     memory = model.decoder.remember(model.listen(jobs, model.checkpoint.contexts[-1]))
-    languages = languages_of(model, jobs, lambda: detect_languages(model.decoder, memory, model.rules))
+    languages = languages_of(model, jobs, lambda: language_logits(model.decoder, memory, model.rules))
     rows = rows_of(model, jobs, languages, [()] * len(jobs))
     decode(model.decoder, memory, model.rules, rows)
     longest = max(len(row.tokens) for row in rows)

@@ -61,6 +61,8 @@ class Start:
         resume: seconds for which the stream waits for its client when the connection drops.
         endpointing: where utterances begin and end.
         vocabulary: phrases that are to be heard, beside those that the service has for the source.
+        languages: the codes among which a language is detected that is not given; empty for those that the service's
+            settings name.
     """
 
     source: str | None = None
@@ -73,6 +75,7 @@ class Start:
     resume: float = 0.0  # seconds for which the stream shall wait for its client when the connection drops
     endpointing: Endpointing = Endpointing()
     vocabulary: Vocabulary = NO_VOCABULARY
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class ScriptedEngine:
         script: the words that are said over and over.
         pace: seconds of audio for each word.
         before: called with every batch, to count, to wait or to raise.
+        languages: those that it knows; the first that a job allows is detected.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ScriptedEngine:
         script: str = "turn on the kitchen light",
         pace: float = 0.4,
         before: Callable[[Sequence[Job]], None] | None = None,
+        languages: tuple[str, ...] = ("en",),
     ) -> None:
         self.student = "scripted"
         self.teacher: str | None = "scripted-teacher"
@@ -43,8 +45,8 @@ class ScriptedEngine:
         self.tokenizer_file = tokenizer_file
         self.eot = eot
         self.contexts: tuple[float, ...] = (30.0,)
-        self.multilingual = False
-        self.languages: tuple[str, ...] = ("en",)
+        self.multilingual = len(languages) > 1
+        self.languages = languages
         self._before = before
         self._pace = pace
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -75,7 +77,7 @@ class ScriptedEngine:
             model="teacher" if teacher else "student",
             student_tokens=tokens,
             student_confidence=0.95,
-            language=job.language or "en",
+            language=job.language or (job.languages or self.languages)[0],
             passes=1,
             teacher_passes=int(teacher),
             teacher_accepted=len(tokens) if teacher else 0,

@@ -76,6 +76,8 @@ class Job:
         max_tokens: the longest text, in tokens; None for the checkpoint's own limit.
         vocabulary: phrases that the model is made to hear.
         revision: comes back in the result, so that its owner can recognise one that is stale.
+        languages: the codes among which a language is detected that is not given; empty for all that the checkpoint
+            knows.
     """
 
     audio: Waveform
@@ -88,6 +90,7 @@ class Job:
     max_tokens: int | None = None
     vocabulary: Vocabulary = NO_VOCABULARY
     revision: int = 0
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

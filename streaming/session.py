@@ -48,6 +48,7 @@ from streaming.job import (
 )
 from streaming.recent_audio import RecentAudio
 from streaming.segment import Boundary, Opened, Segment, Segmenter, SegmentSettings
+from streaming.stream_language import StreamLanguage
 from streaming.text import Text
 
 SPOKEN_TOKENS, SPOKEN_TOKENS_PER_SECOND = 24, 10
@@ -126,6 +127,7 @@ class Session:
         detector: gives the stream's next frame its speech probability: a `vad.Detector` of the stream's own.
         text: the checkpoint's.
         language: a code, or None for the checkpoint to detect it.
+        languages: the codes among which it does; empty for all that it knows.
         partials: whether partials are wanted.
         words: whether the words of finals are wanted.
         vocabulary: asked for each job, returns the phrases that are to be heard.
@@ -139,6 +141,7 @@ class Session:
         text: Text,
         *,
         language: str | None = None,
+        languages: tuple[str, ...] = (),
         partials: bool = True,
         words: bool = False,
         vocabulary: Callable[[], Vocabulary] = lambda: NO_VOCABULARY,
@@ -147,7 +150,8 @@ class Session:
         self.settings = settings
         self._detector = detector
         self._text = text
-        self._language = language
+        self._languages = languages
+        self._language = StreamLanguage(language)
         self._partials = partials
         self._words = words
         self._vocabulary = vocabulary
@@ -286,6 +290,7 @@ class Session:
         segment = boundary.segment
         if isinstance(boundary, Opened):
             self._utterances += 1
+            self._language.speech_began(segment.start)
             self._utterance = _Utterance(self._utterances, Hypothesis(self._text))
             return SpeechStarted(self.source, self._utterances, _seconds(segment.start))
         return self._close(segment)
@@ -294,6 +299,7 @@ class Session:
         utterance = self._utterance
         assert utterance is not None, "the segmenter closes only what it opened"
         self._utterance = None
+        self._language.speech_ended(segment.end)
         if utterance.in_flight is not None:
             self._in_flight.pop(utterance.in_flight, None)
         audio, settings = self._recent.slice(segment.audio_start, segment.audio_end), self.settings
@@ -330,7 +336,8 @@ class Session:
         return Job(
             audio=self._recent.slice(segment.audio_start, end),
             draft=utterance.hypothesis.latest,
-            language=self._language,
+            language=self._language.code,
+            languages=self._languages,
             max_tokens=round(SPOKEN_TOKENS + SPOKEN_TOKENS_PER_SECOND * (end - segment.audio_start) / SAMPLE_RATE),
             vocabulary=self._vocabulary(),
             revision=utterance.in_flight,
@@ -344,6 +351,7 @@ class Session:
         # A hypothesis not worth believing is not shown, and is no draft either: the next is heard afresh.
         if verdict(result, self._text.text(result.tokens), self.settings.confidence) != "ok":
             return []
+        self._language.heard(result.language, job.end - job.start)
         utterance.hypothesis.update(result.tokens, result.accepted, result.language)
         stable, tail = utterance.hypothesis.shown()
         return [
@@ -365,7 +373,8 @@ class Session:
         return Job(
             audio=closed.audio,
             draft=closed.draft,
-            language=self._language,
+            language=self._language.code,
+            languages=self._languages,
             times=self._words,
             ask_teacher_below=closed.ask_teacher_below,
             vocabulary=self._vocabulary(),
@@ -393,6 +402,7 @@ class Session:
                 tokens, log_probs = without_loop(result, self.settings.confidence)
                 self._settle(closed, self._final(closed, replace(result, tokens=tokens, log_probs=log_probs)))
             case "ok":
+                self._language.heard(result.language, closed.segment.end - closed.segment.start)
                 self._settle(closed, self._final(closed, result))
 
     @property
@@ -403,7 +413,7 @@ class Session:
         closed.decided, closed.outcome, closed.audio = True, outcome, None
 
     def _final(self, closed: _Closed, result: Result) -> Final:
-        language = result.language or self._language
+        language = result.language or self._language.code
         return Final(
             source=self.source,
             utterance=closed.number,

@@ -7,6 +7,7 @@ dialect.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 from daemon.common.errors import Fault
@@ -76,6 +77,11 @@ def language_code(tag: str | None) -> str | None:
     such a language, not a dialect.
     """
     return tag.strip().replace("_", "-").partition("-")[0].lower() if tag else None
+
+
+def language_codes(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return the codes of several language tags, each once, in their order; empty tags are none."""
+    return tuple(dict.fromkeys(code for tag in tags if (code := language_code(tag))))
 
 
 def read_phrases(value: object) -> Vocabulary:

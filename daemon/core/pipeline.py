@@ -104,6 +104,7 @@ class Pipeline:
         self._longest = engine.contexts[-1]
         try:
             _check_longest(self.settings, self._longest)
+            _check_languages(self.settings, engine.languages)
         except ConfigurationError as error:
             raise ServiceError(str(error)) from None
         self._count(await asyncio.gather(*(host.warm() for host in self._hosts)))
@@ -117,6 +118,7 @@ class Pipeline:
             engine.languages,
             Text(engine.tokenizer_file, engine.eot),
             engine.contexts[-1],
+            tuple(self.settings.models.languages),
         )
         self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
         self._shared = Neighbours(
@@ -217,6 +219,13 @@ def _check_longest(settings: Settings, longest: float) -> None:
     for key, seconds in wanted.items():
         if seconds > longest:
             raise ConfigurationError(f"{key} is {seconds:g} s, but the models hear at most {longest:g} s: shorten it")
+
+
+def _check_languages(settings: Settings, known: Sequence[str]) -> None:
+    if unknown := [code for code in settings.models.languages if code not in known]:
+        raise ConfigurationError(
+            f"models.languages: the models do not know {', '.join(unknown)}, only {', '.join(known)}"
+        )
 
 
 @asynccontextmanager

@@ -63,7 +63,9 @@ class ModelInfo:
     """What a stream must know of the engine.
 
     Attributes:
+        languages: the codes of all that the models know.
         longest: seconds that the models hear at once.
+        choice: the codes among which the language of a stream is detected that names none; empty for all.
     """
 
     student: str
@@ -72,6 +74,7 @@ class ModelInfo:
     languages: tuple[str, ...]
     text: Text
     longest: float = 30.0
+    choice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +119,14 @@ class Stream:
         bind_log_context(source=self.source, session=self.id)
         self._shared = shared
         self._decoder = _decoder(start)
+        language, languages = _languages(start, shared.model)
         self._session = Session(
             self.source,
             _session_settings(shared.session, start.endpointing, shared.model.longest),
             Detector(shared.vad),
             shared.model.text,
-            language=_language(start, shared.model),
+            language=language,
+            languages=languages,
             partials=start.partials,
             words=start.words,
             vocabulary=lambda: shared.vocabularies.of(self.source, start.vocabulary),
@@ -349,11 +354,23 @@ def _session_settings(settings: SessionSettings, wanted: Endpointing, longest: f
         raise Fault("bad_endpointing", str(error), fatal=True) from None
 
 
-def _language(start: Start, model: ModelInfo) -> str | None:
-    if start.language is not None and start.language not in model.languages:
-        known = ", ".join(model.languages)
-        raise Fault("bad_language", f"language must be one of {known}, got {quoted(start.language)}", fatal=True)
-    return start.language
+def _languages(start: Start, model: ModelInfo) -> tuple[str | None, tuple[str, ...]]:
+    """Return the language, and those among which it is detected where it is not given."""
+    if start.language is not None:
+        if start.language not in model.languages:
+            raise _bad_language("language", start.language, model)
+        return start.language, ()
+    wanted = start.languages or model.choice
+    # Of a client's list, written for any service, those that this one knows are enough.
+    known = tuple(code for code in wanted if code in model.languages)
+    if wanted and not known:
+        raise _bad_language("one of languages", ", ".join(wanted), model)
+    return (known[0], ()) if len(known) == 1 else (None, known)
+
+
+def _bad_language(what: str, got: str, model: ModelInfo) -> Fault:
+    known = ", ".join(model.languages)
+    return Fault("bad_language", f"{what} must be one of {known}, got {quoted(got)}", fatal=True)
 
 
 def _odd_bytes(decoder: AudioDecoder | OpusDecoder) -> Error:

@@ -14,7 +14,6 @@ import math
 import re
 from collections.abc import Iterable
 
-from daemon.common.client_input import language_code
 from streaming.vocabulary import Vocabulary, VocabularyError, phrase, vocabulary_of
 
 _log = logging.getLogger(__name__)
@@ -25,7 +24,6 @@ WITHOUT_EFFECT = {
     "delay": "text is sent as soon as it is stable",
     "idle_timeout_ms": "the service does not respond to silence",
     "interrupt_response": "a transcription session has no responses",
-    "languages": "of several languages the model finds out which one is spoken; name one to set it",
     "noise_reduction": "the audio is heard as it is sent",
     "prompt": "only a list of names is used, separated by commas, semicolons or line breaks",
     "semantic_vad": "turns are detected by server_vad, with the service's settings",
@@ -105,12 +103,6 @@ def read_keywords(keywords: Iterable[object]) -> Vocabulary:
         except VocabularyError as error:
             raise VocabularyError(f"keyword {place}: {error}") from None
     return vocabulary_of(phrases)
-
-
-def only_language(tags: Iterable[str]) -> str | None:
-    """Return the code of the language that all tags name; None where they name several, or none."""
-    codes = {language_code(tag) for tag in tags}
-    return codes.pop() if len(codes) == 1 else None
 
 
 def _words(part: str) -> int:

@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
-from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, read_json, read_phrases, shown
+from daemon.common.client_input import (
+    LONGEST_TEXT,
+    is_text,
+    language_code,
+    language_codes,
+    quoted,
+    read_json,
+    read_phrases,
+    shown,
+)
 from daemon.common.errors import Fault
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, bearer_tokens, named_source, query_once
 from daemon.dialects.codec import close_code as close_code
@@ -20,6 +29,7 @@ from streaming.events import Audio, Endpointing, Event, Flush, Inbound, Resume, 
 _Message = Start | Resume | Flush | Stop
 _MESSAGES: dict[str, type[_Message]] = {"start": Start, "resume": Resume, "flush": Flush, "stop": Stop}
 _GREATEST = 1e15
+_MOST_LANGUAGES = 100
 _ENDPOINTING = ("hangover", "longest", "onset")
 _SECRET = "token"  # a client's mistake is told to it and to the log, but this never
 
@@ -129,6 +139,8 @@ class NativeDecoder:
         checked = _checked(message, body)
         if "language" in checked:
             checked["language"] = language_code(checked["language"])
+        if "languages" in checked:
+            checked["languages"] = _languages(checked["languages"], checked.get("language"))
         if "vocabulary" in checked:
             checked["vocabulary"] = read_phrases(checked["vocabulary"])
         if endpointing:
@@ -183,6 +195,17 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
         if field.default is MISSING and field.name not in body:
             raise Fault("missing_field", f"{kind} needs {field.name}: it takes {', '.join(known)}")
     return body
+
+
+def _languages(value: object, language: str | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > _MOST_LANGUAGES or not all(map(is_text, value)):
+        raise Fault("bad_field", f"languages must be a list of at most {_MOST_LANGUAGES} codes, got {shown(value)}")
+    codes = language_codes(value)
+    if language is not None and codes and language not in codes:
+        raise Fault("bad_field", f"language must be one of languages, got {quoted(language)}: leave one of them out")
+    return codes
 
 
 def _endpointing(values: dict[str, Any]) -> Endpointing:

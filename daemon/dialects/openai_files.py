@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.common.client_input import is_text, language_code, quoted, read_json
+from daemon.common.client_input import is_text, language_code, language_codes, quoted, read_json
 from daemon.common.errors import Fault
-from daemon.dialects.advice import LONGEST_PROMPT, names_in, only_language, read_keywords, without_effect
+from daemon.dialects.advice import LONGEST_PROMPT, names_in, read_keywords, without_effect
 from daemon.dialects.openai_session import Refused
 from streaming.events import Final, Word
 from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, joined
@@ -61,6 +61,7 @@ class Wanted:
 
     Attributes:
         language: a code; None if the model finds out.
+        languages: the codes among which it does; empty for all that it knows.
         response_format: one of `FORMATS`.
         words: whether the answer lists words.
         segments: whether the answer lists segments.
@@ -71,6 +72,7 @@ class Wanted:
     """
 
     language: str | None
+    languages: tuple[str, ...]
     response_format: str
     words: bool
     segments: bool
@@ -112,15 +114,15 @@ def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
     if set(include) - {"logprobs"} or (include and response_format != "json"):
         raise _bad("include", "only logprobs can be included, and only in json")
     names = _names(once.get("prompt", ""))
-    language = _language(once.get("language"), _listed(fields, *_LANGUAGES))
+    language, languages = _languages(once.get("language"), _listed(fields, *_LANGUAGES))
     in_vain = {
         "prompt": bool(once.get("prompt")) and names is None,
-        "languages": language is None and any(_listed(fields, *_LANGUAGES)),
         "temperature": _is_warm(once.get("temperature") or "0"),
         "chunking_strategy": _is_chunking_asked(once),
     }
     return Wanted(
         language=language,
+        languages=languages,
         response_format=response_format,
         words="word" in given,
         segments="segment" in given or not given,
@@ -163,11 +165,12 @@ def _keywords(keywords: Sequence[str]) -> Vocabulary:
         raise _bad("keywords", str(error)) from None
 
 
-def _language(language: str | None, languages: Sequence[str]) -> str | None:
-    tags = [tag for tag in languages if tag]
-    if language and tags:
+def _languages(language: str | None, languages: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the language, and those among which it is detected where it is not given."""
+    codes = language_codes(languages)
+    if language and codes:
         raise _bad("languages", "these cannot come together with language: leave one of them out")
-    return language_code(language) if language else only_language(tags)
+    return language_code(language), codes
 
 
 def _is_warm(temperature: str) -> bool:

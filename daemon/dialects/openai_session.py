@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, quoted
+from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, language_codes, quoted
 from daemon.common.errors import Fault
-from daemon.dialects.advice import LONGEST_PROMPT, names_in, only_language, read_keywords
+from daemon.dialects.advice import LONGEST_PROMPT, names_in, read_keywords
 from streaming.events import Encoding, Endpointing, Start
 from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, joined
 
@@ -80,6 +80,7 @@ class SessionConfig:
         rate: samples a second.
         model: whatever was asked for, though the service has only one.
         language: a code; None if the model finds out.
+        languages: the codes among which it does; empty for all that it knows.
         keywords: phrases that are to be heard.
         prompt: a list of more of them; empty if the client's prompt is none.
         turns: how turns are detected; None if the client commits them.
@@ -92,6 +93,7 @@ class SessionConfig:
     rate: int = _PCM_RATE
     model: str | None = None
     language: str | None = None
+    languages: tuple[str, ...] = ()
     keywords: Vocabulary = NO_VOCABULARY
     prompt: str = ""
     turns: TurnDetection | None = field(default_factory=TurnDetection)
@@ -106,6 +108,7 @@ class SessionConfig:
             encoding=_NAMES[self.format][0],
             sample_rate=self.rate,
             language=self.language,
+            languages=self.languages,
             words=self.log_probs,
             endpointing=self.turns.endpointing() if self.turns else Endpointing(),
             vocabulary=joined(self.keywords, names_in(self.prompt) or NO_VOCABULARY),
@@ -157,7 +160,8 @@ class SessionConfig:
 
     def _transcription(self) -> dict[str, Any]:
         keywords = [phrase.text for phrase in self.keywords.phrases]
-        return {"model": self.model, "language": self.language, "prompt": self.prompt, "keywords": keywords}
+        asked = {"model": self.model, "language": self.language, "prompt": self.prompt, "keywords": keywords}
+        return {**asked, "languages": list(self.languages)} if self.languages else asked
 
 
 def updated(config: SessionConfig, session: object) -> SessionConfig:
@@ -249,7 +253,7 @@ def _with_transcription(config: SessionConfig, asked: dict[str, Any], at: str) -
 def _with_language(config: SessionConfig, asked: dict[str, Any], at: str) -> SessionConfig:
     named = asked.get("language")
     if "language" in asked:
-        config = replace(config, language=language_code(_text(asked.pop("language"), f"{at}.language")))
+        config = replace(config, language=language_code(_text(asked.pop("language"), f"{at}.language")), languages=())
     languages = _list(asked.pop("languages", None), f"{at}.languages")
     tags = [tag for each in languages if (tag := _text(each, f"{at}.languages"))]
     if not tags:
@@ -258,8 +262,8 @@ def _with_language(config: SessionConfig, asked: dict[str, Any], at: str) -> Ses
         raise _bad(f"{at}.languages", f"may have at most {_MOST_LANGUAGES} languages: name one, or none")
     if named:
         raise _bad(f"{at}.languages", "cannot come together with language: leave one of them out")
-    config = replace(config, language=only_language(tags))
-    return config if config.language else config.advised("languages")
+    codes = language_codes(tags)
+    return replace(config, language=codes[0] if len(codes) == 1 else None, languages=codes if len(codes) > 1 else ())
 
 
 def _keywords(value: object, at: str) -> Vocabulary:

@@ -215,6 +215,7 @@ class Uploads:
                     file.start(partials=False, words=asked.word_times),
                     source=source,
                     language=asked.language,
+                    languages=asked.languages,
                     vocabulary=asked.vocabulary,
                 )
                 heard = _Heard(await self._gateway.open_stream(start), file)

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from daemon.common.client_input import language_code, quoted
+from daemon.common.client_input import language_code, language_codes, quoted
 from daemon.common.errors import Fault
 from daemon.common.permissions import EVERYTHING
 from daemon.common.sources import check_name, check_pattern
@@ -217,6 +217,12 @@ class ModelSettings(Section):
     graphs: Literal["auto", "on", "off"] = "auto"
     mode: Literal["fast", "deterministic"] = "fast"
     unload_after: float | None = Field(default=None, gt=0)
+    languages: list[str] = Field(default=[], max_length=100)
+
+    @field_validator("languages")
+    @classmethod
+    def _as_clients_may_write_them(cls, languages: list[str]) -> list[str]:
+        return list(language_codes(languages))
 
     @field_validator("unload_after", mode="before")
     @classmethod

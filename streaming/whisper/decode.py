@@ -175,8 +175,16 @@ class DraftModel:
         return guess
 
 
-def detect_languages(decoder: Decoder, memory: Memory, rules: LogitRules) -> list[str]:
-    """Return the likeliest language of every row, by the token after start of transcript."""
+def unruled(logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
+    """Return the logits as they are: the scores of a pass that asks for no text."""
+    return logits
+
+
+def language_logits(decoder: Decoder, memory: Memory, rules: LogitRules) -> list[list[float]]:
+    """Return how likely each of the grammar's languages is, in its order, for every row.
+
+    They are the logits of the languages' tokens behind start of transcript, before any rule.
+    """
     count, device = memory.rows, memory.device
     ones = torch.ones(count, dtype=torch.long, device=device)
     cache = KVCache(memory)
@@ -184,8 +192,7 @@ def detect_languages(decoder: Decoder, memory: Memory, rules: LogitRules) -> lis
     verdict = verify(
         decoder,
         cache,
-        rules.language,
+        unruled,
         Window(torch.full((count, 1), rules.grammar.sot, device=device), ones - 1, ones, ones, ones, 1),
     )
-    names = {token: name for name, token in rules.grammar.languages.items()}
-    return [names[token] for token in verdict.chosen[:, 0].tolist()]
+    return verdict.logits[:, 0].index_select(-1, rules.languages).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streaming.job import Captured, Job, Vocabulary
 from streaming.whisper.biasing import numbered
-from streaming.whisper.decode import DraftModel, decode, detect_languages
+from streaming.whisper.decode import DraftModel, decode, language_logits
 from streaming.whisper.hearing import (
     LARGEST_BATCH,
     LOOKAHEAD,
@@ -74,7 +74,7 @@ class EagerRunner:
         proposer: DraftModel | None,
     ) -> Hearing:
         memory = model.decoder.remember(states)
-        languages = languages_of(model, jobs, lambda: detect_languages(model.decoder, memory, model.rules))
+        languages = languages_of(model, jobs, lambda: language_logits(model.decoder, memory, model.rules))
         rows = rows_of(model, jobs, languages, drafts, vocabularies)
         decode(model.decoder, memory, self._rules(model), rows, proposer)
         count_detections(model, jobs, rows)

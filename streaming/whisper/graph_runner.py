@@ -21,7 +21,7 @@ from streaming.job import Captured, Job
 from streaming.whisper.biasing import Tables
 from streaming.whisper.cache_slots import OVERHANG, SelectedSlots, Slots
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
-from streaming.whisper.decode import Window, verify
+from streaming.whisper.decode import Window, unruled, verify
 from streaming.whisper.device_rows import Count, Texts, follow, hand_over, sent, step
 from streaming.whisper.graphs import Buckets, Function, Recorder, Shape, shapes, up_to
 from streaming.whisper.hearing import (
@@ -93,7 +93,7 @@ class GraphDecoder:
         self.slots = Slots(model.decoder, buckets.batches[-1], self.heard[-1])
         self.texts = Texts(self.slots.count, model.decoder.positions, buckets.widths[-1], device)
         self.rows = torch.full((self.slots.count,), self.slots.padding_slot, device=device)
-        self._found = torch.zeros(self.slots.count + 1, dtype=torch.long, device=device)
+        self._language_logits = torch.zeros(self.slots.count + 1, len(model.rules.languages), device=device)
         self._ahead = ahead
         self._batch_slots = self.rows[:0]  # the slots of the batch at hand
         self._cleared = 0
@@ -133,24 +133,25 @@ class GraphDecoder:
         step(self.model.decoder, self.rules, self.texts, self.selected(shape), shape.width, stamped=stamped)
 
     def _language(self, shape: Shape) -> None:
-        """The likeliest language of every row, by the token after start of transcript."""
+        """How likely each language is for every row, by the tokens after start of transcript."""
         ones = torch.ones(shape.batch, dtype=torch.long, device=self.device)
         tokens = torch.full((shape.batch, 1), self.model.rules.grammar.sot, device=self.device)
         window = Window(tokens, ones - 1, ones, ones, ones, 1)
-        verdict = verify(self.model.decoder, self.selected(shape), self.model.rules.language, window)
-        self._found.index_copy_(0, self.rows[: shape.batch], verdict.chosen[:, 0])
+        verdict = verify(self.model.decoder, self.selected(shape), unruled, window)
+        found = verdict.logits[:, 0].index_select(-1, self.model.rules.languages)
+        self._language_logits.index_copy_(0, self.rows[: shape.batch], found)
 
     # --- what the host does -------------------------------------------------------------------------------------------
 
-    def languages(self, slots: Sequence[int], heard: int) -> list[str]:
+    def languages(self, slots: Sequence[int], heard: int) -> list[list[float]]:
+        """Return how likely each of the grammar's languages is, in its order, for every slot."""
         wanted = Shape(self.buckets.fit(len(slots), heard, 1, 1).batch, heard, 1, self.buckets.reaches[0])
         shape, graph = self.language.graph(wanted)
         self._take(slots)
         self.select(slots, shape.batch)
         self.make_room(shape.reach)
         graph.replay()
-        names = {token: name for name, token in self.model.rules.grammar.languages.items()}
-        return [names[token] for token in self._found.index_select(0, self.rows[: len(slots)]).tolist()]
+        return self._language_logits.index_select(0, self.rows[: len(slots)]).tolist()
 
     def say(self, slots: Sequence[int], rows: Sequence[Row], heard: int, draft_model: GraphDraft | None = None) -> None:
         """Bring every row to its end.

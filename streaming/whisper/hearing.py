@@ -6,8 +6,9 @@ who decides, of confidence or of results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -122,13 +123,27 @@ def one_encoder(student: LoadedModel, teacher: LoadedModel) -> bool:
     return teacher.encoder is student.encoder and teacher.checkpoint.contexts == student.checkpoint.contexts
 
 
-def languages_of(model: LoadedModel, jobs: Sequence[Job], detect: Callable[[], list[str]]) -> list[str | None]:
-    """Return the language of each job; where one does not tell, `detect` is asked for all of them."""
-    if not model.rules.grammar.languages:
+def languages_of(model: LoadedModel, jobs: Sequence[Job], detect: Callable[[], list[list[float]]]) -> list[str | None]:
+    """Return the language of each job.
+
+    Args:
+        model: the model.
+        jobs: the jobs of a batch.
+        detect: asked for all of them where one does not tell: returns how likely each of the grammar's languages is,
+            in its order. The likeliest of those that the job allows is taken.
+    """
+    known = model.rules.grammar.languages
+    if not known:
         return ["en"] * len(jobs)
     if all(job.language is not None for job in jobs):
         return [job.language for job in jobs]
-    return [job.language or found for job, found in zip(jobs, detect(), strict=True)]
+    return [job.language or _likeliest(known, job.languages, found) for job, found in zip(jobs, detect(), strict=True)]
+
+
+def _likeliest(known: Iterable[str], allowed: Container[str], likely: Sequence[float]) -> str:
+    """Return the likeliest language of those allowed; nothing allowed is all."""
+    ranked = sorted(zip(known, likely, strict=True), key=itemgetter(1), reverse=True)
+    return next((code for code, _ in ranked if code in allowed), ranked[0][0])
 
 
 def rows_of(

@@ -19,14 +19,19 @@ from streaming.whisper.checkpoint import Grammar
 
 
 class LogitRules:
-    """A checkpoint's grammar as tensors on the device."""
+    """A checkpoint's grammar as tensors on the device.
+
+    Attributes:
+        grammar: the checkpoint's.
+        languages: the tokens of its languages, in its order.
+    """
 
     def __init__(self, grammar: Grammar, vocabulary: int, device: torch.device) -> None:
         self.grammar = grammar
         self._ids = torch.arange(vocabulary, device=device)
         self._never = self._flags(grammar.suppress)
         self._never_first = self._flags(grammar.begin_suppress)
-        self._not_language = ~self._flags(tuple(grammar.languages.values()))
+        self.languages = torch.tensor(list(grammar.languages.values()), dtype=torch.long, device=device)
         # A vocabulary without timestamps has them, so to speak, behind its end.
         self._first_timestamp = vocabulary if grammar.no_timestamps is None else grammar.no_timestamps + 1
         self._phrases: Tables | None = None
@@ -100,10 +105,6 @@ class LogitRules:
         if stamped is None:
             return scores
         return torch.where(stamped[:, None, None], self._timestamps(scores, tokens, places, begins), scores)
-
-    def language(self, logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
-        """Return the scores of what may follow start of transcript when the language is asked for."""
-        return logits.masked_fill(self._not_language, -math.inf)
 
     def _timestamps(self, scores: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
         """Timestamps come in pairs, never fall, start the text, and win when together likelier than any word."""

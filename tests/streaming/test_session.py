@@ -116,6 +116,27 @@ def test_each_job_has_the_phrases_of_its_moment(text: Text) -> None:
     assert [phrase.text for phrase in stream.answer(()).vocabulary.phrases] == ["third"]
 
 
+# --- language --------------------------------------------------------------------------------------------------------
+
+
+def test_a_detected_language_is_held_and_asked_for_again_after_a_long_silence(
+    text: Text, encode: Callable[[str], Tokens]
+) -> None:
+    speech = script((0, 1), (0.9, 4), (0, 30), (0.9, 1), (0, 61), (0.9, 1))
+    stream = Stream(text, speech, options={"languages": ("de", "en"), "partials": True})
+    stream.hear(2)
+    assert stream.answer(encode("turn on"), language="en").language is None  # a second is too little
+    stream.hear(2)
+    assert stream.answer(encode("turn on"), language="de").language is None
+    stream.hear(2)
+    final = stream.answer(encode("turn on"), language="de")
+    assert (final.language, final.languages) == ("de", ("de", "en"))
+    stream.hear(31)
+    assert stream.answer(encode("turn off"), language="de").language == "de"
+    stream.hear(62)
+    assert stream.answer(encode("turn off"), language="en").language is None
+
+
 # --- invariants ------------------------------------------------------------------------------------------------------
 
 hears = st.tuples(st.just("hear"), st.booleans(), st.floats(0.02, 3.0), st.lists(st.integers(1, 4000), min_size=1))

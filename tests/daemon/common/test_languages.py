@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
-from daemon.common.client_input import language_code
+from daemon.common.client_input import language_code, language_codes
 from daemon.dialects import native, wyoming
 from daemon.dialects.codec import Handshake
 from daemon.dialects.deepgram import parse
@@ -64,3 +65,30 @@ READERS = (
 def test_a_tag_means_the_same_everywhere(tag: str) -> None:
     for read in READERS:
         assert read(tag) == TAGS[tag], read.__name__
+
+
+def among_openai(tags: list[str]) -> tuple[str, ...]:
+    session = {"type": "transcription", "audio": {"input": {"transcription": {"model": "x", "languages": tags}}}}
+    return updated(SessionConfig(), session).languages
+
+
+def among_openai_files(tags: list[str]) -> tuple[str, ...]:
+    return wanted([("model", "x"), *(("languages[]", tag) for tag in tags)]).languages
+
+
+def among_native(tags: list[str]) -> tuple[str, ...]:
+    start = native.NativeDecoder().decode(json.dumps({"type": "start", "languages": tags}))
+    assert isinstance(start, Start)
+    return start.languages
+
+
+def among_settings(tags: list[str]) -> tuple[str, ...]:
+    return tuple(Settings.model_validate({"models": {"languages": tags}}).models.languages)
+
+
+@pytest.mark.parametrize("read", [language_codes, among_openai, among_openai_files, among_native, among_settings])
+def test_several_tags_are_the_codes_among_which_the_language_is_detected(
+    read: Callable[[list[str]], tuple[str, ...]],
+) -> None:
+    assert read(["en-US", "EN", "zh-Hant-TW", "", "xx"]) == ("en", "zh", "xx")
+    assert read([]) == ()

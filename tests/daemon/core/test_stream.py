@@ -17,6 +17,7 @@ from harness import SECOND, Client, client, scripted, service, speech, unfinishe
 from websockets.exceptions import ConnectionClosed
 
 from daemon.common import logs
+from daemon.common.errors import ServiceError
 from daemon.dialects import native
 from daemon.endpoints import limits
 from streaming.job import Job
@@ -154,6 +155,43 @@ async def test_a_token_in_a_format_is_not_cut_in_two_before_it_is_known_for_one(
     assert error["message"].endswith(f'got "{"y" * 45}***"')
     assert token[:8] not in error["message"]
     assert token[:8] not in " ".join(record.getMessage() for record in caplog.records if "yyy" in record.getMessage())
+
+
+@pytest.mark.parametrize(
+    ("configured", "fields", "language", "among"),
+    [
+        ([], {}, None, ()),
+        (["de", "fr"], {}, None, ("de", "fr")),
+        (["de_AT"], {}, "de", ()),
+        (["de"], {"language": "en"}, "en", ()),
+        (["de"], {"languages": ["xx", "fr-CA", "en"]}, None, ("fr", "en")),
+        ([], {"languages": ["en", "de"], "language": "de"}, "de", ()),
+        ([], {"languages": ["en", "EN"]}, "en", ()),
+        (["fr"], {"languages": []}, "fr", ()),
+    ],
+)
+async def test_among_which_languages_a_stream_is_heard(
+    configured: list[str], fields: dict[str, Any], language: str | None, among: tuple[str, ...], tokenizer_file: Path
+) -> None:
+    asked: list[Job] = []
+    load = scripted(tokenizer_file, before=asked.extend, languages=("en", "de", "fr"))
+    async with service(load, {"models": {"languages": configured}}) as daemon, client(daemon.server.url) as mine:
+        await mine.say(type="start", **fields)
+        await mine.play(speech())
+        await mine.say(type="stop")
+        assert await mine.rest() == 1000
+    heard = [job for job in asked if job.revision]  # the service asks for texts of its own, too
+    assert heard
+    assert {(job.language, job.languages) for job in heard} == {(language, among)}
+    assert {final["language"] for final in mine.of("final")} == {language or (among or ("en",))[0]}
+
+
+async def test_languages_in_the_settings_that_the_models_do_not_know(tokenizer_file: Path) -> None:
+    with pytest.raises(ServiceError, match=r"models.languages: the models do not know tlh, xx, only en, de"):
+        async with service(
+            scripted(tokenizer_file, languages=("en", "de")), {"models": {"languages": ["de", "tlh", "xx"]}}
+        ):
+            pass
 
 
 @pytest.mark.parametrize("chosen", ["by the client", "for its source"])

@@ -14,7 +14,6 @@ from daemon.dialects.advice import (
     WITHOUT_EFFECT,
     AdviceLog,
     names_in,
-    only_language,
     read_keywords,
     without_effect,
 )
@@ -94,13 +93,6 @@ def test_keywords() -> None:
         "Kallax", "Floor Lamp",
     ]  # fmt: skip
     assert read_keywords([]).phrases == ()
-
-
-@pytest.mark.parametrize(
-    ("tags", "language"), [([], None), (["en"], "en"), (["en", "en-GB", "EN"], "en"), (["en", "de"], None)]
-)
-def test_the_language_that_all_tags_name(tags: list[str], language: str | None) -> None:
-    assert only_language(tags) == language
 
 
 def test_the_log_has_each_field_once_for_each_client(caplog: pytest.LogCaptureFixture) -> None:

@@ -360,7 +360,6 @@ async def test_what_only_advises_is_taken_and_said(tokenizer_file: Path, caplog:
                 noise_reduction={"type": "near_field"},
                 transcription={
                     "model": "gpt-transcribe",
-                    "languages": ["en", "de"],
                     "prompt": "Secret talk of the house.",
                     "delay": "low",
                 },
@@ -385,7 +384,7 @@ async def test_what_only_advises_is_taken_and_said(tokenizer_file: Path, caplog:
     (line,) = [record.getMessage() for record in caplog.records if record.name == "daemon.dialects.advice"]
     assert line == (
         "openai: taken without effect: "
-        "noise_reduction, languages, prompt, delay, create_response, interrupt_response, semantic_vad"
+        "noise_reduction, prompt, delay, create_response, interrupt_response, semantic_vad"
     )
 
 
@@ -549,12 +548,16 @@ def test_models_without_turn_detection(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("languages", "language", "advice"),
-    [(["en-US", "en"], "en", ()), (["en", "de"], None, ("languages",)), ([], "fr", ()), (None, "fr", ())],
+    ("languages", "language", "among"),
+    [(["en-US", "en"], "en", ()), (["en", "de"], None, ("en", "de")), ([], "fr", ()), (None, "fr", ())],
 )
-def test_one_of_several_languages(languages: Any, language: str | None, advice: tuple[str, ...]) -> None:
+def test_one_of_several_languages(languages: Any, language: str | None, among: tuple[str, ...]) -> None:
     config = updated(SessionConfig(language="fr"), transcription(transcription={"languages": languages}))
-    assert (config.language, config.advice) == (language, advice)
+    start = config.start("here")
+    assert (start.language, start.languages, config.advice) == (language, among, ())
+    assert config.as_ga()["audio"]["input"]["transcription"].get("languages", []) == list(among)
+    config = updated(config, transcription(transcription={"language": "de"}))
+    assert (config.language, config.languages) == ("de", ())
 
 
 def test_new_phrases_do_not_cut_what_is_being_said() -> None:

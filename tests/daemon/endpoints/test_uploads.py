@@ -355,7 +355,6 @@ async def test_what_only_advises_is_taken_and_said(tokenizer_file: Path, caplog:
     advice: dict[str, Any] = {
         "prompt": "Secret talk of the house.",
         "temperature": 0.4,
-        "languages": ["en", "de"],
         "chunking_strategy": {"type": "server_vad", "threshold": 0.4},
     }
     async with service(scripted(tokenizer_file)) as daemon:
@@ -365,7 +364,7 @@ async def test_what_only_advises_is_taken_and_said(tokenizer_file: Path, caplog:
         srt = await post(daemon.server.url, [AUDIO, *by_hand])
         plain = await transcribe(daemon.server.url, prompt="", temperature=0, chunking_strategy="auto")
     said = [warning.partition(" has no effect here: ")[0] for warning in answer.model_extra["warnings"]]
-    assert said == ["prompt", "languages", "temperature", "chunking_strategy"]
+    assert said == ["prompt", "temperature", "chunking_strategy"]
     assert [line.partition(": ")[2] for line in logged] == answer.model_extra["warnings"]
     assert "Secret" not in caplog.text
     assert (srt.status_code, srt.headers["Whisperd-Warning"].count("no effect")) == (200, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 import re
@@ -409,6 +410,26 @@ def test_a_bad_job_fails_alone(english: Pair, caplog: pytest.LogCaptureFixture, 
     assert re.search(error, result.error)
     assert decided(before) == decided(after) == decided(alone)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("graphs", ["off", "on"])
+def test_a_language_is_detected_among_those_that_a_job_allows(multilingual: Pair, graphs: Literal["on", "off"]) -> None:
+    engine = WhisperEngine.load(str(multilingual.student), None, "cpu", graphs=graphs)
+    audios = [murmur(1 + 0.2 * seed, seed) for seed in range(3)]
+    free = [result.language for result in engine.run([Job(audio, max_tokens=4) for audio in audios])]
+    for allowed in itertools.combinations(engine.languages, 2):
+        results = engine.run([Job(audio, languages=(*allowed, "xx"), max_tokens=4) for audio in audios])
+        assert {result.language for result in results} <= set(allowed)
+        for found, result in zip(free, results, strict=True):
+            assert found == result.language or found not in allowed
+    (alone, other) = engine.run([Job(audios[0], languages=(code,), max_tokens=4) for code in engine.languages[1:]])
+    assert (alone.language, other.language) == engine.languages[1:]
+
+
+def test_languages_of_which_none_is_known(english: Pair, multilingual: Pair) -> None:
+    for pair, known in ((english, "en"), (multilingual, "en, de, fr")):
+        (result,) = load(pair.student).run([Job(murmur(1), languages=("xx", "yy"))])
+        assert result.error == f"none of the languages xx, yy is one of {known}"
 
 
 def test_a_language_that_is_not_known(multilingual: Pair) -> None:

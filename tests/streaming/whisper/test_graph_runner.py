@@ -20,7 +20,7 @@ from waveforms import murmur
 
 from streaming.job import ALWAYS, NEVER, Job, Result
 from streaming.whisper.cache_slots import OVERHANG, PAGE, Slots
-from streaming.whisper.decode import DraftModel, decode, detect_languages
+from streaming.whisper.decode import DraftModel, decode, language_logits
 from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.graph_runner import WIDTHS, Ahead, GraphDecoder, GraphDraft, GraphRunner
 from streaming.whisper.graphs import Buckets
@@ -175,7 +175,7 @@ def test_what_an_earlier_batch_left_is_not_seen(teacher: Speaker, linguist: Spea
     hears.voice.slots.text.fill_(torch.nan)
     hears.place(list(range(RECORDINGS)), list(range(RECORDINGS)))
     found = hears.voice.languages(range(RECORDINGS), HEARD)
-    assert found == detect_languages(linguist.decoder, linguist.memory, linguist.rules)
+    assert found == language_logits(linguist.decoder, linguist.memory, linguist.rules)
     on = stage(teacher, FAST, Ahead(1))
     on.voice.slots.text.fill_(torch.nan)
     plans = [Plan(number, False, LONGEST, "truth", ((2, "replace", 599),)) for number in range(RECORDINGS)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -115,12 +113,6 @@ def test_what_a_checkpoint_cannot_do_is_refused() -> None:
     assert bare.prompt(None, "transcribe", timestamps=False) == (SOT,)
     with pytest.raises(ValueError, match="no timestamps"):
         bare.prompt(None, "transcribe", timestamps=True)
-
-
-def test_only_languages_follow_when_the_language_is_asked_for() -> None:
-    one = torch.ones(1, dtype=torch.long)
-    scores = RULES.language(torch.zeros(1, 1, SIZE), one[None], one[None], one)
-    assert [index for index, score in enumerate(scores[0, 0].tolist()) if score > -math.inf] == [10, 11]
 
 
 def test_the_limit_is_the_smallest_of_three() -> None:
