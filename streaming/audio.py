@@ -8,7 +8,7 @@ speech, of messages, or of where the bytes come from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -69,6 +69,10 @@ class AudioFormat:
         """Bytes of one sample of every channel."""
         return _CODECS[self.encoding].width * self.channels
 
+    def bytes_of(self, seconds: float) -> int:
+        """Return the number of bytes that hold so many seconds, in whole samples, at least one."""
+        return max(1, round(seconds * self.sample_rate)) * self.frame_bytes
+
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:
     # bool is an int in Python, and what arrives here was JSON a moment ago.
@@ -108,15 +112,11 @@ class AudioDecoder:
     @property
     def remains(self) -> str:
         """What `leftover` is, in words."""
-        form = self.format
-        return (
-            f"{self.leftover} of the {form.frame_bytes} bytes of a sample of {form.encoding} with {form.channels} "
-            "channel(s): send whole samples"
-        )
+        return _remains(self.format, self.leftover)
 
     def bytes_of(self, seconds: float) -> int:
         """Return the number of bytes that hold so many seconds, in whole samples, at least one."""
-        return max(1, round(seconds * self.format.sample_rate)) * self.format.frame_bytes
+        return self.format.bytes_of(seconds)
 
     @property
     def delay(self) -> float:
@@ -171,6 +171,67 @@ class AudioDecoder:
             samples = cast(Waveform, self._resampler.resample_chunk(samples, last=last))
         self._given += samples.size
         return samples
+
+
+class SeparateDecoder:
+    """The audio of a stream whose channels are heard each by itself: as `AudioDecoder`, but all channels come out."""
+
+    def __init__(self, audio_format: AudioFormat) -> None:
+        self.format = audio_format
+        self._decoders = [AudioDecoder(replace(audio_format, channels=1)) for _ in range(audio_format.channels)]
+        self._width = audio_format.frame_bytes // audio_format.channels
+        self._rest = b""
+
+    @property
+    def heard(self) -> int:
+        """Samples of each channel that came in, at the rate they came in."""
+        return self._decoders[0].heard
+
+    @property
+    def leftover(self) -> int:
+        """Bytes of a sample of all channels that is not complete yet."""
+        return len(self._rest)
+
+    @property
+    def remains(self) -> str:
+        """What `leftover` is, in words."""
+        return _remains(self.format, self.leftover)
+
+    @property
+    def delay(self) -> float:
+        """As of `AudioDecoder`."""
+        return self._decoders[0].delay
+
+    def bytes_of(self, seconds: float) -> int:
+        """Return the number of bytes that hold so many seconds, in whole samples, at least one."""
+        return self.format.bytes_of(seconds)
+
+    def feed(self, data: bytes) -> NDArray[np.float32]:
+        """Return the samples that `data` completed: shape `[channels, n]`, `n` possibly 0."""
+        data = self._rest + data
+        whole = len(data) - len(data) % self.format.frame_bytes
+        self._rest = data[whole:]
+        parts = np.frombuffer(data[:whole], np.uint8).reshape(-1, self.format.channels, self._width)
+        return np.stack([decoder.feed(parts[:, at].tobytes()) for at, decoder in enumerate(self._decoders)])
+
+    def forget_leftover(self) -> None:
+        """As of `AudioDecoder`."""
+        self._rest = b""
+
+    def findings(self) -> list[Finding]:
+        """Return what is new to say of the form of the samples, with the channel's number."""
+        return [replace(found, channel=at) for at, each in enumerate(self._decoders) for found in each.findings()]
+
+    def finish(self) -> NDArray[np.float32]:
+        """Return what the resamplers still held: shape `[channels, n]`."""
+        return np.stack([decoder.finish() for decoder in self._decoders])
+
+
+def _remains(form: AudioFormat, leftover: int) -> str:
+    return (
+        f"{leftover} of the {form.frame_bytes} bytes of a sample of {form.encoding} with {form.channels} channel(s): "
+        "send whole samples"
+    )
 
 
 # --- encodings ----------------------------------------------------------------------------------------------

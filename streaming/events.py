@@ -40,6 +40,7 @@ class Endpointing:
         hangover: seconds of silence that close it.
         longest: seconds of an utterance at most.
         onset: seconds of continuous speech that open one.
+        no_speech: seconds of audio after which the stream ends if nobody has spoken in it; None for never.
     """
 
     threshold: float | None = None
@@ -47,6 +48,7 @@ class Endpointing:
     hangover: float | None = None
     longest: float | None = None
     onset: float | None = None
+    no_speech: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Start:
         vocabulary: phrases that are to be heard, beside those that the service has for the source.
         languages: the codes among which a language is detected that is not given; empty for those that the service's
             settings name.
+        separate: whether each channel is a source of its own, in place of all mixed into one.
     """
 
     source: str | None = None
@@ -76,6 +79,7 @@ class Start:
     endpointing: Endpointing = Endpointing()
     vocabulary: Vocabulary = NO_VOCABULARY
     languages: tuple[str, ...] = ()
+    separate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Ready(Event):
-    """What the client talks to; the last four are present if the stream waits when its connection drops.
+    """What the client talks to.
+
+    `token`, `resume`, `samples` and `flushes` are present if the stream waits when its connection drops.
 
     Attributes:
         token: what a client shows to `Resume` the stream. It is a secret, unlike the session, which everybody reads in
@@ -164,6 +170,7 @@ class Ready(Event):
         resume: how many seconds the stream waits.
         samples: how many were heard so far, of every channel, at the client's rate.
         flushes: how many were heard so far.
+        channels: the sources of the channels, if each has its own.
     """
 
     session: str
@@ -176,6 +183,7 @@ class Ready(Event):
     resume: float | None = field(default=None, metadata=_IF_KNOWN)
     samples: int | None = field(default=None, metadata=_IF_KNOWN)
     flushes: int | None = field(default=None, metadata=_IF_KNOWN)
+    channels: tuple[str, ...] | None = field(default=None, metadata=_IF_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)

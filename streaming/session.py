@@ -261,6 +261,11 @@ class Session:
         return self._utterance is not None
 
     @property
+    def spoken(self) -> bool:
+        """Whether anybody has spoken so far."""
+        return self._utterances > 0
+
+    @property
     def settled(self) -> bool:
         """Whether all that was said has its final: no utterance is open, and none waits."""
         return self._utterance is None and not self._outbox

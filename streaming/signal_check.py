@@ -33,10 +33,12 @@ class Finding:
     Attributes:
         code: the word for it on the wire.
         message: what is wrong, and what to send instead.
+        channel: the number of the channel, from 0, where each is heard by itself.
     """
 
     code: str
     message: str
+    channel: int = 0
 
 
 class SignalCheck:

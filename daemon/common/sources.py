@@ -55,6 +55,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def channel_names(source: str, channels: int) -> tuple[str, ...]:
+    """Return the names of the channels of a stream that are heard each by itself: `NAME-1`, `NAME-2`..."""
+    return tuple(f"{source}-{number}" for number in range(1, channels + 1))
+
+
 def check_pattern(pattern: str) -> str:
     """Return `pattern` as it is compared with names; `*` stands for any characters.
 

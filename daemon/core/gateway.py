@@ -14,8 +14,9 @@ from dataclasses import replace
 from daemon.common.errors import Fault
 from daemon.common.sources import check_name
 from daemon.core.hub import Outbox
+from daemon.core.neighbours import ModelInfo
 from daemon.core.pipeline import Pipeline
-from daemon.core.stream import ModelInfo, Stream
+from daemon.core.stream import Stream
 from streaming.events import Start
 
 

@@ -140,12 +140,12 @@ class _Past:
 class _Subscription:
     outbox: Outbox
     source: str | None = None
-    stream: str | None = None
+    streams: tuple[str, ...] | None = None
     may_read: Callable[[str], bool] | None = None
 
     def wants(self, source: str | None, stream: str) -> bool:
-        if self.stream is not None:
-            return stream == self.stream
+        if self.streams is not None:
+            return stream in self.streams
         if self.may_read is not None and not (source is not None and self.may_read(source)):
             return False
         return self.source is None or source == self.source
@@ -210,10 +210,13 @@ class Hub:
         self._attach(_Subscription(outbox, source=source, may_read=may_read))
         return outbox
 
-    def follow(self, stream: str) -> Outbox:
-        """Subscribe a stream's own client to that stream alone. What else is put into the outbox reaches it too."""
+    def follow(self, *streams: str) -> Outbox:
+        """Subscribe a stream's own client to that stream alone, by the ids of its channels.
+
+        What else is put into the outbox reaches it too.
+        """
         outbox = self._outbox()
-        self._attach(_Subscription(outbox, stream=stream))
+        self._attach(_Subscription(outbox, streams=streams))
         return outbox
 
     def newest_finals(self) -> dict[str, int]:

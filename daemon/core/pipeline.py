@@ -22,8 +22,9 @@ from daemon.core.engine_host import EngineHost
 from daemon.core.engine_host import LoadEngine as LoadEngine
 from daemon.core.free_cores import FreeCores
 from daemon.core.hub import Hub
+from daemon.core.neighbours import ModelInfo, Neighbours
 from daemon.core.scheduler import Scheduler, Worker
-from daemon.core.stream import ModelInfo, Neighbours, Stream
+from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
 from daemon.settings.schema import Settings
 from streaming.events import Endpointing, Start

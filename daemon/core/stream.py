@@ -1,7 +1,7 @@
-"""One stream: carries one client's audio to its session and its events to the hub.
+"""One stream: what a client sends, to its channels; what they say, to whoever listens.
 
-Owns the life of one stream: its decoder, its session, its place with the scheduler, and the moment when its last final
-is out. Here meet the neighbours that must not know each other. Knows nothing of sockets or topics: the edge that brings
+Owns the life of one stream: its decoder, its channels, what its own client is told, and the moment when its last final
+is out. What becomes of a channel's samples is decided there. Knows nothing of sockets or topics: the edge that brings
 the audio calls `receive` with the messages of the common vocabulary.
 """
 
@@ -11,25 +11,24 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from dataclasses import asdict, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daemon.common.client_input import quoted, shown
 from daemon.common.errors import Fault
 from daemon.common.logs import bind_log_context
-from daemon.common.metrics import Metrics
-from daemon.common.sources import DEFAULT_SOURCE, Sources
-from daemon.core.hub import Hub
-from daemon.core.scheduler import Kind, Scheduler
-from daemon.core.vocabularies import SourceVocabularies
-from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError
+from daemon.common.sources import DEFAULT_SOURCE, channel_names
+from daemon.core.channel import Channel
+from daemon.core.neighbours import ModelInfo, Neighbours
+from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError, SeparateDecoder
 from streaming.events import (
     Audio,
     Discard,
     Endpointing,
     Error,
-    Event,
     Flush,
     Flushed,
     Inbound,
@@ -39,11 +38,9 @@ from streaming.events import (
     Stop,
     Stopped,
 )
-from streaming.job import SAMPLE_RATE, Job, Result, Waveform
+from streaming.job import SAMPLE_RATE
 from streaming.opus.decoder import OpusDecoder
-from streaming.session import Session, SessionSettings
-from streaming.text import Text
-from streaming.vad import Detector, VadSettings
+from streaming.session import SessionSettings
 
 _log = logging.getLogger(__name__)
 
@@ -54,53 +51,14 @@ A client that sends a file at fifty times its pace must not delay those who spea
 _SLICE_SAMPLES = 2 * round(_SLICE_SECONDS * SAMPLE_RATE)
 """The most of it, where the bytes held more than was thought."""
 
-_MUTED = "\0muted"
-"""The id of the flush that ends an utterance when its source is switched off."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a stream must know of the engine.
-
-    Attributes:
-        languages: the codes of all that the models know.
-        longest: seconds that the models hear at once.
-        choice: the codes among which the language of a stream is detected that names none; empty for all.
-    """
-
-    student: str
-    teacher: str | None
-    device: str
-    languages: tuple[str, ...]
-    text: Text
-    longest: float = 30.0
-    choice: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """What all streams share.
-
-    Attributes:
-        backlog: seconds of audio that may wait for finals before reading pauses.
-    """
-
-    model: ModelInfo
-    session: SessionSettings
-    vad: VadSettings
-    backlog: float
-    scheduler: Scheduler
-    hub: Hub
-    sources: Sources
-    vocabularies: SourceVocabularies
-    metrics: Metrics
+_Decoder = AudioDecoder | SeparateDecoder | OpusDecoder
 
 
 class Stream:
-    """A stream, from its `Start` to `Stopped`. It is a client of the scheduler.
+    """A stream, from its `Start` to `Stopped`.
 
-    All that it says goes to the hub. What concerns its own client alone (ready, flushed, stopped, errors) goes only
-    into `outbox`, which follows this stream.
+    All that its channels say goes to the hub. What concerns its own client alone (ready, flushed, stopped, errors) goes
+    only into `outbox`, which follows this stream.
 
     Args:
         start: the parameters that its client chose.
@@ -110,7 +68,9 @@ class Stream:
         Fault: `bad_language`, `bad_format`, `bad_encoding`, `bad_endpointing`; fatal.
 
     Attributes:
+        source: the name that its client chose.
         flushes: how many came so far.
+        silent: whether it ended because nobody spoke for as long as its client wanted to wait.
     """
 
     def __init__(self, start: Start, shared: Neighbours) -> None:
@@ -119,36 +79,37 @@ class Stream:
         bind_log_context(source=self.source, session=self.id)
         self._shared = shared
         self._decoder = _decoder(start)
-        language, languages = _languages(start, shared.model)
-        self._session = Session(
-            self.source,
-            _session_settings(shared.session, start.endpointing, shared.model.longest),
-            Detector(shared.vad),
-            shared.model.text,
-            language=language,
-            languages=languages,
-            partials=start.partials,
-            words=start.words,
-            vocabulary=lambda: shared.vocabularies.of(self.source, start.vocabulary),
-        )
+        self._patience = _patience(start)
+        settings = _session_settings(shared.session, start.endpointing, shared.model.longest)
+        languages = _languages(start, shared.model)
+        names = channel_names(self.source, start.channels) if start.separate else (self.source,)
+        ids = [f"{self.id}-{number}" for number in range(1, len(names) + 1)] if start.separate else [self.id]
+        self._separate = start.separate
         self.flushes = 0
+        self.silent = False
         self._slice = self._decoder.bytes_of(_SLICE_SECONDS)
         self._ended = False  # nothing more is taken in
         self._closed = False
         self._finished = asyncio.Event()  # the last final is out
         self._progress = asyncio.Event()  # a result came: there may be room again
-        self._speaking = False
-        self.outbox = shared.hub.follow(self.id)
-        shared.scheduler.add(self)
-        shared.sources.opened(self.source, self._mute)
+        self.outbox = shared.hub.follow(*ids)
+        self._channels: list[Channel] = []
+        for id, name in zip(ids, names, strict=True):
+            self._channels.append(Channel(id, name, start, settings, languages, shared, self))
+        self._answers: dict[Channel, deque[Flushed | Stopped]] = {channel: deque() for channel in self._channels}
         shared.metrics.streams.inc()
         shared.metrics.streams_open.inc()
         _log.debug("stream started: %s at %d Hz", start.encoding, start.sample_rate)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The names that its events carry, one for each channel."""
+        return tuple(channel.source for channel in self._channels)
+
+    @property
     def settled(self) -> bool:
         """Whether all that was said so far has its final."""
-        return self._session.settled
+        return all(channel.session.settled for channel in self._channels)
 
     @property
     def samples(self) -> int:
@@ -159,7 +120,8 @@ class Stream:
     def greeting(self) -> Ready:
         """The `Ready` event, which says what the client talks to."""
         model = self._shared.model
-        return Ready(self.id, self.source, model.student, model.teacher, model.device)
+        ready = Ready(self.id, self.source, model.student, model.teacher, model.device)
+        return replace(ready, channels=self.sources) if self._separate else ready
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -176,9 +138,11 @@ class Stream:
                 await self._hear(data, time.monotonic())
             case Flush(id):
                 self.flushes += 1
-                self._say(self._session.flush(id, time.monotonic()))
+                for channel in self._channels:
+                    channel.flush(id)
             case Discard(id):
-                self._say(self._session.discard(id, time.monotonic()))
+                for channel in self._channels:
+                    channel.discard(id)
             case Stop():
                 self._end()
             case Start():
@@ -201,16 +165,13 @@ class Stream:
         if self._closed:
             return
         self._closed = True
-        self._shared.scheduler.remove(self)
         self.outbox.close()
-        self._set_speaking(False)
-        self._shared.sources.closed(self.source, self._mute)
+        for channel in self._channels:
+            channel.close()
         self._shared.metrics.streams_open.dec()
-        _log.debug("stream ended: %.1f s of audio, %.1f s of it speech", *self._heard())
-
-    def _heard(self) -> tuple[float, float]:
-        """Return the seconds of audio, and of speech."""
-        return self._session.audio_seconds, self._session.voiced_seconds
+        sessions = [channel.session for channel in self._channels]
+        spoken = sum(session.voiced_seconds for session in sessions)
+        _log.debug("stream ended: %.1f s of audio, %.1f s of it speech", sessions[0].audio_seconds, spoken)
 
     async def _hear(self, data: bytes, now: float) -> None:
         for at in range(0, len(data), self._slice):
@@ -220,13 +181,14 @@ class Stream:
             samples = self._decode(data[at : at + self._slice])
             self._notice()
             # A few bytes of opus may hold a long silence.
-            for begin in range(0, max(1, samples.size), _SLICE_SAMPLES):
-                self._take(samples[begin : begin + _SLICE_SAMPLES], now - self._decoder.delay)
+            for begin in range(0, max(1, samples.shape[1]), _SLICE_SAMPLES):
+                self._take(samples[:, begin : begin + _SLICE_SAMPLES], now - self._decoder.delay)
                 await asyncio.sleep(0)
 
-    def _decode(self, data: bytes) -> Waveform:
+    def _decode(self, data: bytes) -> NDArray[np.float32]:
+        """Return the samples that `data` completed: shape `[channels, n]`."""
         try:
-            return self._decoder.feed(data)
+            return np.atleast_2d(self._decoder.feed(data))
         except AudioFormatError as error:
             self._decoder.forget_leftover()  # it is this that cannot be read, and not cut off as well
             raise _fault(error) from None
@@ -234,89 +196,71 @@ class Stream:
     def _notice(self) -> None:
         for finding in self._decoder.findings():
             _log.info("%s: %s", finding.code, finding.message)
-            self.outbox.put(Notice(finding.code, finding.message, self.source))
+            self.outbox.put(Notice(finding.code, finding.message, self.sources[finding.channel]))
 
-    def _take(self, samples: Waveform, arrived: float) -> None:
-        seconds = len(samples) / SAMPLE_RATE
-        self._shared.metrics.audio_seconds.inc(seconds)
-        if not self._shared.sources.is_on(self.source):
-            # Heard as silence rather than cut out: the stream's clock goes on.
-            samples = np.zeros_like(samples)
-            self._shared.metrics.muted_seconds.inc(seconds)
-        self._say(self._receive(samples, arrived))
+    def _take(self, samples: NDArray[np.float32], arrived: float) -> None:
+        """Give each channel its samples, at once: whoever resumes the stream does so at one place for all of them."""
+        if self._ended:
+            return
+        for channel, own in zip(self._channels, samples, strict=True):
+            channel.take(own, arrived)
+        self._lose_patience()
 
-    def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
-        before = self._session.voiced_seconds
-        events = self._session.receive(samples, arrived)
-        self._shared.metrics.voiced_seconds.inc(self._session.voiced_seconds - before)
-        return events
-
-    def _mute(self) -> None:
-        """Make final what was said until now, because the source was switched off and no more audio may come."""
-        if not self._ended:
-            self._say(self._session.flush(_MUTED, time.monotonic()))
+    def _lose_patience(self) -> None:
+        """End the stream if nobody has spoken for as long as its client waits."""
+        sessions = [channel.session for channel in self._channels]
+        if self._patience is None or any(session.spoken for session in sessions):
+            self._patience = None
+        elif sessions[0].audio_seconds >= self._patience:
+            self.silent = True
+            message = f"nobody spoke within {self._patience:g} s, and the stream ended"
+            self.outbox.put(Notice("no_speech", message, self.source))
+            self._end()
 
     async def _room(self) -> None:
         """Pause while too much audio waits for its finals."""
-        if self._session.backlog_seconds <= self._shared.backlog:
+        if not self._is_full():
             return
         began = time.monotonic()
         self._shared.metrics.backpressure.inc()
-        while self._session.backlog_seconds > self._shared.backlog and not self._ended:
+        while self._is_full() and not self._ended:
             self._progress.clear()
             await self._progress.wait()
         self._shared.metrics.backpressure_seconds.inc(time.monotonic() - began)
+
+    def _is_full(self) -> bool:
+        return any(channel.session.backlog_seconds > self._shared.backlog for channel in self._channels)
 
     def _end(self) -> None:
         if self._ended:
             return
         self._ended = True
         now = time.monotonic()
-        self._say(self._receive(self._decoder.finish(), now))
+        rest = np.atleast_2d(self._decoder.finish())
         self._notice()
         if self._decoder.leftover:
             fault = _odd_bytes(self._decoder)
             self._shared.metrics.client_errors.labels(fault.code).inc()
             self.outbox.put(fault)
-        self._say(self._session.stop(now))
+        for channel, own in zip(self._channels, rest, strict=True):
+            channel.stop(own, now)
 
-    # --- what goes out ---------------------------------------------------------------------------------------------
+    # --- what its channels say -------------------------------------------------------------------------------------
 
-    def _say(self, events: list[Event]) -> None:
-        for event in events:
-            match event:
-                case Flushed(id) if id == _MUTED:
-                    pass  # nobody asked
-                case Flushed() | Stopped():
-                    self.outbox.put(event, self.id)
-                case Error():
-                    _log.error("%s", event.message)
-                    self._shared.hub.publish(event, self.id)
-                case _:
-                    self._shared.hub.publish(event, self.id)
-        self._set_speaking(self._session.speaking)
-        self._shared.scheduler.schedule(self)
-        if self._session.finished:
+    def answered(self, channel: Channel, event: Flushed | Stopped) -> None:
+        """Tell the client once all channels have answered what each of them was told, in the same order."""
+        self._answers[channel].append(event)
+        while all(self._answers.values()):
+            *_, answer = [answers.popleft() for answers in self._answers.values()]
+            self.outbox.put(answer, self.id)
+
+    def progressed(self) -> None:
+        if all(channel.session.finished for channel in self._channels):
             self._finished.set()
         self._progress.set()
 
-    def _set_speaking(self, speaking: bool) -> None:
-        if speaking != self._speaking:
-            self._speaking = speaking
-            self._shared.sources.speech(self.source, speaking)
-
-    # --- a client of the scheduler ---------------------------------------------------------------------------------
-
-    def pending(self) -> Kind | None:
-        return self._session.pending()
-
-    def next_job(self) -> Job | None:
-        return self._session.next_job()
-
-    def receive_result(self, result: Result) -> None:
-        self._say(self._session.receive_result(result, time.monotonic()))
-
     def broke(self, error: Exception) -> None:
+        """Note that something of this stream failed, which is a fault of the service, and ends it."""
         self._shared.metrics.errors.labels("internal").inc()
         self.outbox.put(Error("internal", "an internal error ended this stream; see the service's log", fatal=True))
         self._ended = True
@@ -324,13 +268,23 @@ class Stream:
         self._progress.set()
 
 
-def _decoder(start: Start) -> AudioDecoder | OpusDecoder:
+def _decoder(start: Start) -> _Decoder:
     try:
         if start.encoding == "opus":
+            if start.separate:
+                raise AudioFormatError("bad_format", "channels of Opus cannot be separate: send samples")
             return OpusDecoder()
-        return AudioDecoder(AudioFormat(start.encoding, start.sample_rate, start.channels))
+        form = AudioFormat(start.encoding, start.sample_rate, start.channels)
+        return SeparateDecoder(form) if start.separate else AudioDecoder(form)
     except AudioFormatError as error:
         raise _fault(error) from None
+
+
+def _patience(start: Start) -> float | None:
+    seconds = start.endpointing.no_speech
+    if seconds is not None and seconds <= 0:
+        raise Fault("bad_endpointing", "no_speech must be more than 0 seconds", fatal=True)
+    return seconds
 
 
 def _fault(error: AudioFormatError) -> Fault:
@@ -340,7 +294,7 @@ def _fault(error: AudioFormatError) -> Fault:
 
 def _session_settings(settings: SessionSettings, wanted: Endpointing, longest: float) -> SessionSettings:
     """Return `settings`, with what this stream wants otherwise."""
-    changes = {key: value for key, value in asdict(wanted).items() if value is not None}
+    changes = {key: value for key, value in asdict(wanted).items() if value is not None and key != "no_speech"}
     if not changes:
         return settings
     segment = settings.segment
@@ -373,5 +327,5 @@ def _bad_language(what: str, got: str, model: ModelInfo) -> Fault:
     return Fault("bad_language", f"{what} must be one of {known}, got {quoted(got)}", fatal=True)
 
 
-def _odd_bytes(decoder: AudioDecoder | OpusDecoder) -> Error:
+def _odd_bytes(decoder: _Decoder) -> Error:
     return Error("odd_bytes", f"the audio ended with {decoder.remains}; everything before it was heard", fatal=False)

@@ -30,7 +30,9 @@ _Message = Start | Resume | Flush | Stop
 _MESSAGES: dict[str, type[_Message]] = {"start": Start, "resume": Resume, "flush": Flush, "stop": Stop}
 _GREATEST = 1e15
 _MOST_LANGUAGES = 100
-_ENDPOINTING = ("hangover", "longest", "onset")
+_ENDPOINTING = ("hangover", "longest", "onset", "no_speech")
+_SEPARATE = "separate"
+"""In place of a number of channels: two, each a source of its own, such as the two sides of a call."""
 _SECRET = "token"  # a client's mistake is told to it and to the log, but this never
 
 STREAM = "/v1/stream"
@@ -139,6 +141,8 @@ class NativeDecoder:
         checked = _checked(message, body)
         if "language" in checked:
             checked["language"] = language_code(checked["language"])
+        if checked.get("channels") == _SEPARATE:
+            checked |= {"channels": 2, "separate": True}
         if "languages" in checked:
             checked["languages"] = _languages(checked["languages"], checked.get("language"))
         if "vocabulary" in checked:
@@ -180,7 +184,7 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
     The numbers of a format and the encoding are left to the stream that decodes the audio.
     """
     # What it is made of are fields of their own, and were taken out.
-    known = [field.name for field in fields(message) if field.name != "endpointing"]
+    known = [field.name for field in fields(message) if field.name not in ("endpointing", "separate")]
     known += _ENDPOINTING if message is Start else ()
     hints = get_type_hints(message)
     kind = message.__name__.lower()

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from daemon.common.errors import Fault
 from daemon.common.logs import bind_log_context
 from daemon.common.permissions import Rights
-from daemon.common.sources import DEFAULT_SOURCE
+from daemon.common.sources import DEFAULT_SOURCE, channel_names, check_name
 from daemon.dialects.codec import CLOSE_DONE, CLOSE_SHUTTING_DOWN, Codec, Dialect, Frame, Message, Reply
 from daemon.endpoints.limits import RateLimiter, Readers
 from daemon.endpoints.peer import Peer
@@ -165,8 +165,9 @@ class Conversation:
             if fault.fatal:
                 raise
             await self._blame(fault)
-        # It may have said all on another connection.
-        return self._resumable is None or self._resumable.code is None
+        # It may have said all on another connection, or nothing for too long.
+        resumable = self._resumable
+        return resumable is None or (resumable.code is None and not resumable.stream.silent)
 
     async def _take(self, message: Message) -> None:
         match message:
@@ -195,13 +196,16 @@ class Conversation:
         if self._resumable is not None and self._heard:
             await self._resumable.finish()
         await self._leave()
-        source = self._rights.check_send(start.source if start.source is not None else DEFAULT_SOURCE)
+        source = check_name(start.source if start.source is not None else DEFAULT_SOURCE)
+        for name in channel_names(source, start.channels) if start.separate else (source,):
+            self._rights.check_send(name)
         await self._hold(await self._host.begin(replace(start, source=source)), None)
 
     async def _resume(self, wanted: Resume) -> None:
         await self._leave()
         resumable = self._host.streams.find(wanted.token)
-        self._rights.check_send(resumable.stream.source)
+        for name in resumable.stream.sources:
+            self._rights.check_send(name)
         bind_log_context(source=resumable.stream.source, session=resumable.stream.greeting.session)
         await self._hold(resumable, wanted.events)
 

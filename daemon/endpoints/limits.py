@@ -55,18 +55,19 @@ class CapacityLimiter:
         self._what = what
         self._taken = 0
 
-    def take(self) -> None:
-        """Take one of the places.
+    def take(self, places: int = 1) -> None:
+        """Take one or more of the places.
 
         Raises:
             Fault: `full`.
         """
-        if self._taken >= self.number:
-            raise Fault("full", f"all {self.number} {self._what} are taken: try again later", fatal=True)
-        self._taken += 1
+        if self._taken + places > self.number:
+            free = "all" if self._taken >= self.number else f"{self._taken} of"
+            raise Fault("full", f"{free} {self.number} {self._what} are taken: try again later", fatal=True)
+        self._taken += places
 
-    def give_back(self) -> None:
-        self._taken -= 1
+    def give_back(self, places: int = 1) -> None:
+        self._taken -= places
         if not self._taken:
             self._free.set()
 

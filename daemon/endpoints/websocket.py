@@ -372,20 +372,21 @@ class Server:
     # --- what conversations ask for --------------------------------------------------------------------------------
 
     async def begin(self, start: Start) -> ResumableStream:
-        """Take a slot and open a stream that its client can resume.
+        """Take a slot, one for each channel that is heard by itself, and open a stream that its client can resume.
 
         Raises:
             Fault: `full`, or the stream cannot be opened.
         """
-        self.slots.take()
+        places = start.channels if start.separate else 1
+        self.slots.take(places)
         try:
             stream = await self._gateway.open_stream(start)
         except BaseException:
-            self.slots.give_back()
+            self.slots.give_back(places)
             raise
         # A container is read from its beginning: such a stream cannot be taken up at a sample.
         resume = 0.0 if start.encoding == "opus" else min(start.resume, self._settings.resume)
-        return self.streams.begin(stream, resume, self.slots.give_back)
+        return self.streams.begin(stream, resume, partial(self.slots.give_back, places))
 
     def pace(self) -> RateLimiter:
         """Return the limiter of one client's messages."""

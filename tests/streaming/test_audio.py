@@ -13,7 +13,7 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError
+from streaming.audio import AudioDecoder, AudioFormat, AudioFormatError, SeparateDecoder
 from streaming.events import Encoding
 from streaming.job import SAMPLE_RATE, Waveform
 
@@ -22,13 +22,16 @@ RATES = (8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000, 12345)
 
 def decode(audio_format: AudioFormat, data: bytes, pieces: list[int]) -> Waveform:
     """All samples of `data`, fed in pieces of the given sizes, over and over."""
-    decoder = AudioDecoder(audio_format)
+    return fed(AudioDecoder(audio_format), data, pieces)
+
+
+def fed(decoder: AudioDecoder | SeparateDecoder, data: bytes, pieces: list[int]) -> Waveform:
     out, at, turn = [], 0, 0
     while at < len(data):
         size = pieces[turn % len(pieces)]
         out.append(decoder.feed(data[at : at + size]))
         at, turn = at + size, turn + 1
-    return np.concatenate([*out, decoder.finish()])
+    return np.concatenate([*out, decoder.finish()], axis=-1)
 
 
 @given(
@@ -46,6 +49,37 @@ def test_any_split_gives_the_same_samples(
     assert np.array_equal(decode(audio_format, data, pieces), whole)
     samples_in = len(data) // audio_format.frame_bytes
     assert len(whole) == math.floor(samples_in * SAMPLE_RATE / rate + 0.5)
+
+
+@given(
+    encoding=st.sampled_from(get_args(Encoding)),
+    rate=st.sampled_from(RATES),
+    channels=st.integers(1, 8),
+    data=st.binary(max_size=4000),
+    pieces=st.lists(st.integers(1, 997), min_size=1, max_size=5),
+)
+def test_each_separate_channel_is_what_it_is_alone(
+    encoding: Encoding, rate: int, channels: int, data: bytes, pieces: list[int]
+) -> None:
+    separate = SeparateDecoder(AudioFormat(encoding, rate, channels))
+    samples = fed(separate, data, pieces)
+    width = separate.format.frame_bytes // channels
+    whole = len(data) - len(data) % separate.format.frame_bytes
+    assert (separate.leftover, separate.heard) == (len(data) - whole, whole // separate.format.frame_bytes)
+    parts = np.frombuffer(data[:whole], np.uint8).reshape(-1, channels, width)
+    for number in range(channels):
+        alone = decode(AudioFormat(encoding, rate, 1), parts[:, number].tobytes(), [1 << 20])
+        np.testing.assert_allclose(samples[number], alone, atol=1e-5)
+
+
+def test_what_is_wrong_with_a_separate_channel_is_said_of_it() -> None:
+    decoder = SeparateDecoder(AudioFormat("pcm_s16le", SAMPLE_RATE, 2))
+    decoder.feed(np.stack([np.zeros(11 * SAMPLE_RATE), np.full(11 * SAMPLE_RATE, 99)], 1).astype("<i2").tobytes())
+    assert [(found.code, found.channel) for found in decoder.findings()] == [("no_signal", 0)]
+    decoder.feed(b"abc")
+    assert decoder.remains.startswith("3 of the 4 bytes of a sample of pcm_s16le with 2 channel(s)")
+    decoder.forget_leftover()
+    assert decoder.leftover == 0
 
 
 @given(rate=st.sampled_from(RATES), length=st.integers(1, 20000), piece=st.integers(7, 5000))

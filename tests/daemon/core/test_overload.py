@@ -13,13 +13,15 @@ from harness import client, scripted, service, speech, wait_until
 from test_pipeline import Clock, Ear, Turnstile, read
 from tokenizers import Tokenizer
 
+import daemon.core.channel
 import daemon.core.scheduler
 import daemon.core.stream
 from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources
 from daemon.core.hub import Hub
+from daemon.core.neighbours import ModelInfo, Neighbours
 from daemon.core.scheduler import Scheduler, Worker
-from daemon.core.stream import ModelInfo, Neighbours, Stream
+from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
 from streaming.events import Audio, Event, Final, Partial, Start
 from streaming.fake import ScriptedEngine
@@ -121,8 +123,9 @@ class House:
 
 async def test_under_twice_the_load_partials_thin_finals_stay_in_time_and_all_recovers(tokenizer_file: Path) -> None:
     with (
-        mock.patch.object(daemon.core.stream, "Detector", Ear),
+        mock.patch.object(daemon.core.channel, "Detector", Ear),
         mock.patch.object(daemon.core.stream, "time", clock := Clock()),
+        mock.patch.object(daemon.core.channel, "time", clock),
         mock.patch.object(daemon.core.scheduler, "time", clock),
     ):
         house = House(tokenizer_file)

@@ -21,13 +21,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tokenizers import Tokenizer
 
+import daemon.core.channel
 import daemon.core.scheduler
 import daemon.core.stream
 from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources
 from daemon.core.hub import Hub, Outbox
+from daemon.core.neighbours import ModelInfo, Neighbours
 from daemon.core.scheduler import EngineThread, Scheduler, Worker
-from daemon.core.stream import ModelInfo, Neighbours, Stream
+from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
 from streaming.audio import FRAME
 from streaming.events import Audio, Error, Event, Final, Flush, Flushed, Partial, SpeechStarted, SpeechStopped, Start
@@ -98,9 +100,9 @@ class Pipeline(RuleBasedStateMachine):
     def begin(self, batch: int, longest: float) -> None:
         self.stack = ExitStack()
         self.clock = Clock()
-        for module in (daemon.core.stream, daemon.core.scheduler):
+        for module in (daemon.core.stream, daemon.core.channel, daemon.core.scheduler):
             self.stack.enter_context(mock.patch.object(module, "time", self.clock))
-        self.stack.enter_context(mock.patch.object(daemon.core.stream, "Detector", Ear))
+        self.stack.enter_context(mock.patch.object(daemon.core.channel, "Detector", Ear))
         self.loop = asyncio.new_event_loop()
         self.stack.callback(self.loop.close)
         eot = Tokenizer.from_file(str(self.tokenizer_file)).get_vocab()["<|endoftext|>"]

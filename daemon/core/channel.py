@@ -1,0 +1,173 @@
+"""One channel of a stream: samples of one source to its session, and the session's events to the hub.
+
+Owns one source's share of a stream: its session, its place with the scheduler, and its switch. Here meet the neighbours
+that must not know each other. A stream has one channel, into which all that its client sends is mixed, or one for each
+channel of the audio. Knows nothing of bytes, of clients, or of the stream's other channels: what only the client is to
+be told goes to `ChannelOwner`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+import numpy as np
+
+from daemon.common.sources import DEFAULT_SOURCE
+from daemon.core.neighbours import Neighbours
+from daemon.core.scheduler import Kind
+from streaming.events import Error, Event, Flushed, Start, Stopped
+from streaming.job import SAMPLE_RATE, Job, Result, Vocabulary, Waveform
+from streaming.session import Session, SessionSettings
+from streaming.vad import Detector
+
+_log = logging.getLogger(__name__)
+
+_MUTED = "\0muted"
+"""The id of the flush that ends an utterance when its source is switched off."""
+
+
+class ChannelOwner(Protocol):
+    """The stream, as its channels see it."""
+
+    def answered(self, channel: Channel, event: Flushed | Stopped) -> None:
+        """Take the answer of a channel to what all were told."""
+
+    def progressed(self) -> None:
+        """Note that something was said, or that there may be room again."""
+
+    def broke(self, error: Exception) -> None:
+        """Note that a channel failed, which is a fault of the service."""
+
+
+class Channel:
+    """A channel. It is a client of the scheduler.
+
+    Args:
+        id: names its finals, and is the stream's for whoever follows it.
+        source: the name that its events carry.
+        start: the parameters of the stream.
+        settings: how it is transcribed.
+        languages: the code of its language; and those among which it is detected where that is None.
+        shared: what all streams share.
+        owner: the stream.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        source: str,
+        start: Start,
+        settings: SessionSettings,
+        languages: tuple[str | None, tuple[str, ...]],
+        shared: Neighbours,
+        owner: ChannelOwner,
+    ) -> None:
+        self.id = id
+        self.source = source
+        self._shared = shared
+        self._owner = owner
+        self._start = start
+        self.session = Session(
+            source,
+            settings,
+            Detector(shared.vad),
+            shared.model.text,
+            language=languages[0],
+            languages=languages[1],
+            partials=start.partials,
+            words=start.words,
+            vocabulary=self._vocabulary,
+        )
+        self._speaking = False
+        self._ended = False
+        shared.scheduler.add(self)
+        shared.sources.opened(source, self._mute)
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def take(self, samples: Waveform, arrived: float) -> None:
+        """Hear samples: shape `[n]`, 16 kHz; the last of them arrived then."""
+        seconds = len(samples) / SAMPLE_RATE
+        self._shared.metrics.audio_seconds.inc(seconds)
+        if not self._shared.sources.is_on(self.source):
+            # Heard as silence rather than cut out: the stream's clock goes on.
+            samples = np.zeros_like(samples)
+            self._shared.metrics.muted_seconds.inc(seconds)
+        self._say(self._receive(samples, arrived))
+
+    def flush(self, id: str | None) -> None:
+        self._say(self.session.flush(id, time.monotonic()))
+
+    def discard(self, id: str | None) -> None:
+        self._say(self.session.discard(id, time.monotonic()))
+
+    def stop(self, rest: Waveform, now: float) -> None:
+        """Hear the last samples, and take no more."""
+        self._ended = True
+        self._say(self._receive(rest, now))
+        self._say(self.session.stop(now))
+
+    def close(self) -> None:
+        """Leave, finished or not."""
+        self._ended = True
+        self._shared.scheduler.remove(self)
+        self._set_speaking(False)
+        self._shared.sources.closed(self.source, self._mute)
+
+    def _vocabulary(self) -> Vocabulary:
+        """Return the phrases of the moment: the stream's own, and those of its source and of the channel's."""
+        phrases = self._start.vocabulary
+        for name in dict.fromkeys((self._start.source or DEFAULT_SOURCE, self.source)):
+            phrases = self._shared.vocabularies.of(name, phrases)
+        return phrases
+
+    def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
+        before = self.session.voiced_seconds
+        events = self.session.receive(samples, arrived)
+        self._shared.metrics.voiced_seconds.inc(self.session.voiced_seconds - before)
+        return events
+
+    def _mute(self) -> None:
+        """Make final what was said until now, because the source was switched off and no more audio may come."""
+        if not self._ended:
+            self.flush(_MUTED)
+
+    # --- what goes out ---------------------------------------------------------------------------------------------
+
+    def _say(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case Flushed(id) if id == _MUTED:
+                    pass  # nobody asked
+                case Flushed() | Stopped():
+                    self._owner.answered(self, event)
+                case Error():
+                    _log.error("%s", event.message)
+                    self._shared.hub.publish(event, self.id)
+                case _:
+                    self._shared.hub.publish(event, self.id)
+        self._set_speaking(self.session.speaking)
+        self._shared.scheduler.schedule(self)
+        self._owner.progressed()
+
+    def _set_speaking(self, speaking: bool) -> None:
+        if speaking != self._speaking:
+            self._speaking = speaking
+            self._shared.sources.speech(self.source, speaking)
+
+    # --- a client of the scheduler ---------------------------------------------------------------------------------
+
+    def pending(self) -> Kind | None:
+        return self.session.pending()
+
+    def next_job(self) -> Job | None:
+        return self.session.next_job()
+
+    def receive_result(self, result: Result) -> None:
+        self._say(self.session.receive_result(result, time.monotonic()))
+
+    def broke(self, error: Exception) -> None:
+        self._ended = True
+        self._owner.broke(error)
