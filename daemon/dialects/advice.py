@@ -2,9 +2,9 @@
 
 Owns the policy. A field that advises how to hear changes nothing of what the answer means: it is taken, whatever the
 service can make of it, and where that is nothing it is said, in the log once for each client and wherever the protocol
-has a place for it. What would change the meaning of the answer (who spoke, another language, another channel) is no
-advice, and the dialects refuse it. Here are the fields without effect, the line that says so, and how a prompt or a
-list of keywords becomes phrases. Knows no dialect.
+has a place for it. What would change the meaning of the answer (who spoke, another language) is no advice, and the
+dialects refuse it. Here are the fields without effect, the line that says so, and how a prompt or a list of keywords
+becomes phrases. Knows no dialect.
 """
 
 from __future__ import annotations

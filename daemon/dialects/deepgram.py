@@ -27,7 +27,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from daemon.common.client_input import LONGEST_TEXT, bare, bare_text, is_text, language_code, quoted, read_json
+from daemon.common.client_input import (
+    LONGEST_TEXT,
+    bare,
+    bare_text,
+    is_text,
+    language_code,
+    language_codes,
+    quoted,
+    read_json,
+)
 from daemon.common.errors import Fault
 from daemon.dialects.advice import AdviceLog
 from daemon.dialects.codec import (
@@ -97,7 +106,6 @@ _REFUSED = {
     "diarize_model": "speakers are not distinguished",
     "diarize_version": "speakers are not distinguished",
     "intents": "intents are not detected",
-    "multichannel": "channels are mixed into one: open a connection for each",
     "profanity_filter": "no words are left out",
     "redact": "no words are left out",
     "replace": "text is not replaced",
@@ -123,7 +131,6 @@ _WITHOUT_EFFECT = {
 _ADVICE = {
     "alternatives": "each text has only one alternative",
     "detect_language": "a multilingual model detects the language where none is requested",
-    "language_hint": "request one language, or a multilingual model detects it",
     "utt_split": "endpointing says how long a pause ends an utterance",
     "version": "there is only one version of the model",
 }
@@ -292,13 +299,17 @@ class _Query:
         rate = self._number("sample_rate", 8000, 192000)
         if name is not None and rate is None:
             raise Fault("bad_parameter", f"sample_rate is required with encoding={name}")
+        channels = self._number("channels", 1, 8) or 1
+        separate = self._switch("multichannel") and channels > 1
         return Start(
             source=self._one("source") or SOURCE,
             # A container says itself what is in it.
             encoding="opus" if name is None else _ENCODINGS[name][0],
             sample_rate=rate or Start().sample_rate,
-            channels=self._number("channels", 1, 8) or 1,
+            channels=channels,
+            separate=separate,
             language=self._language(),
+            languages=language_codes(self._several("language_hint")),
             partials=partials,
             words=True,
             endpointing=Endpointing(hangover=pause),
@@ -385,9 +396,10 @@ class Deepgram(Codec):
         self._audio = hashlib.sha256()
         self._heard = 0  # bytes
         self._models: dict[str, str] = {}  # "student", "teacher" -> their names
-        self._held: Final | None = None  # the newest that a Finalize may have brought out
+        start = self._parameters.start
+        wanted = range(start.channels if start.separate else 1)
+        self._channels = [_Channel(number, _Silence(self._parameters.utterance_end)) for number in wanted]
         self._finalizing = 0  # how many of those are not answered
-        self._silence = _Silence(self._parameters.utterance_end)
         self._noticed: list[dict[str, str]] = []
 
     # --- what comes in ---------------------------------------------------------------------------------------------
@@ -431,20 +443,22 @@ class Deepgram(Codec):
             case Ready(student=student, teacher=teacher):
                 self._models = {"student": student, "teacher": teacher or student}
                 AdviceLog("deepgram").say(self._parameters.advice)
-            case SpeechStarted(start=start):
-                self._silence.broken(event.utterance, start)
+            case SpeechStarted(source=source, start=start):
+                channel = self._of(source)
+                channel.silence.broken(event.utterance, start)
                 if self._parameters.vad_events:
-                    yield _json("SpeechStarted", channel=[0, 1], timestamp=round(start, 3))
+                    yield _json("SpeechStarted", channel=self._index(channel), timestamp=round(start, 3))
             case Partial() if self._parameters.interim:
                 yield self._interim(event)
-            case SpeechStopped(end=end):
-                self._silence.begun(event.utterance, end)
+            case SpeechStopped(source=source, end=end):
+                self._of(source).silence.begun(event.utterance, end)
             case Final():
                 yield from self._final(event)
             case Flushed():
                 self._finalizing -= 1
-                yield self._result(self._held, from_finalize=True)
-                self._held = None
+                for channel in self._channels:
+                    yield self._result(channel, channel.held, from_finalize=True)
+                    channel.held = None
             case Notice(code=code, message=message):
                 self._noticed.append({"parameter": "audio", "type": code, "message": message})
             case Stopped(audio_seconds=seconds):
@@ -456,22 +470,34 @@ class Deepgram(Codec):
         return [_error(fault)]
 
     def _final(self, final: Final) -> Iterator[Frame]:
-        held, self._held = self._held, final if self._finalizing else None
-        yield from [self._result(each) for each in (held, None if self._held else final) if each is not None]
-        self._silence.last_word(final.utterance, final.words[-1].end if final.words else final.end)
+        channel = self._of(final.source)
+        held, channel.held = channel.held, final if self._finalizing else None
+        yield from [self._result(channel, each) for each in (held, None if channel.held else final) if each is not None]
+        channel.silence.last_word(final.utterance, final.words[-1].end if final.words else final.end)
         yield from self._utterance_end()
 
     def _failure(self, error: Error) -> Iterator[Frame]:
-        if error.fatal and self._held is not None:
-            yield self._result(self._held)
-            self._held = None
+        for channel in self._channels:
+            if error.fatal and channel.held is not None:
+                yield self._result(channel, channel.held)
+                channel.held = None
         yield _error(error)
 
     def _utterance_end(self) -> Iterator[Frame]:
-        end = self._silence.due(self._seconds)
-        if end is not None and self._held is None:
-            self._silence.told()
-            yield _json("UtteranceEnd", channel=[0, 1], last_word_end=round(end, 3))
+        for channel in self._channels:
+            end = channel.silence.due(self._seconds)
+            if end is not None and channel.held is None:
+                channel.silence.told()
+                yield _json("UtteranceEnd", channel=self._index(channel), last_word_end=round(end, 3))
+
+    def _of(self, source: str) -> _Channel:
+        """Return the channel of an event. Where there are several, the number is the end of its source's name."""
+        number = int(source.rpartition("-")[2]) if self._parameters.start.separate else 1
+        return self._channels[number - 1]
+
+    def _index(self, channel: _Channel) -> list[int]:
+        """Return which of how many."""
+        return [channel.number, len(self._channels)]
 
     @property
     def _seconds(self) -> float:
@@ -490,14 +516,15 @@ class Deepgram(Codec):
     def _interim(self, partial: Partial) -> str:
         """Return the result of a partial, whose words have no times yet, and whose text has no confidence."""
         alternative = {"transcript": self._text(partial.stable + partial.tail), "confidence": 0.0, "words": []}
-        return self._results(partial.start, partial.end, alternative, "student", is_final=False)
+        channel = self._of(partial.source)
+        return self._results(channel, partial.start, partial.end, alternative, "student", is_final=False)
 
-    def _result(self, final: Final | None, *, from_finalize: bool = False) -> str:
+    def _result(self, channel: _Channel, final: Final | None, *, from_finalize: bool = False) -> str:
         """Return the result of a final, or an empty one for None, where nothing was left to say."""
         if final is None:
             nothing = {"transcript": "", "confidence": 0.0, "words": []}
             at = self._seconds
-            return self._results(at, at, nothing, "student", speech_final=False, from_finalize=from_finalize)
+            return self._results(channel, at, at, nothing, "student", speech_final=False, from_finalize=from_finalize)
         words = [
             {
                 "word": bare(word.text) or word.text,
@@ -509,8 +536,9 @@ class Deepgram(Codec):
             for word in final.words or ()
         ]
         alternative = {"transcript": self._text(final.text), "confidence": final.confidence, "words": words}
-        cut = self._silence.before_next(final) < (self._parameters.pause or _PAUSE)
+        cut = channel.silence.before_next(final) < (self._parameters.pause or _PAUSE)
         return self._results(
+            channel,
             final.start,
             final.end,
             alternative,
@@ -521,6 +549,7 @@ class Deepgram(Codec):
 
     def _results(
         self,
+        channel: _Channel,
         start: float,
         end: float,
         alternative: dict[str, Any],
@@ -532,7 +561,7 @@ class Deepgram(Codec):
     ) -> str:
         return _json(
             "Results",
-            channel_index=[0, 1],
+            channel_index=self._index(channel),
             start=round(start, 3),
             duration=round(end - start, 3),
             is_final=is_final,
@@ -631,6 +660,21 @@ class _Silence:
         self._last_word = None
 
 
+@dataclass(slots=True, eq=False)
+class _Channel:
+    """One channel of the audio: all of it mixed, or with `multichannel` one of several.
+
+    Attributes:
+        number: from 0.
+        silence: who spoke in it when.
+        held: the newest final that a Finalize may have brought out.
+    """
+
+    number: int
+    silence: _Silence
+    held: Final | None = None
+
+
 def _command(frame: str) -> str:
     """Check a text frame and return its type.
 
@@ -649,7 +693,7 @@ def _command(frame: str) -> str:
     if kind == "Configure":
         return "Configure"
     if kind == "Finalize" and body.pop("channel", 0) not in (0, None):
-        raise Fault("bad_field", "channel must be 0: channels are mixed into one")
+        raise Fault("bad_field", "a Finalize is for all channels: leave channel out")
     if unknown := [name for name in body if name != "type"]:
         raise Fault("unknown_field", f"unknown field {quoted(unknown[0])} in {kind}: it takes none")
     return str(kind)

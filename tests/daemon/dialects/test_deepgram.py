@@ -100,6 +100,23 @@ async def test_telephone_audio_of_two_channels(tokenizer_file: Path) -> None:
     assert (metadata.duration, metadata.channels) == (1.0, 2)
 
 
+async def test_both_sides_of_a_call_each_by_itself(tokenizer_file: Path) -> None:
+    silence = b"\0" * len(speech())
+    sides = [speech() + silence, silence + speech()]
+    both = np.stack([np.frombuffer(side, "<i2") for side in sides], axis=1).tobytes()
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        deepgram(daemon.server.url, channels=2, multichannel="true") as mine,
+    ):
+        await deepgram_play(mine, both)
+        await mine.send_close_stream()
+        messages = await deepgram_rest(mine)
+    results, (metadata,) = of(messages, "Results"), of(messages, "Metadata")
+    assert [each.channel_index for each in results] == [[0, 2], [1, 2]]
+    assert results[1].start == pytest.approx(results[0].start + len(speech()) / 32000, abs=0.1)
+    assert (metadata.duration, metadata.channels) == (2 * len(speech()) / 32000, 2)
+
+
 async def test_a_container_as_a_browser_sends_it(tokenizer_file: Path) -> None:
     async with (
         service(scripted(tokenizer_file)) as daemon,

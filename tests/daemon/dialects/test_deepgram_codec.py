@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -178,7 +178,6 @@ CHANGED = ("endpointing", "utterance_end_ms")  # to the nearest possible value
         ("alternatives=3", "alternatives"),
         ("detect_language=true", "detect_language"),
         ("detect_language=en&detect_language=es", "detect_language"),
-        ("language_hint=en&language_hint=es", "language_hint"),
         ("version=2024-01-01", "version"),
         ("keywords=lamp:-10&keywords=um:0", "keywords"),
     ],
@@ -261,7 +260,7 @@ def test_phrases_that_will_not_do(query: str, code: str, words: str) -> None:
     assert (fault.code, fault.message.startswith(words)) == (code, True)
 
 
-NAMES = ["keyterm", "keywords", "utt_split", "alternatives", "language_hint", "detect_language", "dictation", "version"]
+NAMES = ["keyterm", "keywords", "utt_split", "alternatives", "detect_language", "dictation", "version"]
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.text(min_size=95, max_size=105)
 
 
@@ -288,7 +287,7 @@ def test_a_pause_is_at_least_one_between_words() -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        "diarize=true", "diarize_model=latest", "multichannel=true", "redact=pci", "redact=false&redact=numbers",
+        "diarize=true", "diarize_model=latest", "redact=pci", "redact=false&redact=numbers",
         "search=light", "replace=a:b", "profanity_filter=true", "detect_entities=true", "callback=http://x",
         "summarize=v2", "translate=es", "topics=true",
     ],
@@ -466,6 +465,46 @@ def test_a_cut_for_length_is_no_end_of_speech() -> None:
 
 def test_without_endpointing_nothing_is_an_end_of_speech() -> None:
     assert say(codec("endpointing=false"), final())[0]["speech_final"] is False
+
+
+def of_side(side: int, *events: Any) -> list[Any]:
+    """Events of one side of a call."""
+    return [replace(event, source=f"deepgram-{side + 1}") for event in events]
+
+
+def test_each_channel_is_told_by_itself_where_they_are_not_mixed() -> None:
+    made = codec("channels=2&multichannel=true&vad_events=true&interim_results=true&utterance_end_ms=1000")
+    (start,) = made.greet()
+    assert isinstance(start, Start)
+    assert (start.channels, start.separate) == (2, True)
+    left, right = of_side(0, final(1, 0.5, 1.5)), of_side(1, final(1, 0.7, 1.7, "No."))
+    started = say(made, *of_side(0, SpeechStarted("", 1, 0.5)), *of_side(1, SpeechStarted("", 1, 0.7)))
+    assert [each["channel"] for each in started] == [[0, 2], [1, 2]]
+    (partial,) = say(made, *of_side(1, Partial("", 1, 0.7, 1.0, "N", "", 40)))
+    assert partial["channel_index"] == [1, 2]
+    say(made, *of_side(0, SpeechStopped("", 1, 1.5)), *of_side(1, SpeechStopped("", 1, 1.7)))
+    assert [each["channel_index"] for each in say(made, *right, *left)] == [[1, 2], [0, 2]]
+    # A second of both is twice as many bytes: two are too few, three are enough.
+    assert hear(made, SECOND * 4)[1] == []
+    _, ends = hear(made, SECOND * 2)
+    assert [(each["channel"], each["last_word_end"]) for each in ends] == [([0, 2], 1.4), ([1, 2], 1.6)]
+    send(made, type="Finalize")
+    assert say(made, *of_side(1, final(2, 2.5, 3.0, "Yes."))) == []
+    answers = say(made, Flushed(None))
+    assert [(each["channel_index"], each["from_finalize"]) for each in answers] == [([0, 2], True), ([1, 2], True)]
+    said = [each["channel"]["alternatives"][0]["transcript"] for each in answers]
+    assert said == ["", "yes"]
+
+
+@pytest.mark.parametrize(
+    "query", ["multichannel=true", "channels=1&multichannel=true", "channels=2&multichannel=false"]
+)
+def test_one_channel_is_no_several(query: str) -> None:
+    assert parse(f"{LEAST}&{query}").start.separate is False
+
+
+def test_the_languages_that_a_client_expects() -> None:
+    assert parse(f"{LEAST}&language_hint=en-US&language_hint=es&language_hint=").start.languages == ("en", "es")
 
 
 def test_the_last_result_of_a_finalize_says_so() -> None:
