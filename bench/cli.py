@@ -17,6 +17,7 @@ BENCHMARKS = {
     "live": "what a reader has before them while people speak: word errors, and how they fall with the delay",
     "offline": "what drafting from the last partial saves, and the real-time factor",
     "day": "a day at home: people speak, broker, microphone and service fail, and what became of each final",
+    "waking": "the first final after the models were put away, beside one of models that are awake",
     "vocabulary": "names that a model does not know: how many are heard with a vocabulary, and what it costs",
     "faults": "what clients, attackers and machines do to a service, and that nothing of what was said is lost",
     "soak": "hours of mixed streams, come and go: memory, descriptors, waiting, and every final counted at every edge",

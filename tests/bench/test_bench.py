@@ -68,6 +68,14 @@ def test_the_demos_last_word() -> None:
     assert verdict(["yes"], ["Yes, yes."]).startswith("1 of 1 words were right, 1 more were heard: it was said\n")
 
 
+def test_models_that_were_put_away_hear_too() -> None:
+    asleep, awake = cells(run("waking", "--rounds", "1"))
+    for name, (state, latency, memory) in (("asleep", asleep), ("awake", awake)):
+        assert state == name
+        assert re.fullmatch(r"[1-9]\d* \(\d+ to \d+\)", latency)
+        assert re.fullmatch(r"[1-9]\d* \(\d+ to \d+\)", memory)
+
+
 def test_live_streams(tmp_path: Path) -> None:
     picture = tmp_path / "lags.png"
     printed = run("streams", "--streams", "2", "--recording", str(DEMO), "--picture", str(picture))
