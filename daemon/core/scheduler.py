@@ -22,7 +22,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -35,6 +35,10 @@ _log = logging.getLogger(__name__)
 
 Kind = Literal["final", "partial"]
 _KINDS: tuple[Kind, ...] = ("final", "partial")
+
+_DELIVERING = 0.005
+"""Seconds of results that are delivered between two turns of the loop: whoever reads what came of them must not find
+too many on top, and a turn for each result would hold up the next batch."""
 
 
 class SchedulerClient(Protocol):
@@ -67,6 +71,10 @@ class EngineThread:
 
     async def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Run `function(*arguments)` in the thread, and give its result or exception here."""
+        return await self.submit(function, *arguments)
+
+    def submit(self, function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
+        """Let the thread run `function(*arguments)` from now on. The future has its result or exception."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[_T] = loop.create_future()
 
@@ -90,7 +98,7 @@ class EngineThread:
                 _log.debug("the event loop ended before the engine")
 
         self._calls.put(work)
-        return await outcome
+        return outcome
 
     def close(self) -> None:
         """End the thread after what was called already."""
@@ -146,6 +154,48 @@ class _Unsure:
         return replace(result, accepted=self.heard.accepted, passes=self.heard.passes + result.passes)
 
 
+_Decided = tuple[SchedulerClient, Job, Result]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Turn:
+    """What an engine does between two looks at who waits.
+
+    Attributes:
+        clients: whose jobs they are.
+        jobs: what it runs; none where all is known already.
+        decide: returns what of their results is for their streams.
+        of_teacher: whether it is the teacher's.
+    """
+
+    clients: set[SchedulerClient]
+    jobs: list[Job]
+    decide: Callable[[list[Result]], list[_Decided]]
+    of_teacher: bool = False
+
+
+def _asked(unsure: _Unsure, results: Sequence[Result]) -> list[_Decided]:
+    """Return what the teacher decided; what the student made of it where the teacher was not asked."""
+    return [(unsure.client, unsure.job, unsure.decided(results[0]) if results else unsure.heard)]
+
+
+_Timed = tuple[float, list[Result]]
+
+
+def _timed(
+    run: Callable[[Sequence[Job]], list[Result]],
+    jobs: Sequence[Job],
+    failed: Callable[[Sequence[Job], Exception], None],
+) -> _Timed:
+    """Return the seconds that a batch took in the engine's thread, and its results.
+
+    What the event loop is late by is not the engine's work.
+    """
+    began = time.monotonic()
+    results = isolated(run, jobs, failed)
+    return time.monotonic() - began, results
+
+
 class Scheduler:
     """Runs the jobs of all clients, a batch at a time on each engine.
 
@@ -166,7 +216,8 @@ class Scheduler:
         self._batch = batch
         self._metrics = metrics
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
-        self._away: set[SchedulerClient] = set()  # those in a batch that runs, or unsure
+        # Those in a batch that runs, in one whose results are not delivered, or unsure; and the engine that has them.
+        self._away: dict[SchedulerClient, Worker] = {}
         self._unsure: deque[_Unsure] = deque()
         self._clients: dict[SchedulerClient, contextvars.Context] = {}
         self._background: set[SchedulerClient] = set()
@@ -234,16 +285,6 @@ class Scheduler:
                 self._waiting[kind].pop(client, None)
         self._count_waiting()
 
-    async def deliver(self, batch: Sequence[tuple[SchedulerClient, Job]], results: Sequence[Result]) -> None:
-        for (client, job), result in zip(batch, results, strict=True):
-            self._count(job, result)
-            if client in self._clients:
-                self._guarded(client, client.receive_result, result)
-            await asyncio.sleep(0)  # whoever reads what came of it must not find the next twenty on top
-        unsure = {each.client for each in self._unsure}
-        self._away.difference_update(client for client, _ in batch if client not in unsure)
-        self._work.set()  # what these wait for may be taken now
-
     def remove(self, client: SchedulerClient) -> None:
         """Remove a client: nothing more is asked of it, nor told to it."""
         self._clients.pop(client, None)
@@ -259,48 +300,77 @@ class Scheduler:
         await asyncio.gather(*(self._serve(worker) for worker in self._workers))
 
     async def _serve(self, worker: Worker) -> None:
+        """Run turn after turn. What a turn brought is delivered while the engine is at the next."""
         asked = False  # whether the teacher has just had its turn
+        brought: list[_Decided] = []
         while True:
-            await self._work.wait()
-            batch = self._take() if asked or not self._unsure else []
-            if batch:
-                asked = False
-                await self._hear(worker, batch)
-            elif self._unsure:
-                unsure = self._unsure.popleft()
-                asked = not unsure.settled
-                await self._ask(worker, unsure)
-            else:
+            turn = self._next_turn(worker, asked)
+            if turn is None and not brought:
                 self._work.clear()
+                await self._work.wait()
+                continue
+            results = self._begin(worker, turn.jobs) if turn is not None and turn.jobs else None
+            await self._deliver(brought, turn.clients if turn is not None else ())
+            brought = []
+            if turn is not None:
+                asked = turn.of_teacher
+                brought = turn.decide(await self._finish(results) if results is not None else [])
 
-    async def _hear(self, worker: Worker, batch: list[tuple[SchedulerClient, Job]]) -> None:
-        apart = worker.teacher_apart()
-        jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch]
-        results = await self._execute(worker, jobs)
-        decided: list[tuple[tuple[SchedulerClient, Job], Result]] = []
+    def _next_turn(self, worker: Worker, asked: bool) -> _Turn | None:
+        """Return what an engine does next: a batch, or one text of the teacher's, in turns."""
+        batch = self._take(worker) if asked or not self._unsure else []
+        if batch:
+            apart = worker.teacher_apart()
+            jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch]
+            return _Turn({client for client, _ in batch}, jobs, partial(self._heard, batch, apart))
+        if not self._unsure:
+            return None
+        unsure = self._unsure.popleft()
+        gone = unsure.client not in self._clients  # it may have left meanwhile
+        jobs = [] if unsure.settled or gone else [unsure.again()]
+        return _Turn({unsure.client}, jobs, partial(_asked, unsure), of_teacher=not unsure.settled)
+
+    def _heard(
+        self, batch: Sequence[tuple[SchedulerClient, Job]], apart: bool, results: Sequence[Result]
+    ) -> list[_Decided]:
+        """Return what is decided of a batch that the student heard; the rest is for the teacher."""
+        decided: list[_Decided] = []
         waiting: set[SchedulerClient] = set()
         for (client, job), result in zip(batch, results, strict=True):
             sure = not apart or result.error is not None or result.student_confidence >= job.ask_teacher_below
             if sure and client not in waiting:
-                decided.append(((client, job), result))
+                decided.append((client, job, result))
             else:
                 waiting.add(client)
                 self._unsure.append(_Unsure(client, job, result, settled=sure))
-        await self.deliver([pair for pair, _ in decided], [result for _, result in decided])
+        return decided
 
-    async def _ask(self, worker: Worker, unsure: _Unsure) -> None:
-        if unsure.settled or unsure.client not in self._clients:  # it may have left meanwhile
-            result = unsure.heard
-        else:
-            (heard,) = await self._execute(worker, [unsure.again()])
-            result = unsure.decided(heard)
-        await self.deliver([(unsure.client, unsure.job)], [result])
+    async def _deliver(self, decided: Sequence[_Decided], still_away: Collection[SchedulerClient]) -> None:
+        """Give each client its result, and others a turn of the loop every few milliseconds.
 
-    def _take(self) -> list[tuple[SchedulerClient, Job]]:
+        Args:
+            decided: the results.
+            still_away: clients that the engine has taken again meanwhile.
+        """
+        until = time.monotonic() + _DELIVERING
+        for client, job, result in decided:
+            self._count(job, result)
+            if client in self._clients:
+                self._guarded(client, client.receive_result, result)
+            if time.monotonic() >= until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + _DELIVERING
+        unsure = {each.client for each in self._unsure}
+        for client, _, _ in decided:
+            if client not in unsure and client not in still_away:
+                self._away.pop(client, None)
+        self._work.set()  # what these wait for may be taken now
+
+    def _take(self, worker: Worker) -> list[tuple[SchedulerClient, Job]]:
         """Return the next batch, all of one kind, so that no final waits for a partial's decoding."""
         for kind in _KINDS:
             batch: list[tuple[SchedulerClient, Job]] = []
-            while (client := self._next(kind)) is not None and len(batch) < self._batch:
+            while (client := self._next(kind, worker)) is not None and len(batch) < self._batch:
                 del self._waiting[kind][client]
                 job = self._guarded(client, client.next_job)
                 if job is None:
@@ -311,24 +381,35 @@ class Scheduler:
                 self._metrics.jobs.labels(kind).inc()
                 self.schedule(client)  # behind the others, if it has more
             if batch:
-                self._away.update(client for client, _ in batch)
+                self._away.update((client, worker) for client, _ in batch)
                 return batch
         return []
 
-    def _next(self, kind: Kind) -> SchedulerClient | None:
-        """Return the client that waits longest and is not with an engine already."""
-        return next((client for client in self._waiting[kind] if client not in self._away), None)
+    def _next(self, kind: Kind, worker: Worker) -> SchedulerClient | None:
+        """Return the client that waits longest and may be with this engine next.
 
-    async def _execute(self, worker: Worker, jobs: list[Job]) -> list[Result]:
-        """Return a result for each job, whatever the engine does."""
-        started = self._busy[worker] = time.monotonic()
-        try:
-            results = await worker.thread.call(isolated, worker.run, jobs, self._failed)
-        finally:
-            del self._busy[worker]
-            self._worked += time.monotonic() - started
-        self._metrics.batch_seconds.observe(time.monotonic() - started)
-        self._metrics.batch_size.observe(len(jobs))
+        Another engine must not have it. What this one has brought is delivered before what it is asked now, so a client
+        that waits only for that need not wait. One with a text for the teacher does: its results come in order.
+        """
+        unsure = {each.client for each in self._unsure}
+        for client in self._waiting[kind]:
+            if client not in self._away or (self._away[client] is worker and client not in unsure):
+                return client
+        return None
+
+    def _begin(self, worker: Worker, jobs: list[Job]) -> asyncio.Future[_Timed]:
+        """Let an engine run a batch from now on."""
+        self._busy[worker] = time.monotonic()
+        running = worker.thread.submit(_timed, worker.run, jobs, self._failed)
+        running.add_done_callback(lambda _: self._busy.pop(worker, None))
+        return running
+
+    async def _finish(self, running: asyncio.Future[_Timed]) -> list[Result]:
+        """Return a result for each job of a batch, whatever the engine does."""
+        seconds, results = await running
+        self._worked += seconds
+        self._metrics.batch_seconds.observe(seconds)
+        self._metrics.batch_size.observe(len(results))
         if any(result.error is None for result in results):
             self.decoded_at = time.monotonic()
         return results

@@ -28,12 +28,12 @@ VALUES = st.recursive(
 )
 KEYS = [
     "source", "encoding", "sample_rate", "channels", "language", "partials", "words", "vocabulary", "hangover",
-    "longest", "onset", "id",
+    "longest", "onset", "no_speech", "languages", "id",
 ]  # fmt: skip
 GOOD = {
     "source": "a1", "encoding": "pcm_s16le", "sample_rate": 16000, "channels": 1, "language": None, "partials": True,
     "words": False, "id": "x", "vocabulary": ["Kallax", {"text": "Lumen", "weight": 2}], "hangover": 0.5, "longest": 20,
-    "onset": 0.1,
+    "onset": 0.1, "no_speech": 3, "languages": ["en", "de"],
 }  # fmt: skip
 
 

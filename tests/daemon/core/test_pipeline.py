@@ -68,7 +68,10 @@ class Turnstile(EngineThread):
     def __init__(self) -> None:
         self.permits = asyncio.Semaphore(0)
 
-    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._when_let(function, *arguments))
+
+    async def _when_let(self, function: Callable[..., Any], *arguments: Any) -> Any:
         await self.permits.acquire()
         return function(*arguments)
 
