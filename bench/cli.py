@@ -14,6 +14,7 @@ BENCHMARKS = {
     "targets": "what is meant to be reached on one large GPU, beside its roofline (--small anywhere)",
     "exactness": "how often drafts change a final in low precision, and that they never do in deterministic mode",
     "streams": "live streams at the pace of speech into a real service: lag, latency, what is left of the machine",
+    "service": "the service with an engine of a stated pace: how many streams it carries itself",
     "live": "what a reader has before them while people speak: word errors, and how they fall with the delay",
     "offline": "what drafting from the last partial saves, and the real-time factor",
     "day": "a day at home: people speak, broker, microphone and service fail, and what became of each final",

@@ -6,18 +6,21 @@ Owns no more than that: all else is the service's own. It starts without the sec
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 
 from daemon.commands import cli
 from daemon.core.pipeline import LoadEngine
 from daemon.service import app
 from daemon.settings.schema import Settings
 from streaming.fake import ScriptedEngine
+from streaming.job import Job
 from streaming.whisper.checkpoint import open_checkpoint
 
 
-def load(settings: Settings) -> ScriptedEngine:
+def load(settings: Settings, before: Callable[[Sequence[Job]], None] | None = None) -> ScriptedEngine:
+    """Return the engine; `before` is called with every batch."""
     checkpoint = open_checkpoint(settings.models.student, "student")
-    return ScriptedEngine(checkpoint.tokenizer_file, checkpoint.grammar.eot)
+    return ScriptedEngine(checkpoint.tokenizer_file, checkpoint.grammar.eot, before=before)
 
 
 def serve(config: str, load: LoadEngine) -> int:

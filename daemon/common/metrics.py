@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)
+_LATE = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 _KINDS = ("final", "partial")
 _MODELS = ("student", "teacher")
@@ -204,6 +205,9 @@ class Metrics:
         self.engines = gauge("engines", "Engines, one per device")
         self.engine_busy_seconds = reading(
             "engine_busy_seconds", "Total time that the engines have worked, including batches in progress"
+        )
+        self.loop_late = histogram(
+            "event_loop_late_seconds", "How late the event loop is, measured ten times a second", _LATE
         )
         self.tokens = counter("tokens", "Tokens in all results")
         self.draft_tokens = counter("draft_tokens", "Tokens offered as drafts, by the model that checked them", "model")

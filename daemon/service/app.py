@@ -32,6 +32,7 @@ from daemon.microphone.capture import MicrophoneError
 from daemon.microphone.source import Microphone
 from daemon.mqtt.publisher import Mqtt
 from daemon.service import status
+from daemon.service.loop_lateness import watch_loop
 from daemon.service.reloader import Reloader
 from daemon.service.sd_notify import Notifier
 from daemon.service.service_manager import ServiceManager
@@ -145,6 +146,7 @@ class Service:
         if (after := self.settings.models.unload_after) is not None:
             self._begin("unloading", unload_when_idle(self.pipeline, after))
         self._begin("reload", self._reloader.run())
+        self._begin("loop", watch_loop(self.pipeline.metrics.loop_late.observe))
         _log.info("ready: %s", self._models)
         self._manager.ready()
         self._begin("status", self._manager.tell_status())
