@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from waveforms import murmur
 
-from streaming.whisper.biasing import START, Tables, compile_paths, empty_tables, fill
+from streaming.whisper.biasing import START, Tables, compile_paths, filled_tables
 from streaming.whisper.checkpoint import open_checkpoint
 from streaming.whisper.decode import decode
 from streaming.whisper.mel import LogMel
@@ -60,10 +60,7 @@ def phrases(size: int) -> Tables:
         rng = random.Random(seed)
         paths = [tuple(rng.choices(range(seed, 600, 20), k=rng.randint(1, 5))) for _ in range(100)]
         parts.append(compile_paths(dict.fromkeys([*paths, (START, 7, 8)], 4.0), size))
-    states, pairs = (1 + sum(part.sizes[which] for part in parts) for which in (0, 1))
-    tables = empty_tables(len(parts), size, states, pairs, 64, torch.device("cpu"))
-    fill(tables, parts)
-    return tables
+    return filled_tables(parts, torch.device("cpu"))
 
 
 def speaker(directory: Path) -> Speaker:

@@ -7,6 +7,9 @@ The phrases are a trie of tokens, and a position's state is the longest end of t
 of a token that continues a phrase includes those of the tokens before it: beside the tokens that abandon the phrase,
 these are thus taken back, as far as greedy decoding can (shallow fusion with backoff; Zhao et al. 2019). The state is
 found by digests of the last tokens, one for each length, all looked up at once.
+
+A step is short, so what counts is how many operations it takes, and that none of them touches the whole vocabulary:
+few tokens have a bonus, and only these are added to.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ TOGETHER = 8
 LONGEST = 24
 """Tokens of a phrase that count; a longer one is as good as heard."""
 
+MOST_FIRST = 1 << 12
+"""Tokens that may begin the phrases of one vocabulary: four variants of a thousand phrases have fewer."""
+
 MOST_PAIRS = 256
 """Tokens that may continue the phrases of one state; the heaviest are kept."""
 
@@ -51,102 +57,123 @@ ALL_PAIRS = 1 << 16
 KEPT = 64
 """Vocabularies that stay compiled."""
 
-_DIGEST_BITS = 59  # the vocabulary's number is in front of them
+_DIGEST_BITS, _LENGTH_BITS = 54, 5  # the four bits in front of them are the vocabulary's number
 _DIGEST = (1 << _DIGEST_BITS) - 1
 # Odd numbers without a pattern, as signed 64 bit.
 _POWERS = [
     (power ^ 1 << 63) - (1 << 63) for power in (pow(0x9E3779B97F4A7C15, place, 1 << 64) for place in range(1, 25))
 ]
-_NO_KEY = (1 << 63) - 1
+_LEAST_KEY, _GREATEST_KEY = -1, (1 << 63) - 1  # stand around the keys, and are none
 START = 1 << 40  # stands before the first token of a text
-_OUTSIDE = 1 << 41  # stands before that, and begins nothing
 # Scripts that put no space between words: there a phrase may begin anywhere.
 _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
+
+
+class Sizes(NamedTuple):
+    """Of one vocabulary, or of several together.
+
+    Attributes:
+        first: tokens that begin a phrase; of several vocabularies the most of one.
+        states: beginnings of phrases that may be continued.
+        pairs: tokens that continue them, of all states.
+        most: of one state at most.
+    """
+
+    first: int
+    states: int
+    pairs: int
+    most: int
 
 
 class Tables(NamedTuple):
     """The phrases of up to `TOGETHER` vocabularies on the device; a vocabulary's number is its place, from 1 on.
 
+    State 0 stands for none, and has no pairs. Of two states of a vocabulary the longer one has the higher number.
+
     Attributes:
-        first: bonuses of tokens that begin a phrase, `[2 * (vocabularies + 1), tokens]`: in row 2 n those of vocabulary
-            n, in row 2 n + 1 those at the start of a text.
-        keys: digests of the states with their vocabularies' numbers, ascending, `[states]`.
-        starts: where the pairs of each state begin, `[states]`.
-        counts: how many there are, `[states]`.
-        tokens: of the pairs, `[pairs]`.
-        bonuses: of the pairs, beyond those in `first`, `[pairs]`.
+        first_tokens: those that begin a phrase, `[vocabularies + 1, first]`.
+        first_bonuses: theirs, `[2 * (vocabularies + 1), first]`: in row 2 n those of vocabulary n, in row 2 n + 1 those
+            at the start of a text.
+        keys: digests of the states, with their lengths and their vocabularies' numbers in front, ascending,
+            `[states + 2]`.
+        starts: where the pairs of each state begin, `[states + 2]`.
+        counts: how many there are, `[states + 2]`.
+        tokens: of the pairs, `[pairs + most]`.
+        bonuses: of the pairs, beyond those of first tokens, `[pairs + most]`.
+        prefixes: what is in front of a digest of 1, 2, ... tokens, `[vocabularies + 1, LONGEST]`.
         powers: what the last token, the one before it, ... are multiplied by in a digest, `[LONGEST]`.
-        most: pairs of a state at most.
+        back: 0, 1, ..., `[LONGEST]`.
+        columns: 0, 1, ..., `[most]`.
     """
 
-    first: Tensor
+    first_tokens: Tensor
+    first_bonuses: Tensor
     keys: Tensor
     starts: Tensor
     counts: Tensor
     tokens: Tensor
     bonuses: Tensor
+    prefixes: Tensor
     powers: Tensor
-    most: int
+    back: Tensor
+    columns: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compiled:
-    """One vocabulary as tensors on the host, with the meaning of `Tables`; `first` is `[2, tokens]`."""
+    """One vocabulary as tensors on the host, with the meaning of `Tables`.
 
-    first: Tensor
-    digests: Tensor
+    `first_tokens` is `[first]`, `first_bonuses` `[2, first]`; the keys lack the number, and state 0 is not there.
+    """
+
+    first_tokens: Tensor
+    first_bonuses: Tensor
+    keys: Tensor
     starts: Tensor
     counts: Tensor
     tokens: Tensor
     bonuses: Tensor
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """States and pairs."""
-        return len(self.digests), len(self.tokens)
+    def sizes(self) -> Sizes:
+        most = int(self.counts.max()) if self.counts.numel() else 0
+        return Sizes(len(self.first_tokens), len(self.keys), len(self.tokens), most)
 
 
-def biased(logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor, which: Tensor, tables: Tables) -> Tensor:
-    """Return the logits with the bonuses of each row's vocabulary.
+def add_bonuses(
+    scores: Tensor, tokens: Tensor, places: Tensor, before: Tensor, opens: Tensor, which: Tensor, tables: Tables
+) -> None:
+    """Add the bonuses of each row's vocabulary to scores, in place.
 
     Args:
-        logits: float32, `[rows, width, vocabulary]`.
-        tokens: every row's tokens from position 0 on, the window included, `[rows, length]`.
+        scores: float32, `[rows, width, vocabulary]`.
+        tokens: every row's tokens from position 0 on, the window included, `[rows, length]`. Those of the prompt are in
+            no phrase.
         places: the window's positions, `[rows, width]`.
-        begins: the lengths of the prompts, `[rows]`.
+        before: the positions of the prompts' last tokens, `[rows, 1]`.
+        opens: whether the text begins behind a position, `[rows, width]`.
         which: the number of each row's vocabulary, 0 for none, `[rows]`.
         tables: the vocabularies.
     """
-    anywhere, at_first = tables.first[2 * which], tables.first[2 * which + 1]
-    opens = (places + 1 == begins[:, None]).to(logits.dtype)
-    # Row by row and in place: a copy of the logits of a wide window is the largest thing in a pass.
-    scores = logits + anywhere[:, None]
-    scores.addcmul_(opens[..., None], (at_first - anywhere)[:, None])
-    state, known = _states(tokens, places, begins, which, tables)
-    column = torch.arange(tables.most, device=logits.device)
-    pair = (tables.starts[state][..., None] + column).clamp(max=tables.tokens.shape[0] - 1)
-    counts = known[..., None] & (column < tables.counts[state][..., None])
-    # Where there is no pair, nothing is added to the first token.
-    return scores.scatter_add_(
-        2, torch.where(counts, tables.tokens[pair], 0), torch.where(counts, tables.bonuses[pair], 0.0)
-    )
+    first = tables.first_tokens[which][:, None].expand(-1, places.shape[1], -1)
+    scores.scatter_add_(2, first, tables.first_bonuses[torch.add(opens, which[:, None], alpha=2)])
+    state = _states(tokens, places, before, which, tables)[..., None]
+    pair = tables.starts.take(state) + tables.columns
+    # Behind a state's pairs there are those of others: nothing is added to their tokens.
+    bonuses = tables.bonuses.take(pair).masked_fill_(tables.columns >= tables.counts.take(state), 0.0)
+    scores.scatter_add_(2, tables.tokens.take(pair), bonuses)
 
 
-def _states(tokens: Tensor, places: Tensor, begins: Tensor, which: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-    """The state of each position, and whether it has one: [rows, width] both."""
+def _states(tokens: Tensor, places: Tensor, before: Tensor, which: Tensor, tables: Tables) -> Tensor:
+    """The state of each position: [rows, width]."""
     rows, width = places.shape
-    index = places[..., None] - torch.arange(LONGEST, device=tokens.device)
-    last = tokens.shape[1] - 1
-    said = tokens.gather(1, index.clamp(0, last).view(rows, -1)).view(rows, width, LONGEST)
-    before = begins[:, None, None] - 1
-    said = torch.where(index > before, said, torch.where(index == before, START, _OUTSIDE))
-    digests = ((said + 1) * tables.powers).cumsum(-1) & _DIGEST  # of the last 1, 2, ... tokens; a sum wraps around
-    wanted = digests + (which[:, None, None] << _DIGEST_BITS)
-    found = torch.searchsorted(tables.keys, wanted).clamp(max=tables.keys.shape[0] - 1)
-    matches = tables.keys[found] == wanted
-    longest = torch.where(matches, torch.arange(1, LONGEST + 1, device=tokens.device), 0).amax(-1)
-    state = found.gather(2, (longest - 1).clamp(min=0)[..., None])[..., 0]
-    return state, (longest > 0) & (which > 0)[:, None]
+    marked = tokens.scatter(1, before, START)
+    index = (places[..., None] - tables.back).clamp_(0, tokens.shape[1] - 1)
+    said = marked.gather(1, index.view(rows, -1)).view(rows, width, LONGEST)
+    digests = torch.addcmul(tables.powers, said, tables.powers).cumsum(-1)  # of (token + 1); a sum wraps around
+    wanted = digests.bitwise_and_(_DIGEST).add_(tables.prefixes[which][:, None])
+    found = torch.searchsorted(tables.keys, wanted)
+    return found.masked_fill_(tables.keys.take(found) != wanted, 0).amax(-1)
 
 
 # --- which tables a batch needs --------------------------------------------------------------------------------------
@@ -199,11 +226,7 @@ class Vocabularies:
 
     def _joined(self, together: tuple[Vocabulary, ...]) -> Tables:
         parts = [self.compile(each) for each in together]
-        states, pairs = (1 + sum(sizes) for sizes in zip(*(part.sizes for part in parts), strict=True))
-        most = max([1, *(int(part.counts.max()) for part in parts if part.counts.numel())])
-        tables = empty_tables(len(parts), self._size, states, pairs, most, self._device)
-        fill(tables, parts)
-        return tables
+        return filled_tables(parts, self._device)
 
 
 class FixedTables:
@@ -212,9 +235,8 @@ class FixedTables:
     def __init__(self, vocabularies: Vocabularies, size: int, device: torch.device) -> None:
         self._vocabularies = vocabularies
         self._together: tuple[Vocabulary, ...] = ()
-        self.tables = empty_tables(
-            TOGETHER, size, TOGETHER * MOST_STATES + 1, TOGETHER * ALL_PAIRS + 1, MOST_PAIRS, device
-        )
+        room = Sizes(min(MOST_FIRST, size), TOGETHER * MOST_STATES, TOGETHER * ALL_PAIRS, MOST_PAIRS)
+        self.tables = empty_tables(TOGETHER, room, device)
 
     def load(self, jobs: Sequence[Job]) -> list[int]:
         """Put the vocabularies of a batch into the tables, and return the number of each job's."""
@@ -226,38 +248,61 @@ class FixedTables:
         return numbers
 
 
-def empty_tables(vocabularies: int, size: int, states: int, pairs: int, most: int, device: torch.device) -> Tables:
+def filled_tables(parts: Sequence[Compiled], device: torch.device) -> Tables:
+    """Return tables with some vocabularies, and no room for others."""
+    first, states, pairs, most = zip(*(part.sizes for part in parts), strict=True)
+    tables = empty_tables(len(parts), Sizes(max(first), sum(states), sum(pairs), max(most)), device)
+    fill(tables, parts)
+    return tables
+
+
+def empty_tables(vocabularies: int, room: Sizes, device: torch.device) -> Tables:
     """Return tables without phrases.
 
     Args:
         vocabularies: how many may be filled in.
-        size: of the model's vocabulary.
-        states: of all of them at most, and one more.
-        pairs: of all of them at most, and one more.
-        most: pairs of a state at most.
+        room: for all of them.
         device: where they are.
     """
-    numbers = torch.zeros(states, dtype=torch.long, device=device)
+
+    def zeros(count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.long, device=device)
+
+    number, length = torch.arange(vocabularies + 1)[:, None], torch.arange(1, LONGEST + 1)
+    states, pairs = room.states + 2, room.pairs + room.most
+    columns = torch.arange(max(room.first, room.most), device=device)
     return Tables(
-        first=torch.zeros(2 * (vocabularies + 1), size, device=device),
-        keys=numbers + _NO_KEY,
-        starts=numbers,
-        counts=numbers.clone(),
-        tokens=torch.zeros(pairs, dtype=torch.long, device=device),
+        # Any tokens without a bonus will do; many additions to the same one would wait for each other.
+        first_tokens=columns[: room.first].repeat(vocabularies + 1, 1),
+        first_bonuses=torch.zeros(2 * (vocabularies + 1), room.first, device=device),
+        keys=_without_keys(zeros(states)),
+        starts=zeros(states),
+        counts=zeros(states),
+        tokens=zeros(pairs),
         bonuses=torch.zeros(pairs, device=device),
+        prefixes=((number << _LENGTH_BITS | length) << _DIGEST_BITS).to(device),
         powers=torch.tensor(_POWERS, device=device),
-        most=most,
+        back=torch.arange(LONGEST, device=device),
+        columns=columns[: room.most],
     )
+
+
+def _without_keys(keys: Tensor) -> Tensor:
+    """Take all keys out, in place: whatever is looked up then lies between the two that are none."""
+    keys.fill_(_GREATEST_KEY)[0] = _LEAST_KEY
+    return keys
 
 
 def fill(tables: Tables, parts: Sequence[Compiled]) -> None:
     """Put vocabularies into tables, in the order of their numbers, in place of what was there."""
-    tables.keys.fill_(_NO_KEY)
-    state = pair = 0
+    _without_keys(tables.keys)
+    tables.first_bonuses.zero_()
+    state, pair = 1, 0
     for number, part in enumerate(parts, 1):
-        states, pairs = part.sizes
-        tables.first[2 * number : 2 * number + 2].copy_(part.first)
-        tables.keys[state : state + states].copy_(part.digests + (number << _DIGEST_BITS))
+        first, states, pairs, _ = part.sizes
+        tables.first_tokens[number, :first].copy_(part.first_tokens)
+        tables.first_bonuses[2 * number : 2 * number + 2, :first].copy_(part.first_bonuses)
+        tables.keys[state : state + states].copy_(part.keys + (number << _LENGTH_BITS + _DIGEST_BITS))
         tables.starts[state : state + states].copy_(part.starts + pair)
         tables.counts[state : state + states].copy_(part.counts)
         tables.tokens[pair : pair + pairs].copy_(part.tokens)
@@ -308,18 +353,20 @@ def compile_paths(paths: Mapping[TokenPath, float], size: int) -> Compiled:
             first[:, path[0]] = first[:, path[0]].clamp(min=step)
         elif len(path) == 2 and path[0] == START:
             first[1, path[1]] = first[1, path[1]].clamp(min=step)
+    first_tokens = first.any(0).nonzero()[:, 0]
     states = _pairs(steps, paths.keys(), first[0].tolist())
-    if len(states) > MOST_STATES or sum(map(len, states.values())) > ALL_PAIRS:
+    if len(first_tokens) > MOST_FIRST or len(states) > MOST_STATES or sum(map(len, states.values())) > ALL_PAIRS:
         raise ValueError("the vocabulary has too many phrases that are too long: give it fewer or shorter ones")
-    digests = {_digest(path): path for path in states}
-    if len(digests) < len(states):  # not once in a billion vocabularies
+    keys = {_key(path): path for path in states}
+    if len(keys) < len(states):  # not once in a million of the largest vocabularies
         raise ValueError("two beginnings of phrases look alike: change one of the phrases")
-    ordered = [states[digests[digest]] for digest in sorted(digests)]
+    ordered = [states[keys[key]] for key in sorted(keys)]
     counts = torch.tensor([len(pairs) for pairs in ordered], dtype=torch.long)
     flat = [pair for pairs in ordered for pair in pairs]
     return Compiled(
-        first,
-        torch.tensor(sorted(digests), dtype=torch.long),
+        first_tokens,
+        first[:, first_tokens],
+        torch.tensor(sorted(keys), dtype=torch.long),
         counts.cumsum(0) - counts,
         counts,
         torch.tensor([token for token, _ in flat], dtype=torch.long),
@@ -375,5 +422,7 @@ def _pairs(
     return states
 
 
-def _digest(path: TokenPath) -> int:
-    return sum((token + 1) * power for token, power in zip(reversed(path), _POWERS, strict=False)) & _DIGEST
+def _key(path: TokenPath) -> int:
+    """The digest of a state with its length in front."""
+    digest = sum((token + 1) * power for token, power in zip(reversed(path), _POWERS, strict=False)) & _DIGEST
+    return len(path) << _DIGEST_BITS | digest

@@ -92,15 +92,14 @@ def advance(decoder: Decoder, cache: KVCache, rules: LogitRules, rows: Sequence[
     ]
     width = max(length - start for length, start in zip(lengths, starts, strict=True))
     begins, fixed = [len(row.prompt) for row in rows], [len(row.tokens) for row in rows]
-    tokens, first, ends, prompt_ends, fixed_ends = (
-        torch.tensor(part, device=device) for part in (padded, starts, lengths, begins, fixed)
-    )
-    window = Window(tokens, first, ends, prompt_ends, fixed_ends, width)
     stamped, vocabularies = [row.timestamps for row in rows], [row.vocabulary for row in rows]
+    numbers = torch.tensor([starts, lengths, begins, fixed, stamped, vocabularies], device=device)
+    first, ends, prompt_ends, fixed_ends, with_stamps, which = numbers.unbind()
+    window = Window(torch.tensor(padded, device=device), first, ends, prompt_ends, fixed_ends, width)
     scores = partial(
         rules.text,
-        stamped=torch.tensor(stamped, device=device) if any(stamped) else None,
-        vocabularies=torch.tensor(vocabularies, device=device) if any(vocabularies) else None,
+        stamped=with_stamps > 0 if any(stamped) else None,
+        vocabularies=which if any(vocabularies) else None,
     )
     cache.reserve(longest)
     verdict = verify(decoder, cache, scores, window)

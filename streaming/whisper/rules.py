@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from streaming.whisper.biasing import Tables, biased
+from streaming.whisper.biasing import Tables, add_bonuses
 from streaming.whisper.checkpoint import Grammar
 
 
@@ -29,8 +29,8 @@ class LogitRules:
     def __init__(self, grammar: Grammar, vocabulary: int, device: torch.device) -> None:
         self.grammar = grammar
         self._ids = torch.arange(vocabulary, device=device)
-        self._never = self._flags(grammar.suppress)
-        self._never_first = self._flags(grammar.begin_suppress)
+        # Numbers of tokens: flags of all tokens would be read in every step, which takes many times as long.
+        self._never, self._never_first = self._known(grammar.suppress), self._known(grammar.begin_suppress)
         self.languages = torch.tensor(list(grammar.languages.values()), dtype=torch.long, device=device)
         # A vocabulary without timestamps has them, so to speak, behind its end.
         self._first_timestamp = vocabulary if grammar.no_timestamps is None else grammar.no_timestamps + 1
@@ -98,10 +98,13 @@ class LogitRules:
             stamped: which rows have timestamps, `[rows]`; None for no row.
             vocabularies: the number of each row's vocabulary (`with_phrases`), 0 for none, `[rows]`; None for no row.
         """
+        before = begins[:, None] - 1
+        opens = places == before
+        scores = logits.clone().index_fill_(2, self._never, -math.inf)
+        opening = scores.index_select(2, self._never_first).masked_fill_(opens[..., None], -math.inf)
+        scores.index_copy_(2, self._never_first, opening)
         if vocabularies is not None and self._phrases is not None:
-            logits = biased(logits, tokens, places, begins, vocabularies, self._phrases)
-        first = (places + 1 == begins[:, None])[..., None]
-        scores = logits.masked_fill(self._never | (first & self._never_first), -math.inf)
+            add_bonuses(scores, tokens, places, before, opens, vocabularies, self._phrases)
         if stamped is None:
             return scores
         return torch.where(stamped[:, None, None], self._timestamps(scores, tokens, places, begins), scores)
@@ -140,10 +143,10 @@ class LogitRules:
         where = torch.where(stamps, index, -1).cummax(1).values
         return torch.where(where < 0, -1, tokens.gather(1, where.clamp(min=0)))
 
-    def _flags(self, tokens: tuple[int, ...]) -> Tensor:
-        flags = torch.zeros_like(self._ids, dtype=torch.bool)
-        flags[[token for token in tokens if 0 <= token < len(flags)]] = True
-        return flags
+    def _known(self, tokens: tuple[int, ...]) -> Tensor:
+        """Those of the tokens that the vocabulary has, each once."""
+        known = {token for token in tokens if 0 <= token < len(self._ids)}
+        return torch.tensor(sorted(known), dtype=torch.long, device=self._ids.device)
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:

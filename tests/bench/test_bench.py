@@ -22,12 +22,14 @@ from bench.compare import WINDOW, System, compare, window_of, window_of_many
 from bench.demo import verdict
 from bench.harness.daemon import ServiceError
 from bench.make_recordings import transcripts, with_pauses, write
-from bench.player import DEMO, SENTENCES, TALK, said_in
+from bench.player import DEMO, SENTENCES, TALK, RecordingError, said_in
 from bench.random_models import SHAPES, dimensions
 from bench.roofline import Cost, Device, checking, encoding, remembering
 from bench.table import percentiles, table
-from bench.word_errors import words
+from bench.vocabulary import OTHER_NAMES, require_unsaid
+from bench.word_errors import comparable, words
 from daemon.commands.cli import main as whisperd
+from streaming.whisper.biasing import TOGETHER
 from streaming.whisper.model import Decoder, Encoder
 
 if TYPE_CHECKING:
@@ -300,6 +302,23 @@ def test_recordings_are_made_of_utterances(tmp_path: Path) -> None:
     write(tmp_path / "x.ogg", np.zeros(16000, np.float32))
     assert soundfile.info(tmp_path / "x.ogg").samplerate == 16000
     assert soundfile.info(tmp_path / "x.ogg").frames == 16000
+
+
+def test_a_vocabularys_cost_is_beside_what_a_step_costs_without_one() -> None:
+    rows = cells(run("vocabulary", "--parts", "step", "--rounds", "1"))
+    assert [row[:2] for row in rows] == [
+        [texts, phrases] for texts in ("1", str(TOGETHER)) for phrases in ("0", "100", "1000")
+    ]
+    for _, phrases, milliseconds, ratio in rows:
+        assert re.fullmatch(r"[\d.]+", milliseconds)
+        assert re.fullmatch(r"" if phrases == "0" else r"[\d.]+ \([\d.]+ to [\d.]+\)", ratio)
+
+
+def test_names_that_are_made_up_are_said_by_nobody() -> None:
+    assert len({comparable()(name) for name in OTHER_NAMES}) == 100
+    require_unsaid(["a yasmina", "nobody"], "here")
+    with pytest.raises(RecordingError, match="here: somebody says wojciech, yasmin, so"):
+        require_unsaid(["Yasmin's lamp, Yasmin", "ask Wojciech."], "here")
 
 
 def test_words_are_compared_however_they_are_written() -> None:

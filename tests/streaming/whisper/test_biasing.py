@@ -22,11 +22,14 @@ from streaming.whisper.biasing import (
     NEXT,
     START,
     TOGETHER,
+    Sizes,
+    Tables,
     TokenPath,
-    biased,
+    add_bonuses,
     compile_paths,
     empty_tables,
     fill,
+    filled_tables,
     numbered,
 )
 from streaming.whisper.engine import WhisperEngine
@@ -62,33 +65,39 @@ def defined(paths: Mapping[TokenPath, float], text: Sequence[int]) -> list[float
     return bonuses
 
 
+def found(prompt: Sequence[int], text: Sequence[int], which: Sequence[int], tables: Tables) -> torch.Tensor:
+    """The bonuses behind a prompt and each token of a text, with several vocabularies."""
+    row = torch.tensor([[*prompt, *text]]).expand(len(which), -1)
+    places = torch.arange(len(prompt) - 1, row.shape[1]).expand(len(which), -1)
+    before = torch.full((len(which), 1), len(prompt) - 1)
+    scores = torch.zeros(len(which), places.shape[1], SIZE)
+    add_bonuses(scores, row, places, before, places == before, torch.tensor(which), tables)
+    return scores
+
+
 @given(st.lists(paths, min_size=1, max_size=3), st.lists(st.integers(0, 4), max_size=9), st.data())
 def test_each_position_has_the_bonuses_of_its_rows_vocabulary(
     vocabularies: list[dict[TokenPath, float]], text: list[int], data: st.DataObject
 ) -> None:
     parts = [compile_paths(each, SIZE) for each in vocabularies]
-    states, pairs = (1 + sum(part.sizes[which] for part in parts) for which in (0, 1))
-    tables = empty_tables(len(parts), SIZE, states, pairs, SIZE, torch.device("cpu"))
-    fill(tables, parts)
+    tables = filled_tables(parts, torch.device("cpu"))
+    if data.draw(st.booleans(), "fixed"):
+        tables = empty_tables(4, Sizes(SIZE, 300, 300, SIZE), torch.device("cpu"))
+        fill(tables, [compile_paths({(1, 2): 3.0, (0,): 2.0}, SIZE)] * 4)  # what was there before is gone
+        fill(tables, parts)
     which = data.draw(st.lists(st.integers(0, len(parts)), min_size=1, max_size=4))
-    row = torch.tensor([[*PROMPT, *text]]).expand(len(which), -1)
-    places = torch.arange(len(PROMPT) - 1, row.shape[1]).expand(len(which), -1)
-    found = biased(
-        torch.zeros(len(which), places.shape[1], SIZE), row, places, torch.full((len(which),), len(PROMPT)),
-        torch.tensor(which), tables,
-    )  # fmt: skip
-    for number, scores in zip(which, found, strict=True):
+    prompt = PROMPT[: data.draw(st.integers(1, 2), "prompt")]
+    for number, scores in zip(which, found(prompt, text, which, tables), strict=True):
         for said, bonuses in enumerate(scores.tolist()):
             assert bonuses == pytest.approx(defined(vocabularies[number - 1] if number else {}, text[:said]))
 
 
 def test_what_was_there_before_is_gone() -> None:
-    tables = empty_tables(1, SIZE, 20, 20, SIZE, torch.device("cpu"))
+    tables = empty_tables(1, Sizes(SIZE, 20, 20, SIZE), torch.device("cpu"))
     fill(tables, [compile_paths({(1, 2, 3): 1.0, (2,): 1.0}, SIZE)])
     fill(tables, [compile_paths({(4, 5): 1.0}, SIZE)])
-    row, one = torch.tensor([[*PROMPT, 1]]), torch.ones(1, dtype=torch.long)
-    scores = biased(torch.zeros(1, 1, SIZE), row, 2 * one[None], 2 * one, one, tables)
-    assert scores[0, 0].nonzero().tolist() == [[4]]
+    scores = found(PROMPT, [1], [1], tables)
+    assert scores[0, 1].nonzero().tolist() == [[4]]
 
 
 # --- from phrases to tokens ------------------------------------------------------------------------------------------
@@ -118,8 +127,9 @@ def test_what_is_no_text_is_named(tokenizer: Tokenizer, text: str) -> None:
         said(tokenizer, text)
 
 
-def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(biasing, "MOST_STATES", 3)
+@pytest.mark.parametrize("limit", ["MOST_FIRST", "MOST_STATES", "ALL_PAIRS"])
+def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(biasing, limit, 0)
     with pytest.raises(ValueError, match="fewer or shorter"):
         compile_paths({tuple(range(5)): 1.0}, SIZE)
 
