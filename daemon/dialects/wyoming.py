@@ -25,7 +25,19 @@ from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, rea
 from daemon.common.errors import Fault
 from daemon.dialects.advice import AdviceLog
 from daemon.dialects.transcript import Transcript
-from streaming.events import Audio, Error, Event, Final, Partial, Start, Stop, Stopped
+from streaming.events import (
+    Audio,
+    Endpointing,
+    Error,
+    Event,
+    Final,
+    Partial,
+    SpeechStarted,
+    SpeechStopped,
+    Start,
+    Stop,
+    Stopped,
+)
 from streaming.vocabulary import (
     LONGEST_PHRASE,
     MOST_PHRASES,
@@ -55,7 +67,10 @@ _WEIGHTS = {"transcript_names": 1.5, "transcript_terms": 1.0}
 _RULE = f"it must be a list of strings of at most {LONGEST_PHRASE} characters, {MOST_PHRASES} of names and terms in all"
 
 _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {"context": (None, {}), "vad_sensitivity": (None, "default")}
-"""Advice that changes nothing here, with the values that ask for nothing."""
+"""Advice that may change nothing here, with the values that ask for nothing."""
+
+_HANGOVERS = {"aggressive": 0.25, "relaxed": 1.25}
+"""Seconds of silence that end an utterance, by `vad_sensitivity`: those of Home Assistant's own voice detection."""
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------
@@ -103,17 +118,22 @@ class WyomingDecoder:
 
     A chunk of audio without an `audio-start` before it begins a turn itself: it says all that a start says.
 
+    Args:
+        ends_turns: whether the service hears where speech ends. Only then `vad_sensitivity` has a meaning.
+
     Attributes:
         parsed: the bytes of JSON in the last message.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_turns: bool = True) -> None:
         self.parsed = 0
+        self._ends_turns = ends_turns
         self._buffer = bytearray()
         self._header: _Header | None = None
         self._ready: deque[WyomingMessage] = deque()
         self._language: str | None = None
         self._vocabulary = NO_VOCABULARY
+        self._endpointing = Endpointing()
         self._audio: _Samples | None = None  # of the turn that is on
         self._advice = AdviceLog("wyoming")
         self._cut: set[str] = set()  # the lists of which it was said that not all can be used
@@ -181,7 +201,11 @@ class WyomingDecoder:
             case "transcribe":
                 self._language = language_code(_text(data, "language"))
                 self._vocabulary = self._phrases(data)
-                self._advice.say(name for name, usual in _WITHOUT_EFFECT.items() if data.get(name) not in usual)
+                self._endpointing = Endpointing(hangover=self._hangover(data))
+                used = {"vad_sensitivity"} if self._endpointing.hangover else set()
+                self._advice.say(
+                    name for name, usual in _WITHOUT_EFFECT.items() if data.get(name) not in usual and name not in used
+                )
                 return [Transcribe(_text(data, "name"))]
             case "audio-start":
                 return [self._start(_Samples.of(data, None))]
@@ -194,8 +218,17 @@ class WyomingDecoder:
     def _start(self, audio: _Samples) -> Start:
         self._audio = audio
         return Start(
-            sample_rate=audio.rate, channels=audio.channels, language=self._language, vocabulary=self._vocabulary
+            sample_rate=audio.rate,
+            channels=audio.channels,
+            language=self._language,
+            endpointing=self._endpointing,
+            vocabulary=self._vocabulary,
         )
+
+    def _hangover(self, data: dict[str, Any]) -> float | None:
+        """Return the seconds of silence that shall end an utterance; None for those of the service's settings."""
+        sensitivity = data.get("vad_sensitivity")
+        return _HANGOVERS.get(sensitivity) if self._ends_turns and isinstance(sensitivity, str) else None
 
     def _phrases(self, data: dict[str, Any]) -> Vocabulary:
         """Return the names and terms that can be used, as many as there is room for."""
@@ -375,12 +408,18 @@ class Answer:
 
     A client takes the first transcript for the whole answer, so all utterances of a turn are joined in it.
 
+    Args:
+        ends_turns: whether the service hears where speech ends. Then the client is told where speech begins and stops,
+            as it is by whatever detects voices. One that hears this itself must not be told: what we take for the end
+            of an utterance is not the end of its turn.
+
     Attributes:
         failed: whether an error was the answer. There is no transcript then: half a command must not be obeyed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_turns: bool = True) -> None:
         self.failed = False
+        self._ends_turns = ends_turns
         self._said = Transcript()
         self._language: str | None = None
         self._begun = False
@@ -395,6 +434,10 @@ class Answer:
         if self.failed:
             return b""
         match event:
+            case SpeechStarted(start=seconds) if self._ends_turns:
+                return _voice("voice-started", seconds)
+            case SpeechStopped(end=seconds) if self._ends_turns:
+                return _voice("voice-stopped", seconds)
             case Partial(stable=stable):
                 return self._chunk(self._said.partial(stable))
             case Final(text=text, language=language):
@@ -418,3 +461,8 @@ class Answer:
 
     def _transcript(self) -> bytes:
         return encode("transcript", {"text": self.text, **({"language": self._language} if self._language else {})})
+
+
+def _voice(kind: str, seconds: float) -> bytes:
+    """Return the event that somebody began or stopped to speak, in milliseconds of the turn's audio."""
+    return encode(kind, {"timestamp": round(1000 * seconds)})

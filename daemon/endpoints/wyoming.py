@@ -9,7 +9,7 @@ utterances are joined. It is over
 
 - with `requires_external_vad: true` at `audio-stop`: the client hears where speech ends;
 - with `false` then too, or as soon as all that was said has its final, whether the client stops sending or not. And
-  when nobody speaks, or nobody stops, for too long.
+  when nobody speaks, or nobody stops, for too long. The client is told meanwhile where speech begins and stops.
 
 What a client still sends of a turn that was answered early is not listened to: it has taken the first transcript.
 
@@ -190,7 +190,7 @@ class _Conversation:
         self._listener = listener
         self._settings = listener.settings
         self._connection = connection
-        self._decoder = dialect.WyomingDecoder()
+        self._decoder = dialect.WyomingDecoder(ends_turns=not self._settings.requires_external_vad)
         self._pace = listener.pace()
         self._turn: _Turn | None = None
 
@@ -301,7 +301,7 @@ class _Turn:
     """
 
     def __init__(self, stream: Stream, start: Start, settings: WyomingSettings, connection: _Connection) -> None:
-        self.answer = dialect.Answer()
+        self.answer = dialect.Answer(ends_turns=not settings.requires_external_vad)
         self.answered = False
         self._stream = stream
         self._settings = settings

@@ -22,10 +22,13 @@ KINDS = ["describe", "ping", "transcribe", "audio-start", "audio-chunk", "audio-
 FIELDS: dict[str, list[Any]] = {
     "rate": [16000, 8000, 0], "width": [1, 2, 3, 4, 5], "channels": [1, 2, 0], "text": ["x"], "name": ["scripted"],
     "language": ["en", "en-US", "xx"], "transcript_names": [["Kallax"], ["a" * 101, 3]],
-    "transcript_terms": [["lamp"], []],
+    "transcript_terms": [["lamp"], []], "vad_sensitivity": ["relaxed", "brisk"],
 }  # fmt: skip
 
-TAKES = {"ping": ["text"], "transcribe": ["name", "language", "transcript_names", "transcript_terms"]}
+TAKES = {
+    "ping": ["text"],
+    "transcribe": ["name", "language", "transcript_names", "transcript_terms", "vad_sensitivity"],
+}
 
 
 @st.composite

@@ -37,6 +37,7 @@ from wyoming.error import Error
 from wyoming.event import Event as Wire
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
+from wyoming.vad import VoiceStarted, VoiceStopped
 
 from daemon.common.errors import ConfigurationError, Fault, ServiceError
 from daemon.core.pipeline import LoadEngine
@@ -150,8 +151,9 @@ async def test_an_utterance_on_a_connection_of_its_own(tokenizer_file: Path) -> 
         await stop(mine)
         events = await until(mine, TranscriptStop)
         final = await other.until("final")
-    kinds = [each.type for each in events]
-    assert kinds[0] == TranscriptStart().event().type
+    kinds = [each.type for each in events if each.type != TranscriptChunk("").event().type]
+    assert kinds[0] == "voice-started"
+    assert set(kinds[1:-2]) == {TranscriptStart().event().type, "voice-stopped"}  # text may come before somebody stops
     assert kinds[-2:] == ["transcript", "transcript-stop"]
     said = Transcript.from_event(events[-2])
     assert (said.text, said.language) == (final["text"], "en")
@@ -229,6 +231,95 @@ async def test_their_endpointing_joins_all_utterances_of_a_turn(tokenizer_file: 
         events = await until(mine, TranscriptStop)
     assert Transcript.from_event(events[-2]).text == f"{first['text']} {second['text']}"
     assert chunks(events) == f"{first['text']} {second['text']}"
+
+
+async def test_who_is_told_where_speech_begins_and_stops(tokenizer_file: Path) -> None:
+    """A client that waits for our endpointing reads when to stop its microphone, before the text is there.
+
+    One that hears the end itself is not told: the pause after the first of two sentences is not the end of its turn.
+    """
+    told: dict[bool, list[Wire]] = {}
+    audio = speech("two_sentences")
+    for theirs in (False, True):
+        async with (
+            listening(scripted(tokenizer_file), requires_external_vad=theirs) as daemon,
+            connect(daemon) as mine,
+        ):
+            await begin(mine)
+            await play(mine, audio)
+            await stop(mine)
+            told[theirs] = await until(mine, TranscriptStop)
+    assert not [each for each in told[True] if each.type.startswith("voice")]
+    events = told[False]
+    kinds = [each.type for each in events]
+    assert kinds.index("voice-started") < kinds.index("voice-stopped") < kinds.index("transcript")
+    began = VoiceStarted.from_event(events[kinds.index("voice-started")]).timestamp
+    ended = VoiceStopped.from_event(events[kinds.index("voice-stopped")]).timestamp
+    assert began is not None
+    assert ended is not None
+    assert 0 <= began < ended <= len(audio) // 32
+    # Each turn has its own times and its own answer; this one had one answer, whatever the number of utterances.
+    assert kinds.count("voice-started") == kinds.count("voice-stopped")
+    assert kinds.count("transcript") == 1
+
+
+async def test_turns_on_one_connection_have_their_own_utterances_and_times(tokenizer_file: Path) -> None:
+    first, second = speech(), SECOND + speech()
+    async with listening(scripted(tokenizer_file)) as daemon, connect(daemon) as mine:
+        began: list[int] = []
+        for audio in (first, second):
+            await begin(mine)
+            await play(mine, audio)
+            await stop(mine)
+            events = await until(mine, TranscriptStop)
+            kinds = [each.type for each in events]
+            assert [kinds.count(kind) for kind in ("transcript-start", "transcript", "voice-started")] == [1, 1, 1]
+            assert chunks(events) == Transcript.from_event(events[kinds.index("transcript")]).text
+            at = VoiceStarted.from_event(events[kinds.index("voice-started")]).timestamp
+            assert at is not None
+            began.append(at)
+    assert abs(began[1] - began[0] - 1000) <= 100
+
+
+@pytest.mark.parametrize(
+    ("theirs", "sensitivity", "hangover"),
+    [
+        (False, "aggressive", 0.25),
+        (False, "relaxed", 1.25),
+        (False, "default", None),
+        (False, "brisk", None),
+        (False, ["relaxed"], None),
+        (True, "relaxed", None),
+    ],
+)
+def test_how_quickly_a_turn_ends_is_the_clients_choice_where_we_end_it(
+    theirs: bool, sensitivity: Any, hangover: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    decoder = dialect.WyomingDecoder(ends_turns=not theirs)
+    decoder.feed(wire(Transcribe(vad_sensitivity=sensitivity), AudioStart(*HOME)))
+    decoder.next()
+    start = decoder.next()
+    assert isinstance(start, Start)
+    assert start.endpointing.hangover == hangover
+    without_effect = any("vad_sensitivity" in each.getMessage() for each in caplog.records)
+    assert without_effect is (hangover is None and sensitivity != "default")
+
+
+async def test_a_pause_ends_what_an_aggressive_client_says_but_not_a_relaxed_one(tokenizer_file: Path) -> None:
+    said, pause = voiced(speech()), SECOND[: 2 * 12800]  # 0.8 s
+    ends: dict[str, int | None] = {}
+    async with listening(scripted(tokenizer_file)) as daemon:
+        for sensitivity in ("aggressive", "relaxed"):
+            async with connect(daemon) as mine:
+                await mine.write_event(Transcribe(language="en", vad_sensitivity=sensitivity).event())
+                await mine.write_event(AudioStart(*HOME).event())
+                await play(mine, said + pause + said)
+                await stop(mine)
+                ends[sensitivity] = VoiceStopped.from_event((await until(mine, VoiceStopped))[-1]).timestamp
+    assert ends["aggressive"] is not None
+    assert ends["relaxed"] is not None
+    assert ends["aggressive"] <= len(said) // 32 + 100 < ends["relaxed"]
 
 
 async def test_nobody_speaks(tokenizer_file: Path) -> None:
@@ -589,7 +680,8 @@ async def test_names_that_cannot_be_used_do_not_cost_the_answer(
         transcript_terms=["a" * 101, "lamp"],
         vad_sensitivity="relaxed",
     )
-    async with listening(scripted(tokenizer_file, before=jobs.extend)) as daemon, connect(daemon) as mine:
+    load = scripted(tokenizer_file, before=jobs.extend)
+    async with listening(load, requires_external_vad=True) as daemon, connect(daemon) as mine:
         for _ in range(2):
             await mine.write_event(asked.event())
             await mine.write_event(AudioStart(*HOME).event())
