@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.crowd import Crowd
 from bench.harness.daemon import Daemon
@@ -60,7 +62,7 @@ class Load:
 
 async def load(service: Daemon, streams: int, crowds: int, seconds: float, recording: Path) -> Load:
     """Play N streams into a daemon, from some processes, and return what came of it."""
-    before, began = await service.sample(), time.monotonic()
+    before, began = await _lateness(service), time.monotonic()
     own = _cpu_seconds(service.pid)
     shares = [range(streams)[at::crowds] for at in range(crowds)]
     firsts = np.cumsum([0, *map(len, shares)])
@@ -73,7 +75,7 @@ async def load(service: Daemon, streams: int, crowds: int, seconds: float, recor
     )
     elapsed = time.monotonic() - began
     used = (_cpu_seconds(service.pid) - own) / elapsed
-    after = await service.sample()
+    after = await _lateness(service)
     clients = sum(cpu for _, cpu in told) / elapsed
     return Load(streams, _together([crowd for crowd, _ in told]), _late(before, after), used, clients)
 
@@ -113,15 +115,22 @@ def _together(crowds: Sequence[Crowd]) -> Crowd:
     return whole
 
 
-def _late(before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """Return the bound of the histogram's bucket, in milliseconds, below which 95 of 100 readings lie."""
-    buckets = {
-        float(name.removeprefix(f"{_LATE}_bucket")[1:-1]): value - before.get(name, 0.0)
-        for name, value in after.items()
-        if name.startswith(f"{_LATE}_bucket{{")
+async def _lateness(service: Daemon) -> dict[float, float]:
+    """Return how many readings of the loop's lateness were at most each bound, in seconds."""
+    _, body = await asyncio.to_thread(service.get, "/metrics")
+    return {
+        float(sample.labels["le"]): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+        if sample.name == f"{_LATE}_bucket"
     }
-    whole = buckets.get(float("inf"), 0.0)
-    return next((1000 * bound for bound, below in sorted(buckets.items()) if below >= 0.95 * whole), 0.0)
+
+
+def _late(before: Mapping[float, float], after: Mapping[float, float]) -> float:
+    """Return the bound, in milliseconds, below which 95 of 100 readings lie."""
+    counts = {bound: count - before.get(bound, 0.0) for bound, count in after.items()}
+    whole = counts.get(math.inf, 0.0)
+    return next((1000 * bound for bound, below in sorted(counts.items()) if below >= 0.95 * whole), math.nan)
 
 
 def _cpu_seconds(pid: int) -> float:

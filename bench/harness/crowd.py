@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from websockets.client import ClientProtocol
@@ -75,7 +76,7 @@ class Client(asyncio.Protocol):
             if isinstance(event, Response):
                 self.say({"type": "start", "sample_rate": 16000})
             elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-                self._take(json.loads(event.data))
+                self._take(json.loads(bytes(event.data)))
         self._flush()
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -136,9 +137,8 @@ async def play(url: str, first: int, count: int, of: int, seconds: float, frames
     clients = []
     run = secrets.token_hex(4)
     for number in range(first, first + count):
-        path = f"{url}/v1/stream?source=crowd-{run}-{number}"
-        loop = asyncio.get_running_loop()
-        _, client = await loop.create_connection(lambda path=path: Client(path, crowd), host, int(port))
+        make = partial(Client, f"{url}/v1/stream?source=crowd-{run}-{number}", crowd)
+        _, client = await asyncio.get_running_loop().create_connection(make, host, int(port))
         await client.ready
         clients.append((client, len(frames) * number // of))
     began = time.monotonic()

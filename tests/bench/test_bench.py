@@ -326,3 +326,16 @@ def test_words_are_compared_however_they_are_written() -> None:
     assert words(["it's your favourite colour"], ["It is your favorite color!"]).errors == 0
     assert words(["one", "two three"], ["One, two.", "Three?"]).errors == 0  # wherever it was cut
     assert words(["stop", "turn it on"], ["Stop.", "Turn on."]).errors == 1
+
+
+def test_what_the_service_carries_beside_an_engine_of_a_stated_pace(tmp_path: Path) -> None:
+    picture = tmp_path / "lags.png"
+    printed = run("service", "--streams", "3", "--crowds", "2", "--seconds", "8", "--picture", str(picture))
+    ((streams, lags, latencies, late, thinned, failed, daemon, clients, _),) = cells(printed)
+    assert (streams, thinned, failed) == ("3", "0", "0")
+    for figures in (lags, latencies):
+        assert all(float(each) > 0 for each in figures.split(" / "))
+    assert float(late) > 0
+    assert float(daemon) > 0
+    assert float(clients) > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
