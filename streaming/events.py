@@ -20,6 +20,9 @@ PROTOCOL_VERSION = 1
 _IF_KNOWN = {"left out when None": True}
 """Marks a field that its JSON has only where there is a value; of the others it has null."""
 
+_INSIDE = {"never in the JSON": True}
+"""Marks a field for those dialects whose own words have a place for it."""
+
 Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
 """Of samples, one after the other."""
 
@@ -233,6 +236,9 @@ class Final(Event):
         seq: as in `Partial`.
         id: identifies this final among those of all sources and restarts: the same id twice means the same final twice.
         at: when it was published, in seconds since 1970, so that a reader can tell that it comes late.
+        tokens: of the text, as the models number them.
+        log_prob: the mean natural-log probability of `tokens` and the end of text; None if it is not known.
+        no_speech: probability that there is no speech, 0 to 1; None if the models cannot tell.
     """
 
     source: str
@@ -248,6 +254,9 @@ class Final(Event):
     seq: int = 0
     id: str | None = field(default=None, metadata=_IF_KNOWN)  # given by the hub, like `at`
     at: float | None = field(default=None, metadata=_IF_KNOWN)
+    tokens: tuple[int, ...] = field(default=(), repr=False, compare=False, metadata=_INSIDE)
+    log_prob: float | None = field(default=None, repr=False, compare=False, metadata=_INSIDE)
+    no_speech: float | None = field(default=None, repr=False, compare=False, metadata=_INSIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,12 +298,13 @@ class Notice(Event):
 def to_dict(event: Event) -> dict[str, Any]:
     """Return the JSON object of an event.
 
-    It has no `words` that were not asked for, and no `source` of an error that has none.
+    It has no `words` that were not asked for, no `source` of an error that has none, and nothing that is only for
+    those inside.
     """
     body: dict[str, Any] = {"type": event.type}
     for each in fields(event):
         value = getattr(event, each.name)
-        if value is None and _IF_KNOWN.items() <= each.metadata.items():
+        if _INSIDE.items() <= each.metadata.items() or (value is None and _IF_KNOWN.items() <= each.metadata.items()):
             continue
         if each.name == "words":
             value = [{name.name: getattr(word, name.name) for name in fields(word)} for word in value]

@@ -430,6 +430,9 @@ class Session:
             language=language,
             latency_ms=0,  # known when it goes out
             words=self._spoken_words(closed, result, language) if self._words else None,
+            tokens=result.tokens,
+            log_prob=sum(result.log_probs) / len(result.log_probs) if result.log_probs else None,
+            no_speech=result.no_speech or None,  # 0 where the checkpoint cannot tell
         )
 
     def _spoken_words(self, closed: _Closed, result: Result, language: str | None) -> tuple[Word, ...]:

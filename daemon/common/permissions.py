@@ -87,8 +87,9 @@ def rights_of(given: Iterable[str], tokens: Sequence[TokenGrant]) -> Rights | No
     if not tokens:
         return Rights()
     shown = [_digest(text) for text in given]
+    valid = [(each, _digest(each.token)) for each in tokens]
     # All are compared, each for the same time: how long this takes tells nothing about any of them, nor its length.
-    found = [each for each in tokens for mine in shown if hmac.compare_digest(mine, _digest(each.token))]
+    found = [each for each, digest in valid for mine in shown if hmac.compare_digest(mine, digest)]
     if not found:
         return None
     return Rights(tuple(p for each in found for p in each.send), tuple(p for each in found for p in each.read))

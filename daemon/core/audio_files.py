@@ -1,7 +1,7 @@
 """Sound files as sources.
 
-Owns where they come from (a path, a pipe, an upload), reading them in pieces, and that the event loop does not wait for
-a decoder, which runs in a thread. Knows nothing of what becomes of the audio.
+Owns where they come from (a path, a pipe, an upload), reading them in pieces, with a header or without one, and that
+the event loop does not wait for a decoder, which runs in a thread. Knows nothing of what becomes of the audio.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import IO, cast
 
 import numpy as np
 
-from streaming.events import Audio, Start
+from streaming.audio import AudioFormat, AudioFormatError
+from streaming.events import Audio, Encoding, Start
 from streaming.recording import RecordingError, RecordingReader, Samples
 
 _BLOCK_SECONDS = 0.1
@@ -127,6 +128,72 @@ class AudioFile:
     def _forget(self) -> None:
         if self._kept is not None:
             self._kept.close()
+
+
+class RawFile:
+    """An open file of samples without a header, whose form somebody else knows.
+
+    Args:
+        name: its name in messages.
+        file: the file.
+        start: says the encoding, the rate and the channels.
+
+    Raises:
+        FileError: there are no such samples.
+
+    Attributes:
+        name: as above.
+        channels: how many there are.
+    """
+
+    def __init__(self, name: str, file: IO[bytes], start: Start) -> None:
+        self.name = name
+        self.channels = start.channels
+        self._file = file
+        try:
+            self._form = AudioFormat(cast(Encoding, start.encoding), start.sample_rate, start.channels)
+        except AudioFormatError as error:
+            raise FileError(f"{name}: {error}") from None
+        self._frames = 0  # read so far
+        self._rest = 0  # bytes at the end that are no frame
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that were read so far."""
+        return self._frames / self._form.sample_rate
+
+    @property
+    def missing(self) -> str | None:
+        """What could not be heard, and why, in words. It is known after the end."""
+        if not self._rest:
+            return None
+        return f"it ends in the middle of a sample, with {self._rest} of {self._form.frame_bytes} bytes"
+
+    def start(self, *, partials: bool, words: bool) -> Start:
+        """Return the `Start` of its stream. The source is the file's name."""
+        return Start(
+            source=self.name,
+            encoding=self._form.encoding,
+            sample_rate=self._form.sample_rate,
+            channels=self.channels,
+            partials=partials,
+            words=words,
+        )
+
+    async def blocks(self) -> AsyncIterator[tuple[Audio, float]]:
+        """Yield the audio in pieces, each with its length in seconds."""
+        width, rate = self._form.frame_bytes, self._form.sample_rate
+        size = width * max(1, round(_BLOCK_SECONDS * rate))
+        while turn := await asyncio.to_thread(self._file.read, width * round(_TURN_SECONDS * rate)):
+            self._rest = len(turn) % width
+            whole = turn[: len(turn) - self._rest]
+            self._frames += len(whole) // width
+            for at in range(0, len(whole), size):
+                block = whole[at : at + size]
+                yield Audio(block), len(block) / width / rate
+
+    def close(self) -> None:
+        """Do nothing: the file is closed by whoever opened it."""
 
 
 def _reason(error: Exception) -> str:

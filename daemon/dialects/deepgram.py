@@ -1,7 +1,8 @@
 """Deepgram's live transcription (`/v1/listen`): a query and websocket frames <-> events, without I/O.
 
 Owns what may be in the query and what of it is refused, the JSON of both directions, and the marks on a result. Knows
-nothing of sockets, of streams, or of which languages there are. Where the two protocols differ, clients are told of
+nothing of sockets, of streams, or of which languages there are. `deepgram_files` reads the query of a file with the
+same reader (`Query`), and has words and refusals in the same form. Where the two protocols differ, clients are told of
 ours in Deepgram's words:
 
 - an utterance's final is one result with `is_final`. It is `speech_final` too where a pause ended the utterance, and
@@ -22,10 +23,10 @@ import json
 import math
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from daemon.common.client_input import (
     LONGEST_TEXT,
@@ -68,6 +69,7 @@ from streaming.events import (
     Start,
     Stop,
     Stopped,
+    Word,
 )
 from streaming.vocabulary import Vocabulary, VocabularyError, joined, phrase, vocabulary_of
 
@@ -81,7 +83,7 @@ _MOST_PARAMETERS = 256
 _GREATEST_BOOST = 3.0
 """Theirs grow exponentially and have no limit. A weight of ours puts a word where nobody said it long before that."""
 
-_ENCODINGS: dict[str, tuple[Encoding, int]] = {
+ENCODINGS: dict[str, tuple[Encoding, int]] = {
     "linear16": ("pcm_s16le", 2),
     "linear32": ("pcm_f32le", 4),
     "mulaw": ("mulaw", 1),
@@ -89,7 +91,7 @@ _ENCODINGS: dict[str, tuple[Encoding, int]] = {
 }
 """Their word -> ours, and the bytes of a sample."""
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 """Seconds. Each utterance is heard by itself here: pauses as short as those inside words would cut words in two."""
 
 _PAUSE = 0.3
@@ -98,7 +100,7 @@ _PAUSE = 0.3
 _SHORTEST_UTTERANCE_END, _LONGEST_UTTERANCE_END = 0.1, 60.0
 _MOST_MILLISECONDS = 600_000
 
-_REFUSED = {
+REFUSED = {
     "callback": "results are sent only on this connection",
     "callback_method": "results are sent only on this connection",
     "detect_entities": "entities are not detected",
@@ -117,7 +119,7 @@ _REFUSED = {
 }
 """What would change the meaning of a result, or of what is missing in it -> why it cannot be had, or what to do."""
 
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
     "dictation": "the model writes spoken punctuation as it was trained to",
     "filler_words": "the model writes or omits filler words as it was trained to",
     "measurements": "the model writes measurements as it was trained to",
@@ -128,7 +130,7 @@ _WITHOUT_EFFECT = {
 }
 """How a text is written or arranged, which is right with or without them. Each is true or false."""
 
-_ADVICE = {
+ADVICE = {
     "alternatives": "each text has only one alternative",
     "detect_language": "a multilingual model detects the language where none is requested",
     "utt_split": "endpointing says how long a pause ends an utterance",
@@ -141,8 +143,31 @@ _AS_IT_IS = {("alternatives", "1"), ("version", "latest")}
 _ALREADY_SO = {"mip_opt_out", "no_delay", "tag", "token"}
 """Nothing is trained on what is heard, and nothing held back; a tag is for their bills; the token was judged before."""
 
-_STATUS = {"unauthorised": 401, "forbidden": 403, "bad_origin": 403}
-_ERR_CODES = {401: "INVALID_AUTH", 403: "INSUFFICIENT_PERMISSIONS", 400: "Bad Request"}
+_STATUS = {
+    "unauthorised": 401,
+    "forbidden": 403,
+    "bad_origin": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "message_too_big": 413,
+    "too_many_connections": 429,
+    "internal": 500,
+    "transcription_failed": 500,
+    "full": 503,
+    "busy": 503,
+    "shutting_down": 503,
+}
+_ERR_CODES = {
+    400: "Bad Request",
+    401: "INVALID_AUTH",
+    403: "INSUFFICIENT_PERMISSIONS",
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "PAYLOAD_TOO_LARGE",
+    429: "TOO_MANY_REQUESTS",
+    500: "INTERNAL_SERVER_ERROR",
+    503: "SERVICE_UNAVAILABLE",
+}
 _UNREADABLE = {"bad_json", "unknown_type", "unknown_field", "bad_field"}
 
 
@@ -185,11 +210,21 @@ def parse(query: str) -> Parameters:
     Raises:
         Fault: `unknown_parameter`, `bad_parameter`, `bad_vocabulary`, `unsupported`.
     """
-    return _Query(query).parameters()
+    return LiveQuery(query).parameters()
 
 
-class _Query:
-    """A query, of which each parameter is taken once. What is left over at the end is not known."""
+class Query:
+    """A query, of which each parameter is taken once. What is left over at the end is not known.
+
+    Attributes:
+        refused: the parameters that would change the meaning of a result -> why each cannot be had.
+        without_effect: those that are true or false, and leave each text right -> what holds instead.
+        advice: those of any value that do -> likewise.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = REFUSED
+    without_effect: ClassVar[Mapping[str, str]] = WITHOUT_EFFECT
+    advice: ClassVar[Mapping[str, str]] = ADVICE
 
     def __init__(self, query: str) -> None:
         self._values: dict[str, list[str]] = {}
@@ -198,45 +233,31 @@ class _Query:
         self._warnings: list[dict[str, str]] = []
         self._advice: list[str] = []
 
-    def parameters(self) -> Parameters:
-        self._refuse()
-        without_effect = self._pass_over()
-        endpointing, pause = self._endpointing()
-        interim = self._switch("interim_results")
-        parameters = Parameters(
-            start=self._start(pause, partials=interim),
-            model=self._one("model"),
-            interim=interim,
-            vad_events=self._switch("vad_events"),
-            endpointing=endpointing,
-            pause=pause,
-            utterance_end=self._milliseconds("utterance_end_ms", _SHORTEST_UTTERANCE_END, _LONGEST_UTTERANCE_END),
-            written=self._switch("punctuate") or "smart_format" in without_effect,
-            extra=self._extra(),
-            warnings=tuple(self._warnings),
-            advice=tuple(self._advice),
-        )
-        if self._values:
-            raise Fault("unknown_parameter", f"unknown parameter {quoted(next(iter(self._values)))}: leave it out")
-        return parameters
-
     # --- what cannot be had ----------------------------------------------------------------------------------------
 
     def _refuse(self) -> None:
-        for name in _REFUSED:
+        for name, reason in self.refused.items():
             if self._asked(name):
-                raise Fault("unsupported", f"{name} is not supported: {_REFUSED[name]}")
+                raise Fault("unsupported", f"{name} is not supported: {reason}")
 
     def _pass_over(self) -> list[str]:
         """Return what was asked for in vain, of what changes the meaning of no result."""
         for name in _ALREADY_SO:
             self._values.pop(name, None)
-        asked = [name for name in _WITHOUT_EFFECT if self._switch(name)]
-        asked += [name for name in _ADVICE if self._asked(name)]
+        asked = [name for name in self.without_effect if self._switch(name)]
+        asked += [name for name in self.advice if self._asked(name)]
         for name in asked:
-            self._warn(name, (_WITHOUT_EFFECT | _ADVICE)[name])
-        self._advice += asked
+            self._pass(name, {**self.without_effect, **self.advice}[name])
         return asked
+
+    def _pass(self, name: str, message: str) -> None:
+        """Note that a parameter has no effect."""
+        self._warn(name, message)
+        self._advice.append(name)
+
+    def _check_nothing_left(self) -> None:
+        if self._values:
+            raise Fault("unknown_parameter", f"unknown parameter {quoted(next(iter(self._values)))}: leave it out")
 
     def _asked(self, name: str) -> bool:
         """Return whether a parameter, which may come several times, asks for what is not so already."""
@@ -282,46 +303,11 @@ class _Query:
             self._warn(name, f"{wanted} was changed to {had * 1000:g}, the nearest possible value")
         return had
 
-    def _endpointing(self) -> tuple[bool, float | None]:
-        """Return whether results are marked, and the pause that was named."""
-        if self._values.get("endpointing") in (["true"], ["false"]):
-            return self._switch("endpointing"), None
-        return True, self._milliseconds("endpointing", _SHORTEST_PAUSE, _LONGEST_PAUSE)
-
-    def _start(self, pause: float | None, *, partials: bool) -> Start:
-        name = self._one("encoding")
-        if name not in (None, *_ENCODINGS):
-            raise Fault(
-                "unsupported",
-                f"encoding must be one of {', '.join(_ENCODINGS)}, got {quoted(name)}; "
-                "without it, audio is Opus in Ogg or WebM",
-            )
-        rate = self._number("sample_rate", 8000, 192000)
-        if name is not None and rate is None:
-            raise Fault("bad_parameter", f"sample_rate is required with encoding={name}")
-        channels = self._number("channels", 1, 8) or 1
-        separate = self._switch("multichannel") and channels > 1
-        return Start(
-            source=self._one("source") or SOURCE,
-            # A container says itself what is in it.
-            encoding="opus" if name is None else _ENCODINGS[name][0],
-            sample_rate=rate or Start().sample_rate,
-            channels=channels,
-            separate=separate,
-            language=self._language(),
-            languages=language_codes(self._several("language_hint")),
-            partials=partials,
-            words=True,
-            endpointing=Endpointing(hangover=pause),
-            vocabulary=self._vocabulary(),
-        )
-
     def _vocabulary(self) -> Vocabulary:
         """Return the phrases of `keyterm=phrase` and `keywords=word:boost`, each of which may come several times."""
         boosted = [_boosted(keyword) for keyword in self._several("keywords")]
         if any(boost <= 0 for _, boost in boosted):
-            self._warn("keywords", "a boost of 0 or below has no effect: no word is made less likely")
-            self._advice.append("keywords")
+            self._pass("keywords", "a boost of 0 or below has no effect: no word is made less likely")
         return joined(
             _phrases("keyterm", [(term, 1.0) for term in self._several("keyterm")]),
             _phrases("keywords", [(word, min(boost, _GREATEST_BOOST)) for word, boost in boosted if boost > 0]),
@@ -341,6 +327,65 @@ class _Query:
         if not all(colon and is_text(key) and is_text(value) for key, colon, value in pairs):
             raise Fault("bad_parameter", f"extra must be key:value, each of at most {LONGEST_TEXT} characters")
         return {key: value for key, _, value in pairs}
+
+
+class LiveQuery(Query):
+    """The query of a live client."""
+
+    def parameters(self) -> Parameters:
+        self._refuse()
+        without_effect = self._pass_over()
+        endpointing, pause = self._endpointing()
+        interim = self._switch("interim_results")
+        parameters = Parameters(
+            start=self._start(pause, partials=interim),
+            model=self._one("model"),
+            interim=interim,
+            vad_events=self._switch("vad_events"),
+            endpointing=endpointing,
+            pause=pause,
+            utterance_end=self._milliseconds("utterance_end_ms", _SHORTEST_UTTERANCE_END, _LONGEST_UTTERANCE_END),
+            written=self._switch("punctuate") or "smart_format" in without_effect,
+            extra=self._extra(),
+            warnings=tuple(self._warnings),
+            advice=tuple(self._advice),
+        )
+        self._check_nothing_left()
+        return parameters
+
+    def _endpointing(self) -> tuple[bool, float | None]:
+        """Return whether results are marked, and the pause that was named."""
+        if self._values.get("endpointing") in (["true"], ["false"]):
+            return self._switch("endpointing"), None
+        return True, self._milliseconds("endpointing", SHORTEST_PAUSE, LONGEST_PAUSE)
+
+    def _start(self, pause: float | None, *, partials: bool) -> Start:
+        name = self._one("encoding")
+        if name not in (None, *ENCODINGS):
+            raise Fault(
+                "unsupported",
+                f"encoding must be one of {', '.join(ENCODINGS)}, got {quoted(name)}; "
+                "without it, audio is Opus in Ogg or WebM",
+            )
+        rate = self._number("sample_rate", 8000, 192000)
+        if name is not None and rate is None:
+            raise Fault("bad_parameter", f"sample_rate is required with encoding={name}")
+        channels = self._number("channels", 1, 8) or 1
+        separate = self._switch("multichannel") and channels > 1
+        return Start(
+            source=self._one("source") or SOURCE,
+            # A container says itself what is in it.
+            encoding="opus" if name is None else ENCODINGS[name][0],
+            sample_rate=rate or Start().sample_rate,
+            channels=channels,
+            separate=separate,
+            language=self._language(),
+            languages=language_codes(self._several("language_hint")),
+            partials=partials,
+            words=True,
+            endpointing=Endpointing(hangover=pause),
+            vocabulary=self._vocabulary(),
+        )
 
 
 def _phrases(name: str, weighted: list[tuple[str, float]]) -> Vocabulary:
@@ -371,6 +416,42 @@ def _boosted(keyword: str) -> tuple[str, float]:
     if not math.isfinite(number):
         raise Fault("bad_parameter", f"keywords must be word or word:boost, such as lamp:2, got {quoted(keyword)}")
     return word, number
+
+
+# --- what results of both kinds have ---------------------------------------------------------------------------------
+
+
+def transcript(text: str, *, written: bool) -> str:
+    """Return a text as the model wrote it, or as bare words in lower case."""
+    return text.strip() if written else bare_text(text)
+
+
+def word_object(word: Word, *, written: bool) -> dict[str, Any]:
+    return {
+        "word": bare(word.text) or word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": word.confidence,
+        **({"punctuated_word": word.text} if written else {}),
+    }
+
+
+def model_info(name: str) -> dict[str, str]:
+    return {"name": name, "version": "latest", "arch": "whisper"}
+
+
+def model_uuid(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+
+
+def about_the_model(wanted: str | None, had: str) -> Iterator[dict[str, str]]:
+    """Return the warning that another model answers than the one that was named, if so."""
+    if wanted not in (None, had):
+        yield {"parameter": "model", "type": "unsupported_model", "message": f"the model here is {had}"}
+
+
+def timestamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # --- the conversation ------------------------------------------------------------------------------------------------
@@ -508,7 +589,7 @@ class Deepgram(Codec):
         start = self._parameters.start
         if start.encoding == "opus":
             return (self._now() - self._first).total_seconds()
-        width = next(width for encoding, width in _ENCODINGS.values() if encoding == start.encoding)
+        width = next(width for encoding, width in ENCODINGS.values() if encoding == start.encoding)
         return self._heard / (width * start.channels * start.sample_rate)
 
     # --- messages --------------------------------------------------------------------------------------------------
@@ -525,16 +606,7 @@ class Deepgram(Codec):
             nothing = {"transcript": "", "confidence": 0.0, "words": []}
             at = self._seconds
             return self._results(channel, at, at, nothing, "student", speech_final=False, from_finalize=from_finalize)
-        words = [
-            {
-                "word": bare(word.text) or word.text,
-                "start": round(word.start, 3),
-                "end": round(word.end, 3),
-                "confidence": word.confidence,
-                **({"punctuated_word": word.text} if self._parameters.written else {}),
-            }
-            for word in final.words or ()
-        ]
+        words = [word_object(word, written=self._parameters.written) for word in final.words or ()]
         alternative = {"transcript": self._text(final.text), "confidence": final.confidence, "words": words}
         cut = channel.silence.before_next(final) < (self._parameters.pause or _PAUSE)
         return self._results(
@@ -582,7 +654,7 @@ class Deepgram(Codec):
             transaction_key="deprecated",
             request_id=self._request_id,
             sha256=self._audio.hexdigest(),
-            created=self._created.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            created=timestamp(self._created),
             duration=round(seconds, 3),
             channels=self._parameters.start.channels,
             models=[self._model_uuid("student")],
@@ -592,15 +664,13 @@ class Deepgram(Codec):
         )
 
     def _about_the_model(self) -> Iterator[dict[str, str]]:
-        wanted, had = self._parameters.model, self._models.get("student", "")
-        if wanted not in (None, had):
-            yield {"parameter": "model", "type": "unsupported_model", "message": f"the model here is {had}"}
+        yield from about_the_model(self._parameters.model, self._models.get("student", ""))
 
     def _model_info(self, model: str) -> dict[str, str]:
-        return {"name": self._models.get(model, ""), "version": "latest", "arch": "whisper"}
+        return model_info(self._models.get(model, ""))
 
     def _model_uuid(self, model: str) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, self._models.get(model, "")))
+        return model_uuid(self._models.get(model, ""))
 
     def _configure_failure(self) -> str:
         return _json(
@@ -611,7 +681,7 @@ class Deepgram(Codec):
         )
 
     def _text(self, text: str) -> str:
-        return text.strip() if self._parameters.written else bare_text(text)
+        return transcript(text, written=self._parameters.written)
 
 
 class _Silence:
@@ -711,7 +781,7 @@ def _error(what: Fault | Error) -> str:
 # --- before the conversation -----------------------------------------------------------------------------------------
 
 
-def _tokens(handshake: Handshake) -> list[str]:
+def tokens(handshake: Handshake) -> list[str]:
     """Return the tokens that the client shows.
 
     They are in the header, as `Token K` or `Bearer K`; or, from a browser, in the subprotocols `token`, `K`.
@@ -728,14 +798,15 @@ def _refuse(fault: Fault) -> list[Frame]:
     return [_error(fault)]
 
 
-def _reject(fault: Fault) -> Rejection:
+def reject(fault: Fault) -> Rejection:
+    """Return a refusal in plain HTTP."""
     status = _STATUS.get(fault.code, 400)
     request_id = str(uuid.uuid4())
     body = {"err_code": _ERR_CODES[status], "err_msg": fault.message, "request_id": request_id}
     headers = {
         "Content-Type": "application/json",
         "dg-request-id": request_id,
-        "dg-error": fault.message.encode("ascii", "backslashreplace").decode(),
+        "dg-error": " ".join(fault.message.split()).encode("ascii", "backslashreplace").decode(),
     }
     return Rejection(status, json.dumps(body).encode(), headers)
 
@@ -743,10 +814,10 @@ def _reject(fault: Fault) -> Rejection:
 DIALECT = Dialect(
     "deepgram",
     Deepgram,
-    _tokens,
+    tokens,
     _refuse,
     close_reason=close_reason,
     paths=frozenset({PATH}),
     subprotocols=("token", "bearer"),
-    reject=_reject,
+    reject=reject,
 )

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.common.client_input import is_text, language_code, language_codes, quoted, read_json
+from daemon.common.client_input import LONGEST_TEXT, is_text, language_code, language_codes, quoted, read_json
 from daemon.common.errors import Fault
 from daemon.dialects.advice import LONGEST_PROMPT, names_in, read_keywords, without_effect
+from daemon.dialects.codec import Rejection
+from daemon.dialects.file_dialect import FileDialect
+from daemon.dialects.openai_realtime import tokens
 from daemon.dialects.openai_session import Refused
 from streaming.events import Final, Word
 from streaming.vocabulary import NO_VOCABULARY, Vocabulary, VocabularyError, joined
@@ -35,6 +39,7 @@ _ONCE = frozenset({"model", "language", "prompt", "temperature", "response_forma
 _KEYWORDS = ("keywords[]", "keywords")
 _LANGUAGES = ("languages[]", "languages")
 _LISTS = frozenset({"timestamp_granularities[]", "include[]", *_KEYWORDS, *_LANGUAGES})
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]*(/[A-Za-z0-9][A-Za-z0-9._:@+-]*)*")
 _CHUNKING = "chunking_strategy"
 _OF_CHUNKING = ("type", "prefix_padding_ms", "silence_duration_ms", "threshold")
 """Of an object: as JSON, or with a field for each, `chunking_strategy[type]`."""
@@ -44,6 +49,7 @@ _STATUS = {
     "forbidden": 403,
     "bad_origin": 403,
     "not_found": 404,
+    "model_not_found": 404,
     "method_not_allowed": 405,
     "message_too_big": 413,
     "too_many_connections": 429,
@@ -93,13 +99,14 @@ class Wanted:
 
 
 def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
-    """Read the fields of a form, without its file.
+    """Read the fields of a form, without its file. One that is empty is as one that is not there.
 
     Raises:
         Refused: something in it is wrong, or cannot be given.
     """
+    fields = [(name, value) for name, value in fields if value]
     once = _once(fields)
-    response_format = once.get("response_format") or "json"
+    response_format = once.get("response_format", "json")
     if response_format not in FORMATS:
         raise _bad("response_format", f"must be one of {', '.join(FORMATS)}, got {quoted(response_format)}")
     stream = _flag("stream", once.get("stream", "false"))
@@ -117,7 +124,7 @@ def wanted(fields: Sequence[tuple[str, str]]) -> Wanted:
     language, languages = _languages(once.get("language"), _listed(fields, *_LANGUAGES))
     in_vain = {
         "prompt": bool(once.get("prompt")) and names is None,
-        "temperature": _is_warm(once.get("temperature") or "0"),
+        "temperature": _is_warm(once.get("temperature", "0")),
         "chunking_strategy": _is_chunking_asked(once),
     }
     return Wanted(
@@ -185,7 +192,7 @@ def _is_warm(temperature: str) -> bool:
 
 def _is_chunking_asked(once: Mapping[str, str]) -> bool:
     """Return whether the form says itself where utterances end."""
-    whole = once.get(_CHUNKING) or "auto"
+    whole = once.get(_CHUNKING, "auto")
     strategy: object = {part: once[name] for part in _OF_CHUNKING if (name := f"{_CHUNKING}[{part}]") in once}
     if whole == "auto" and not strategy:
         return False
@@ -258,9 +265,11 @@ def stream_error(fault: Fault) -> str:
     return _sse(error_body(fault))
 
 
-def error(fault: Fault) -> tuple[int, str]:
-    """Return the status and the body of a refusal."""
-    return _STATUS.get(fault.code, 400), _json(error_body(fault))
+def reject(fault: Fault) -> Rejection:
+    """Return a refusal."""
+    status = _STATUS.get(fault.code, 400)
+    challenge = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return Rejection(status, _json(error_body(fault)).encode(), {"Content-Type": FORMATS["json"], **challenge})
 
 
 def error_body(fault: Fault) -> dict[str, Any]:
@@ -271,8 +280,28 @@ def error_body(fault: Fault) -> dict[str, Any]:
 
 def models(names: Sequence[str], created: int) -> bytes:
     """Return the answer to `GET /v1/models`; `created` is in seconds since 1970."""
-    listed = [{"id": name, "object": "model", "created": created, "owned_by": "whisperd"} for name in names]
-    return _json({"object": "list", "data": listed}).encode()
+    return _json({"object": "list", "data": [_model(name, created) for name in names]}).encode()
+
+
+def model(name: str, names: Sequence[str], created: int) -> tuple[int, bytes]:
+    """Return the status and the body of the answer to `GET /v1/models/NAME`.
+
+    A client may ask for any model, and gets that of the service. So each name that could be one is there.
+
+    Args:
+        name: of the model that is asked for.
+        names: those of the service.
+        created: in seconds since 1970.
+    """
+    if name not in names and (len(name) > LONGEST_TEXT or not _MODEL_NAME.fullmatch(name)):
+        message = f"there is no model {quoted(name)}: a name has up to {LONGEST_TEXT} letters, digits and -._:/@+"
+        refusal = reject(Refused("model_not_found", message, "model"))
+        return refusal.status, refusal.body
+    return 200, _json(_model(name, created)).encode()
+
+
+def _model(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "whisperd"}
 
 
 def _verbose(finals: Sequence[Final], seconds: float, asked: Wanted) -> dict[str, Any]:
@@ -292,7 +321,7 @@ def _verbose(finals: Sequence[Final], seconds: float, asked: Wanted) -> dict[str
 
 
 def _segment(number: int, final: Final) -> dict[str, Any]:
-    """Return an utterance. What is not known of it is null: a final has no tokens, and no probability of silence."""
+    """Return an utterance. Its probability of silence is null where the models cannot tell."""
     text = final.text.encode()
     return {
         "id": number,
@@ -300,11 +329,11 @@ def _segment(number: int, final: Final) -> dict[str, Any]:
         "start": round(final.start, 3),
         "end": round(final.end, 3),
         "text": final.text.strip(),
-        "tokens": None,
+        "tokens": list(final.tokens),
         "temperature": 0.0,
-        "avg_logprob": _log(final.confidence),
+        "avg_logprob": _log(final.confidence) if final.log_prob is None else round(final.log_prob, 4),
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
-        "no_speech_prob": None,
+        "no_speech_prob": None if final.no_speech is None else round(final.no_speech, 6),
     }
 
 
@@ -350,3 +379,6 @@ def _bad(param: str, message: str) -> Refused:
 
 def _cannot(param: str, message: str) -> Refused:
     return Refused("unsupported_parameter", f"{param}: {message}", param)
+
+
+DIALECT = FileDialect("openai", PATH, tokens, reject, absent=("/v1/audio",))

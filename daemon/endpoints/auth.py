@@ -16,6 +16,7 @@ from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
 from daemon.common.permissions import Rights, rights_of
 from daemon.dialects.codec import Handshake
+from daemon.endpoints.client_secrets import ClientSecrets
 from daemon.settings.schema import ServerSettings
 
 _HEADERS = re.compile(r"[A-Za-z0-9, -]{1,1024}")
@@ -33,23 +34,29 @@ class RequestGuard:
 
     Attributes:
         settings: those in force. They may change, and nobody who is here has to leave.
+        secrets: what stands for a token for a while.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
+        self.secrets = ClientSecrets()
 
-    def authorise(self, handshake: Handshake, shown: Iterable[str]) -> Rights:
+    def authorise(self, handshake: Handshake, shown: Iterable[str], *, by_token: bool = False) -> Rights:
         """Return the rights of the client that sent a request.
 
         Args:
             handshake: the request.
             shown: the tokens that it shows.
+            by_token: whether a secret will not do.
 
         Raises:
             Fault: `bad_origin`, `unauthorised`.
         """
         self._check_origin(handshake)
-        rights = rights_of(shown, self.settings.tokens)
+        tokens = self.settings.tokens
+        # Where there are no tokens, everybody comes in: a secret must not end that.
+        secrets = () if by_token or not tokens else self.secrets.valid(tokens)
+        rights = rights_of(shown, (*tokens, *secrets))
         if rights is None:
             raise Fault(
                 "unauthorised", "a token is required: send the header Authorization: Bearer TOKEN, or ?token=TOKEN"

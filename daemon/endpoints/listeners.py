@@ -16,8 +16,9 @@ from daemon.common.errors import ConfigurationError, ServiceError
 from daemon.common.metrics import Metrics
 from daemon.common.permissions import exposed, wyoming_remark
 from daemon.core.gateway import Gateway
-from daemon.dialects import deepgram, native, openai_realtime, vosk, whisperlive
+from daemon.dialects import deepgram, deepgram_files, native, openai_files, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Dialect
+from daemon.dialects.file_dialect import FileDialect
 from daemon.endpoints import zeroconf
 from daemon.endpoints.file_descriptors import Accepting, room_for
 from daemon.endpoints.limits import ConnectionLimiter
@@ -59,7 +60,13 @@ class Ports:
         self._sockets: list[socket.socket] = []  # those that the service manager hands over
         self._metrics = metrics
         self.server = Server(
-            settings.server, settings.subscribers.send_timeout, gateway, pages, metrics, _dialects(settings.dialects)
+            settings.server,
+            settings.subscribers.send_timeout,
+            gateway,
+            pages,
+            metrics,
+            _dialects(settings.dialects),
+            _file_dialects(settings.dialects),
         )
         self.uploads = self._make_uploads(gateway)
         self.wyoming = self._make_wyoming(gateway)
@@ -168,13 +175,14 @@ class Ports:
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def _make_uploads(self, gateway: Gateway) -> Uploads | None:
-        if not self._settings.dialects.openai:
+        dialects = _file_dialects(self._settings.dialects)
+        if not dialects:
             return None
         # Here: it takes a while to import, and not every command serves.
         from daemon.endpoints.uploads import Uploads
 
         send_timeout = self._settings.subscribers.send_timeout
-        return Uploads(self.server, gateway, self._settings.dialects.max_upload, send_timeout, self._metrics)
+        return Uploads(self.server, gateway, dialects, self._settings.dialects.max_upload, send_timeout, self._metrics)
 
     def _make_wyoming(self, gateway: Gateway) -> Wyoming | None:
         settings = self._settings.wyoming
@@ -212,6 +220,12 @@ def _dialects(settings: DialectSettings) -> list[Dialect]:
     """Return the dialects that are spoken on the shared port."""
     optional = ((settings.openai, openai_realtime.DIALECT), (settings.deepgram, deepgram.DIALECT))
     return [native.DIALECT, *(dialect for wanted, dialect in optional if wanted)]
+
+
+def _file_dialects(settings: DialectSettings) -> list[FileDialect]:
+    """Return the dialects of files on the shared port."""
+    optional = ((settings.openai, openai_files.DIALECT), (settings.deepgram, deepgram_files.DIALECT))
+    return [dialect for wanted, dialect in optional if wanted]
 
 
 def _dialects_apart(settings: DialectSettings) -> list[Dialect]:

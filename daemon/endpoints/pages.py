@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.resources import files
+from urllib.parse import unquote
 
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json; charset=utf-8"
@@ -28,6 +29,12 @@ METRICS = "/metrics"
 GUARDED = frozenset({MODELS, SOURCES, METRICS})
 """The pages that tell something of somebody: whoever asks must be let in like a websocket client. All others are the
 same for everybody."""
+
+
+def is_guarded(path: str) -> bool:
+    """Return whether a client must be let in for the page under `path`."""
+    return path in GUARDED or path.startswith(f"{MODELS}/")
+
 
 MayRead = Callable[[str], bool]
 
@@ -87,6 +94,7 @@ class Pages:
         metrics_type: the content type of the exposition.
         sources: returns the sources that one may read, as JSON.
         models: returns the models in JSON, as OpenAI's clients read it; None if there is no such page.
+        model: returns the status and the JSON of the model with that name, likewise.
     """
 
     def __init__(
@@ -97,6 +105,7 @@ class Pages:
         metrics_type: str,
         sources: Callable[[MayRead], bytes],
         models: Callable[[], bytes] | None = None,
+        model: Callable[[str], tuple[int, bytes]] | None = None,
     ) -> None:
         self._unready = unready
         self._asleep = asleep
@@ -104,6 +113,7 @@ class Pages:
         self._metrics_type = metrics_type
         self._sources = sources
         self._models = models
+        self._model = model
         self._files = {path: _read(*named) for path, named in _FILES.items()}
 
     def get(self, path: str, known: str = "", may_read: MayRead = lambda _: True) -> Page:
@@ -120,6 +130,9 @@ class Pages:
             return Page(HTTPStatus.OK, self._sources(may_read), _JSON)
         if path == MODELS and self._models is not None:
             return Page(HTTPStatus.OK, self._models(), _JSON)
+        if path.startswith(f"{MODELS}/") and self._model is not None:
+            status, body = self._model(unquote(path.removeprefix(f"{MODELS}/")))
+            return Page(HTTPStatus(status), body, _JSON)
         match path:
             case "/healthz":
                 return Page(HTTPStatus.OK, b"alive\n")

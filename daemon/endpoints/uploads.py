@@ -1,8 +1,9 @@
-"""Files that are sent to be transcribed: `POST /v1/audio/transcriptions` on the shared port.
+"""Files that are sent to be transcribed, on the shared port; and secrets for browsers.
 
-Owns the requests with bodies: reading a form within its limit, the stream that its audio becomes, and the answer, whole
-or as it comes. The port (`Server`) decides who may come in, how many, and when the service stops. Knows OpenAI's words
-for files, and of what lies behind only that streams can be opened.
+Owns the requests with bodies (`POST /v1/audio/transcriptions`, `POST /v1/listen`): reading a form or a file within its
+limit, the stream that its audio becomes, and the answer, whole or as it comes; and the question for a secret. The port
+(`Server`) decides who may come in, how many, and when the service stops. Knows the dialects of files, and of what lies
+behind only that streams can be opened.
 
 The websockets library that listens reads no bodies, so aiohttp does, on the same port: the listener hands it each
 connection that begins with a POST. There is one port because clients have one address for both (`base_url`), and
@@ -18,11 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import tempfile
+import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import IO, TypeVar, cast
 
@@ -41,24 +46,32 @@ from daemon.common.client_input import quoted
 from daemon.common.errors import Fault
 from daemon.common.metrics import Metrics
 from daemon.common.permissions import Rights
-from daemon.core.audio_files import AudioFile, FileError
+from daemon.common.sources import channel_names, check_name
+from daemon.core.audio_files import AudioFile, FileError, RawFile
 from daemon.core.gateway import Gateway
 from daemon.core.hub import Outbox
 from daemon.core.stream import Stream
-from daemon.dialects import openai_files as dialect
+from daemon.dialects import deepgram, deepgram_files, openai_files, openai_secrets
+from daemon.dialects.advice import AdviceLog
 from daemon.dialects.codec import Handshake
+from daemon.dialects.file_dialect import FileDialect
 from daemon.dialects.openai_realtime import SOURCE, tokens
 from daemon.dialects.transcript import Transcript
 from daemon.endpoints.auth import handshake_of, is_preflight
 from daemon.endpoints.incoming import incoming_of, limited_of
 from daemon.endpoints.limits import TURN, Readers
 from daemon.endpoints.websocket import Server
-from streaming.events import Error, Final, Notice
+from streaming.events import Error, Final, Notice, Start
 from streaming.vocabulary import MOST_PHRASES
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_Answer = Callable[[web.Request, Rights], Awaitable[web.StreamResponse]]
+
+_NAME = "the file"
+"""What it is called in messages."""
 
 _CHUNK = 65536
 _IN_MEMORY = 1024 * 1024
@@ -90,21 +103,36 @@ class Uploads:
     Args:
         server: the port that they come by.
         gateway: opens their streams.
+        dialects: those that are spoken.
         max_upload: the bytes that a request may have.
         send_timeout: seconds that a client may take for a piece of an answer.
         metrics: count faults.
     """
 
     def __init__(
-        self, server: Server, gateway: Gateway, max_upload: int, send_timeout: float, metrics: Metrics
+        self,
+        server: Server,
+        gateway: Gateway,
+        dialects: Sequence[FileDialect],
+        max_upload: int,
+        send_timeout: float,
+        metrics: Metrics,
     ) -> None:
         self._server = server
         self._gateway = gateway
+        self._dialects = dialects
         self._max_upload = max_upload
         self._send_timeout = send_timeout
         self._metrics = metrics
         app = web.Application(client_max_size=max_upload)
-        app.router.add_post(dialect.PATH + "{slashes:/*}", self._transcribe)
+        answers: dict[str, _Answer] = {
+            openai_files.DIALECT.name: self._answer_form,
+            deepgram_files.DIALECT.name: self._answer_recording,
+        }
+        for each in dialects:
+            app.router.add_post(each.path + "{slashes:/*}", partial(self._transcribe, each, answers[each.name]))
+        if openai_files.DIALECT in dialects:
+            app.router.add_post(openai_secrets.PATH + "{slashes:/*}", self._issue_secret)
         app.router.add_route("*", "/{path:.*}", self._other)
         app.on_response_prepare.append(self._share)
         # A client that leaves takes its stream with it. What it asks for is in no log.
@@ -159,14 +187,14 @@ class Uploads:
     async def _other(self, request: web.Request) -> web.StreamResponse:
         limited_of(request.transport).ask()
         handshake = _handshake(request)
-        if handshake.path == dialect.PATH and not is_preflight(request.method, handshake):
-            refusal = self._refusal(request, Fault("method_not_allowed", "send files with POST"))
-            refusal.headers["Allow"] = "POST"
-            return refusal
+        refused = None if is_preflight(request.method, handshake) else self._server.refused(handshake)
+        if refused is not None:
+            return self._refusal(request, *refused)
         page = self._server.answer(request.method, handshake)
         if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
-            fault = Fault("method_not_allowed", f"only GET and HEAD are allowed; send files to {dialect.PATH}")
-            refusal = self._refusal(request, fault)
+            paths = " or ".join(each.path for each in self._dialects)
+            fault = Fault("method_not_allowed", f"only GET and HEAD are allowed; send files to {paths}")
+            refusal = self._refusal(request, self._dialects[0], fault)
             refusal.headers.update(page.headers)
             return refusal
         headers = (
@@ -180,37 +208,37 @@ class Uploads:
         """Let pages of others that may read an answer do so, whatever is answered, refusals too."""
         response.headers.update(self._server.guard.sharing(_handshake(request)))
 
-    async def _transcribe(self, request: web.Request) -> web.StreamResponse:
+    async def _transcribe(self, dialect: FileDialect, answer: _Answer, request: web.Request) -> web.StreamResponse:
         try:
             with limited_of(request.transport).being_served():
                 handshake = _handshake(request)
-                rights = self._server.guard.authorise(handshake, tokens(handshake))
+                rights = self._server.guard.authorise(handshake, dialect.tokens(handshake))
                 with self._server.slots:
-                    return await self._answer(request, rights)
+                    return await answer(request, rights)
         except Fault as fault:
-            return self._refusal(request, fault)
+            return self._refusal(request, dialect, fault)
         except (HttpProcessingError, ClientError, ValueError) as error:
-            return self._refusal(request, Fault("bad_form", f"the form cannot be read: {quoted(str(error), 200)}"))
+            reason = f"the request cannot be read: {quoted(str(error), 200)}"
+            return self._refusal(request, dialect, Fault("bad_form", reason))
         except OSError:
             raise  # the client has gone
         except Exception:
             _log.exception("a file's handler failed")
-            return self._refusal(request, Fault("internal", "an internal error occurred; see the service's log"))
+            reason = "an internal error occurred; see the service's log"
+            return self._refusal(request, dialect, Fault("internal", reason))
 
-    async def _answer(self, request: web.Request, rights: Rights) -> web.StreamResponse:
-        source = rights.check_send(request.query.get("source", SOURCE))
+    def _warn(self, request: web.Request, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            _log.info("%s: %s", request.remote or "a client that left", warning)
+
+    # --- OpenAI's forms --------------------------------------------------------------------------------------------
+
+    async def _answer_form(self, request: web.Request, rights: Rights) -> web.StreamResponse:
+        source = rights.check_send(request.query.get("source") or SOURCE)
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as upload:
-            try:
-                async with self._server.readers.reading():
-                    fields = await self._read_form(request, upload)
-            except TimeoutError:
-                raise Fault("shutting_down", "the service is stopping: send the file again later") from None
-            asked = dialect.wanted(fields)
-            try:
-                file = await AudioFile.opened("the file", upload)
-            except FileError as error:
-                raise Fault("bad_audio", str(error)) from None
-            with contextlib.closing(file):
+            fields = await self._received(self._read_form(request, upload))
+            asked = openai_files.wanted(fields)
+            with contextlib.closing(await _opened(upload)) as file:
                 start = replace(
                     file.start(partials=False, words=asked.word_times),
                     source=source,
@@ -219,23 +247,19 @@ class Uploads:
                     vocabulary=asked.vocabulary,
                 )
                 heard = _Heard(await self._gateway.open_stream(start), file)
-                heard.warnings += asked.warnings
                 async with heard.hearing(self._server.readers) as finals:
                     if asked.stream:
                         return await self._stream(request, asked, heard, finals)
                     all_finals = [final async for final in finals]
                 heard.check()
-                self._warn(request, heard)
-                body = dialect.answer(all_finals, file.seconds, asked, heard.warnings)
-            headers = {"Content-Type": dialect.FORMATS[asked.response_format], **dialect.headers(heard.warnings)}
+                warnings = [*asked.warnings, *heard.warnings]
+                self._warn(request, warnings)
+                body = await asyncio.to_thread(openai_files.answer, all_finals, file.seconds, asked, warnings)
+            headers = {"Content-Type": openai_files.FORMATS[asked.response_format], **openai_files.headers(warnings)}
             return web.Response(text=body, headers=headers)
 
-    def _warn(self, request: web.Request, heard: _Heard) -> None:
-        for warning in heard.warnings:
-            _log.info("%s: %s", request.remote or "a client that left", warning)
-
     async def _stream(
-        self, request: web.Request, asked: dialect.Wanted, heard: _Heard, finals: AsyncIterator[Final]
+        self, request: web.Request, asked: openai_files.Wanted, heard: _Heard, finals: AsyncIterator[Final]
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
@@ -243,15 +267,16 @@ class Uploads:
         transcript = Transcript()
         try:
             async for final in finals:
-                await self._send(response, dialect.delta(transcript.final(final.text)))
+                await self._send(response, openai_files.delta(transcript.final(final.text)))
                 sent.append(final)
             heard.check()
         except Fault as fault:
             self._note(request, fault)
-            await self._send(response, dialect.stream_error(fault))
+            await self._send(response, openai_files.stream_error(fault))
         else:
-            self._warn(request, heard)
-            await self._send(response, dialect.done(sent, heard.file.seconds, asked, heard.warnings))
+            warnings = [*asked.warnings, *heard.warnings]
+            self._warn(request, warnings)
+            await self._send(response, openai_files.done(sent, heard.file.seconds, asked, warnings))
         await response.write_eof()
         return response
 
@@ -268,7 +293,155 @@ class Uploads:
             self._metrics.subscribers_dropped.inc()
             raise ConnectionResetError("it reads too slowly") from None
 
-    # --- forms -----------------------------------------------------------------------------------------------------
+    # --- Deepgram's files ------------------------------------------------------------------------------------------
+
+    async def _answer_recording(self, request: web.Request, rights: Rights) -> web.StreamResponse:
+        created = datetime.now(UTC)
+        asked = deepgram_files.parse(_handshake(request).query)
+        source = check_name(asked.start.source or deepgram.SOURCE)
+        if not asked.start.separate:
+            rights.check_send(source)
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as upload:
+            digest = await self._received(self._read_recording(request, upload))
+            headerless = asked.headerless and not deepgram_files.is_container(_beginning(upload))
+            with contextlib.closing(await _opened(upload, asked.start if headerless else None)) as file:
+                start = replace(
+                    file.start(partials=False, words=True),
+                    source=source,
+                    language=asked.start.language,
+                    languages=asked.start.languages,
+                    endpointing=asked.start.endpointing,
+                    vocabulary=asked.start.vocabulary,
+                    separate=asked.start.separate and file.channels > 1,
+                )
+                with self._places(start, rights):
+                    stream = await self._gateway.open_stream(start)
+                    heard = _Heard(stream, file)
+                    async with heard.hearing(self._server.readers) as finals:
+                        all_finals = [final async for final in finals]
+                heard.check()
+                self._warn(request, heard.warnings)
+                AdviceLog(deepgram_files.DIALECT.name).say(asked.advice)
+                models = stream.greeting
+                recording = deepgram_files.Recording(
+                    sha256=digest,
+                    seconds=file.seconds,
+                    channels=file.channels,
+                    sources=stream.sources,
+                    headerless=headerless,
+                    student=models.student,
+                    teacher=models.teacher,
+                    created=created,
+                )
+                # The words of a day are megabytes: others have their turn meanwhile.
+                body, headers = await asyncio.to_thread(
+                    deepgram_files.answer, all_finals, recording, asked, heard.notices
+                )
+            return web.Response(text=body, headers=headers)
+
+    @contextlib.contextmanager
+    def _places(self, start: Start, rights: Rights) -> Iterator[None]:
+        """Take a slot for each channel that is heard by itself, beside the one of the file, for a block.
+
+        Raises:
+            Fault: `forbidden`, `full`.
+        """
+        source = start.source or deepgram.SOURCE
+        for name in channel_names(source, start.channels) if start.separate else (source,):
+            rights.check_send(name)
+        more = start.channels - 1 if start.separate else 0
+        if more:
+            self._server.slots.take(more)
+        try:
+            yield
+        finally:
+            if more:
+                self._server.slots.give_back(more)
+
+    async def _read_recording(self, request: web.Request, upload: IO[bytes]) -> str:
+        """Read a body that is a file into `upload`, and return its SHA-256.
+
+        Raises:
+            Fault: `message_too_big`, `bad_form`, `missing_file`, `unsupported`.
+        """
+        kind = request.content_type
+        if kind == "application/json" or kind.endswith("+json"):
+            raise Fault("unsupported", "this service fetches nothing from a url: send the audio itself as the body")
+        if kind.startswith("multipart/"):
+            raise Fault("bad_form", "send the audio itself as the body, and not a form with a file")
+        self._check_body(request)
+        digest = hashlib.sha256()
+        body = _Body(request.content, self._max_upload)
+        with incoming_of(request.transport).watched(body.came):
+            while chunk := await body.patiently(body.read(_CHUNK)):
+                digest.update(chunk)
+                upload.write(chunk)
+        if not upload.tell():
+            raise Fault("missing_file", "the request has no body: send the audio in it")
+        upload.seek(0)
+        return digest.hexdigest()
+
+    # --- secrets ---------------------------------------------------------------------------------------------------
+
+    async def _issue_secret(self, request: web.Request) -> web.StreamResponse:
+        """Return a secret with the rights of the token that asks. A secret makes no secrets, or it would never end."""
+        guard = self._server.guard
+        try:
+            with limited_of(request.transport).being_served():
+                handshake = _handshake(request)
+                rights = guard.authorise(handshake, tokens(handshake), by_token=True)
+                seconds = openai_secrets.wanted(await self._read_question(request))
+                ends = int(time.time()) + seconds
+                text = openai_secrets.answer(guard.secrets.issue(rights, seconds, guard.settings.tokens), ends)
+        except Fault as fault:
+            return self._refusal(request, openai_files.DIALECT, fault)
+        headers = {"Content-Type": openai_files.FORMATS["json"], "Cache-Control": "no-store"}
+        return web.Response(text=text, headers=headers)
+
+    async def _read_question(self, request: web.Request) -> bytes:
+        """Read a body that is no form.
+
+        Raises:
+            Fault: `message_too_big`, `timeout`, `shutting_down`, `bad_form`.
+        """
+        body = _Body(request.content, openai_secrets.LARGEST)
+
+        async def whole() -> bytes:
+            read = b""
+            while chunk := await body.patiently(body.read(_CHUNK)):
+                read += chunk
+            return read
+
+        try:
+            with incoming_of(request.transport).watched(body.came):
+                return await self._received(whole())
+        except (HttpProcessingError, ClientError) as error:
+            raise Fault("bad_form", f"the request cannot be read: {quoted(str(error), 200)}") from None
+
+    # --- bodies ----------------------------------------------------------------------------------------------------
+
+    async def _received(self, reading: Awaitable[_T]) -> _T:
+        """Wait for `reading`, which reads a body.
+
+        Raises:
+            Fault: `shutting_down`.
+        """
+        try:
+            async with self._server.readers.reading():
+                return await reading
+        except TimeoutError:
+            raise Fault("shutting_down", "the service is stopping: send the file again later") from None
+
+    def _check_body(self, request: web.Request) -> None:
+        """Check what is said of a body before any of it is read.
+
+        Raises:
+            Fault: `message_too_big`, `bad_form`.
+        """
+        if (encoding := request.headers.get("Content-Encoding", "identity")).strip().lower() != "identity":
+            raise Fault("bad_form", f"send the file without Content-Encoding, got {quoted(encoding)}")
+        if (request.content_length or 0) > self._max_upload:
+            raise _too_big(self._max_upload)
 
     async def _read_form(self, request: web.Request, upload: IO[bytes]) -> list[tuple[str, str]]:
         """Read the form, and return its fields. The file goes into `upload`.
@@ -278,10 +451,7 @@ class Uploads:
         """
         if not request.content_type.startswith("multipart/"):
             raise Fault("bad_form", "send a form: multipart/form-data with the field file")
-        if (encoding := request.headers.get("Content-Encoding", "identity")).strip().lower() != "identity":
-            raise Fault("bad_form", f"send the form without Content-Encoding, got {quoted(encoding)}")
-        if (request.content_length or 0) > self._max_upload:  # before any of it is read
-            raise _too_big(self._max_upload)
+        self._check_body(request)
         try:
             body = _Body(request.content, self._max_upload)
             with incoming_of(request.transport).watched(body.came):
@@ -312,22 +482,22 @@ class Uploads:
                     raise Fault("bad_form", f"the fields beside the file may have at most {_MOST_TEXT} bytes in all")
             if len(fields) > _MOST_FIELDS:
                 raise Fault("bad_form", f"a form may have at most {_MOST_FIELDS} fields")
-        if not found:
-            raise Fault("missing_file", "the form has no field file: send the audio in it")
+        if not upload.tell():
+            raise Fault("missing_file", "the form has no field file, or nothing is in it: send the audio in it")
         upload.seek(0)
         return fields
 
     # --- refusals --------------------------------------------------------------------------------------------------
 
-    def _refusal(self, request: web.Request, fault: Fault) -> web.Response:
+    def _refusal(self, request: web.Request, dialect: FileDialect, fault: Fault) -> web.Response:
         self._note(request, fault)
-        status, body = dialect.error(fault)
-        headers = {"Content-Type": dialect.FORMATS["json"], "Cache-Control": "no-store"}
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        if status in (429, 503):
+        made = dialect.reject(fault)
+        headers = {**made.headers, "Cache-Control": "no-store"}
+        if made.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = "POST"
+        if made.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             headers["Retry-After"] = "10"
-        response = web.Response(status=status, text=body, headers=headers)
+        response = web.Response(status=made.status, body=made.body, headers=headers)
         response.force_close()  # what is still to come of the body is not read
         return response
 
@@ -340,14 +510,19 @@ class _Heard:
     """The stream that a file becomes.
 
     Attributes:
-        warnings: what its client should know of the file although there is an answer; complete at the end.
+        notices: what its client should know of the file although there is an answer; complete at the end.
     """
 
-    def __init__(self, stream: Stream, file: AudioFile) -> None:
+    def __init__(self, stream: Stream, file: AudioFile | RawFile) -> None:
         self.file = file
-        self.warnings: list[str] = []
+        self.notices: list[Notice] = []
         self._stream = stream
         self._fault: Fault | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """The messages of the notices."""
+        return [notice.message for notice in self.notices]
 
     @contextlib.asynccontextmanager
     async def hearing(self, readers: Readers) -> AsyncIterator[AsyncIterator[Final]]:
@@ -377,7 +552,7 @@ class _Heard:
                 async for audio, _ in self.file.blocks():
                     await self._stream.receive(audio)
                     if self.file.seconds > _LONGEST:
-                        self.warnings.append(f"{self.file.name}: only the first {_LONGEST / 3600:g} h were heard")
+                        self._notice("too_long", f"{self.file.name}: only the first {_LONGEST / 3600:g} h were heard")
                         break
                 else:
                     self._judge(self.file.missing)
@@ -393,17 +568,20 @@ class _Heard:
         if missing is None:
             return
         if self.file.seconds:
-            self.warnings.append(f"{self.file.name} is damaged: {missing}")
+            self._notice("damaged", f"{self.file.name} is damaged: {missing}")
         else:
             self._fault = Fault("bad_audio", f"{self.file.name} is damaged: {missing}")
+
+    def _notice(self, code: str, message: str) -> None:
+        self.notices.append(Notice(code, message, self._stream.source))
 
     async def _finals(self, outbox: Outbox) -> AsyncIterator[Final]:
         async for event in outbox:
             match event:
                 case Final():
                     yield event
-                case Notice(message=message):
-                    self.warnings.append(f"{self.file.name}: {message}")
+                case Notice(code=code, message=message):
+                    self._notice(code, f"{self.file.name}: {message}")
                 case Error(code=code, message=message):
                     self._fault = self._fault or Fault(code, message)
         if outbox.overflowed:
@@ -411,7 +589,7 @@ class _Heard:
 
 
 class _Body:
-    """A request's body, as the library's reader of forms asks for it, with limits.
+    """A request's body, with limits. It can be asked as the library's reader of forms asks.
 
     All its bytes count, whatever they are, also those of the chunks that it may come in. It must not come too slowly,
     and one that is all there is not read in one go.
@@ -449,7 +627,7 @@ class _Body:
                 return await work
         except TimeoutError:
             self._check_size()
-            raise Fault("timeout", f"half a form arrived, and nothing more for {_IDLE:g} s") from None
+            raise Fault("timeout", f"half a request arrived, and nothing more for {_IDLE:g} s") from None
         finally:
             self._waiting = None
 
@@ -477,7 +655,7 @@ class _Body:
         self._check_size()
         now = self._clock()
         if now - self._began > _IDLE + self._content.total_bytes / _SLOWEST:
-            raise Fault("timeout", f"the form arrives too slowly: send at least {_SLOWEST} bytes a second")
+            raise Fault("timeout", f"the request arrives too slowly: send at least {_SLOWEST} bytes a second")
         if now - self._paused > TURN:
             await asyncio.sleep(0)
             self._paused = self._clock()
@@ -489,7 +667,25 @@ class _Body:
 
 
 def _too_big(most: int) -> Fault:
-    return Fault("message_too_big", f"a request may have at most {most} bytes (dialects.max_upload)")
+    return Fault("message_too_big", f"such a request may have at most {most} bytes (a file: dialects.max_upload)")
+
+
+async def _opened(upload: IO[bytes], start: Start | None = None) -> AudioFile | RawFile:
+    """Open a file that was sent; with `start`, of samples without a header that it describes.
+
+    Raises:
+        Fault: `bad_audio`.
+    """
+    try:
+        return await AudioFile.opened(_NAME, upload) if start is None else RawFile(_NAME, upload, start)
+    except FileError as error:
+        raise Fault("bad_audio", str(error)) from None
+
+
+def _beginning(upload: IO[bytes]) -> bytes:
+    beginning = upload.read(16)
+    upload.seek(0)
+    return beginning
 
 
 async def _chunks(body: _Body, part: BodyPartReader, most: int) -> AsyncIterator[bytes]:

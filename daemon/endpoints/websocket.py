@@ -44,11 +44,12 @@ from daemon.dialects.codec import (
     close_code,
     query_once,
 )
+from daemon.dialects.file_dialect import FileDialect
 from daemon.endpoints.auth import RequestGuard, handshake_of, is_preflight, path_of
 from daemon.endpoints.conversation import Conversation
 from daemon.endpoints.incoming import IncomingConnection, limited_of
 from daemon.endpoints.limits import CapacityLimiter, ConnectionLimiter, RateLimiter, Readers
-from daemon.endpoints.pages import GUARDED, NOTHING, Page, Pages, refusal
+from daemon.endpoints.pages import NOTHING, Page, Pages, is_guarded, refusal
 from daemon.endpoints.peer import CLOSE_TIMEOUT, Connection, Peer
 from daemon.endpoints.resume import ResumableStream, ResumableStreams
 from daemon.settings.schema import ServerSettings
@@ -87,6 +88,7 @@ class Server:
         pages: the plain pages.
         metrics: count faults and connections.
         dialects: those of the shared port.
+        file_dialects: those of its files, whose paths are refused in their words where no file is sent.
 
     Attributes:
         listening: set once the server listens.
@@ -105,6 +107,7 @@ class Server:
         pages: Pages,
         metrics: Metrics,
         dialects: Iterable[Dialect] = (native.DIALECT,),
+        file_dialects: Sequence[FileDialect] = (),
     ) -> None:
         self.listening = asyncio.Event()
         self.url = ""
@@ -118,6 +121,7 @@ class Server:
         self._pages = pages
         self._metrics = metrics
         self._by_path = {path: dialect for dialect in dialects for path in dialect.paths}
+        self._file_dialects = file_dialects
         self._listeners: list[WebsocketServer] = []
         self._tls: ssl.SSLContext | None = None
         self.slots = CapacityLimiter(settings.max_streams, "streams")
@@ -244,14 +248,15 @@ class Server:
         handshake = _handshake(request)
         if request.method == "GET" and ",".join(handshake.headers.get("upgrade", ())).lower() == "websocket":
             dialect = find(handshake.path)
-            if dialect is None:
-                return None if handshake.path == EVENTS else _response(NOTHING)
-            return self._reject(dialect, ws, handshake)
+            if dialect is not None:
+                return self._reject(dialect, ws, handshake)
+            return None if handshake.path == EVENTS else self._nothing(ws, handshake)
         return _response(self.answer(request.method, handshake), body=request.method != "HEAD")
 
     def answer(self, method: str, handshake: Handshake) -> Page:
         """Return the answer to a request without a body."""
-        page = self._answer(method, handshake)
+        refused = None if is_preflight(method, handshake) else self.refused(handshake)
+        page = self._answer(method, handshake) if refused is None else self._refusal(*refused)
         return replace(page, headers={"Cache-Control": "no-store", **page.headers, **self.guard.sharing(handshake)})
 
     def _answer(self, method: str, handshake: Handshake) -> Page:
@@ -260,13 +265,37 @@ class Server:
                 return Page(HTTPStatus.NO_CONTENT, b"", headers=self.guard.preflight(handshake))
             if method not in ("GET", "HEAD"):
                 return Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
-            rights = self._let_in(handshake) if handshake.path in GUARDED else Rights()
+            rights = self._let_in(handshake) if is_guarded(handshake.path) else Rights()
         except Fault as fault:
             self._metrics.client_errors.labels(fault.code).inc()
             status = HTTPStatus.UNAUTHORIZED if fault.code == "unauthorised" else HTTPStatus.FORBIDDEN
             return refusal(status, native.encode(fault.event(fatal=True)))
         known = ",".join(handshake.headers.get("if-none-match", ()))
         return self._pages.get(handshake.path, known, rights.may_read)
+
+    def refused(self, handshake: Handshake) -> tuple[FileDialect, Fault] | None:
+        """Return the dialect of files that a request without a file belongs to, and why it is refused."""
+        for dialect in self._file_dialects:
+            if (fault := dialect.fault(handshake.path)) is not None:
+                return dialect, fault
+        return None
+
+    def _refusal(self, dialect: FileDialect, fault: Fault) -> Page:
+        self._metrics.client_errors.labels(fault.code).inc()
+        made = dialect.reject(fault)
+        headers = dict(made.headers)
+        content_type = headers.pop("Content-Type")
+        if made.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = "POST"
+        return Page(HTTPStatus(made.status), made.body, content_type, headers)
+
+    def _nothing(self, ws: ServerConnection, handshake: Handshake) -> Response:
+        """Return the answer to a websocket client whose path is that of no dialect."""
+        refused = self.refused(handshake)
+        if refused is None:
+            return _response(NOTHING)
+        self._peer(ws).note(refused[1])
+        return _rejection(refused[0].reject(refused[1]))
 
     def _let_in(self, handshake: Handshake) -> Rights:
         """Check that the client may have the page it asks for, and return its rights.

@@ -232,14 +232,15 @@ class Service:
 
     def _make_pages(self, gateway: Gateway) -> Pages:
         settings, metrics = self.settings, self.pipeline.metrics
-        models = partial(openai_files.models, [settings.models.student], int(time.time()))
+        names, created = [settings.models.student], int(time.time())
         return Pages(
             self.health.unready,
             lambda: self.pipeline.asleep,
             metrics.text,
             metrics.content_type,
             gateway.sources,
-            models if settings.dialects.openai else None,
+            partial(openai_files.models, names, created) if settings.dialects.openai else None,
+            partial(openai_files.model, names=names, created=created) if settings.dialects.openai else None,
         )
 
     def _make_mqtt(self) -> Mqtt | None:

@@ -1,5 +1,7 @@
-"""Clients of other services: Deepgram's stock one, and those of Vosk and WhisperLive, which are no packages, in the
-shape of the published ones. None knows whisperd, and each does what its maker's does: no more, and in that order.
+"""Clients of other services: Deepgram's stock one, and those of Vosk and WhisperLive, in the shape of the published.
+
+Vosk's is no package, and WhisperLive's brings a server and PortAudio. None knows whisperd, and each does what its
+maker's does: no more, and in that order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The dialects of other services: their codecs alone, and their ports.
 
 `dialects`: whatever is in a handshake and its frames, and whatever is told of the stream meanwhile, messages or a fault
-with a sentence, and frames that can be sent. `dialects-port`: the same over real sockets, and forms with files.
+with a sentence, and frames that can be sent. `dialects-files`: the query of a file, and an answer to whatever was said
+in it. `dialects-port`: the same over real sockets, and files as forms and as bodies.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from hypothesis import strategies as st
 
 from daemon.common.errors import Fault
-from daemon.dialects import deepgram, openai_files, openai_realtime, vosk, whisperlive
+from daemon.dialects import deepgram, deepgram_files, openai_files, openai_realtime, vosk, whisperlive
 from daemon.dialects.codec import Codec, Dialect, Frame, Handshake, Message, Reply
 from streaming.audio import AudioFormat, AudioFormatError
 from streaming.events import (
@@ -281,6 +283,52 @@ def converse(example: tuple[Dialect, Handshake, list[Any]]) -> None:
     play.end()
 
 
+# --- the files -------------------------------------------------------------------------------------------------------
+
+OF_FILES = {
+    **QUERIES["deepgram"],
+    "utterances": ["true", "false", "maybe"], "utt_split": ["0.8", "nan", "-1", "1e999"], "multichannel": ["true"],
+    "detect_language": ["true", "de", ""], "language_hint": ["en", "de"], "paragraphs": ["true"], "callback": ["x"],
+    "custom_topic": ["x"], "model": ["nova-3"],
+}  # fmt: skip
+
+
+@st.composite
+def file_queries(draw: st.DrawFn) -> str:
+    names = draw(st.lists(st.sampled_from(sorted(OF_FILES)), max_size=6))
+    pairs = [(name, draw(st.sampled_from(OF_FILES[name]) | st.text(max_size=10))) for name in names]
+    return "&".join(f"{name}={quote(value, errors='replace')}" for name, value in pairs)
+
+
+def ask_for_a_file(example: tuple[str, list[tuple[str, bool, float, float]]]) -> None:
+    query, said = example
+    try:
+        asked = deepgram_files.parse(query)
+    except Fault as fault:
+        assert 0 < len(fault.message) < 600
+        rejection = deepgram_files.DIALECT.reject(fault)
+        assert json.loads(rejection.body)["err_msg"] == fault.message
+        assert all("\n" not in value and "\r" not in value for value in rejection.headers.values())
+        return
+    finals = [
+        Final(
+            "ab"[second], number, start, start + 1, text, sure, "student", ("en", None)[second], 5,
+            (Word(text, start, start + 1, sure),),
+        )
+        for number, (text, second, start, sure) in enumerate(said, 1)
+    ]  # fmt: skip
+    created = datetime(2026, 1, 1, tzinfo=UTC)
+    recording = deepgram_files.Recording("ab", 9.0, 2, ("a", "b"), asked.headerless, "student", None, created)
+    body, _ = deepgram_files.answer(finals, recording, asked)
+    body.encode()
+    results = json.loads(body, parse_constant=_no_json)["results"]
+    assert len(results["channels"]) == 2
+    assert all(0 <= each["alternatives"][0]["confidence"] <= 1 for each in results["channels"])
+    assert len(results.get("utterances", finals)) == len(finals)
+
+
+FILES = st.tuples(file_queries(), HAPPENINGS)
+
 # --- at the ports ----------------------------------------------------------------------------------------------------
 
 _daemon = Daemon({"dialects": {"vosk": 0, "whisperlive": 0, "max_upload": 20_000}})
@@ -352,6 +400,25 @@ def forms(draw: st.DrawFn) -> tuple[str, list[bytes]]:
     return "form", [b"\r\n".join([*lines, b"", b""]) + body]
 
 
+@st.composite
+def recordings(draw: st.DrawFn) -> tuple[str, list[bytes]]:
+    """A file, damaged or not, as a body, whole or cut, with or without its length."""
+    body = draw(damaged() | st.binary(max_size=50))
+    if draw(st.integers(0, 4)):
+        length = b"Content-Length: %d" % (len(body) if draw(st.integers(0, 9)) else draw(st.integers(0, 30_000)))
+    else:
+        length = b"Transfer-Encoding: chunked"
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if draw(st.integers(0, 4)) and body else body
+    kind = draw(
+        st.sampled_from([b"", b"Content-Type: audio/wav", b"Content-Type: application/json", b"Content-Type: x"])
+    )
+    slashes = draw(st.sampled_from(["", "", "/", "//"]))
+    target = f"{deepgram.PATH}{slashes}?{draw(file_queries())}".encode()
+    lines = [b"POST " + target + b" HTTP/1.1", b"Host: x", *([kind] if kind else []), length, b"Connection: close"]
+    lines += [b"Authorization: Token good"] if draw(st.integers(0, 9)) else []
+    return "recording", [b"\r\n".join([*lines, b"", b""]) + body]
+
+
 def talk(example: tuple[str, list[bytes]]) -> None:
     name, pieces = example
     _daemon.exchange(_daemon.ports.get(name, _daemon.http), pieces)
@@ -359,5 +426,13 @@ def talk(example: tuple[str, list[bytes]]) -> None:
 
 TARGETS = (
     Target("dialects", EXAMPLES, converse, size=400),
-    Target("dialects-port", talks() | talks() | forms(), talk, size=100, open=_daemon.open, close=_daemon.close),
+    Target("dialects-files", FILES, ask_for_a_file, size=400),
+    Target(
+        "dialects-port",
+        talks() | talks() | forms() | recordings(),
+        talk,
+        size=100,
+        open=_daemon.open,
+        close=_daemon.close,
+    ),
 )

@@ -29,6 +29,7 @@ from streaming.events import (
     SpeechStarted,
     SpeechStopped,
     Stopped,
+    to_dict,
 )
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Phrase, Result, Vocabulary, Waveform
 from streaming.segment import SegmentSettings
@@ -496,6 +497,23 @@ def test_a_final_has_the_speechs_bounds_and_its_audio_a_little_more(
     assert (final.start, final.end) == (0.992, 2.016)
     assert (job.audio[0], job.audio[-1] + 1) == ((0.992 - 0.3) * SAMPLE_RATE, (2.016 + 0.2) * SAMPLE_RATE)
     assert final == Final("kitchen", 1, 0.992, 2.016, "turn on", 0.9, "student", None, latency_ms=500)
+
+
+def test_what_of_a_final_is_not_in_its_json(text: Text, encode: Callable[[str], Tokens]) -> None:
+    stream = final_due(text)
+    stream.answer(tokens := encode("turn on"), probability=0.8, no_speech=0.25)
+    (final,) = stream.of(Final)
+    assert (final.tokens, final.no_speech) == (tokens, 0.25)
+    assert final.log_prob == pytest.approx(math.log(0.8))
+    assert to_dict(final).keys() == {
+        "type", "source", "utterance", "start", "end", "text", "confidence", "model", "language", "latency_ms", "seq",
+    }  # fmt: skip
+
+
+def test_where_a_checkpoint_cannot_tell_silence_none_is_known(text: Text, encode: Callable[[str], Tokens]) -> None:
+    stream = final_due(text)
+    stream.answer(encode("turn on"), no_speech=0.0)
+    assert [final.no_speech for final in stream.of(Final)] == [None]
 
 
 def test_words_have_stream_times_and_confidence(text: Text, encode: Callable[[str], Tokens]) -> None:

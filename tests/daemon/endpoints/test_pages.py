@@ -108,7 +108,7 @@ async def test_under_which_names_a_page_is_ours(
     """A stranger's page may have a name that was made to point at this machine: for a browser it is then our own."""
     async with service(scripted(tokenizer_file), {"server": settings}) as daemon:
         token = {"Authorization": "Bearer secret"} if settings.get("tokens") else {}
-        for path in ("/v1/sources", "/metrics", "/v1/models"):
+        for path in ("/v1/sources", "/metrics", "/v1/models", "/v1/models/whisper-1"):
             status, body, _ = await get(daemon, path, Host=host, **token)
             assert status == (200 if fine else 403)
             if not fine:

@@ -9,6 +9,7 @@ import http.client
 import io
 import json
 import logging
+import math
 import ssl
 import subprocess
 import threading
@@ -41,6 +42,7 @@ from harness import (
 )
 from openai import AsyncOpenAI
 from test_websocket import fetch
+from tokenizers import Tokenizer
 
 from bench.player import DEMO, said_in
 from daemon.core import audio_files as files
@@ -112,7 +114,12 @@ async def test_every_format(tokenizer_file: Path) -> None:
         assert (verbose.language, verbose.text) == ("en", plain.text)
         (segment,) = verbose.segments
         assert (segment.start, segment.end, segment.text) == (round(start, 3), round(end, 3), plain.text)
-        assert segment.avg_logprob < 0
+        assert segment.avg_logprob == pytest.approx(math.log(0.95), abs=1e-4)
+        assert Tokenizer.from_file(str(tokenizer_file)).decode(segment.tokens).strip() == plain.text
+        assert segment.no_speech_prob is None  # this engine cannot tell
+        assert segment.temperature == 0
+        assert segment.compression_ratio > 0
+        assert not {"tokens", "log_prob", "no_speech"} & final.keys()  # of these only who asks for them is told
         assert [word.word for word in verbose.words] == plain.text.split()
         assert all(a.start <= b.start for a, b in zip(verbose.words, verbose.words[1:], strict=False))
         unsure = await transcribe(url, include=["logprobs"])
@@ -151,6 +158,12 @@ async def test_models_and_the_same_connection_for_all(tokenizer_file: Path) -> N
             connection.close()
             return answers
 
+        for name in ("whisper-1", "gpt-4o-transcribe", "tiny-en", "openai/whisper-large-v3"):
+            assert (await made.models.retrieve(name)).id == name
+        for name in ("a b", "x" * 257, "../x", "\N{SNOWMAN}", "a//b"):
+            with pytest.raises(openai.NotFoundError) as missing:
+                await made.models.retrieve(name)
+            assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
         answers = await asyncio.to_thread(by_hand)
         assert [status for status, _ in answers] == [405, 200, 404, 405]
         assert json.loads(answers[0][1])["error"]["type"] == "invalid_request_error"
@@ -316,6 +329,44 @@ async def test_what_will_not_do(
         assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param)
         assert daemon.pipeline.metrics.client_errors.labels(code)._value.get() == 1
         assert (await post(daemon.server.url, [AUDIO])).status_code == 200
+
+
+EMPTY = (
+    "model", "language", "prompt", "temperature", "response_format", "stream", "chunking_strategy",
+    "chunking_strategy[type]", "chunking_strategy[threshold]", "timestamp_granularities[]", "include[]", "keywords[]",
+    "keywords", "languages[]", "languages", "known_speaker_names[]",
+)  # fmt: skip
+
+
+async def test_an_empty_field_is_one_that_is_not_there(tokenizer_file: Path) -> None:
+    async with service(scripted(tokenizer_file)) as daemon:
+        plain = await post(daemon.server.url, [AUDIO])
+        empty = await post(daemon.server.url, [AUDIO, *[(name, "") for name in EMPTY for _ in range(2)]])
+        both = await post(
+            daemon.server.url, [AUDIO, ("model", ""), ("model", "x"), ("language", ""), ("language", "en")]
+        )
+        source = await post(daemon.server.url, [AUDIO], path=f"{PATH}/?source=")
+        no_file = await post(daemon.server.url, [("file", ("a.wav", b""))])
+    for answer in (empty, both, source):
+        assert (answer.status_code, answer.json()) == (200, plain.json())
+    assert (no_file.status_code, no_file.json()["error"]["code"]) == (400, "missing_file")
+
+
+async def test_a_request_without_a_file_is_refused_in_the_words_of_files(tokenizer_file: Path) -> None:
+    async with (
+        service(scripted(tokenizer_file)) as daemon,
+        httpx.AsyncClient(base_url=http_url(daemon.server.url), timeout=PATIENCE) as made,
+    ):
+        for method, path, status, code in (
+            ("GET", f"{PATH}/", 405, "method_not_allowed"),
+            ("PUT", f"{PATH}//", 405, "method_not_allowed"),
+            ("GET", "/v1/audio/speech", 404, "not_found"),
+            ("POST", "/v1/audio/translations/", 404, "not_found"),
+        ):
+            answer = await made.request(method, path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert (await made.get("/v1/models/")).json()["data"][0]["id"] == "tiny-en"
+        assert (await made.get("/v1/models/whisper-1/")).json()["id"] == "whisper-1"
 
 
 async def test_a_form_with_as_many_keywords_as_there_may_be(tokenizer_file: Path) -> None:
@@ -600,6 +651,7 @@ async def test_off_is_off(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file), {"dialects": {"openai": False}}) as daemon:
         assert (await asyncio.to_thread(fetch, daemon.server.url, PATH, "POST"))[0] == 405
         assert (await asyncio.to_thread(fetch, daemon.server.url, "/v1/models"))[0] == 404
+        assert (await asyncio.to_thread(fetch, daemon.server.url, "/v1/models/whisper-1"))[0] == 404
 
 
 # --- beside live streams ---------------------------------------------------------------------------------------------
@@ -720,6 +772,8 @@ async def test_connections_that_say_nothing_do_not_hold_up_the_stop(tokenizer_fi
 async def test_a_recording_comes_out_right_with_the_shipped_models(tmp_path: Path) -> None:
     with process(tmp_path, TEACHER) as daemon:
         heard = await transcribe(daemon.url, file=DEMO, language="en")
+        verbose = await transcribe(daemon.url, file=DEMO, response_format="verbose_json")
         assert daemon.terminate() == 0
+    assert all(segment.tokens and 0 < segment.no_speech_prob < 1 for segment in verbose.segments)
     assert plain(heard.text) == plain(" ".join(said_in(DEMO)))
     assert "Traceback" not in daemon.log
