@@ -177,12 +177,24 @@ class Session:
         Raises:
             RuntimeError: the stream was stopped.
         """
+        return [event for frame in self.keep(samples, now) for event in self.judged(frame, self._detector(frame))]
+
+    def keep(self, samples: Waveform, now: float) -> list[Waveform]:
+        """Take the next samples, as `receive`, for a caller who judges whether they are speech.
+
+        Returns:
+            The frames that they completed. The caller tells `judged` of each, in order, before anything is ended.
+
+        Raises:
+            RuntimeError: the stream was stopped.
+        """
         self._check_running()
-        events: list[Event] = []
-        for frame in self._recent.append(samples, now):
-            level = float(np.dot(frame, frame)) / len(frame)
-            boundaries = self._segmenter.push(self._detector(frame), level)
-            events.extend(self._cross(boundary) for boundary in boundaries)
+        return self._recent.append(samples, now)
+
+    def judged(self, frame: Waveform, probability: float) -> list[Event]:
+        """Take the probability that the next frame of those that are kept holds speech."""
+        level = float(np.dot(frame, frame)) / len(frame)
+        events = [self._cross(boundary) for boundary in self._segmenter.push(probability, level)]
         self._recent.forget_before(self._segmenter.keep_from)
         return events
 
@@ -243,6 +255,11 @@ class Session:
     def audio_seconds(self) -> float:
         """Audio received."""
         return _seconds(self._recent.received)
+
+    @property
+    def judged_seconds(self) -> float:
+        """Audio of which it is known whether it is speech."""
+        return _seconds(self._segmenter.heard)
 
     @property
     def voiced_seconds(self) -> float:

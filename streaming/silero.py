@@ -15,6 +15,7 @@ reflected at both ends), four convolutions over the magnitudes, an LSTM cell, an
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -52,29 +53,46 @@ class Silero:
     """The detector's memory of one stream."""
 
     def __init__(self) -> None:
-        self._network = _network()
+        self.network = _network()
         self.reset()
 
     def reset(self) -> None:
         """Forget all that was heard."""
-        self._input = np.zeros(2 * _HIDDEN, np.float32)  # of the cell: the features, then the hidden state
-        self._cell = np.zeros(_HIDDEN, np.float32)
+        self.input = np.zeros(2 * _HIDDEN, np.float32)  # of the cell: the features, then the hidden state
+        self.cell = np.zeros(_HIDDEN, np.float32)
 
     def __call__(self, frame: Waveform) -> float:
         """Return the probability that the next frame of the stream, shape `[512]`, holds speech: 0 to 1."""
-        network, cell = self._network, self._cell
-        self._input[:_HIDDEN] = _encode(network, frame)
-        gates = (self._input @ network.recurrent + network.recurrent_bias).reshape(4, _HIDDEN)
-        gates *= _SCALE
-        np.tanh(gates, out=gates)
-        gates *= _SCALE
-        gates += _SHIFT
-        in_gate, forget_gate, candidate, out_gate = gates
-        cell *= forget_gate
-        cell += in_gate * candidate
-        hidden = out_gate * np.tanh(cell)
-        self._input[_HIDDEN:] = hidden
-        return float(0.5 * np.tanh(0.5 * (np.maximum(hidden, 0) @ network.output + network.output_bias)) + 0.5)
+        return judge_frames([self], [frame])[0]
+
+
+def judge_frames(streams: Sequence[Silero], frames: Sequence[Waveform]) -> list[float]:
+    """Return the probability of speech in the next frame of each of several streams.
+
+    The weights are read once for all of them, which for one frame alone takes as long as the arithmetic.
+
+    Args:
+        streams: each once.
+        frames: of the streams, in order, of shape `[512]`.
+    """
+    network = streams[0].network
+    inputs = np.stack([stream.input for stream in streams])
+    inputs[:, :_HIDDEN] = _encode(network, np.stack(frames))
+    gates = (inputs @ network.recurrent + network.recurrent_bias).reshape(-1, 4, _HIDDEN)
+    gates *= _SCALE
+    np.tanh(gates, out=gates)
+    gates *= _SCALE
+    gates += _SHIFT
+    cells = np.stack([stream.cell for stream in streams])
+    cells *= gates[:, 1]
+    cells += gates[:, 0] * gates[:, 2]
+    hidden = gates[:, 3] * np.tanh(cells)
+    for stream, cell, state in zip(streams, cells, hidden, strict=True):
+        stream.cell = cell
+        stream.input[_HIDDEN:] = state
+    scores = np.maximum(hidden, 0) @ network.output + network.output_bias
+    probabilities: list[float] = (0.5 * np.tanh(0.5 * scores) + 0.5).tolist()
+    return probabilities
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,26 +107,32 @@ class _Network:
     output_bias: Matrix  # []
 
 
-def _encode(network: _Network, frame: Waveform) -> Matrix:
-    """Features of a frame: shape [128]."""
-    spectrum = frame[_WINDOWS] @ network.fourier
+def _encode(network: _Network, frames: Matrix) -> Matrix:
+    """Features of frames: [n, 512] -> [n, 128]."""
+    spectrum = frames[:, _WINDOWS].reshape(-1, _WINDOW) @ network.fourier
     spectrum *= spectrum
     half = spectrum.shape[1] // 2
     magnitudes: Matrix = np.sqrt(spectrum[:, :half] + spectrum[:, half:])
     first, second, third, fourth = network.convolutions
-    features = _rectified(_patches(magnitudes, 1), *first)
-    features = _rectified(_patches(features, 2), *second)
+    features = _rectified(_patches(magnitudes, len(frames), 1), *first)
+    features = _rectified(_patches(features, len(frames), 2), *second)
     # Two positions and the padding before them, halved to one; then one position alone. See `_arrange`.
-    return _rectified(_rectified(features.ravel(), *third), *fourth)
+    return _rectified(_rectified(features.reshape(len(frames), -1), *third), *fourth)
 
 
-def _patches(features: Matrix, stride: int) -> Matrix:
-    """Return what a kernel of 3 sees, with zero padding of 1. [positions, in] -> [positions / stride, 3 * in]."""
-    positions, channels = features.shape
-    padded = np.zeros((positions + 2, channels), np.float32)
-    padded[1:-1] = features
-    along, across = padded.strides
-    return np.ndarray((positions // stride, 3 * channels), np.float32, padded, strides=(stride * along, across))
+def _patches(features: Matrix, frames: int, stride: int) -> Matrix:
+    """Return what a kernel of 3 sees, with zero padding of 1.
+
+    [frames * positions, in] -> [frames * positions / stride, 3 * in].
+    """
+    channels = features.shape[1]
+    positions = len(features) // frames
+    padded = np.zeros((frames, positions + 2, channels), np.float32)
+    padded[:, 1:-1] = features.reshape(frames, positions, channels)
+    between, along, across = padded.strides
+    shape, strides = (frames, positions // stride, 3 * channels), (between, stride * along, across)
+    seen: Matrix = np.ndarray(shape, np.float32, padded, strides=strides)
+    return seen.reshape(-1, 3 * channels)
 
 
 def _rectified(patches: Matrix, weights: Matrix, bias: Matrix) -> Matrix:
@@ -209,7 +233,7 @@ def _arrange(tensors: dict[str, Matrix]) -> _Network:
     for array in (network.fourier, network.recurrent, *(a for pair in network.convolutions for a in pair)):
         array.flags.writeable = False  # shared by every stream
     # A wrong shape shows here, once, and not in some stream's first frame.
-    if _encode(network, np.zeros(FRAME, np.float32)).shape != (_HIDDEN,):
+    if _encode(network, np.zeros((2, FRAME), np.float32)).shape != (2, _HIDDEN):
         raise ValueError("its shapes differ")
     return network
 

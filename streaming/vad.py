@@ -10,15 +10,16 @@ weights. Knows nothing of utterances: `segment.py` has thresholds and endpoints.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import webrtcvad
 
 from streaming.audio import FRAME
 from streaming.job import SAMPLE_RATE, Waveform
-from streaming.silero import Silero
+from streaming.silero import Silero, judge_frames
 
 FRAME_SECONDS = FRAME / SAMPLE_RATE
 
@@ -52,12 +53,12 @@ class Detector:
 
     def __init__(self, settings: VadSettings | None = None) -> None:
         self.settings = settings or VadSettings()
-        self._judge: Silero | _Webrtc | _TwoStage
+        self._judge: _Judge
         match self.settings.kind:
             case "silero":
-                self._judge = Silero()
+                self._judge = _Network()
             case "webrtc":
-                self._judge = _Webrtc(self.settings.aggressiveness)
+                self._judge = _Alone(_Webrtc(self.settings.aggressiveness))
             case _:
                 self._judge = _TwoStage(self.settings)
 
@@ -67,13 +68,92 @@ class Detector:
         Raises:
             ValueError: the frame has another length.
         """
+        return judge([self], [frame])[0]
+
+    def ask(self, frame: Waveform) -> tuple[Silero | None, Sequence[Waveform]]:
+        """Take the next frame, and return the network with the frames that it must hear of it; often none."""
         if frame.shape != (FRAME,):
             raise ValueError(f"a frame has {FRAME} samples, got shape {frame.shape}")
-        return self._judge(np.clip(frame, -1.0, 1.0))
+        return self._judge.network, self._judge.ask(np.clip(frame, -1.0, 1.0))
+
+    def decide(self, probability: float) -> float:
+        """Return the probability of the frame, given what the network said of the last that it heard, or 0."""
+        return self._judge.decide(probability)
 
     def reset(self) -> None:
         """Forget all that was heard."""
         self._judge.reset()
+
+
+def judge(detectors: Sequence[Detector], frames: Sequence[Waveform]) -> list[float]:
+    """Return the probability of speech in the next frame of each of several streams.
+
+    Those that need the network share its passes.
+
+    Args:
+        detectors: each once.
+        frames: of the detectors, in order, of shape `[512]`.
+
+    Raises:
+        ValueError: a frame has another length.
+    """
+    asked = [detector.ask(frame) for detector, frame in zip(detectors, frames, strict=True)]
+    said = [0.0] * len(asked)
+    for turn in range(max(len(heard) for _, heard in asked)):
+        rows = [(at, network, heard[turn]) for at, (network, heard) in enumerate(asked) if turn < len(heard)]
+        networks = [network for _, network, _ in rows if network is not None]
+        for (at, _, _), probability in zip(rows, judge_frames(networks, [row[2] for row in rows]), strict=True):
+            said[at] = probability
+    return [detector.decide(probability) for detector, probability in zip(detectors, said, strict=True)]
+
+
+class _Judge(Protocol):
+    """How a detector decides: what it asks the network, and what it makes of the answer."""
+
+    @property
+    def network(self) -> Silero | None: ...
+
+    def ask(self, frame: Waveform) -> Sequence[Waveform]: ...
+
+    def decide(self, probability: float) -> float: ...
+
+    def reset(self) -> None: ...
+
+
+class _Network:
+    """The network decides each frame."""
+
+    def __init__(self) -> None:
+        self.network = Silero()
+
+    def reset(self) -> None:
+        self.network.reset()
+
+    def ask(self, frame: Waveform) -> Sequence[Waveform]:
+        return (frame,)
+
+    def decide(self, probability: float) -> float:
+        return probability
+
+
+class _Alone:
+    """WebRTC's detector decides, and no network is asked."""
+
+    network = None
+
+    def __init__(self, webrtc: _Webrtc) -> None:
+        self._webrtc = webrtc
+        self._found = 0.0
+
+    def reset(self) -> None:
+        self._webrtc.reset()
+
+    def ask(self, frame: Waveform) -> Sequence[Waveform]:
+        self._found = self._webrtc(frame)
+        return ()
+
+    def decide(self, probability: float) -> float:
+        return self._found
 
 
 class _Webrtc:
@@ -145,30 +225,30 @@ class _TwoStage:
 
     def __init__(self, settings: VadSettings) -> None:
         self._gate = _Gate(settings.aggressiveness)
-        self._silero = Silero()
+        self.network = Silero()
         self._hold_frames = round(settings.hold / FRAME_SECONDS)
         self.reset()
 
     def reset(self) -> None:
         self._gate.reset()
-        self._silero.reset()
+        self.network.reset()
+        self._asked = False
         self._hold = 0  # frames for which Silero stays awake
         self._unheard: deque[Waveform] = deque(maxlen=self.WARM_UP)  # the latest frames while it sleeps
 
-    def __call__(self, frame: Waveform) -> float:
+    def ask(self, frame: Waveform) -> Sequence[Waveform]:
         if self._gate(frame):
             self._hold = self._hold_frames + 1
-        if self._hold == 0:
+        self._asked = self._hold > 0
+        if not self._asked:
             self._unheard.append(frame)
-            return 0.0
+            return ()
         self._hold -= 1
-        self._wake()
-        probability = self._silero(frame)
-        if probability >= self.MAYBE:
+        heard = (*self._unheard, frame)
+        self._unheard.clear()
+        return heard
+
+    def decide(self, probability: float) -> float:
+        if self._asked and probability >= self.MAYBE:
             self._hold = self._hold_frames
         return probability
-
-    def _wake(self) -> None:
-        for frame in self._unheard:
-            self._silero(frame)
-        self._unheard.clear()

@@ -8,8 +8,10 @@ be told goes to `ChannelOwner`.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
+from collections import deque
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from daemon.common.sources import DEFAULT_SOURCE
 from daemon.core.neighbours import Neighbours
 from daemon.core.scheduler import Kind
+from streaming.audio import FRAME
 from streaming.events import Error, Event, Flushed, Start, Stopped
 from streaming.job import SAMPLE_RATE, Job, Result, Vocabulary, Waveform
 from streaming.session import Session, SessionSettings
@@ -69,10 +72,13 @@ class Channel:
         self._shared = shared
         self._owner = owner
         self._start = start
+        self.detector = Detector(shared.vad)
+        self._frames: deque[Waveform] = deque()  # not looked at yet
+        self._context = contextvars.copy_context()
         self.session = Session(
             source,
             settings,
-            Detector(shared.vad),
+            self.detector,
             shared.model.text,
             language=languages[0],
             languages=languages[1],
@@ -95,23 +101,38 @@ class Channel:
             # Heard as silence rather than cut out: the stream's clock goes on.
             samples = np.zeros_like(samples)
             self._shared.metrics.muted_seconds.inc(seconds)
-        self._say(self._receive(samples, arrived))
+        self._frames.extend(self.session.keep(samples, arrived))
+        if self._shared.detection is None:
+            self._look()
+        elif self._frames:
+            self._shared.detection.add(self)
+
+    @property
+    def unseen_seconds(self) -> float:
+        """Audio that was not looked at yet."""
+        return len(self._frames) * FRAME / SAMPLE_RATE
 
     def flush(self, id: str | None) -> None:
+        self._look()
         self._say(self.session.flush(id, time.monotonic()))
 
     def discard(self, id: str | None) -> None:
+        self._look()
         self._say(self.session.discard(id, time.monotonic()))
 
     def stop(self, rest: Waveform, now: float) -> None:
         """Hear the last samples, and take no more."""
         self._ended = True
-        self._say(self._receive(rest, now))
+        self._frames.extend(self.session.keep(rest, now))
+        self._look()
         self._say(self.session.stop(now))
 
     def close(self) -> None:
         """Leave, finished or not."""
         self._ended = True
+        self._frames.clear()
+        if self._shared.detection is not None:
+            self._shared.detection.remove(self)
         self._shared.scheduler.remove(self)
         self._set_speaking(False)
         self._shared.sources.closed(self.source, self._mute)
@@ -123,11 +144,16 @@ class Channel:
             phrases = self._shared.vocabularies.of(name, phrases)
         return phrases
 
-    def _receive(self, samples: Waveform, arrived: float) -> list[Event]:
+    def _look(self) -> None:
+        """Look at the frames that wait, now: what is told the session next is about all of them."""
+        while (frame := self.next_frame()) is not None:
+            self._hear(frame, self.detector(frame))
+
+    def _hear(self, frame: Waveform, probability: float) -> None:
         before = self.session.voiced_seconds
-        events = self.session.receive(samples, arrived)
+        events = self.session.judged(frame, probability)
         self._shared.metrics.voiced_seconds.inc(self.session.voiced_seconds - before)
-        return events
+        self._say(events)
 
     def _mute(self) -> None:
         """Make final what was said until now, because the source was switched off and no more audio may come."""
@@ -156,6 +182,14 @@ class Channel:
         if speaking != self._speaking:
             self._speaking = speaking
             self._shared.sources.speech(self.source, speaking)
+
+    # --- a client of voice detection -------------------------------------------------------------------------------
+
+    def next_frame(self) -> Waveform | None:
+        return self._frames.popleft() if self._frames else None
+
+    def judged(self, frame: Waveform, probability: float) -> None:
+        self._context.copy().run(self._hear, frame, probability)
 
     # --- a client of the scheduler ---------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources
+from daemon.core.detection import SpeechDetection
 from daemon.core.hub import Hub
 from daemon.core.scheduler import Scheduler
 from daemon.core.vocabularies import SourceVocabularies
@@ -42,6 +43,7 @@ class Neighbours:
 
     Attributes:
         backlog: seconds of audio that may wait for finals before reading pauses.
+        detection: looks at the frames of all streams together; None where each looks at its own at once.
     """
 
     model: ModelInfo
@@ -53,3 +55,4 @@ class Neighbours:
     sources: Sources
     vocabularies: SourceVocabularies
     metrics: Metrics
+    detection: SpeechDetection | None = None

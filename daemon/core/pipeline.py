@@ -17,6 +17,7 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.common.version import our_version
 from daemon.core import gpu_memory
+from daemon.core.detection import SpeechDetection
 from daemon.core.engine_host import Engine as Engine
 from daemon.core.engine_host import EngineHost
 from daemon.core.engine_host import LoadEngine as LoadEngine
@@ -87,6 +88,7 @@ class Pipeline:
         self._hosts = [EngineHost(each, load) for each in settings.for_each_device()]
         workers = [Worker(host.thread, host.run, host.teacher_apart) for host in self._hosts]
         self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
+        self.detection = SpeechDetection()
         self.metrics.asleep.set_function(lambda: self.asleep)
         self.metrics.wakes.set_function(lambda: sum(host.woken[1] for host in self._hosts))
         self.metrics.waking_seconds.set_function(lambda: sum(host.woken[0] for host in self._hosts))
@@ -132,6 +134,7 @@ class Pipeline:
             sources=self.sources,
             vocabularies=self.vocabularies,
             metrics=self.metrics,
+            detection=self.detection,
         )
         self._warm.set()
         return model
@@ -188,6 +191,12 @@ class Pipeline:
         chosen = {key: value for key, value in asdict(start.endpointing).items() if value is not None}
         return replace(start, endpointing=Endpointing(**{**source.endpointing(), **chosen}))
 
+    async def run(self) -> None:
+        """Look at what streams hear, and run their jobs, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.scheduler.run())
+            tasks.create_task(self.detection.run())
+
     @property
     def asleep(self) -> bool:
         """Whether the models were put away."""
@@ -238,7 +247,7 @@ async def running(pipeline: Pipeline) -> AsyncIterator[ModelInfo]:
     """
     try:
         model = await pipeline.warm_up()
-        task = asyncio.create_task(pipeline.scheduler.run())
+        task = asyncio.create_task(pipeline.run())
         try:
             yield model
         finally:

@@ -51,6 +51,9 @@ A client that sends a file at fifty times its pace must not delay those who spea
 _SLICE_SAMPLES = 2 * round(_SLICE_SECONDS * SAMPLE_RATE)
 """The most of it, where the bytes held more than was thought."""
 
+_UNSEEN_SECONDS = 2 * _SLICE_SECONDS
+"""Audio that may wait for voice detection before reading pauses."""
+
 _Decoder = AudioDecoder | SeparateDecoder | OpusDecoder
 
 
@@ -183,7 +186,7 @@ class Stream:
             # A few bytes of opus may hold a long silence.
             for begin in range(0, max(1, samples.shape[1]), _SLICE_SAMPLES):
                 self._take(samples[:, begin : begin + _SLICE_SAMPLES], now - self._decoder.delay)
-                await asyncio.sleep(0)
+                await self._be_seen()
 
     def _decode(self, data: bytes) -> NDArray[np.float32]:
         """Return the samples that `data` completed: shape `[channels, n]`."""
@@ -204,14 +207,28 @@ class Stream:
             return
         for channel, own in zip(self._channels, samples, strict=True):
             channel.take(own, arrived)
-        self._lose_patience()
+
+    async def _be_seen(self) -> None:
+        """Give others their turn; whoever sends faster than frames are looked at waits for that."""
+        await asyncio.sleep(0)
+        while any(channel.unseen_seconds > _UNSEEN_SECONDS for channel in self._channels) and not self._ended:
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def caught_up(self) -> None:
+        """Wait until it is known of all that came whether it is speech."""
+        while any(channel.unseen_seconds for channel in self._channels) and not self._ended:
+            self._progress.clear()
+            await self._progress.wait()
 
     def _lose_patience(self) -> None:
         """End the stream if nobody has spoken for as long as its client waits."""
+        if self._patience is None or self._ended:
+            return
         sessions = [channel.session for channel in self._channels]
-        if self._patience is None or any(session.spoken for session in sessions):
+        if any(session.spoken for session in sessions):
             self._patience = None
-        elif sessions[0].audio_seconds >= self._patience:
+        elif min(session.judged_seconds for session in sessions) >= self._patience:
             self.silent = True
             message = f"nobody spoke within {self._patience:g} s, and the stream ended"
             self.outbox.put(Notice("no_speech", message, self.source))
@@ -255,6 +272,7 @@ class Stream:
             self.outbox.put(answer, self.id)
 
     def progressed(self) -> None:
+        self._lose_patience()
         if all(channel.session.finished for channel in self._channels):
             self._finished.set()
         self._progress.set()

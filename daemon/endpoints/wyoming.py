@@ -345,6 +345,8 @@ class _Turn:
 
     async def _end_if_over(self) -> None:
         if self._is_over():
+            await self._stream.caught_up()
+        if self._is_over():
             self.answered = True
             await self._stream.finish()
 

@@ -103,6 +103,7 @@ class Service:
             await self.ports.listen()
             self._credentials.warn(self.settings)
             self._begin("scheduler", self.pipeline.scheduler.run())
+            self._begin("detection", self.pipeline.detection.run())
             await self._until_stopped(self._load())
             if self._ready.is_set():
                 await self._until_stopped(self._stop.wait())

@@ -14,7 +14,7 @@ from streaming import silero
 from streaming.audio import FRAME
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.silero import Silero
-from streaming.vad import Detector, VadSettings, _Gate, _TwoStage
+from streaming.vad import Detector, VadSettings, _Gate, _TwoStage, judge
 
 NAMES = ("turn_on_the_kitchen_light", "stop", "on", "two_sentences")
 Recording = Callable[[str], Waveform]
@@ -41,7 +41,7 @@ def test_silero_agrees_with_the_runtime_of_its_package(recording: Recording, nam
 def test_streams_share_weights_and_nothing_else(recording: Recording) -> None:
     one, other = frames(recording("stop")), frames(recording("on"))
     together = [Silero(), Silero()]
-    assert together[0]._network is together[1]._network
+    assert together[0].network is together[1].network
     mixed = [(together[0](a), together[1](b)) for a, b in zip(one, other, strict=False)]
     alone = [Silero(), Silero()]
     assert [a for a, _ in mixed] == [alone[0](frame) for frame in one[: len(mixed)]]
@@ -166,3 +166,20 @@ def test_settings_that_cannot_be_are_refused(arguments: dict[str, Any]) -> None:
 def test_other_weights_are_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="its name is"):
         silero._read_tensors(b"lmgg" + (7).to_bytes(4, "little") + b"whisper" + bytes(100))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_streams_that_are_judged_together_hear_what_each_hears_alone(recording: Recording, count: int) -> None:
+    """Whatever kinds they are, and although some of them sleep while others are woken."""
+    rng = np.random.default_rng(count)
+    settings = [VadSettings(kind) for kind in ("two-stage", "silero", "two-stage", "webrtc", "two-stage")][:count]
+    heard = []
+    for name, silence in zip(NAMES * 2, rng.integers(8000, 30000, count), strict=False):
+        noise = rng.normal(0, 0.001, silence).astype(np.float32)
+        heard.append(frames(np.concatenate([noise, recording(name), noise, recording(name)]).astype(np.float32)))
+    together = [Detector(each) for each in settings]
+    alone = [Detector(each) for each in settings]
+    for turn in range(min(map(len, heard))):
+        these = [each[turn] for each in heard]
+        expected = [detector(frame) for detector, frame in zip(alone, these, strict=True)]
+        np.testing.assert_allclose(judge(together, these), expected, atol=1e-5)

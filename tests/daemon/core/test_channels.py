@@ -126,7 +126,7 @@ async def test_a_stream_ends_when_nobody_speaks_for_as_long_as_its_client_waits(
     told = [event for event in mine.events if event.get("code") != "no_signal"]
     assert [event["type"] for event in told] == ["ready", "flushed", "notice", "stopped"]
     assert (told[2]["code"], told[2]["source"]) == ("no_speech", "stream")
-    assert 3 <= told[3]["audio_seconds"] <= 3.3
+    assert 3 <= told[3]["audio_seconds"] < 4
 
 
 async def test_who_has_spoken_may_be_silent(tokenizer_file: Path) -> None:
