@@ -23,6 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# Before numpy is imported: it multiplies small matrices of voice detection alone, for which a second thread only spins.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from daemon.commands.output import OutputError, give_up_output, standard_output
 from daemon.common.version import our_version
 
