@@ -189,6 +189,8 @@ class Channel:
         return self._frames.popleft() if self._frames else None
 
     def judged(self, frame: Waveform, probability: float) -> None:
+        if self._ended:  # by another channel of the stream, which was looked at in the same step
+            return
         self._context.copy().run(self._hear, frame, probability)
 
     # --- a client of the scheduler ---------------------------------------------------------------------------------

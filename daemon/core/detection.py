@@ -87,7 +87,19 @@ class SpeechDetection:
             return
         for client, frame, probability in zip(clients, frames, self._judged(clients, frames), strict=True):
             if probability is not None:
-                client.judged(frame, probability)
+                self._tell(client, frame, probability)
+
+    def _tell(self, client: DetectionClient, frame: Waveform, probability: float) -> None:
+        try:
+            client.judged(frame, probability)
+        except Exception as error:
+            self._end(client, error)
+
+    def _end(self, client: DetectionClient, error: Exception) -> None:
+        """Give up a client, and nobody else."""
+        _log.error("voice detection of a stream failed", exc_info=error)
+        self.remove(client)
+        client.broke(error)
 
     def _judged(self, clients: Sequence[DetectionClient], frames: Sequence[Waveform]) -> list[float | None]:
         """Return the probabilities; None for a client whose frame could not be judged, and which has been told."""
@@ -97,7 +109,5 @@ class SpeechDetection:
             if len(clients) > 1:  # one's fault is nobody else's
                 pairs = zip(clients, frames, strict=True)
                 return [found for client, frame in pairs for found in self._judged([client], [frame])]
-            _log.exception("voice detection failed")
-            self.remove(clients[0])
-            clients[0].broke(error)
+            self._end(clients[0], error)
             return [None]

@@ -107,4 +107,22 @@ async def test_a_detector_that_fails_ends_those_that_it_failed_and_later_ones_go
         running.cancel()
     assert beside.broken == []
     assert broken.heard == []
-    assert "voice detection failed" in caplog.text
+    assert "voice detection of a stream failed" in caplog.text
+
+
+async def test_a_stream_that_fails_at_what_was_found_harms_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Channel):
+        def judged(self, frame: Waveform, probability: float) -> None:
+            raise ValueError("no")
+
+    detection = SpeechDetection()
+    with mock.patch.object(daemon.core.detection, "judge", by_number):
+        failing, beside = Failing(detection), Channel(detection)
+        failing.take(1.0, 2.0)
+        beside.take(1.0, 2.0)
+        running = asyncio.create_task(detection.run())
+        await wait_until(lambda: failing.broken and beside.heard == [1.0, 2.0])
+        running.cancel()
+    assert beside.broken == []
+    assert len(failing.broken) == 1
+    assert "voice detection of a stream failed" in caplog.text
