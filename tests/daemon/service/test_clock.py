@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from harness import ROOT, client, scripted, service, speech
 
-STAMPS = {"daemon/core/hub.py", "daemon/mqtt/spool.py", "daemon/service/app.py", "daemon/dialects/deepgram.py"}
-"""A final's `at`; how old that is of one that an earlier process left; `created`, of OpenAI's models and Deepgram's
-streams."""
+STAMPS = {
+    "daemon/core/hub.py", "daemon/mqtt/spool.py", "daemon/service/app.py", "daemon/dialects/deepgram.py",
+    "daemon/endpoints/uploads.py",
+}  # fmt: skip
+"""A final's `at`; how old that is of one that an earlier process left; `created`, of OpenAI's models and of Deepgram's
+streams and files; when OpenAI's clients are told that a secret ends (it ends by a clock that does not jump)."""
 
 
 def tells_the_time_of_day(source: str) -> bool:
