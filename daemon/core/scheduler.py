@@ -226,6 +226,7 @@ class Scheduler:
         self._work = asyncio.Event()
         self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
         self._worked = 0.0  # seconds, of batches that are over
+        self._told = 0.0  # seconds that were told, with those of batches that ran
         metrics.engines.set(len(workers))
         metrics.engine_busy_seconds.set_function(lambda: self.busy_seconds)
         for kind in _KINDS:
@@ -249,10 +250,12 @@ class Scheduler:
     def busy_seconds(self) -> float:
         """The seconds that all engines together have worked.
 
-        Running batches count too: an engine that hangs is not idle.
+        Running batches count too: an engine that hangs is not idle. They count until the loop knows of their end, which
+        may be late, and what was told once is not taken back.
         """
         now = time.monotonic()
-        return self._worked + sum(now - since for since in self._busy.values())
+        self._told = max(self._told, self._worked + sum(now - since for since in self._busy.values()))
+        return self._told
 
     def _waited(self, kind: Kind) -> float:
         """Return the longest time, in seconds, that a stream has waited for its turn with a job of this kind."""
@@ -401,13 +404,17 @@ class Scheduler:
         """Let an engine run a batch from now on."""
         self._busy[worker] = time.monotonic()
         running = worker.thread.submit(_timed, worker.run, jobs, self._failed)
-        running.add_done_callback(lambda _: self._busy.pop(worker, None))
+        running.add_done_callback(partial(self._ran, worker))
         return running
+
+    def _ran(self, worker: Worker, running: asyncio.Future[_Timed]) -> None:
+        self._busy.pop(worker, None)
+        if not running.cancelled() and running.exception() is None:
+            self._worked += running.result()[0]
 
     async def _finish(self, running: asyncio.Future[_Timed]) -> list[Result]:
         """Return a result for each job of a batch, whatever the engine does."""
         seconds, results = await running
-        self._worked += seconds
         self._metrics.batch_seconds.observe(seconds)
         self._metrics.batch_size.observe(len(results))
         if any(result.error is None for result in results):

@@ -411,3 +411,26 @@ async def test_whoever_left_before_the_teacher_had_time_costs_it_nothing() -> No
         await serve(scheduler, staying)
     assert leaving.results == []
     assert [result.model for result in staying.results] == ["teacher"]
+
+
+async def test_the_time_that_engines_worked_is_never_taken_back() -> None:
+    """Not where the loop learns late that a batch is over, nor while its results are delivered."""
+    told: list[float] = []
+
+    class Slow(Client):
+        def receive_result(self, result: Result) -> None:
+            time.sleep(0.006)  # others have their turn in the middle of the delivery
+            super().receive_result(result)
+
+    async with scheduling(echo, batch=4) as scheduler:
+
+        async def watch() -> None:
+            while True:
+                told.append(scheduler.busy_seconds)
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        await serve(scheduler, *(Slow(1000 * at, finals=3) for at in range(4)))
+        watching.cancel()
+    assert len(told) > 10
+    assert told == sorted(told)
