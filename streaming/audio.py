@@ -69,6 +69,11 @@ class AudioFormat:
         """Bytes of one sample of every channel."""
         return _CODECS[self.encoding].width * self.channels
 
+    def whole(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return the samples of all channels in `data` that are complete, and the rest."""
+        whole = len(data) - len(data) % self.frame_bytes
+        return data[:whole], data[whole:]
+
     def bytes_of(self, seconds: float) -> int:
         """Return the number of bytes that hold so many seconds, in whole samples, at least one."""
         return max(1, round(seconds * self.sample_rate)) * self.frame_bytes
@@ -129,10 +134,8 @@ class AudioDecoder:
 
     def feed(self, data: bytes) -> Waveform:
         """Return the samples that `data` completed: shape `[n]`, possibly empty."""
-        data = self._rest + data
-        whole = len(data) - len(data) % self.format.frame_bytes
-        self._rest = data[whole:]
-        return self._resample(self._decode(data[:whole]), last=False)
+        data, self._rest = self.format.whole(self._rest + data)
+        return self._resample(self._decode(data), last=False)
 
     def forget_leftover(self) -> None:
         """Drop the frame that is not complete: the stream continues at a whole sample, and it will be sent again."""
@@ -208,10 +211,8 @@ class SeparateDecoder:
 
     def feed(self, data: bytes) -> NDArray[np.float32]:
         """Return the samples that `data` completed: shape `[channels, n]`, `n` possibly 0."""
-        data = self._rest + data
-        whole = len(data) - len(data) % self.format.frame_bytes
-        self._rest = data[whole:]
-        parts = np.frombuffer(data[:whole], np.uint8).reshape(-1, self.format.channels, self._width)
+        data, self._rest = self.format.whole(self._rest + data)
+        parts = np.frombuffer(data, np.uint8).reshape(-1, self.format.channels, self._width)
         return np.stack([decoder.feed(parts[:, at].tobytes()) for at, decoder in enumerate(self._decoders)])
 
     def forget_leftover(self) -> None:

@@ -186,7 +186,8 @@ class Stream:
             # A few bytes of opus may hold a long silence.
             for begin in range(0, max(1, samples.shape[1]), _SLICE_SAMPLES):
                 self._take(samples[:, begin : begin + _SLICE_SAMPLES], now - self._decoder.delay)
-                await self._be_seen()
+                await asyncio.sleep(0)
+                await self.caught_up(_UNSEEN_SECONDS)  # where more is sent than is looked at meanwhile
 
     def _decode(self, data: bytes) -> NDArray[np.float32]:
         """Return the samples that `data` completed: shape `[channels, n]`."""
@@ -208,16 +209,9 @@ class Stream:
         for channel, own in zip(self._channels, samples, strict=True):
             channel.take(own, arrived)
 
-    async def _be_seen(self) -> None:
-        """Give others their turn; whoever sends faster than frames are looked at waits for that."""
-        await asyncio.sleep(0)
-        while any(channel.unseen_seconds > _UNSEEN_SECONDS for channel in self._channels) and not self._ended:
-            self._progress.clear()
-            await self._progress.wait()
-
-    async def caught_up(self) -> None:
-        """Wait until it is known of all that came whether it is speech."""
-        while any(channel.unseen_seconds for channel in self._channels) and not self._ended:
+    async def caught_up(self, within: float = 0.0) -> None:
+        """Wait until it is known of all that came, but the last seconds, whether it is speech."""
+        while any(channel.unseen_seconds > within for channel in self._channels) and not self._ended:
             self._progress.clear()
             await self._progress.wait()
 

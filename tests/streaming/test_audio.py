@@ -34,13 +34,16 @@ def fed(decoder: AudioDecoder | SeparateDecoder, data: bytes, pieces: list[int])
     return np.concatenate([*out, decoder.finish()], axis=-1)
 
 
-@given(
+any_stream = given(
     encoding=st.sampled_from(get_args(Encoding)),
     rate=st.sampled_from(RATES),
     channels=st.integers(1, 8),
     data=st.binary(max_size=4000),
     pieces=st.lists(st.integers(1, 997), min_size=1, max_size=5),
 )
+
+
+@any_stream
 def test_any_split_gives_the_same_samples(
     encoding: Encoding, rate: int, channels: int, data: bytes, pieces: list[int]
 ) -> None:
@@ -51,13 +54,7 @@ def test_any_split_gives_the_same_samples(
     assert len(whole) == math.floor(samples_in * SAMPLE_RATE / rate + 0.5)
 
 
-@given(
-    encoding=st.sampled_from(get_args(Encoding)),
-    rate=st.sampled_from(RATES),
-    channels=st.integers(1, 8),
-    data=st.binary(max_size=4000),
-    pieces=st.lists(st.integers(1, 997), min_size=1, max_size=5),
-)
+@any_stream
 def test_each_separate_channel_is_what_it_is_alone(
     encoding: Encoding, rate: int, channels: int, data: bytes, pieces: list[int]
 ) -> None:
