@@ -37,17 +37,22 @@ ROOMS = {
     "common": set[str](),
     "settings": {"common"},
     "dialects": {"common"},
-    "core": {"common", "settings"},
+    "engines": {"common", "settings"},
+    "core": {"common", "settings", "engines"},
     "mqtt": {"common", "settings"},
     "microphone": {"common", "settings"},
     "home_assistant": {"common", "settings"},
     "endpoints": {"common", "settings", "dialects", "core"},
-    "service": {"common", "settings", "dialects", "core", "mqtt", "microphone", "home_assistant", "endpoints"},
-    "commands": {"common", "settings", "core", "mqtt", "microphone", "home_assistant", "endpoints", "service"},
+    "service": {
+        "common", "settings", "dialects", "engines", "core", "mqtt", "microphone", "home_assistant", "endpoints"
+    },
+    "commands": {
+        "common", "settings", "engines", "core", "mqtt", "microphone", "home_assistant", "endpoints", "service"
+    },
 }
 """The rooms of `daemon`, and whom each may know beside itself."""
 
-KNOW_THE_LIBRARY = {"core", "commands"}
+KNOW_THE_LIBRARY = {"engines", "core", "commands"}
 """They run what `streaming` is: streams, engines, checkpoints. All others know only what comes in and goes out."""
 
 IN_AND_OUT = {"streaming.events", "streaming.vocabulary"}

@@ -60,6 +60,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "a job of a batch raises": (on(engine.together, trouble="raises"), 16),
     "out of memory": (on(engine.together, trouble="out of memory"), 16),
     "a decode hangs": (on(engine.wedged, {"health": {"stall": 5.0}}, "wedged"), 3),
+    "the engine's process is killed": (on(engine.killed, {"engine": {"backend": "process"}}, "slow"), 5),
     "NaN in the logits (tiny-en)": (on(engine.together, {"escalate": {"when": "never"}}, "nan"), 4),
     "twice the load": (on(engine.overload, {"scheduler": {"longest_wait": 0.3, "batch": 1}}, "slow"), 12),
     "no descriptors left": (on(machine.exhausted), 2),

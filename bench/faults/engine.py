@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import json
 import re
+from functools import partial
 
+import psutil
 from websockets.exceptions import ConnectionClosed
 
 from bench.faults.people import PCM, UTTERANCES, speak, stream, witness
@@ -51,6 +53,29 @@ async def wedged(service: Daemon, times: int) -> Outcome:
             await _until(service, 200)
         arrived = sum([await listening.arrived(f"w{number}", UTTERANCES) for number in range(times)])
     return Outcome(times, noticed, times * UTTERANCES, arrived, f"noticed {noticed} time(s)")
+
+
+async def killed(service: Daemon, times: int) -> Outcome:
+    """Kill the engine's process while everybody speaks, so many times. It comes back, and nobody notices."""
+    came_back = 0
+    people = 8
+    async with witness(service) as listening:
+        speaking = [asyncio.create_task(speak(service, f"s{at}", PCM, 3200, 0.1)) for at in range(people)]
+        for number in range(1, times + 1):
+            (engine,) = psutil.Process(service.pid).children()
+            engine.kill()
+            came_back += await wait_until(partial(_restarted, service, number), PATIENCE)
+        served = await asyncio.gather(*speaking)
+        arrived = sum([await listening.arrived(f"s{at}", UTTERANCES) for at in range(people)])
+        failed = sum(listening.failed.values())
+    well = came_back if all(served) else 0
+    return Outcome(times, well, people * UTTERANCES, arrived, f"{people} speak; back {came_back} time(s)", failed)
+
+
+async def _restarted(service: Daemon, times: int) -> bool:
+    """Return whether the engine's process was started again so often."""
+    _, metrics = await asyncio.to_thread(service.get, "/metrics")
+    return f"whisperd_engine_restarts_total {times}.0" in metrics
 
 
 async def _until(service: Daemon, status: int) -> None:

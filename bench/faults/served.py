@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from bench.faults.service import COST
 from bench.harness import scripted
 from bench.harness.scripted import serve
-from daemon.core.pipeline import LoadEngine, load_engine
+from daemon.engines.load import load_engine
 from daemon.settings.schema import Settings
 from streaming.fake import ScriptedEngine
 from streaming.job import SAMPLE_RATE, Captured, Job, Result
@@ -91,14 +92,11 @@ def jump(times: Sequence[float] = (86400.0, -86400.0, 1e9, -3600.0)) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
-def _load_troubled(trouble: str, folder: Path) -> LoadEngine:
-    def load(settings: Settings) -> ScriptedEngine:
-        engine = scripted.load(settings)
-        if trouble in TROUBLES:
-            cast(Any, engine).run = TROUBLES[trouble](engine.run, folder)
-        return engine
-
-    return load
+def _load_troubled(trouble: str, folder: Path, settings: Settings) -> ScriptedEngine:
+    engine = scripted.load(settings)
+    if trouble in TROUBLES:
+        cast(Any, engine).run = TROUBLES[trouble](engine.run, folder)
+    return engine
 
 
 def _load_poisoned(settings: Settings) -> Any:
@@ -124,8 +122,11 @@ def _load_poisoned(settings: Settings) -> Any:
 def main(trouble: str, config: str) -> int:
     if trouble == "clock":
         jump()
-    return serve(config, _load_poisoned if trouble == "nan" else _load_troubled(trouble, Path(config).parent))
+    troubled = partial(_load_troubled, trouble, Path(config).parent)
+    return serve(config, _load_poisoned if trouble == "nan" else troubled)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    from bench.faults import served  # by its name, under which an engine's process finds what loads its engine
+
+    sys.exit(served.main(*sys.argv[1:]))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from daemon.commands import cli
-from daemon.core.pipeline import LoadEngine
+from daemon.engines.life import LoadEngine
 from daemon.service import app
 from daemon.settings.schema import Settings
 from streaming.fake import ScriptedEngine

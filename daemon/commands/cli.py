@@ -380,7 +380,7 @@ def devices(_: argparse.Namespace) -> int:
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
     from daemon.commands import check as checks
-    from daemon.core.pipeline import describe_models
+    from daemon.engines.load import describe_models
     from daemon.microphone.capture import find_device, input_devices
     from daemon.settings.environment import service_environment
     from daemon.settings.load import find, unheeded

@@ -13,20 +13,19 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
 
 from daemon.common.errors import ConfigurationError, ServiceError
-from daemon.common.metrics import Metrics
+from daemon.common.metrics import GpuMemory, Metrics
 from daemon.common.sources import DEFAULT_SOURCE, Sources
 from daemon.common.version import our_version
-from daemon.core import gpu_memory
 from daemon.core.detection import SpeechDetection
-from daemon.core.engine_host import Engine as Engine
-from daemon.core.engine_host import EngineHost
-from daemon.core.engine_host import LoadEngine as LoadEngine
-from daemon.core.free_cores import FreeCores
 from daemon.core.hub import Hub
 from daemon.core.neighbours import ModelInfo, Neighbours
-from daemon.core.scheduler import Scheduler, Worker
+from daemon.core.scheduler import Scheduler
 from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
+from daemon.engines.host import MakeHost
+from daemon.engines.life import LoadEngine
+from daemon.engines.load import load_engine
+from daemon.engines.thread import ThreadHost
 from daemon.settings.schema import Settings
 from streaming.events import Endpointing, Start
 from streaming.job import Captured
@@ -34,64 +33,30 @@ from streaming.text import Text
 from streaming.vad import Detector
 
 
-def describe_models(settings: Settings) -> str:
-    """Return the models' names and what they can hear, from their files, without the weights.
-
-    Raises:
-        ServiceError: one of them is not there, or they do not go together.
-    """
-    from streaming.whisper.checkpoint import CheckpointError, open_checkpoint, require_same_vocabulary
-
-    try:
-        student = open_checkpoint(settings.models.student, "student")
-        teacher = open_checkpoint(settings.teacher, "teacher") if settings.teacher else None
-        if teacher is not None:
-            require_same_vocabulary(student, teacher)
-    except CheckpointError as error:
-        raise ServiceError(str(error)) from None
-    return f"student {student.name}, teacher {teacher.name if teacher else 'none'}, up to {student.contexts[-1]:g} s"
-
-
-def load_engine(settings: Settings) -> Engine:
-    """Load the engine that the settings ask for.
-
-    Raises:
-        ServiceError: a model is not there, or does not fit the settings.
-    """
-    cores = FreeCores()  # what others do is measured while torch is imported
-    # Here, so that whatever needs no engine does not wait seconds for torch.
-    from streaming.whisper.checkpoint import CheckpointError
-    from streaming.whisper.engine import WhisperEngine
-
-    models = settings.models
-    try:
-        return WhisperEngine.load(
-            models.student, settings.teacher, models.device, dtype=models.dtype,
-            threads=models.threads or cores.threads, graphs=models.graphs, mode=models.mode,
-            batch=settings.scheduler.batch,
-        )  # fmt: skip
-    except (CheckpointError, ValueError) as error:
-        raise ServiceError(str(error)) from None
-
-
 class Pipeline:
-    """The engines, one for each device, and all that streams share."""
+    """The engines, one for each device, and all that streams share.
 
-    def __init__(self, settings: Settings, load: LoadEngine = load_engine) -> None:
+    Args:
+        settings: as they were loaded.
+        load: loads an engine.
+        make_host: makes the place where an engine lives.
+    """
+
+    def __init__(self, settings: Settings, load: LoadEngine = load_engine, make_host: MakeHost = ThreadHost) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.metrics.gpus.read = gpu_memory.memory
+        self.metrics.gpus.read = self._gpu_memory
         self.sources = Sources()
         self.vocabularies = SourceVocabularies()
         self._configure_vocabularies()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
-        self._hosts = [EngineHost(each, load) for each in settings.for_each_device()]
-        workers = [Worker(host.thread, host.run, host.teacher_apart) for host in self._hosts]
-        self.scheduler = Scheduler(workers, settings.scheduler.batch, self.metrics)
+        self._hosts = [make_host(each, load) for each in settings.for_each_device()]
+        self.scheduler = Scheduler([host.worker for host in self._hosts], settings.scheduler.batch, self.metrics)
         self.detection = SpeechDetection()
         self.metrics.asleep.set_function(lambda: self.asleep)
-        self.metrics.wakes.set_function(lambda: sum(host.woken[1] for host in self._hosts))
-        self.metrics.waking_seconds.set_function(lambda: sum(host.woken[0] for host in self._hosts))
+        self.metrics.wakes.set_function(lambda: sum(host.sleep.times for host in self._hosts))
+        self.metrics.waking_seconds.set_function(lambda: sum(host.sleep.seconds for host in self._hosts))
+        self.metrics.engine_restarts.set_function(lambda: sum(host.restarts for host in self._hosts))
         self._longest: float | None = None  # seconds that the models hear
         self._shared: Neighbours | None = None
         self._warm = asyncio.Event()
@@ -200,12 +165,12 @@ class Pipeline:
     @property
     def asleep(self) -> bool:
         """Whether the models were put away."""
-        return all(host.asleep for host in self._hosts)
+        return all(host.sleep.asleep for host in self._hosts)
 
     @property
     def waking(self) -> bool:
         """Whether models that were put away are being loaded again."""
-        return any(host.loading_since is not None for host in self._hosts)
+        return any(host.sleep.waking for host in self._hosts)
 
     async def unload(self) -> None:
         """Put the models away until the next job."""
@@ -213,14 +178,17 @@ class Pipeline:
 
     def close(self) -> None:
         for host in self._hosts:
-            host.thread.close()
+            host.close()
 
     def ended(self) -> bool:
-        """Wait a moment for the threads of the engines, and return whether they have ended.
+        """Wait a moment for the engines, and return whether they have ended.
 
         A thread that is busy with torch must not meet the interpreter's end.
         """
-        return all(host.thread.ended(1.0) for host in self._hosts)
+        return all(host.ended(1.0) for host in self._hosts)
+
+    def _gpu_memory(self) -> dict[str, GpuMemory]:
+        return {device: memory for host in self._hosts for device, memory in host.gpu_memory().items()}
 
 
 def _check_longest(settings: Settings, longest: float) -> None:

@@ -1,15 +1,14 @@
 """Which jobs run next.
 
-Owns the engines' threads and the order of jobs: finals first, then partials; each stream in turn; as many at once as a
-batch may hold. Where there are several engines, the first that is free takes the next batch. A stream is with one of
-them at a time, so that its results come in order. A stream waits at most once, and its job is made when an engine is
-ready to take it. So a partial covers the newest audio, and lag cannot pile up: a job for which there is no time is
-never made. An exception fails its own job alone; a batch that does not fit into memory is run in halves.
+Owns the order of jobs: finals first, then partials; each stream in turn; as many at once as a batch may hold. Where
+there are several engines, the first that is free takes the next batch. A stream is with one of them at a time, so that
+its results come in order. A stream waits at most once, and its job is made when an engine is ready to take it. So a
+partial covers the newest audio, and lag cannot pile up: a job for which there is no time is never made.
 
 On a CPU a teacher's pass takes as long as many of its student's. There the student hears a batch first, and the texts
 that it is unsure of go to the teacher one at a time, in turns with the other batches: no partial waits for more than
-one pass of the teacher. Knows nothing of streams but their jobs, and of an engine only how a batch runs in its thread,
-and whether its teacher takes turns.
+one pass of the teacher. A GPU would wait for the service between two batches: there a full batch is taken while another
+runs. Knows nothing of streams but their jobs, and of an engine only what `Worker` has.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ import asyncio
 import contextvars
 import logging
 import math
-import queue
-import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from daemon.common.metrics import Metrics
-from streaming.job import ALWAYS, NEVER, Job, Result, isolated, out_of_memory
+from daemon.engines.batch import Failure, RaisedThereError, Ran
+from daemon.engines.worker import Worker
+from streaming.job import ALWAYS, NEVER, Job, Result
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -58,77 +57,6 @@ class SchedulerClient(Protocol):
         """
 
 
-class EngineThread:
-    """The one thread that may touch an engine, which therefore needs no lock.
-
-    It is a daemon thread: an engine that hangs must not keep the process from ending.
-    """
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-
-    async def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """Run `function(*arguments)` in the thread, and give its result or exception here."""
-        return await self.submit(function, *arguments)
-
-    def submit(self, function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
-        """Let the thread run `function(*arguments)` from now on. The future has its result or exception."""
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[_T] = loop.create_future()
-
-        def settle(value: _T | None, error: BaseException | None) -> None:
-            if outcome.cancelled():
-                return
-            if error is not None:
-                outcome.set_exception(error)
-            else:
-                outcome.set_result(value)  # type: ignore[arg-type] # _T may itself be None
-
-        def work() -> None:
-            value, error = None, None
-            try:
-                value = function(*arguments)
-            except Exception as raised:
-                error = raised
-            try:
-                loop.call_soon_threadsafe(settle, value, error)
-            except RuntimeError:
-                _log.debug("the event loop ended before the engine")
-
-        self._calls.put(work)
-        return outcome
-
-    def close(self) -> None:
-        """End the thread after what was called already."""
-        self._calls.put(None)
-
-    def ended(self, seconds: float) -> bool:
-        """Wait at most `seconds` for the thread to end, and return whether it has."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Worker:
-    """An engine, as the scheduler sees it.
-
-    Attributes:
-        thread: the engine's own.
-        run: runs a batch in that thread (`WhisperEngine.run`).
-        teacher_apart: returns whether it has a teacher whose passes are too long to come with its student's.
-    """
-
-    thread: EngineThread
-    run: Callable[[Sequence[Job]], list[Result]]
-    teacher_apart: Callable[[], bool] = lambda: False
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Unsure:
     """A job that the teacher is to decide, or that waits behind one of the same stream.
@@ -154,6 +82,9 @@ class _Unsure:
         return replace(result, accepted=self.heard.accepted, passes=self.heard.passes + result.passes)
 
 
+_IN_FLIGHT = 2
+"""Batches at an engine that takes one ahead."""
+
 _Decided = tuple[SchedulerClient, Job, Result]
 
 
@@ -174,26 +105,17 @@ class _Turn:
     of_teacher: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Running:
+    """A turn that was begun, and what its batch comes to; None for a turn without jobs."""
+
+    turn: _Turn
+    ran: asyncio.Future[Ran] | None
+
+
 def _asked(unsure: _Unsure, results: Sequence[Result]) -> list[_Decided]:
     """Return what the teacher decided; what the student made of it where the teacher was not asked."""
     return [(unsure.client, unsure.job, unsure.decided(results[0]) if results else unsure.heard)]
-
-
-_Timed = tuple[float, list[Result]]
-
-
-def _timed(
-    run: Callable[[Sequence[Job]], list[Result]],
-    jobs: Sequence[Job],
-    failed: Callable[[Sequence[Job], Exception], None],
-) -> _Timed:
-    """Return the seconds that a batch took in the engine's thread, and its results.
-
-    What the event loop is late by is not the engine's work.
-    """
-    began = time.monotonic()
-    results = isolated(run, jobs, failed)
-    return time.monotonic() - began, results
 
 
 class Scheduler:
@@ -216,6 +138,7 @@ class Scheduler:
         self._batch = batch
         self._metrics = metrics
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
+        self._in_flight: Counter[Worker] = Counter()  # batches
         # Those in a batch that runs, in one whose results are not delivered, or unsure; and the engine that has them.
         self._away: dict[SchedulerClient, Worker] = {}
         self._unsure: deque[_Unsure] = deque()
@@ -224,6 +147,7 @@ class Scheduler:
         # Since when (`time.monotonic`) each waits for its turn; whoever waits longest is first.
         self._waiting: dict[Kind, dict[SchedulerClient, float]] = {kind: {} for kind in _KINDS}
         self._work = asyncio.Event()
+        self._crowded = asyncio.Event()  # a full batch waits, or nearly one
         self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
         self._worked = 0.0  # seconds, of batches that are over
         self._told = 0.0  # seconds that were told, with those of batches that ran
@@ -284,6 +208,8 @@ class Scheduler:
             if kind == pending:
                 self._waiting[kind].setdefault(client, time.monotonic())
                 self._work.set()
+                if len(self._waiting[kind]) >= self._batch:
+                    self._crowded.set()
             else:
                 self._waiting[kind].pop(client, None)
         self._count_waiting()
@@ -305,28 +231,51 @@ class Scheduler:
     async def _serve(self, worker: Worker) -> None:
         """Run turn after turn. What a turn brought is delivered while the engine is at the next."""
         asked = False  # whether the teacher has just had its turn
+        running: deque[_Running] = deque()
         brought: list[_Decided] = []
         while True:
-            turn = self._next_turn(worker, asked)
-            if turn is None and not brought:
+            turn = self._next_turn(worker, asked, running)
+            if turn is not None:
+                asked = turn.of_teacher
+                running.append(_Running(turn, self._begin(worker, turn.jobs) if turn.jobs else None))
+            elif not running and not brought:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            results = self._begin(worker, turn.jobs) if turn is not None and turn.jobs else None
-            await self._deliver(brought, turn.clients if turn is not None else ())
+            await self._deliver(brought, {client for each in running for client in each.turn.clients})
             brought = []
-            if turn is not None:
-                asked = turn.of_teacher
-                brought = turn.decide(await self._finish(results) if results is not None else [])
+            if running and await self._over(worker, running):
+                first = running.popleft()
+                brought = first.turn.decide(await self._finish(first.ran) if first.ran is not None else [])
 
-    def _next_turn(self, worker: Worker, asked: bool) -> _Turn | None:
-        """Return what an engine does next: a batch, or one text of the teacher's, in turns."""
-        batch = self._take(worker) if asked or not self._unsure else []
+    async def _over(self, worker: Worker, running: Sequence[_Running]) -> bool:
+        """Wait until the first turn that runs is over, or another may be begun, and return whether it is over."""
+        ran = running[0].ran
+        if ran is None or not worker.ahead or len(running) == _IN_FLIGHT:
+            return True  # whoever wants its results waits for them
+        self._crowded.clear()
+        crowded = asyncio.create_task(self._crowded.wait())
+        either: set[asyncio.Future[Any]] = {ran, crowded}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            crowded.cancel()
+        return ran.done()
+
+    def _next_turn(self, worker: Worker, asked: bool, running: Sequence[_Running]) -> _Turn | None:
+        """Return what an engine does next: a batch, or one text of the teacher's, in turns.
+
+        While it runs something, that is a full batch or nothing: whoever comes meanwhile would rather be in a batch
+        that is begun when this one is over than behind another.
+        """
+        if running and not (worker.ahead and len(running) < _IN_FLIGHT):
+            return None
+        batch = self._take(worker, ahead=bool(running)) if asked or not self._unsure else []
         if batch:
             apart = worker.teacher_apart()
             jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch]
             return _Turn({client for client, _ in batch}, jobs, partial(self._heard, batch, apart))
-        if not self._unsure:
+        if not self._unsure or running:
             return None
         unsure = self._unsure.popleft()
         gone = unsure.client not in self._clients  # it may have left meanwhile
@@ -369,11 +318,20 @@ class Scheduler:
                 self._away.pop(client, None)
         self._work.set()  # what these wait for may be taken now
 
-    def _take(self, worker: Worker) -> list[tuple[SchedulerClient, Job]]:
-        """Return the next batch, all of one kind, so that no final waits for a partial's decoding."""
+    def _take(self, worker: Worker, *, ahead: bool) -> list[tuple[SchedulerClient, Job]]:
+        """Return the next batch, all of one kind, so that no final waits for a partial's decoding.
+
+        Args:
+            worker: the engine.
+            ahead: whether it runs something. Then the batch is full, or none.
+        """
         for kind in _KINDS:
+            if ahead:
+                free = sum(1 for client in self._waiting[kind] if client not in self._away)
+                if 0 < free < self._batch:
+                    return []
             batch: list[tuple[SchedulerClient, Job]] = []
-            while (client := self._next(kind, worker)) is not None and len(batch) < self._batch:
+            while (client := self._next(kind, worker, ahead)) is not None and len(batch) < self._batch:
                 del self._waiting[kind][client]
                 job = self._guarded(client, client.next_job)
                 if job is None:
@@ -388,52 +346,62 @@ class Scheduler:
                 return batch
         return []
 
-    def _next(self, kind: Kind, worker: Worker) -> SchedulerClient | None:
+    def _next(self, kind: Kind, worker: Worker, ahead: bool) -> SchedulerClient | None:
         """Return the client that waits longest and may be with this engine next.
 
         Another engine must not have it. What this one has brought is delivered before what it is asked now, so a client
-        that waits only for that need not wait. One with a text for the teacher does: its results come in order.
+        that waits only for that need not wait. One whose job still runs does, and one with a text for the teacher: its
+        results come in order.
         """
         unsure = {each.client for each in self._unsure}
         for client in self._waiting[kind]:
-            if client not in self._away or (self._away[client] is worker and client not in unsure):
+            if client not in self._away:
+                return client
+            if self._away[client] is worker and client not in unsure and not ahead:
                 return client
         return None
 
-    def _begin(self, worker: Worker, jobs: list[Job]) -> asyncio.Future[_Timed]:
+    def _begin(self, worker: Worker, jobs: list[Job]) -> asyncio.Future[Ran]:
         """Let an engine run a batch from now on."""
-        self._busy[worker] = time.monotonic()
-        running = worker.thread.submit(_timed, worker.run, jobs, self._failed)
+        self._busy.setdefault(worker, time.monotonic())
+        self._in_flight[worker] += 1
+        running = worker.submit(jobs)
         running.add_done_callback(partial(self._ran, worker))
         return running
 
-    def _ran(self, worker: Worker, running: asyncio.Future[_Timed]) -> None:
-        self._busy.pop(worker, None)
+    def _ran(self, worker: Worker, running: asyncio.Future[Ran]) -> None:
+        self._in_flight[worker] -= 1
+        if self._in_flight[worker]:
+            self._busy[worker] = time.monotonic()  # the next began now
+        else:
+            self._busy.pop(worker, None)
         if not running.cancelled() and running.exception() is None:
-            self._worked += running.result()[0]
+            self._worked += running.result().seconds
 
-    async def _finish(self, running: asyncio.Future[_Timed]) -> list[Result]:
+    async def _finish(self, running: asyncio.Future[Ran]) -> list[Result]:
         """Return a result for each job of a batch, whatever the engine does."""
-        seconds, results = await running
-        self._metrics.batch_seconds.observe(seconds)
-        self._metrics.batch_size.observe(len(results))
-        if any(result.error is None for result in results):
+        ran = await running
+        for failure in ran.failures:
+            self._failed(failure)
+        self._metrics.batch_seconds.observe(ran.seconds)
+        self._metrics.batch_size.observe(len(ran.results))
+        if any(result.error is None for result in ran.results):
             self.decoded_at = time.monotonic()
-        return results
+        return ran.results
 
-    def _failed(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Log why a batch failed. It is called in an engine's thread."""
-        if len(jobs) == 1 or not out_of_memory(error):
-            _log.error("a batch of %d jobs failed", len(jobs), exc_info=error)
+    def _failed(self, failure: Failure) -> None:
+        """Log why a batch failed."""
+        if failure.jobs == 1 or not failure.no_memory:
+            _log.error("a batch of %d jobs failed", failure.jobs, exc_info=RaisedThereError(failure.trace))
             return
         self._metrics.batches_halved.inc()
-        if len(jobs) < self._too_many:  # said once; and again only where even less does not fit
-            self._too_many = len(jobs)
+        if failure.jobs < self._too_many:  # said once; and again only where even less does not fit
+            self._too_many = failure.jobs
             _log.warning(
                 "a batch of %d jobs does not fit into memory and runs in halves; later ones are not logged: "
                 "a lower scheduler.batch avoids the failed attempts (%s)",
-                len(jobs),
-                str(error).partition("\n")[0],
+                failure.jobs,
+                failure.reason,
             )
 
     def _guarded(self, client: SchedulerClient, call: Callable[..., _T], *arguments: Any) -> _T | None:

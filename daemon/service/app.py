@@ -21,12 +21,15 @@ from typing import Any
 from daemon.common.errors import ServiceError
 from daemon.core.gateway import Gateway
 from daemon.core.health import Health
-from daemon.core.pipeline import LoadEngine, Pipeline, load_engine
+from daemon.core.pipeline import Pipeline
 from daemon.core.unloading import unload_when_idle
 from daemon.dialects import openai_files
 from daemon.endpoints import zeroconf
 from daemon.endpoints.listeners import Ports, check_guarded
 from daemon.endpoints.pages import Pages
+from daemon.engines.host import as_set
+from daemon.engines.life import LoadEngine
+from daemon.engines.load import load_engine
 from daemon.home_assistant.source import HouseNames
 from daemon.microphone.capture import MicrophoneError
 from daemon.microphone.source import Microphone
@@ -64,7 +67,7 @@ class Service:
             check_guarded(settings.server)
         self._credentials.read(settings)
         self._credentials.hide(settings)
-        self.pipeline = Pipeline(settings, load)
+        self.pipeline = Pipeline(settings, load, as_set)
         self.pipeline.hub.on_final = self._note_final
         metrics = self.pipeline.metrics
         self.health = Health(

@@ -241,6 +241,10 @@ class ModelSettings(Section):
         return tuple(self.device.split(","))
 
 
+class EngineSettings(Section):
+    backend: Literal["auto", "process", "thread"] = "auto"
+
+
 class EscalationSettings(Section):
     when: Literal["low-confidence", "always", "never"] = "low-confidence"
     below: float = Field(default=0.72, ge=0, le=1)
@@ -486,6 +490,7 @@ class SourceSettings(Section):
 class Settings(Section):
     server: ServerSettings = ServerSettings()
     models: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
     vocabulary: _Phrases = Field(default_factory=Vocabulary)
     sources: dict[_Name, SourceSettings] = Field(default_factory=dict)
     escalate: EscalationSettings = EscalationSettings()

@@ -33,7 +33,7 @@ from bench.broker import free_port as free_port
 from bench.certificate import certificate as certificate
 from bench.player import DEMO, said_in
 from bench.word_errors import comparable
-from daemon.core.pipeline import LoadEngine
+from daemon.engines.life import LoadEngine
 from daemon.service.app import Service
 from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings

@@ -14,7 +14,7 @@ from harness import broker, client, process, speech
 from scrape import Scrape, read, scrape
 
 from daemon.common.metrics import GpuMemory, Metrics
-from daemon.core import gpu_memory
+from daemon.engines import gpu_memory
 
 ROOT = Path(__file__).parent.parent.parent
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "config" / "grafana.json").read_text(encoding="utf-8"))

@@ -379,7 +379,7 @@ def answers(out: str) -> dict[str, tuple[str, str]]:
 
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Whisperd:
-    monkeypatch.setattr(pipeline, "describe_models", lambda settings: "student scripted")
+    monkeypatch.setattr("daemon.engines.load.describe_models", lambda settings: "student scripted")
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the command sets it: it shall not outlive the test
     monkeypatch.setattr("logging.disable", lambda level: None)  # it would silence the tests after this one
@@ -583,7 +583,7 @@ def test_the_wyoming_port_is_looked_at(check: Whisperd) -> None:
 
 def test_models_are_described_from_their_files(capsys: pytest.CaptureFixture[str], english: Any) -> None:
     from daemon.common.errors import ServiceError
-    from daemon.core.pipeline import describe_models
+    from daemon.engines.load import describe_models
     from daemon.settings.schema import Settings
 
     both = {"student": str(english.student), "teacher": str(english.teacher)}

@@ -15,8 +15,8 @@ from harness import SECOND, Client, broker, client, listener, scripted, service,
 from scrape import Scrape, read, scrape
 
 from daemon.common.metrics import Metrics
-from daemon.core import gpu_memory
 from daemon.core.hub import Hub
+from daemon.engines import gpu_memory
 from daemon.mqtt.spool import Entry, Spool
 from daemon.service.app import Service
 from streaming.events import Partial

@@ -20,9 +20,10 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources
 from daemon.core.hub import Hub
 from daemon.core.neighbours import ModelInfo, Neighbours
-from daemon.core.scheduler import Scheduler, Worker
+from daemon.core.scheduler import Scheduler
 from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
+from daemon.engines.thread import ThreadWorker
 from streaming.events import Audio, Event, Final, Partial, Start
 from streaming.fake import ScriptedEngine
 from streaming.job import Job
@@ -85,7 +86,7 @@ class House:
         eot = Tokenizer.from_file(str(tokenizer_file)).get_vocab()["<|endoftext|>"]
         engine = ScriptedEngine(tokenizer_file, eot)
         self.thread = Turnstile()
-        self.scheduler = Scheduler([Worker(self.thread, engine.run)], 1, self.metrics)
+        self.scheduler = Scheduler([ThreadWorker(self.thread, engine.run)], 1, self.metrics)
         self.shared = Neighbours(
             model=ModelInfo("scripted", None, "cpu", ("en",), Text(tokenizer_file, eot)),
             session=SessionSettings(),

@@ -28,9 +28,10 @@ from daemon.common.metrics import Metrics
 from daemon.common.sources import Sources
 from daemon.core.hub import Hub, Outbox
 from daemon.core.neighbours import ModelInfo, Neighbours
-from daemon.core.scheduler import EngineThread, Scheduler, Worker
+from daemon.core.scheduler import Scheduler
 from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
+from daemon.engines.thread import EngineThread, ThreadWorker
 from streaming.audio import FRAME
 from streaming.events import Audio, Error, Event, Final, Flush, Flushed, Partial, SpeechStarted, SpeechStopped, Start
 from streaming.events import Stopped as StreamStopped
@@ -119,7 +120,7 @@ class Pipeline(RuleBasedStateMachine):
 
         async def start() -> None:
             self.thread = Turnstile()
-            self.scheduler = Scheduler([Worker(self.thread, engine.run)], batch, self.metrics)
+            self.scheduler = Scheduler([ThreadWorker(self.thread, engine.run)], batch, self.metrics)
             self.running = asyncio.create_task(self.scheduler.run())
             self.outbox = self.hub.subscribe()
             self.witnessing = asyncio.create_task(read(self.outbox, self.witness))

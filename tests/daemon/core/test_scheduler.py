@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.common.metrics import Metrics
-from daemon.core.scheduler import EngineThread, Kind, Scheduler, Worker
+from daemon.core.scheduler import Kind, Scheduler
+from daemon.engines.batch import Ran
+from daemon.engines.thread import EngineThread, ThreadWorker
 from streaming.job import ALWAYS, NEVER, Job, Result
 
 Run = Callable[[Sequence[Job]], list[Result]]
@@ -72,7 +74,7 @@ class Client:
 @asynccontextmanager
 async def scheduling(*runs: Run, batch: int = 4, teacher_apart: bool = False) -> AsyncIterator[Scheduler]:
     """With an engine for each of `runs`."""
-    workers = [Worker(EngineThread(), run, lambda: teacher_apart) for run in runs]
+    workers = [ThreadWorker(EngineThread(), run, lambda: teacher_apart) for run in runs]
     scheduler = Scheduler(workers, batch, Metrics())
     task = asyncio.create_task(scheduler.run())
     try:
@@ -404,7 +406,9 @@ async def test_whoever_left_before_the_teacher_had_time_costs_it_nothing() -> No
             removed.set()
 
         loop = asyncio.get_running_loop()
-        scheduler._workers = [replace(scheduler._workers[0], run=first)]
+        (worker,) = scheduler._workers
+        assert isinstance(worker, ThreadWorker)
+        scheduler._workers = [ThreadWorker(worker.thread, first, lambda: True)]
         await asyncio.sleep(0)
         scheduler.add(leaving)
         scheduler.schedule(leaving)
@@ -434,3 +438,115 @@ async def test_the_time_that_engines_worked_is_never_taken_back() -> None:
         watching.cancel()
     assert len(told) > 10
     assert told == sorted(told)
+
+
+# --- an engine that takes a batch ahead -----------------------------------------------------------------------------
+
+
+class Ahead:
+    """A worker like that of a GPU's engine: batches are over when the test says so, in their order."""
+
+    ahead = True
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self._over: list[tuple[Sequence[Job], asyncio.Future[Ran]]] = []
+
+    def teacher_apart(self) -> bool:
+        return False
+
+    def submit(self, jobs: Sequence[Job]) -> asyncio.Future[Ran]:
+        self.batches.append([job.revision for job in jobs])
+        ran: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
+        self._over.append((jobs, ran))
+        return ran
+
+    def finish(self) -> None:
+        jobs, ran = self._over.pop(0)
+        ran.set_result(Ran(0.0, echo(jobs)))
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._over)
+
+
+@asynccontextmanager
+async def scheduling_ahead(batch: int) -> AsyncIterator[tuple[Scheduler, Ahead]]:
+    worker = Ahead()
+    scheduler = Scheduler([worker], batch, Metrics())
+    task = asyncio.create_task(scheduler.run())
+    try:
+        yield scheduler, worker
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def settled() -> None:
+    """Give everybody their turns; nothing that is waited for here takes time."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def come(scheduler: Scheduler, *clients: Client) -> None:
+    for each in clients:
+        scheduler.add(each)
+        scheduler.schedule(each)
+
+
+async def test_a_full_batch_waits_at_the_engine_and_no_other() -> None:
+    clients = [Client(100 * number, partials=1) for number in range(7)]
+    async with scheduling_ahead(batch=2) as (scheduler, worker):
+        come(scheduler, clients[0])
+        await settled()
+        come(scheduler, clients[1])
+        await settled()
+        assert worker.batches == [[0]]  # one alone would rather be in a larger batch
+        come(scheduler, clients[2])
+        await settled()
+        assert worker.batches == [[0], [100, 200]]
+        come(scheduler, *clients[3:])
+        await settled()
+        assert worker.in_flight == 2  # the others' jobs are not made yet
+        worker.finish()
+        await settled()
+        assert worker.batches[2:] == [[300, 400]]
+        assert [result.revision for result in clients[0].results] == [0]
+        while worker.in_flight:
+            worker.finish()
+            await settled()
+    assert worker.batches[3:] == [[500, 600]]
+    assert all(len(each.results) == 1 for each in clients)
+
+
+async def test_whose_job_still_runs_is_not_taken_ahead() -> None:
+    """Its results come in order, and its next job knows of the last."""
+    clients = [Client(100 * number, partials=3) for number in range(2)]
+    async with scheduling_ahead(batch=2) as (scheduler, worker):
+        come(scheduler, *clients)
+        await settled()
+        assert worker.batches == [[0, 100]]
+        worker.finish()
+        await settled()
+        assert worker.batches == [[0, 100], [1, 101]]
+        worker.finish()
+        await settled()
+        worker.finish()
+        await settled()
+    assert [result.revision for result in clients[0].results] == [0, 1, 2]
+
+
+async def test_no_batch_of_partials_is_taken_ahead_of_a_final() -> None:
+    partials = [Client(100 * number, partials=1) for number in range(4)]
+    async with scheduling_ahead(batch=2) as (scheduler, worker):
+        come(scheduler, partials[0], partials[1])
+        await settled()
+        come(scheduler, Client(900, finals=1), partials[2], partials[3])
+        await settled()
+        assert worker.batches == [[0, 100]]
+        worker.finish()
+        await settled()
+        assert worker.batches[1] == [900]
+        while worker.in_flight:
+            worker.finish()
+            await settled()

@@ -11,7 +11,7 @@ import pytest
 from harness import PATIENCE, client, scripted, service, speech, wait_until
 from test_pages import get
 
-from daemon.core.pipeline import LoadEngine
+from daemon.engines.life import LoadEngine
 from daemon.settings.schema import Settings
 from streaming.job import Job
 
@@ -56,8 +56,10 @@ async def test_the_first_speech_after_sleep_is_heard_from_its_first_sample(token
             (final,) = mine.of("final")
         assert final["text"].startswith("turn on the")
         assert final["start"] < 1.0
-        assert loads.count == 2
-        assert "whisperd_models_woken_total 1.0" in daemon.pipeline.metrics.text().decode()
+        # A busy machine may leave them unused for long enough between two jobs.
+        woken = loads.count - 1
+        assert woken >= 1
+        assert f"whisperd_models_woken_total {woken}.0" in daemon.pipeline.metrics.text().decode()
         await wait_until(lambda: daemon.pipeline.asleep)  # and again: the canary does not keep it awake
 
 

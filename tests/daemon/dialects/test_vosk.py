@@ -16,7 +16,7 @@ from harness import PATIENCE, SECOND, client, connect, scripted, service, speech
 from websockets.exceptions import ConnectionClosed
 
 from daemon.common.errors import ServiceError
-from daemon.core.pipeline import LoadEngine
+from daemon.engines.life import LoadEngine
 from daemon.service.app import Service
 from streaming.job import Job
 

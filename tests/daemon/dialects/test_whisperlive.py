@@ -11,7 +11,7 @@ import pytest
 from foreign import whisperlive
 from harness import SECOND, client, scripted, service, speech, unfinished_speech
 
-from daemon.core.pipeline import LoadEngine
+from daemon.engines.life import LoadEngine
 from daemon.service.app import Service
 from streaming.job import Job
 

@@ -16,7 +16,7 @@ from harness import SECOND, client, free_port, scripted, service, speech, wait_u
 from harness import certificate as make_certificate
 
 from daemon.common.errors import ServiceError
-from daemon.core.pipeline import Engine
+from daemon.engines.life import Engine
 from daemon.service.app import Service
 from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings

@@ -40,8 +40,8 @@ from wyoming.ping import Ping, Pong
 from wyoming.vad import VoiceStarted, VoiceStopped
 
 from daemon.common.errors import ConfigurationError, Fault, ServiceError
-from daemon.core.pipeline import LoadEngine
 from daemon.dialects import wyoming as dialect
+from daemon.engines.life import LoadEngine
 from daemon.service.app import Service
 from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings

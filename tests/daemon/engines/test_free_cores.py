@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core import free_cores as cores
-from daemon.core.free_cores import FreeCores, busy_seconds
+from daemon.engines import free_cores as cores
+from daemon.engines.free_cores import FreeCores, busy_seconds
 
 
 @dataclass
