@@ -161,9 +161,10 @@ class Segmenter:
     def _grow(self, segment: Segment, voiced: bool, level: float) -> list[Boundary]:
         self._levels.append(level)
         self._voiced.append(voiced)
-        if voiced:
-            segment = replace(segment, end=self.heard)
-        self.open = segment = self._ending(segment, self.heard)
+        end = self.heard if voiced else segment.end
+        # Made anew rather than replaced: it is made of every frame of everybody's speech.
+        segment = Segment(segment.audio_start, segment.start, end, min(end + self._tail, self.heard))
+        self.open = segment
         if self.heard - segment.end >= self._hangover and not voiced:
             return [self._close(segment)]
         # The next frame must still fit. If it is voiced, all the silence before it is part of the segment

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import webrtcvad
@@ -70,11 +70,9 @@ class Detector:
         """
         return judge([self], [frame])[0]
 
-    def ask(self, frame: Waveform) -> tuple[Silero | None, Sequence[Waveform]]:
+    def ask(self, frame: _Frame) -> tuple[Silero | None, Sequence[Waveform]]:
         """Take the next frame, and return the network with the frames that it must hear of it; often none."""
-        if frame.shape != (FRAME,):
-            raise ValueError(f"a frame has {FRAME} samples, got shape {frame.shape}")
-        return self._judge.network, self._judge.ask(np.clip(frame, -1.0, 1.0))
+        return self._judge.network, self._judge.ask(frame)
 
     def decide(self, probability: float) -> float:
         """Return the probability of the frame, given what the network said of the last that it heard, or 0."""
@@ -97,7 +95,7 @@ def judge(detectors: Sequence[Detector], frames: Sequence[Waveform]) -> list[flo
     Raises:
         ValueError: a frame has another length.
     """
-    asked = [detector.ask(frame) for detector, frame in zip(detectors, frames, strict=True)]
+    asked = [detector.ask(frame) for detector, frame in zip(detectors, _looked_at(frames), strict=True)]
     said = [0.0] * len(asked)
     for turn in range(max(len(heard) for _, heard in asked)):
         rows = [(at, network, heard[turn]) for at, (network, heard) in enumerate(asked) if turn < len(heard)]
@@ -107,13 +105,49 @@ def judge(detectors: Sequence[Detector], frames: Sequence[Waveform]) -> list[flo
     return [detector.decide(probability) for detector, probability in zip(detectors, said, strict=True)]
 
 
+_PCM = 2 * FRAME
+"""Bytes of a frame in 16 bits."""
+
+
+class _Frame(NamedTuple):
+    """A frame, as detectors look at it.
+
+    Attributes:
+        samples: in -1..1, shape `[512]`.
+        pcm: the same in 16 bits.
+        power: of the differences between one sample and the next: hum and rumble are loud, change slowly, and are no
+            speech.
+    """
+
+    samples: Waveform
+    pcm: bytes
+    power: float
+
+
+def _looked_at(frames: Sequence[Waveform]) -> list[_Frame]:
+    """Return frames with all that is computed of each, which for many at once takes little longer than for one.
+
+    Raises:
+        ValueError: a frame has another length.
+    """
+    for frame in frames:
+        if frame.shape != (FRAME,):
+            raise ValueError(f"a frame has {FRAME} samples, got shape {frame.shape}")
+    samples = np.stack(frames)
+    np.clip(samples, -1.0, 1.0, out=samples)
+    pcm = (samples * 32767).astype(np.int16).tobytes()
+    steps = samples[:, 1:] - samples[:, :-1]
+    powers = (np.einsum("ij,ij->i", steps, steps) / steps.shape[1]).tolist()
+    return [_Frame(samples[at], pcm[at * _PCM : (at + 1) * _PCM], power) for at, power in enumerate(powers)]
+
+
 class _Judge(Protocol):
     """How a detector decides: what it asks the network, and what it makes of the answer."""
 
     @property
     def network(self) -> Silero | None: ...
 
-    def ask(self, frame: Waveform) -> Sequence[Waveform]: ...
+    def ask(self, frame: _Frame) -> Sequence[Waveform]: ...
 
     def decide(self, probability: float) -> float: ...
 
@@ -129,8 +163,8 @@ class _Network:
     def reset(self) -> None:
         self.network.reset()
 
-    def ask(self, frame: Waveform) -> Sequence[Waveform]:
-        return (frame,)
+    def ask(self, frame: _Frame) -> Sequence[Waveform]:
+        return (frame.samples,)
 
     def decide(self, probability: float) -> float:
         return probability
@@ -148,8 +182,8 @@ class _Alone:
     def reset(self) -> None:
         self._webrtc.reset()
 
-    def ask(self, frame: Waveform) -> Sequence[Waveform]:
-        self._found = self._webrtc(frame)
+    def ask(self, frame: _Frame) -> Sequence[Waveform]:
+        self._found = self._webrtc(frame.pcm)
         return ()
 
     def decide(self, probability: float) -> float:
@@ -159,7 +193,8 @@ class _Alone:
 class _Webrtc:
     """The share of a frame's 10 ms pieces that WebRTC's detector calls speech."""
 
-    PIECE = SAMPLE_RATE // 100
+    PIECE = 2 * SAMPLE_RATE // 100
+    """Bytes."""
 
     def __init__(self, aggressiveness: int) -> None:
         self._aggressiveness = aggressiveness
@@ -168,17 +203,15 @@ class _Webrtc:
     def reset(self) -> None:
         # It has no reset of its own; a new one takes microseconds.
         self._vad = webrtcvad.Vad(self._aggressiveness)
-        self._rest = np.empty(0, np.int16)
+        self._rest = b""
 
-    def __call__(self, frame: Waveform) -> float:
-        # 512 is not a multiple of 160: what is left over waits for the next frame, so that no sample is
+    def __call__(self, pcm: bytes) -> float:
+        # 512 samples are no multiple of 160: what is left over waits for the next frame, so that no sample is
         # skipped.
-        pcm = np.concatenate([self._rest, (frame * 32767).astype(np.int16)])
-        pieces = len(pcm) // self.PIECE
-        self._rest = pcm[pieces * self.PIECE :]
-        data = pcm.tobytes()
-        step = self.PIECE * 2
-        voiced = sum(self._vad.is_speech(data[at : at + step], SAMPLE_RATE) for at in range(0, pieces * step, step))
+        data, step = self._rest + pcm, self.PIECE
+        pieces = len(data) // step
+        self._rest = data[pieces * step :]
+        voiced = sum([self._vad.is_speech(data[at : at + step], SAMPLE_RATE) for at in range(0, pieces * step, step)])
         return float(voiced / pieces)
 
 
@@ -201,14 +234,11 @@ class _Gate:
         self._webrtc.reset()
         self._quiet = self.QUIET
 
-    def __call__(self, frame: Waveform) -> bool:
-        voiced = self._webrtc(frame) > 0
-        # Of the differences: hum and rumble are loud, change slowly, and are no speech.
-        steps = np.diff(frame)
-        power = float(steps @ steps) / len(steps)
-        louder = power > self.LOUDER * self._quiet
+    def __call__(self, frame: _Frame) -> bool:
+        voiced = self._webrtc(frame.pcm) > 0
+        louder = frame.power > self.LOUDER * self._quiet
         # The quietest that can be: a sample that is off by one in 16 bits now and then is no sound.
-        self._quiet = max(min(power, self._quiet * self.FORGOTTEN), self.QUIET / 100)
+        self._quiet = max(min(frame.power, self._quiet * self.FORGOTTEN), self.QUIET / 100)
         return voiced or louder
 
 
@@ -236,15 +266,15 @@ class _TwoStage:
         self._hold = 0  # frames for which Silero stays awake
         self._unheard: deque[Waveform] = deque(maxlen=self.WARM_UP)  # the latest frames while it sleeps
 
-    def ask(self, frame: Waveform) -> Sequence[Waveform]:
+    def ask(self, frame: _Frame) -> Sequence[Waveform]:
         if self._gate(frame):
             self._hold = self._hold_frames + 1
         self._asked = self._hold > 0
         if not self._asked:
-            self._unheard.append(frame)
+            self._unheard.append(frame.samples.copy())  # alone, or it would keep the others' in memory
             return ()
         self._hold -= 1
-        heard = (*self._unheard, frame)
+        heard = (*self._unheard, frame.samples)
         self._unheard.clear()
         return heard
 

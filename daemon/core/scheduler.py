@@ -154,6 +154,7 @@ class Scheduler:
         metrics.engines.set(len(workers))
         metrics.engine_busy_seconds.set_function(lambda: self.busy_seconds)
         for kind in _KINDS:
+            metrics.jobs_waiting.labels(kind).set_function(partial(len, self._waiting[kind]))
             metrics.jobs_oldest.labels(kind).set_function(partial(self._waited, kind))
 
     @property
@@ -212,7 +213,6 @@ class Scheduler:
                     self._crowded.set()
             else:
                 self._waiting[kind].pop(client, None)
-        self._count_waiting()
 
     def remove(self, client: SchedulerClient) -> None:
         """Remove a client: nothing more is asked of it, nor told to it."""
@@ -220,7 +220,6 @@ class Scheduler:
         self._background.discard(client)
         for kind in _KINDS:
             self._waiting[kind].pop(client, None)
-        self._count_waiting()
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -429,6 +428,3 @@ class Scheduler:
         self._metrics.passes.labels("student").inc(result.passes)
         self._metrics.passes.labels("teacher").inc(result.teacher_passes)
 
-    def _count_waiting(self) -> None:
-        for kind in _KINDS:
-            self._metrics.jobs_waiting.labels(kind).set(len(self._waiting[kind]))

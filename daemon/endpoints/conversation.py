@@ -27,9 +27,12 @@ from daemon.dialects.codec import CLOSE_DONE, CLOSE_SHUTTING_DOWN, Codec, Dialec
 from daemon.endpoints.limits import RateLimiter, Readers
 from daemon.endpoints.peer import Peer
 from daemon.endpoints.resume import ResumableStream, ResumableStreams
-from streaming.events import Event, Notice, Resume, Start, Stop
+from streaming.events import Audio, Event, Inbound, Notice, Resume, Start, Stop
 
 _log = logging.getLogger(__name__)
+
+_TOGETHER = 32 * 1024
+"""Bytes of audio that are passed on as one piece: a second of 16 bits at 16 kHz."""
 
 
 class Host(Protocol):
@@ -60,6 +63,10 @@ class Host(Protocol):
     def pace(self) -> RateLimiter:
         """Return the limiter of one client's messages."""
 
+    @property
+    def lull(self) -> float:
+        """Seconds that a reader waits, after it has taken in all that is here, so that more is here next time."""
+
 
 class Conversation:
     """The conversation with one client.
@@ -86,6 +93,7 @@ class Conversation:
         self._resumable: ResumableStream | None = None
         self._holding = contextlib.AsyncExitStack()  # of the stream
         self._heard = False  # the stream was told something
+        self._audio = bytearray()  # for the stream, of messages that were here at once
         self._writer: asyncio.Task[bool] | None = None
 
     async def run(self) -> int | None:
@@ -133,8 +141,13 @@ class Conversation:
     async def _converse(self) -> None:
         await self._take_in(self._codec.greet)
         frame = await self._first()
-        while await self._take_in(self._codec.assume if frame is None else partial(self._codec.decode, frame)):
-            frame = await self._next()
+        try:
+            while await self._take_in(self._codec.assume if frame is None else partial(self._codec.decode, frame)):
+                if not self._peer.has_more and not await self._all_is_taken_in():
+                    return
+                frame = await self._next()
+        finally:
+            await self._pass_on()
 
     async def _first(self) -> Frame | None:
         """Return the first frame; None if there was none within the grace."""
@@ -164,12 +177,29 @@ class Conversation:
         except Fault as fault:
             if fault.fatal:
                 raise
+            await self._pass_on()
             await self._blame(fault)
-        # It may have said all on another connection, or nothing for too long.
+        return self._may_go_on
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether its stream takes more: it may have said all on another connection, or nothing for too long."""
         resumable = self._resumable
         return resumable is None or (resumable.code is None and not resumable.stream.silent)
 
+    async def _all_is_taken_in(self) -> bool:
+        """Let the stream hear all that is here, wait for more to come, and return whether more may come."""
+        await self._pass_on()
+        if self._may_go_on and (lull := self._host.lull):
+            await asyncio.sleep(lull)
+        return self._may_go_on
+
     async def _take(self, message: Message) -> None:
+        match message:
+            case Audio(data) if len(self._audio) + len(data) <= _TOGETHER:
+                self._audio += data
+                return
+        await self._pass_on()
         match message:
             case Reply(frame):
                 await self._peer.tell([frame])
@@ -178,9 +208,18 @@ class Conversation:
             case Resume():
                 await self._resume(message)
             case _:
-                assert self._resumable is not None, "a codec begins with a start"
-                self._heard = True
-                await self._resumable.stream.receive(message)
+                await self._tell_stream(message)
+
+    async def _pass_on(self) -> None:
+        """Give the stream the audio that came, in one piece: what each piece costs is most of what audio costs."""
+        if self._audio:
+            audio, self._audio = bytes(self._audio), bytearray()
+            await self._tell_stream(Audio(audio))
+
+    async def _tell_stream(self, message: Inbound) -> None:
+        assert self._resumable is not None, "a codec begins with a start"
+        self._heard = True
+        await self._resumable.stream.receive(message)
 
     async def _blame(self, fault: Fault) -> None:
         self._peer.note(fault)

@@ -66,6 +66,10 @@ class CapacityLimiter:
             raise Fault("full", f"{free} {self.number} {self._what} are taken: try again later", fatal=True)
         self._taken += places
 
+    @property
+    def taken(self) -> int:
+        return self._taken
+
     def give_back(self, places: int = 1) -> None:
         self._taken -= places
         if not self._taken:

@@ -63,11 +63,13 @@ class Connection(ServerConnection):
 
     Attributes:
         in_pieces: whether a message came in too many fragments. Nothing is taken in since.
+        unheard: messages that are here whole, and were not taken in yet.
     """
 
     def __init__(self, metrics: Metrics, pace: RateLimiter, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.in_pieces = False
+        self.unheard = 0
         self._pieces = 0
         self._metrics = metrics
         self._pace = pace
@@ -112,6 +114,7 @@ class Connection(ServerConnection):
             if self._pieces > MOST_PIECES:
                 self.in_pieces = True
                 event = Frame(Opcode.CONT, b"")  # an end, for whoever waits for one
+            self.unheard += event.fin
         super().process_event(event)
 
     def _is_unpaced(self, frame: Frame) -> bool:
@@ -175,6 +178,11 @@ class Peer:
         close = self.ws.protocol.close_rcvd
         return close is not None and close.code in _LEFT
 
+    @property
+    def has_more(self) -> bool:
+        """Whether a message of the client is here, and not heard yet."""
+        return self.ws.unheard > 0
+
     async def tell(self, frames: Iterable[str | bytes]) -> None:
         """Send all of `frames`. A client that does not take them in is disconnected, and the next call raises.
 
@@ -223,6 +231,7 @@ class Peer:
             Fault: `message_too_big`.
         """
         message = await self.ws.recv()
+        self.ws.unheard -= 1
         if self.ws.in_pieces:
             raise Fault(
                 "message_too_big", f"a message may have at most {MOST_PIECES} fragments: send fewer", fatal=True

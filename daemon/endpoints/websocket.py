@@ -77,6 +77,13 @@ _PING_TIMEOUT = 120.0
 Find = Callable[[str], Dialect | None]
 """The dialect that is spoken under a path."""
 
+_LULL = 0.0004
+"""Seconds for each stream that is open: from fifty on, what costs most is taking in each client's frames alone."""
+_SHORTEST_LULL = 0.02
+"""In a shorter one hardly anything comes: clients send a frame every 20 ms."""
+_LONGEST_LULL = 0.06
+
+
 
 class Server:
     """The websockets and pages of all ports.
@@ -416,6 +423,12 @@ class Server:
         # A container is read from its beginning: such a stream cannot be taken up at a sample.
         resume = 0.0 if start.encoding == "opus" else min(start.resume, self._settings.resume)
         return self.streams.begin(stream, resume, partial(self.slots.give_back, places))
+
+    @property
+    def lull(self) -> float:
+        """See `conversation.Host`. The more streams there are, the more of their audio is taken in at once."""
+        lull = self.slots.taken * _LULL
+        return min(lull, _LONGEST_LULL) if lull >= _SHORTEST_LULL else 0.0
 
     def pace(self) -> RateLimiter:
         """Return the limiter of one client's messages."""

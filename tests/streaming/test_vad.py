@@ -14,7 +14,7 @@ from streaming import silero
 from streaming.audio import FRAME
 from streaming.job import SAMPLE_RATE, Waveform
 from streaming.silero import Silero
-from streaming.vad import Detector, VadSettings, _Gate, _TwoStage, judge
+from streaming.vad import Detector, VadSettings, _Gate, _looked_at, _TwoStage, judge
 
 NAMES = ("turn_on_the_kitchen_light", "stop", "on", "two_sentences")
 Recording = Callable[[str], Waveform]
@@ -123,7 +123,8 @@ def test_the_second_stage_decides_for_as_long_as_something_said_maybe(recording:
     samples = np.concatenate([recording("two_sentences"), recording("stop")])
     samples[: len(samples) // 2] *= 0.05  # softly spoken, the strictest gate misses what the second stage hears
     joined = np.array(probabilities(Detector(VadSettings(hold=hold, aggressiveness=3)), samples))
-    gate = np.array(probabilities(_Gate(3), samples)) > 0
+    strictest = _Gate(3)
+    gate = np.array(probabilities(lambda frame: strictest(*_looked_at([frame])), samples)) > 0
     frames_held = round(hold * SAMPLE_RATE / FRAME)
     for index, probability in enumerate(joined):
         before = slice(max(0, index - frames_held), index)

@@ -16,10 +16,13 @@ from harness import SECOND, client, free_port, scripted, service, speech, wait_u
 from harness import certificate as make_certificate
 
 from daemon.common.errors import ServiceError
+from daemon.core.stream import Stream
+from daemon.endpoints import websocket
 from daemon.engines.life import Engine
 from daemon.service.app import Service
 from daemon.settings.environment import ServiceEnvironment
 from daemon.settings.schema import Settings
+from streaming.events import Audio, Inbound
 from streaming.job import Job
 
 
@@ -327,3 +330,57 @@ async def test_a_canary_that_dies_is_told(tokenizer_file: Path, caplog: pytest.L
         await wait_until(lambda: not daemon.health.getting_on)
         assert "nothing has been decoded for" in str(daemon.health.unready())
     assert "the canary decode failed: RuntimeError: no GPU any more" in caplog.text
+
+
+# --- many streams ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[Inbound]:
+    """What streams are told."""
+    told: list[Inbound] = []
+    receive = Stream.receive
+
+    async def noting(self: Stream, message: Inbound) -> None:
+        told.append(message)
+        await receive(self, message)
+
+    monkeypatch.setattr(Stream, "receive", noting)
+    return told
+
+
+async def test_among_many_streams_frames_that_are_here_at_once_are_one_piece(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch, heard: list[Inbound]
+) -> None:
+    monkeypatch.setattr(websocket, "_LULL", 1.0)  # as if there were many
+    async with service(scripted(tokenizer_file)) as daemon, client(daemon.server.url) as mine:
+        await mine.say(type="start")
+        await mine.until("ready")
+        await mine.play(speech(), frame=640)
+        await mine.say(type="flush", id="a")
+        await mine.play(SECOND, frame=640)
+        await mine.say(type="stop")
+        assert await mine.rest() == 1000
+    kinds = [type(message).__name__ for message in heard]
+    assert kinds.count("Flush") == 1
+    flush = kinds.index("Flush")
+    before, after = heard[:flush], heard[flush + 1 :]
+    assert b"".join(each.data for each in before if isinstance(each, Audio)) == speech()
+    assert b"".join(each.data for each in after if isinstance(each, Audio)) == SECOND
+    assert kinds.count("Audio") < len(speech() + SECOND) // 640
+    assert [event["type"] for event in mine.events if event["type"] in ("final", "flushed")] == ["final", "flushed"]
+
+
+async def test_what_was_said_before_a_fault_is_heard(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch, heard: list[Inbound]
+) -> None:
+    monkeypatch.setattr(websocket, "_LULL", 1.0)
+    sections = {"server": {"max_message": 65536}}
+    async with service(scripted(tokenizer_file), sections) as daemon, client(daemon.server.url) as mine:
+        await mine.say(type="start")
+        await mine.until("ready")
+        await mine.play(speech(), frame=640)
+        await mine.ws.send(bytes(70_000))
+        assert await mine.rest() == 1009
+        assert len(mine.of("final")) == 1
+    assert b"".join(each.data for each in heard if isinstance(each, Audio)) == speech()
