@@ -10,7 +10,7 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from distillation import arguments
 from distillation.corpus import Corpus, gather, record
 from distillation.errors import DistillError
+from distillation.files import only_writer
 from distillation.synthesis.clips import BLOCK_CLIPS, Synthesis, synthesise
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _add_label(command: argparse.ArgumentParser) -> None:
     _normaliser_argument(command, "how to normalise transcripts")
     _device_argument(command)
     _filter_arguments(command)
-    command.set_defaults(run=_label)
+    command.set_defaults(run=_alone(_label))
 
 
 def _add_init(command: argparse.ArgumentParser) -> None:
@@ -159,7 +160,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         help="seed of the training order and of everything random (default: %(default)s)",
     )  # fmt: skip
     _device_argument(command)
-    command.set_defaults(run=_train)
+    command.set_defaults(run=_alone(_train))
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
@@ -307,6 +308,16 @@ def _corpus(options: argparse.Namespace) -> None:
     spoken = [text for text in map(str.strip, texts) if text]
     synthesise(options.out, Synthesis(options.clips, options.styles), options.seed, options.workers, spoken)
     gather(options.out)
+
+
+def _alone(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """Return the command `run`, which then no other program runs with the same `--out` meanwhile."""
+
+    def alone(options: argparse.Namespace) -> None:
+        with only_writer(options.out):
+            run(options)
+
+    return alone
 
 
 def _label(options: argparse.Namespace) -> None:

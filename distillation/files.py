@@ -1,10 +1,11 @@
 """Files that are either whole or not there.
 
-Owns how such a file is written, and the message about a full disk. Knows nothing of what is in a file.
+Owns how such a file is written, that one program writes it, and the message about a full disk. Knows nothing of what is in a file.
 """
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,26 @@ from streaming.files import digest_of_files as digest_of_files
 from streaming.files import folder_written_whole as folder_written_whole
 from streaming.files import to_disk as to_disk
 from streaming.files import unfinished_folder as unfinished_folder
+
+
+class InUseError(DistillError):
+    """Another program is writing the same files."""
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Be the only program that writes a file or a folder, for a block: what two append is of use to neither.
+
+    Raises:
+        InUseError: another one is writing it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(f"{path} is being written by another program: let it finish, or end it") from None
+        yield
 
 
 class NotWritten(DistillError):  # noqa: N818 - it says what did not happen
