@@ -1,6 +1,7 @@
 """Files that are either whole or not there.
 
-Owns how such a file is written, that one program writes it, and the message about a full disk. Knows nothing of what is in a file.
+Owns how such a file is written, that one program writes it, and the message about a full disk. Knows nothing of what is
+in a file.
 """
 
 from __future__ import annotations
