@@ -21,7 +21,13 @@ from streaming.vad import Detector, judge
 _log = logging.getLogger(__name__)
 
 _EVERY = 0.01
-"""Seconds between two looks: a sixtieth of the silence that closes an utterance."""
+"""Seconds from one look to the next: a sixtieth of the silence that closes an utterance."""
+
+_AT_MOST_EVERY = 0.04
+"""Seconds, where looks take long: the more frames wait, the less each of them costs."""
+
+_SHARE = 4
+"""How many times as long as a look takes it is until the next, within these bounds."""
 
 _AT_PACE = 4
 """Steps of a look after which nobody waits who sends at the pace of speech. Whoever sends faster need not be slowed."""
@@ -66,13 +72,16 @@ class SpeechDetection:
         while True:
             await self._work.wait()
             self._work.clear()
-            began, steps = time.monotonic(), 0
+            began, steps, spent = time.monotonic(), 0, 0.0
             while self._waiting:
+                looked = time.monotonic()
                 self._step()
+                spent += time.monotonic() - looked
                 steps += 1
                 await asyncio.sleep(0)
             if steps <= _AT_PACE:
-                await asyncio.sleep(max(0.0, began + _EVERY - time.monotonic()))
+                every = min(max(_EVERY, _SHARE * spent), _AT_MOST_EVERY)
+                await asyncio.sleep(max(0.0, began + every - time.monotonic()))
 
     def _step(self) -> None:
         """Look at one frame of each of those that have waited longest."""

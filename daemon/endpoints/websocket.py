@@ -81,8 +81,7 @@ _LULL = 0.0004
 """Seconds for each stream that is open: from fifty on, what costs most is taking in each client's frames alone."""
 _SHORTEST_LULL = 0.02
 """In a shorter one hardly anything comes: clients send a frame every 20 ms."""
-_LONGEST_LULL = 0.06
-
+_LONGEST_LULL = 0.08
 
 
 class Server:
