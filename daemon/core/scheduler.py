@@ -427,4 +427,3 @@ class Scheduler:
             self._metrics.draft_tokens_accepted.labels("teacher").inc(result.teacher_accepted)
         self._metrics.passes.labels("student").inc(result.passes)
         self._metrics.passes.labels("teacher").inc(result.teacher_passes)
-

@@ -44,14 +44,16 @@ class Child:
 
     def _listen(self) -> None:
         """Take requests in while the engine works: the next batch is here when it is done with one."""
-        while (request := receive(self._connection)) is not None:
-            self._requests.put(request)
-        os._exit(0)  # nobody is left to hear; a batch that runs is in nobody's interest, and may never end
+        try:
+            while (request := receive(self._connection)) is not None:
+                self._requests.put(request)
+        finally:
+            os._exit(0)  # nobody is left to hear; a batch that runs is in nobody's interest, and may never end
 
     def _obey(self, request: Request) -> None:
         answer = Answer(request.number)
         try:
-            value = self._done(request.order)
+            value = self._done(request.read())
             answer = Answer(request.number, value, memory=gpu_memory.memory())
         except ServiceError as error:
             answer = Answer(request.number, error=error)

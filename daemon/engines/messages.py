@@ -78,8 +78,18 @@ Order = Load | Warm | PutAway | Run
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """An order, pickled: one that cannot be read there is answered like any that fails."""
+
     number: int
-    order: Order
+    order: bytes
+
+    @classmethod
+    def of(cls, number: int, order: Order) -> Request:
+        return cls(number, pickle.dumps(order, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def read(self) -> Order:
+        order: Order = pickle.loads(self.order)
+        return order
 
 
 # --- from the engine -------------------------------------------------------------------------------------------------

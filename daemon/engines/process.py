@@ -130,7 +130,7 @@ class EngineProcess:
             What comes of it. It may raise `EngineEndedError`, or what it raised there.
         """
         number = next(self._numbers)
-        data = framed(Request(number, order))
+        data = framed(Request.of(number, order))
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer, place
         if self._gone:
@@ -225,6 +225,8 @@ class ProcessHost:
         process = await self._started()
         try:
             self._loaded = await process.ask(Load(self._settings, self._load))
+        except RuntimeError as error:
+            raise ServiceError(f"the models cannot be loaded: {error}") from None
         except EngineEndedError:
             raise ServiceError(
                 "the engine's process ended while it loaded the models: see the lines above this one; "
@@ -285,7 +287,7 @@ class ProcessHost:
                 process = await self._started()
                 await process.ask(Load(self._settings, self._load))
                 await process.ask(Warm())
-            except (ServiceError, EngineEndedError, OSError) as error:
+            except (ServiceError, EngineEndedError, RuntimeError, OSError) as error:
                 _log.error("the engine cannot be started again (%s): the next attempt is in %.0f s", error, pause)
                 if self._process is not None:
                     self._process.close()

@@ -1,7 +1,8 @@
 """An engine in a thread of this process.
 
-Owns the thread. What the engine does is `life.py`. Here it costs no second process; but its thread and the event loop
-share one interpreter, and each waits for the other wherever a pass of a small model is many small calls.
+Owns the thread. What the engine does is `life.py`. Nothing has to be started for it, which suits commands that
+transcribe and end; but its thread and the event loop share one interpreter, and each waits for the other wherever a
+pass of a small model is many small calls.
 """
 
 from __future__ import annotations

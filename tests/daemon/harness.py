@@ -112,7 +112,8 @@ async def service(
     load: LoadEngine, sections: dict[str, Any] | None = None, environment: ServiceEnvironment | None = None
 ) -> AsyncIterator[Service]:
     """A service in this loop, ready, on a port of its own; drained at the end."""
-    sections = {**(sections or {})}
+    # A process of its own for the engine is for those who ask for one: it would have to import torch first.
+    sections = {"engine": {"backend": "thread"}, **(sections or {})}
     sections["server"] = {"port": 0, **sections.get("server", {})}
     made = Service(Settings.model_validate(sections), environment or ServiceEnvironment(), load)
     task = asyncio.create_task(made.run())

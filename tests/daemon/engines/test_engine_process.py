@@ -19,6 +19,7 @@ from harness import PATIENCE, SECOND, client, scripted, service, speech, wait_un
 
 from daemon.common.errors import ServiceError
 from daemon.engines.batch import Ran
+from daemon.engines.host import as_set
 from daemon.engines.life import LoadEngine
 from daemon.engines.messages import IN_FLIGHT, SharedAudio
 from daemon.engines.process import ProcessHost
@@ -257,3 +258,28 @@ async def test_a_client_is_told_each_final_once_although_the_engine_is_killed(
         assert len({final["id"] for final in finals}) == 3
         assert not mine.of("error")
         assert "whisperd_engine_restarts_total 3.0" in daemon.pipeline.metrics.text().decode()
+
+
+def test_where_an_engine_lives(load: LoadEngine, tokenizer_file: Path) -> None:
+    def there(backend: str, load: LoadEngine) -> str:
+        host = as_set(Settings.model_validate({"engine": {"backend": backend}}), load)
+        host.close()
+        return type(host).__name__
+
+    assert there("auto", load) == there("process", load) == "ProcessHost"
+    assert there("thread", load) == there("auto", scripted(tokenizer_file)) == "ThreadHost"
+
+
+def nowhere(settings: Settings) -> Any:
+    raise AssertionError("it is not called")
+
+
+async def test_a_loader_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Under a name of this module that it has only here.
+    monkeypatch.setattr(nowhere, "__qualname__", "elsewhere")
+    monkeypatch.setitem(globals(), "elsewhere", nowhere)
+    host = ProcessHost(settings(), nowhere)
+    with pytest.raises(ServiceError, match=r"cannot be loaded: AttributeError: .*elsewhere"):
+        await asyncio.wait_for(host.load(), PATIENCE)
+    host.close()
+    assert await asyncio.to_thread(host.ended, PATIENCE)
