@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 BENCHMARKS = {
     "engine": "the parts of the engine beside the device's roofline; --random measures a published size",
+    "kernels": "how many operations each pass dispatches: each is a kernel on a GPU; counted on any processor",
     "targets": "what is meant to be reached on one large GPU, beside its roofline (--small anywhere)",
     "exactness": "how often drafts change a final in low precision, and that they never do in deterministic mode",
     "streams": "live streams at the pace of speech into a real service: lag, latency, what is left of the machine",

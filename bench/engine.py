@@ -67,11 +67,10 @@ def parts(model: LoadedModel, rows: int, seconds: float, widths: Sequence[int], 
     yield f"{model.role}: memory of the audio", partial(model.decoder.remember, states), costs, says
     cache = KVCache(memory)
     cache.reserve(CACHED + max(widths) + 1)
-    scores = partial(model.rules.text, stamped=None)
-    ones = torch.ones(rows, dtype=torch.long, device=device)
+    scores = partial(model.rules.text, opens=None)
     for width in widths:
-        tokens = torch.zeros(rows, CACHED + width, dtype=torch.long, device=device)
-        window = Window(tokens, ones * CACHED, ones * (CACHED + width), ones, ones, width)
+        tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
+        window = Window(tokens, tokens + torch.arange(CACHED, CACHED + width, device=device), tokens, None)
         name = f"{model.role}: " + ("a step" if width == 1 else f"a check of {width - 1} tokens")
         check = partial(verify, model.decoder, cache, scores, window)
         weights = torch.float16.itemsize if is_halved(model.decoder) else says.itemsize

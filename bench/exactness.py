@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +22,6 @@ from distillation.arguments import count, device
 from distillation.recordings import read_mono
 from streaming.job import Job, Waveform
 from streaming.offline import utterances
-from streaming.whisper.decode import Window, verify
 from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.hearing import rows_of
 from streaming.whisper.model import KVCache
@@ -72,13 +70,12 @@ def margin(engine: WhisperEngine, job: Job, one: Tokens, other: Tokens) -> float
     places = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     shared = next(places, min(len(one), len(other)))
     (row,) = rows_of(model, [job], ["en"], [()])
-    tokens = torch.tensor([[*row.prompt, *one[:shared]]], device=engine.device)
-    length, start = torch.tensor([tokens.shape[1]], device=engine.device), torch.zeros(1, dtype=torch.long)
+    text = [*row.prompt, *one[:shared]]
+    tokens = torch.tensor([text], device=engine.device)
+    positions = torch.arange(len(text), device=engine.device)[None]
     cache = KVCache(model.decoder.remember(model.listen([job], model.context(job))))
-    cache.reserve(tokens.shape[1])
-    begin = torch.tensor([len(row.prompt)], device=engine.device)
-    window = Window(tokens, start.to(engine.device), length, begin, length, tokens.shape[1])
-    logits = verify(model.decoder, cache, partial(model.rules.text, stamped=None), window).logits[0, -1]
+    cache.reserve(len(text))
+    logits = model.decoder(tokens, positions, cache)[0, -1].float()
     best = logits.topk(2).values.tolist()
     return float(best[0] - best[1])
 

@@ -24,6 +24,7 @@ from bench.table import circumstances, table
 from distillation.arguments import device
 from streaming.job import ALWAYS, SAMPLE_RATE, Job, Waveform
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
+from streaming.whisper.device_rows import Numbers
 from streaming.whisper.engine import WhisperEngine
 from streaming.whisper.graph_runner import GraphDecoder, GraphRunner
 from streaming.whisper.graphs import Function
@@ -125,9 +126,8 @@ def _work(runner: GraphRunner, name: str, sides: Sides) -> Callable[[], object]:
     function: Function = next(each for each in runner.functions if each.name == name)
     for decoder in runner.decoders.values():
         decoder.select(range(sides.batch), sides.batch)
-        lengths = [CACHED + 1, CACHED, 1, CACHED + 1]
-        for column, value in zip(("length", "cached", "done", "limit"), lengths, strict=True):
-            decoder.texts.numbers[: sides.batch, decoder.texts.columns.index(column)] = value
+        for column, value in (("last", CACHED), ("end", CACHED), ("gap", 0)):
+            decoder.texts.numbers[: sides.batch, Numbers._fields.index(column)] = value
     return function.graph(sides)[1].replay
 
 

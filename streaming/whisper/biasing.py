@@ -141,7 +141,7 @@ class Compiled:
 
 
 def add_bonuses(
-    scores: Tensor, tokens: Tensor, places: Tensor, before: Tensor, opens: Tensor, which: Tensor, tables: Tables
+    scores: Tensor, tokens: Tensor, places: Tensor, begins: Tensor, opens: Tensor | None, which: Tensor, tables: Tables
 ) -> None:
     """Add the bonuses of each row's vocabulary to scores, in place.
 
@@ -150,14 +150,16 @@ def add_bonuses(
         tokens: every row's tokens from position 0 on, the window included, `[rows, length]`. Those of the prompt are in
             no phrase.
         places: the window's positions, `[rows, width]`.
-        before: the positions of the prompts' last tokens, `[rows, 1]`.
-        opens: whether the text begins behind a position, `[rows, width]`.
+        begins: the lengths of the prompts, `[rows]`.
+        opens: whether the text begins behind a position, `[rows, width]`; None where it begins behind none.
         which: the number of each row's vocabulary, 0 for none, `[rows]`.
         tables: the vocabularies.
     """
     first = tables.first_tokens[which][:, None].expand(-1, places.shape[1], -1)
-    scores.scatter_add_(2, first, tables.first_bonuses[torch.add(opens, which[:, None], alpha=2)])
-    state = _states(tokens, places, before, which, tables)[..., None]
+    number = 2 * which[:, None]
+    bonuses = tables.first_bonuses[number if opens is None else number + opens]
+    scores.scatter_add_(2, first, bonuses.expand(-1, places.shape[1], -1))
+    state = _states(tokens, places, begins[:, None] - 1, which, tables)[..., None]
     pair = tables.starts.take(state) + tables.columns
     # Behind a state's pairs there are those of others: nothing is added to their tokens.
     bonuses = tables.bonuses.take(pair).masked_fill_(tables.columns >= tables.counts.take(state), 0.0)

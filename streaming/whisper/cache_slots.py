@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from torch import Tensor
 
-from streaming.whisper.model import AttentionView, Decoder, Memory, seen
+from streaming.whisper.model import AttentionView, Decoder, Memory, unseen_by
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class Slots:
             thing there is, so each layer has its own tensor.
         count: the number of slots, without the padding.
         in_pages: whether slots are read in place.
+        splits: parts in which the kernel for pages reads a row's audio; 1 where its sums must not depend on how many
+            rows there are, None for its own choice, which keeps a device busy with few rows.
     """
 
     def __init__(self, decoder: Decoder, count: int, positions: int) -> None:
@@ -56,6 +59,40 @@ class Slots:
         self.audio = tuple(weight.new_zeros(2, count + 1, heard, *shape) for _ in decoder.layers)
         self.count = count
         self.in_pages = False
+        self.splits: int | None = 1
+        self._multiples: dict[tuple[int, int], Tensor] = {}
+        self._repeated: dict[tuple[int, int], Tensor] = {}
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """What each position adds to its attention to the others, `[capacity, capacity]`: a mask is looked up."""
+        everywhere = torch.arange(self.capacity, device=self.text.device)
+        hidden = unseen_by(everywhere[None], self.capacity)[0, 0]
+        return torch.zeros_like(hidden, dtype=self.text.dtype).masked_fill_(hidden, -torch.inf)
+
+    @cached_property
+    def text_pages(self) -> Tensor:
+        """The pages of each slot's text, `[slots + 1, pages]`."""
+        return _pages(self.text[0])
+
+    @cached_property
+    def audio_pages(self) -> Tensor:
+        """The pages of each slot's audio, `[slots + 1, pages]`."""
+        return _pages(self.audio[0])
+
+    # Constants are made by the call before a capture, thus outside of any graph, and then only read.
+
+    def multiples(self, count: int, step: int) -> Tensor:
+        """Return 0, `step`, 2 `step`, ..., `[count]`."""
+        if (count, step) not in self._multiples:
+            self._multiples[count, step] = torch.arange(count, device=self.text.device, dtype=torch.int32) * step
+        return self._multiples[count, step]
+
+    def repeated(self, count: int, value: int) -> Tensor:
+        """Return the same value `count` times, `[count]`."""
+        if (count, value) not in self._repeated:
+            self._repeated[count, value] = torch.full((count,), value, device=self.text.device, dtype=torch.int32)
+        return self._repeated[count, value]
 
     @property
     def padding_slot(self) -> int:
@@ -75,8 +112,8 @@ class Slots:
     def remember(self, decoder: Decoder, states: Tensor, rows: Tensor) -> None:
         """Keep encoder states, `[rows, positions, d_model]`, as keys and values in the slots `rows`."""
         for layer, pool in zip(decoder.layers, self.audio, strict=True):
-            for part, found in zip(pool, layer.encoder_attn.keys_values(states), strict=True):  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
-                part[:, : states.shape[1]].index_copy_(0, rows, found.transpose(1, 2))
+            pair: Tensor = layer.encoder_attn.keys_values_pair(states)  # type: ignore[union-attr, operator]  # ModuleList forgets its element type
+            pool[:, :, : states.shape[1]].permute(1, 2, 0, 3, 4).index_copy_(0, rows, pair)
 
     def memory(self, rows: Tensor, positions: int) -> Memory:
         """Return a copy of the audio of some slots, in the form that a decoder without slots has."""
@@ -96,7 +133,8 @@ class Slots:
         """Try whether slots can be read in place, against reading a copy, and return whether they are from now on."""
         rows = torch.arange(min(2, self.count), device=self.text.device).flip(0)
         heads, size = self.text.shape[-2:]
-        queries, keys, values = torch.randn(3, len(rows), heads, 2, size, device=rows.device).to(self.text.dtype)
+        queries = torch.randn(len(rows), heads, 2, size, device=rows.device).to(self.text.dtype)
+        pair = torch.randn(len(rows), 2, 2, heads, size, device=rows.device).to(self.text.dtype)
         # As far as a text and its audio may go: each page has its own place in the kernel's table.
         capacity, heard = self.capacity, self.audio[0].shape[2]
         positions = torch.stack([capacity - rows - 3, capacity - rows - 2], 1)
@@ -106,7 +144,7 @@ class Slots:
             tried: list[Tensor] = []
             for look in (_Copying, _Paging):
                 view = look(SelectedSlots(self, rows, heard, capacity), positions)
-                tried += [view.text(0, queries, keys, values), view.audio(0, queries)]
+                tried += [view.text(0, queries, pair), view.audio(0, queries)]
             *expected, text, audio = (each.float() for each in tried)
             worst = max(float((a - b).abs().max()) for a, b in zip(expected, (text, audio), strict=True))
             self.in_pages = worst <= _NEAR * float(expected[0].abs().max())
@@ -142,10 +180,11 @@ class _Copying:
 
     def __init__(self, selected: SelectedSlots, positions: Tensor) -> None:
         self._selected, self._positions = selected, positions
-        self._mask = seen(positions, selected.reach)
+        found = selected.slots.masks[:, : selected.reach].index_select(0, positions.flatten())
+        self._mask = found.view(len(positions), 1, -1, selected.reach)
 
-    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        _write(self._selected, layer, self._positions, keys, values)
+    def text(self, layer: int, queries: Tensor, pair: Tensor) -> Tensor:
+        _write(self._selected, layer, self._positions, pair)
         seen_keys, seen_values = self._gathered(self._selected.slots.text[layer], self._selected.reach)
         return F.scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=self._mask)
 
@@ -154,15 +193,15 @@ class _Copying:
         return F.scaled_dot_product_attention(queries, keys, values)
 
     def _gathered(self, pool: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        keys, values = pool[:, :, :length]
-        rows = self._selected.rows
-        return keys.index_select(0, rows).transpose(1, 2), values.index_select(0, rows).transpose(1, 2)
+        keys, values = pool[:, :, :length].index_select(1, self._selected.rows).transpose(2, 3)
+        return keys, values
 
 
 class _Paging:
     """The kernel reads the slots in place, each row to its own length.
 
-    One split: a row's sum of products must not depend on how long its neighbours are.
+    A text is read in one part: a row's sum of products must not depend on how long its neighbours are. All rows of a
+    pass have as much audio.
     """
 
     def __init__(self, selected: SelectedSlots, positions: Tensor) -> None:
@@ -170,39 +209,48 @@ class _Paging:
 
         self._attend = varlen_attn
         self._selected, self._positions = selected, positions
+        slots = selected.slots
         rows, self._width = positions.shape
-        device = positions.device
-        self._firsts = torch.arange(0, (rows + 1) * self._width, self._width, device=device, dtype=torch.int32)
-        self._lengths = (positions[:, -1] + 1).int()
-        self._heard = torch.full((rows,), selected.heard, device=device, dtype=torch.int32)
+        # Once for all layers: what each row reads, how far, and where its queries are.
+        self._text_pages = slots.text_pages.index_select(0, selected.rows)
+        self._audio_pages = slots.audio_pages.index_select(0, selected.rows)
+        self._firsts = slots.multiples(rows + 1, self._width)
+        self._lengths = torch.add(positions[:, -1], 1, out=positions.new_empty(rows, dtype=torch.int32))
+        self._heard = slots.repeated(rows, selected.heard)
 
-    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        _write(self._selected, layer, self._positions, keys, values)
-        pool = self._selected.slots.text[layer]
-        return self._paged(pool, queries, self._lengths, self._selected.slots.capacity, (-1, 0))
+    def text(self, layer: int, queries: Tensor, pair: Tensor) -> Tensor:
+        _write(self._selected, layer, self._positions, pair)
+        slots = self._selected.slots
+        return self._paged(slots.text[layer], self._text_pages, queries, self._lengths, slots.capacity, (-1, 0), 1)
 
     def audio(self, layer: int, queries: Tensor) -> Tensor:
-        pool = self._selected.slots.audio[layer]
-        return self._paged(pool, queries, self._heard, self._selected.heard, (-1, -1))
+        slots, heard = self._selected.slots, self._selected.heard
+        return self._paged(slots.audio[layer], self._audio_pages, queries, self._heard, heard, (-1, -1), slots.splits)
 
-    def _paged(self, pool: Tensor, queries: Tensor, lengths: Tensor, longest: int, window: tuple[int, int]) -> Tensor:
-        pages = pool.shape[2] // PAGE
-        table = self._selected.rows[:, None] * pages + torch.arange(pages, device=pool.device)
+    def _paged(
+        self, pool: Tensor, table: Tensor, queries: Tensor, lengths: Tensor, longest: int, window: tuple[int, int],
+        splits: int | None,
+    ) -> Tensor:  # fmt: skip
         keys, values = pool.flatten(1, 2).view(2, -1, PAGE, *pool.shape[3:])
         found = self._attend(
             queries.transpose(1, 2).flatten(0, 1), keys, values, self._firsts, None, self._width, longest,
-            window_size=window, seqused_k=lengths, block_table=table.int(), num_splits=1,
+            window_size=window, seqused_k=lengths, block_table=table, num_splits=splits,
         )  # fmt: skip
         assert isinstance(found, Tensor), "nothing besides was asked for"
         attended: Tensor = found.unflatten(0, (-1, self._width)).transpose(1, 2)
         return attended
 
 
-def _write(selected: SelectedSlots, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-    own_keys, own_values = selected.slots.text[layer]
-    places = (selected.rows[:, None], positions)
-    own_keys.index_put_(places, keys.transpose(1, 2))
-    own_values.index_put_(places, values.transpose(1, 2))
+def _write(selected: SelectedSlots, layer: int, positions: Tensor, pair: Tensor) -> None:
+    """Keep the keys and values of a window in one operation."""
+    own = selected.slots.text[layer].permute(1, 2, 0, 3, 4)  # [slots + 1, capacity, 2, heads, head_dim]
+    own.index_put_((selected.rows[:, None], positions), pair)
+
+
+def _pages(pool: Tensor) -> Tensor:
+    """The numbers of each slot's pages in a pool, `[slots + 1, pages]`, as the kernel wants them."""
+    slots, pages = pool.shape[1], pool.shape[2] // PAGE
+    return torch.arange(slots * pages, device=pool.device, dtype=torch.int32).view(slots, pages)
 
 
 def _whole_pages(length: int) -> int:

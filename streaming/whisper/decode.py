@@ -8,7 +8,6 @@ of audio, encoders or jobs. Greedy speculative decoding (Leviathan et al. 2023) 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,46 +15,45 @@ from torch import Tensor
 
 from streaming.whisper.model import Decoder, KVCache, KVStore, Memory
 from streaming.whisper.rows import Draft, Row
-from streaming.whisper.rules import LogitRules
+from streaming.whisper.rules import Context, LogitRules
 
-Scores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(logits, tokens, places, begins) -> scores, as `LogitRules.text`."""
+Scores = Callable[[Tensor], Tensor]
+"""Logits, `[rows, width, vocabulary]`, to scores, as `LogitRules.text`."""
+
+NOTHING = -1
+"""Stands where no draft says what follows: no model says that."""
 
 
 class Window(NamedTuple):
-    """What one pass checks: row b its tokens from position `starts[b]` on, the first that is not in the cache.
+    """What one pass checks: of each row the tokens at some positions, the first of which is not in the cache.
 
     Attributes:
-        tokens: prompt, text and draft, padded behind, `[rows, length]`.
-        starts: the first position of the pass, `[rows]`.
-        lengths: the number of true tokens, `[rows]`.
-        begins: the number of tokens of the prompt, `[rows]`.
-        fixed: the number of tokens of prompt and text, which are not judged, `[rows]`.
-        width: positions in the pass; what a row has beyond them is left for the next.
+        tokens: prompt, text and draft, padded behind, `[rows, width]`.
+        places: their positions, `[rows, width]`.
+        following: the token behind each of them, `NOTHING` behind the last of a draft, `[rows, width]`.
+        given: whether that is prompt or text, which are not the model's to choose, `[rows, width]`; None for none.
     """
 
     tokens: Tensor
-    starts: Tensor
-    lengths: Tensor
-    begins: Tensor
-    fixed: Tensor
-    width: int
+    places: Tensor
+    following: Tensor
+    given: Tensor | None
 
 
 class Verdict(NamedTuple):
     """What the model says after every position of a window.
 
     Attributes:
-        chosen: the best token, `[rows, width]`.
-        log_probs: of the chosen tokens, `[rows, width]`.
-        agreed: how many tokens behind the window's first are right, `[rows]`; the token chosen after them is the
-            correction (or simply the next token).
+        chosen: the best token, or the one that is given, `[rows, width]`.
+        log_probs: of the best tokens, `[rows, width]`.
+        agrees: whether what follows is right, `[rows, width]`. The token that is chosen behind all those that are right
+            is the correction (or simply the next token).
         logits: before any rule, `[rows, width, vocabulary]`.
     """
 
     chosen: Tensor
     log_probs: Tensor
-    agreed: Tensor
+    agrees: Tensor
     logits: Tensor
 
 
@@ -68,46 +66,65 @@ def verify(decoder: Decoder, store: KVStore, scores: Scores, window: Window) -> 
         scores: the rules that forbid tokens.
         window: what is checked.
     """
-    places = window.starts[:, None] + torch.arange(window.width, device=window.tokens.device)
-    last = window.tokens.shape[1] - 1
-    logits = decoder(window.tokens.gather(1, places.clamp(max=last)), places, store).float()
-    allowed = scores(logits, window.tokens, places, window.begins)
-    best, chosen = allowed.max(-1)
-    others = (allowed - best[..., None]).exp_().sum(-1)  # relative to the best: exact for a sure token
-    following = window.tokens.gather(1, (places + 1).clamp(max=last))
-    given = places + 1 < window.fixed[:, None]  # prompt and text are not the model's to choose
-    agrees = ((chosen == following) | given) & (places + 1 < window.lengths[:, None])
-    return Verdict(chosen, -others.log(), agrees.long().cumprod(1).sum(1), logits)
+    logits = decoder(window.tokens, window.places, store).float()
+    allowed = scores(logits)
+    best = allowed.max(-1).indices
+    log_probs = allowed.log_softmax(-1).gather(2, best[..., None])[..., 0]
+    chosen = best if window.given is None else torch.where(window.given, window.following, best)
+    return Verdict(chosen, log_probs, chosen == window.following, logits)
 
 
 def advance(decoder: Decoder, cache: KVCache, rules: LogitRules, rows: Sequence[Row]) -> Verdict:
     """Check every row's draft in one pass; rows that are done only keep their place."""
     offers = [row.offer() for row in rows]
+    device = cache.text.device
     starts = [len(row.tokens) - 1 if row.done else row.cached for row in rows]
-    lengths = [len(row.tokens) + len(offer) for row, offer in zip(rows, offers, strict=True)]
-    longest = max(lengths)
-    device = cache.keys.device
-    padded = [
-        row.tokens + offer + [0] * (longest - length) for row, offer, length in zip(rows, offers, lengths, strict=True)
-    ]
-    width = max(length - start for length, start in zip(lengths, starts, strict=True))
-    begins, fixed = [len(row.prompt) for row in rows], [len(row.tokens) for row in rows]
-    stamped, vocabularies = [row.timestamps for row in rows], [row.vocabulary for row in rows]
-    numbers = torch.tensor([starts, lengths, begins, fixed, stamped, vocabularies], device=device)
-    first, ends, prompt_ends, fixed_ends, with_stamps, which = numbers.unbind()
-    window = Window(torch.tensor(padded, device=device), first, ends, prompt_ends, fixed_ends, width)
-    scores = partial(
-        rules.text,
-        stamped=with_stamps > 0 if any(stamped) else None,
-        vocabularies=which if any(vocabularies) else None,
-    )
-    cache.reserve(longest)
-    verdict = verify(decoder, cache, scores, window)
+    texts = [row.tokens + offer for row, offer in zip(rows, offers, strict=True)]
+    width = max(len(text) - start for text, start in zip(texts, starts, strict=True))
+    window = _window(rows, texts, starts, width, device)
+    context = _context(rows, texts, window.places)
+    opens = None
+    if any(start < len(row.prompt) for row, start in zip(rows, starts, strict=True)):
+        opens = window.places == torch.tensor([[len(row.prompt) - 1] for row in rows], device=device)
+    cache.reserve(max(map(len, texts)))
+    verdict = verify(decoder, cache, lambda logits: rules.text(logits, opens, context), window)
     judged = zip(rows, offers, *(part.tolist() for part in verdict[:3]), strict=True)
-    for row, offer, chosen, log_probs, agreed in judged:
+    for row, offer, chosen, log_probs, agrees in judged:
         if not row.done:
-            row.take(len(offer), agreed, chosen, log_probs)
+            row.take(len(offer), (*agrees, False).index(False), chosen, log_probs)
     return verdict
+
+
+def _window(
+    rows: Sequence[Row], texts: Sequence[list[int]], starts: Sequence[int], width: int, device: torch.device
+) -> Window:
+    """The positions from `starts` on, `width` of each row; what is behind its text and draft is padding."""
+    tokens, places, following, given = [], [], [], []
+    for row, text, start in zip(rows, texts, starts, strict=True):
+        seen = text[start : start + width + 1]
+        missing = width + 1 - len(seen)
+        tokens.append((seen + [0] * missing)[:width])
+        places.append(list(range(start, start + width)))
+        following.append((seen + [NOTHING] * missing)[1:])
+        fixed = len(row.tokens) - 1 - start
+        given.append([column < fixed for column in range(width)])
+    checked, positions, expected = torch.tensor([tokens, places, following], device=device)
+    return Window(checked, positions, expected, torch.tensor(given, device=device) if any(map(any, given)) else None)
+
+
+def _context(rows: Sequence[Row], texts: Sequence[list[int]], places: Tensor) -> Context | None:
+    """What rules need of the rows besides; None where none has timestamps or a vocabulary."""
+    stamped, vocabularies = [row.timestamps for row in rows], [row.vocabulary for row in rows]
+    if not any(stamped) and not any(vocabularies):
+        return None
+    longest, device = max(map(len, texts)), places.device
+    return Context(
+        torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device),
+        places,
+        torch.tensor([len(row.prompt) for row in rows], device=device),
+        torch.tensor(stamped, device=device) if any(stamped) else None,
+        torch.tensor(vocabularies, device=device) if any(vocabularies) else None,
+    )
 
 
 def decode(
@@ -131,7 +148,7 @@ def decode(
     batch = list(range(len(rows)))
     while waiting := [index for index in batch if not rows[index].done]:
         if len(waiting) * 2 <= len(batch):  # a copy of the waiting costs less than carrying the finished along
-            cache = cache.select(torch.tensor([batch.index(index) for index in waiting], device=cache.keys.device))
+            cache = cache.select(torch.tensor([batch.index(index) for index in waiting], device=cache.text.device))
             batch = waiting
         if proposer is not None:
             proposer.propose(rows)
@@ -174,9 +191,15 @@ class DraftModel:
         return guess
 
 
-def unruled(logits: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
+def unruled(logits: Tensor) -> Tensor:
     """Return the logits as they are: the scores of a pass that asks for no text."""
     return logits
+
+
+def first_token(rules: LogitRules, rows: int, device: torch.device) -> Window:
+    """Return a window of start of transcript alone: what follows tells the language."""
+    token = torch.full((rows, 1), rules.grammar.sot, device=device)
+    return Window(token, torch.zeros_like(token), torch.full_like(token, NOTHING), None)
 
 
 def language_logits(decoder: Decoder, memory: Memory, rules: LogitRules) -> list[list[float]]:
@@ -184,14 +207,7 @@ def language_logits(decoder: Decoder, memory: Memory, rules: LogitRules) -> list
 
     They are the logits of the languages' tokens behind start of transcript, before any rule.
     """
-    count, device = memory.rows, memory.device
-    ones = torch.ones(count, dtype=torch.long, device=device)
     cache = KVCache(memory)
     cache.reserve(1)
-    verdict = verify(
-        decoder,
-        cache,
-        unruled,
-        Window(torch.full((count, 1), rules.grammar.sot, device=device), ones - 1, ones, ones, ones, 1),
-    )
+    verdict = verify(decoder, cache, unruled, first_token(rules, memory.rows, memory.device))
     return verdict.logits[:, 0].index_select(-1, rules.languages).tolist()

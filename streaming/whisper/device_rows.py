@@ -3,82 +3,100 @@
 Owns what a step does between two passes of a decoder, on the device: which tokens are checked, what is said, what
 becomes of the draft, which rows are done; and how a cheaper model's rows follow and hand over their proposals. To the
 token and to the pass it does what `Row` and `Draft` do in plain Python. Knows nothing of batches, graphs or jobs.
+
+What counts is how many operations a step takes: each is a launch, which takes longer than the work on a few numbers.
+`whisperd bench kernels` counts them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from streaming.whisper.cache_slots import SelectedSlots
-from streaming.whisper.decode import Window, verify
+from streaming.whisper.decode import NOTHING, Verdict, Window, verify
 from streaming.whisper.model import Decoder
-from streaming.whisper.rows import REACH, Row
-from streaming.whisper.rules import LogitRules
+from streaming.whisper.rows import FARTHEST, REACH, Row
+from streaming.whisper.rules import Context, LogitRules
+
+_RANK = 1 << 20
+"""Between the ranks of what `_found` finds: more than a draft has places."""
 
 
 class Numbers(NamedTuple):
-    """What is counted of each row, `[rows]` each.
+    """What is known of each row, `[rows]` each; places in a draft are columns of `Texts.lines`.
 
     Attributes:
-        begin: tokens of the prompt.
-        limit: tokens at most, the prompt included.
-        length: tokens so far.
-        cached: how many of these have their keys and values in the cache.
-        drafted: tokens of the draft.
+        last: the position of the newest token.
+        start: where the next offer of the draft begins; see `Draft`.
         place: see `Draft`.
-        start: see `Draft`.
         misses: see `Draft`.
-        passes: see `Row`.
+        end: the last position that the text may reach; the row is done where that is `last`.
+        gap: tokens before the newest whose keys and values are not in the cache.
         accepted: see `Row`.
         intact: 1 while the whole draft was right.
-        done: 0 or 1.
+        past: behind the draft's last token.
+        begin: tokens of the prompt.
         stamped: 0 or 1, whether the row has timestamps.
         vocabulary: the number of the row's vocabulary in the batch; 0 for none.
     """
 
-    begin: Tensor
-    limit: Tensor
-    length: Tensor
-    cached: Tensor
-    drafted: Tensor
-    place: Tensor
+    last: Tensor
     start: Tensor
+    place: Tensor
     misses: Tensor
-    passes: Tensor
+    end: Tensor
+    gap: Tensor
     accepted: Tensor
     intact: Tensor
-    done: Tensor
+    past: Tensor
+    begin: Tensor
     stamped: Tensor
     vocabulary: Tensor
+
+    @property
+    def wanting(self) -> Tensor:
+        """Which rows go on, with a draft that has nothing to offer."""
+        return (self.last < self.end) & (self.start >= self.past)
+
+
+_OFTEN, _CHECKS = 5, 8
+"""How many of the numbers each step changes, and how many a check of several tokens."""
 
 
 class Count(NamedTuple):
     """The `Numbers` of one row, on the host."""
 
-    begin: int
-    limit: int
-    length: int
-    cached: int
-    drafted: int
-    place: int
+    last: int
     start: int
+    place: int
     misses: int
-    passes: int
+    end: int
+    gap: int
     accepted: int
     intact: int
-    done: int
+    past: int
+    begin: int
     stamped: int
     vocabulary: int
 
     @property
+    def done(self) -> bool:
+        return self.last >= self.end
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is said yet."""
+        return self.last < self.begin
+
+    @property
     def offered(self) -> int:
         """Tokens that the next pass would check."""
-        return max(0, min(self.limit - self.length, self.drafted - self.start))
+        return max(0, min(self.end - self.last, self.past - self.start))
 
     def longest(self, unread: int) -> int:
         """Return how long the text may be after the next pass.
@@ -86,12 +104,18 @@ class Count(NamedTuple):
         Args:
             unread: passes that were asked for and that this count does not know of.
         """
-        draft = self.offered if not unread else max(0, self.drafted - self.place)
-        return min(self.limit, self.length + draft + unread + 1)
+        draft = self.offered if not unread else max(0, self.past - self.place)
+        return min(self.end + 1, self.last + draft + unread + 2)
 
 
 class Texts:
-    """Prompt, text, draft and counts of every slot, `[slots + 1, ...]`; the last slot is padding, and always done."""
+    """Prompt, text, draft and numbers of every slot, `[slots + 1, ...]`; the last slot is padding, and always done.
+
+    Attributes:
+        lines: prompt and text, and from column `drafts` on the draft, with `NOTHING` behind it.
+        drafts: the column where drafts begin.
+        no_draft: a column behind all drafts.
+    """
 
     def __init__(self, slots: int, positions: int, widest: int, device: torch.device) -> None:
         """Allocate the texts.
@@ -102,47 +126,62 @@ class Texts:
             widest: the widest window that will be checked, which may reach beyond the end.
             device: where they are.
         """
-        shape = (slots + 1, positions + widest + 1)
-        self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
-        self.drafts = torch.zeros_like(self.tokens)
-        self.log_probs = torch.zeros(shape, device=device)
+        self.length = positions + widest + 1
+        self.drafts = self.length
+        self.no_draft = 2 * self.length
+        self.lines = torch.zeros(slots + 1, self.no_draft + widest + FARTHEST + 2, dtype=torch.long, device=device)
+        self.lines[:, self.drafts - 1 :] = NOTHING  # in front of a draft too
+        self.log_probs = torch.zeros(slots + 1, self.length, device=device)
         self.no_speech = torch.zeros(slots + 1, device=device)
         self.numbers = torch.zeros(slots + 1, len(Numbers._fields), dtype=torch.long, device=device)
-        self.columns = Numbers._fields
-        self.numbers[:, [self.columns.index(name) for name in ("length", "begin", "limit", "done")]] = 1
+        for name in ("start", "place", "past"):
+            self.numbers[:, Numbers._fields.index(name)] = self.no_draft
+        self.numbers[:, Numbers._fields.index("begin")] = 1
+        self.columns = torch.arange(self.lines.shape[1], device=device)
+        # What `_found` looks at, one place in front included; how near each is; and what it gives, by its rank.
+        self.around = self.columns[: FARTHEST + 1] - 1
+        self.near = self.columns[:FARTHEST] - REACH
+        self.after_match = self.columns[1 : FARTHEST + 1] - _RANK
+        self.after_pair = self.columns[1 : FARTHEST + 1] - 2 * _RANK
+        self.one = self.columns[1]
 
     def open(self, slots: Tensor, rows: Sequence[Row]) -> list[Count]:
         """Put rows, as they are before their first pass, into slots.
 
         It is no part of a step, since it copies from the host.
         """
-        drafts = [row.draft.offer()[: self.drafts.shape[1]] for row in rows]
+        drafts = [row.draft.offer()[: self.length - 1] for row in rows]
         counts = [
             Count(
-                begin=len(row.prompt), limit=len(row.prompt) + row.limit, length=len(row.prompt), cached=0,
-                drafted=len(draft), place=0, start=0, misses=0, passes=0, accepted=0, intact=1, done=0,
+                last=len(row.prompt) - 1, start=self.drafts, place=self.drafts, misses=0,
+                end=len(row.prompt) + row.limit - 1, gap=len(row.prompt) - 1, accepted=0, intact=1,
+                past=self.drafts + len(draft), begin=len(row.prompt),
                 stamped=int(row.timestamps), vocabulary=row.vocabulary,
             )
             for row, draft in zip(rows, drafts, strict=True)
         ]  # fmt: skip
         self.numbers.index_copy_(0, slots, sent(counts, slots.device))
-        for target, lists in ((self.tokens, [row.tokens for row in rows]), (self.drafts, drafts)):
+        self.lines[:, self.drafts : self.no_draft].index_fill_(0, slots, NOTHING)
+        for first, lists in ((0, [row.tokens for row in rows]), (self.drafts, drafts)):
             width = max(map(len, lists))
-            padded = [[*each, *[0] * (width - len(each))] for each in lists]
+            padded = [[*each, *[NOTHING if first else 0] * (width - len(each))] for each in lists]
             if width:
-                target[:, :width].index_copy_(0, slots, sent(padded, slots.device))
+                self.lines[:, first : first + width].index_copy_(0, slots, sent(padded, slots.device))
         return counts
 
     def close(self, slots: Tensor, rows: Sequence[Row]) -> None:
         """Take finished texts back into their rows; this waits for the device."""
-        numbers, tokens, log_probs, no_speech = (
-            part.index_select(0, slots).tolist() for part in (self.numbers, self.tokens, self.log_probs, self.no_speech)
+        numbers, lines, log_probs, no_speech = (
+            part.index_select(0, slots).tolist()
+            for part in (self.numbers, self.lines[:, : self.length], self.log_probs, self.no_speech)
         )
-        for row, values, said, how, silence in zip(rows, numbers, tokens, log_probs, no_speech, strict=True):
+        for row, values, said, how, silence in zip(rows, numbers, lines, log_probs, no_speech, strict=True):
             count = Count(*values)
-            row.tokens, row.log_probs = said[: count.length], how[count.begin : count.length]
-            row.cached, row.accepted, row.passes = count.cached, count.accepted, count.passes
-            row.no_speech, row.done = silence, bool(count.done)
+            row.tokens = said[: count.last + 1]
+            # What was no number before the first token has none: that it was none is to be seen.
+            row.log_probs = [math.nan] if count.silent else how[count.begin : count.last + 1]
+            row.cached, row.accepted = count.last - count.gap, count.accepted
+            row.no_speech, row.done = silence, count.done
 
 
 def sent(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -154,7 +193,15 @@ def sent(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) 
 
 
 def step(
-    decoder: Decoder, rules: LogitRules, texts: Texts, selected: SelectedSlots, width: int, *, stamped: bool
+    decoder: Decoder,
+    rules: LogitRules,
+    texts: Texts,
+    selected: SelectedSlots,
+    width: int,
+    *,
+    stamped: bool = False,
+    biased: bool = False,
+    silence: bool = True,
 ) -> None:
     """Do one pass for the rows of `selected`, with all that comes of it.
 
@@ -165,136 +212,165 @@ def step(
         rules: what may be said.
         texts: of all slots.
         selected: the slots that the pass is about.
-        width: positions in the window.
+        width: positions in the window. Of one position it takes the newest tokens of rows that have said something, and
+            whose other tokens are in the cache; a row where some are not stays as far behind as it was.
         stamped: whether any of the rows has timestamps.
+        biased: whether any of them has a vocabulary.
+        silence: whether a check that begins a text also tells how likely it is that there is no speech.
     """
     rows = selected.rows
-    now = Numbers(*texts.numbers.index_select(0, rows).unbind(1))
-    tokens, drafts = texts.tokens.index_select(0, rows), texts.drafts.index_select(0, rows)
-    live = now.done == 0
-    # The last token again where there is nothing to do: the row is kept, and nothing is written.
-    starts = torch.where(live, now.cached, now.length - 1)
-    ends = now.length + (now.limit - now.length).minimum(now.drafted - now.start).clamp(min=0) * live
-    window = Window(_with_draft(tokens, drafts, now), starts, ends, now.begin, now.length, width)
-    scores = partial(rules.text, stamped=now.stamped > 0 if stamped else None, vocabularies=now.vocabulary)
-    verdict = verify(decoder, selected, scores, window)
-
-    columns = torch.arange(width, device=rows.device)
-    decided = verdict.agreed.clamp(max=width - 1)  # the column whose choice is the last that counts
-    places = starts[:, None] + columns + 1  # where each choice would stand
-    is_said = (columns <= decided[:, None]) & (places >= now.length[:, None]) & (places < now.limit[:, None])
-    is_said &= live[:, None]
-    tokens = tokens.scatter(1, places, torch.where(is_said, verdict.chosen, tokens.gather(1, places)))
-    log_probs = texts.log_probs.index_select(0, rows)
-    log_probs = log_probs.scatter(1, places, torch.where(is_said, verdict.log_probs, log_probs.gather(1, places)))
-
-    then = _advanced(now, live, starts, verdict.agreed, decided, width)
-    then = _corrected(now, then, live, tokens, drafts, verdict.agreed >= width)
-    broken = (is_said & ~verdict.log_probs.isfinite()).any(1)  # as in `Row.take`
-    ended = broken | (then.length >= now.limit) | (_last(tokens, then.length) == rules.grammar.eot)
-    then = then._replace(done=torch.where(live & (then.length > now.length), ended.long(), now.done))
-
-    if rules.grammar.no_speech is not None:  # as it is after start of transcript, before any rule
-        silence = verdict.logits[:, 0].softmax(-1)[:, rules.grammar.no_speech]
-        first = live & (now.passes == 0)
-        texts.no_speech.index_copy_(0, rows, torch.where(first, silence, texts.no_speech.index_select(0, rows)))
-    texts.tokens.index_copy_(0, rows, tokens)
-    texts.log_probs.index_copy_(0, rows, log_probs)
-    texts.numbers.index_copy_(0, rows, torch.stack(then, 1))
+    numbers = texts.numbers.index_select(0, rows)
+    now = Numbers(*numbers.unbind(1))
+    single = width == 1
+    window = _newest(texts, rows, numbers) if single else _checked(texts, rows, now, width)
+    nexts = window.places + 1
+    opens = None if single else nexts == now.begin[:, None]
+    context = None
+    if stamped or biased:
+        tokens = texts.lines[:, : texts.length].index_select(0, rows) if single else _with_draft(texts, rows, now)
+        context = Context(
+            tokens, window.places, now.begin, now.stamped > 0 if stamped else None, now.vocabulary if biased else None
+        )
+    verdict = verify(decoder, selected, lambda logits: rules.text(logits, opens, context), window)
+    # Beyond what is said it does not matter what is written, and what is given is written again.
+    texts.lines.index_put_((rows[:, None], nexts), verdict.chosen)
+    texts.log_probs.index_put_((rows[:, None], nexts), verdict.log_probs)
+    if single:
+        then = _after_one(texts, rows, now, window, verdict, nexts, rules.grammar.eot)
+    else:
+        then = _after(texts, rows, now, window, verdict, nexts, rules.grammar.eot)
+        if silence and rules.grammar.no_speech is not None:
+            _note_silence(texts, rows, now, verdict.logits[:, 0].softmax(-1)[:, rules.grammar.no_speech])
+    changed = _OFTEN if single else _CHECKS
+    texts.numbers[:, :changed].index_copy_(0, rows, torch.stack(then[:changed], 1))
 
 
-def _with_draft(tokens: Tensor, drafts: Tensor, now: Numbers) -> Tensor:
+def _newest(texts: Texts, rows: Tensor, numbers: Tensor) -> Window:
+    """The newest token of each row, and the first of its draft: `last` and `start` tell where they are."""
+    newest, following = texts.lines[rows[:, None], numbers[:, :2]].split(1, 1)
+    return Window(newest, numbers[:, :1], following, None)
+
+
+def _checked(texts: Texts, rows: Tensor, now: Numbers, width: int) -> Window:
+    """What is not in the cache, and what the draft offers behind it."""
+    places = (now.last - now.gap)[:, None] + texts.columns[: width + 1]
+    drafted = places > now.last[:, None]
+    shift = now.start - now.last - 1  # from a position to its place in the draft
+    cells = texts.lines[rows[:, None], torch.addcmul(places, drafted, shift[:, None])]
+    return Window(cells[:, :-1].clamp(min=0), places[:, :-1], cells[:, 1:], ~drafted[:, 1:])
+
+
+def _with_draft(texts: Texts, rows: Tensor, now: Numbers) -> Tensor:
     """Prompt and text, and behind them what the draft offers: [rows, length]."""
-    behind = torch.arange(tokens.shape[1], device=tokens.device) - now.length[:, None]
-    offered = drafts.gather(1, (now.start[:, None] + behind).clamp(0, drafts.shape[1] - 1))
-    return torch.where(behind < 0, tokens, offered)
+    columns = texts.columns[: texts.length]
+    offered = (columns + (now.start - now.last - 1)[:, None]).clamp(0, texts.no_draft)
+    return texts.lines[rows[:, None], torch.where(columns <= now.last[:, None], columns, offered)]
 
 
-def _advanced(now: Numbers, live: Tensor, starts: Tensor, agreed: Tensor, decided: Tensor, width: int) -> Numbers:
-    """Lengths and counts after a pass, but for the draft's."""
-    length = torch.where(live, (starts + decided + 2).minimum(now.limit).maximum(now.length), now.length)
-    # A pass that is narrower than the prompt says nothing yet; its last column was looked at all the same.
-    cached = torch.where(live, starts + decided + 1, now.cached)
-    return now._replace(length=length, cached=cached, passes=now.passes + live)
+def _after_one(
+    texts: Texts, rows: Tensor, now: Numbers, window: Window, verdict: Verdict, nexts: Tensor, eot: int
+) -> Numbers:
+    """The numbers after a pass over the newest tokens; the gap is what it was."""
+    newest, hit = verdict.chosen[:, 0], verdict.agrees[:, 0]
+    behind = now.start + hit
+    place = torch.where(hit, behind, now.place)
+    misses = (now.misses + 1).masked_fill_(hit, 0)
+    found = _found(texts, rows, now.past, place, misses, newest, window.tokens[:, 0])
+    last = nexts[:, 0].minimum(now.end)
+    return now._replace(
+        last=last, start=torch.where(hit, behind, found), place=place, misses=misses,
+        end=_end(now, last, newest, verdict.log_probs[:, 0], eot),
+    )  # fmt: skip
 
 
-def _corrected(now: Numbers, then: Numbers, live: Tensor, tokens: Tensor, drafts: Tensor, cut: Tensor) -> Numbers:
-    """What comes of the draft: `Draft.correct`, row by row.
-
-    The window ended before the draft went wrong where `cut` is true.
-    """
-    grown = then.cached + 1 - now.length  # before any limit cut it
-    counts = live & (grown > 0)
-    kept = torch.where(cut, grown, grown - 1).minimum(now.drafted - now.start).clamp(min=0)
-    behind = now.start + kept
-    place = torch.where(cut | (kept > 0), behind, now.place)
-    misses = torch.where(kept > 0, 0, now.misses) + ~cut
-    start = torch.where(cut, behind, _found(drafts, now.drafted, place, misses, tokens, then.length))
-    intact = now.intact * cut
-    return then._replace(
-        place=torch.where(counts, place, now.place),
-        start=torch.where(counts, start, now.start),
-        misses=torch.where(counts, misses, now.misses),
-        accepted=torch.where(counts, now.accepted + kept * now.intact, now.accepted),
-        intact=torch.where(counts, intact, now.intact),
+def _after(
+    texts: Texts, rows: Tensor, now: Numbers, window: Window, verdict: Verdict, nexts: Tensor, eot: int
+) -> Numbers:
+    """The numbers after a check of several tokens: `Row.take` and `Draft.correct`, row by row."""
+    width = nexts.shape[1]
+    agreed = torch.where(verdict.agrees, texts.columns[width], texts.columns[:width]).amin(1)
+    decided = agreed.clamp(max=width - 1)[:, None]  # the column whose choice is the last that counts
+    reached, newest, previous, log_prob = (
+        each.gather(1, decided)[:, 0] for each in (nexts, verdict.chosen, window.tokens, verdict.log_probs)
     )
+    # A pass that is narrower than the prompt says nothing yet; the end may cut what is said.
+    last = torch.clamp(reached, now.last, now.end)
+    kept = (agreed - now.gap).minimum(now.end - now.last).clamp_(min=0)
+    missed = agreed < width  # else the window ended before the draft went wrong
+    behind = now.start + kept
+    place = torch.where(kept > 0, behind, now.place)
+    misses = torch.where(kept > 0, missed, now.misses + missed)
+    found = _found(texts, rows, now.past, place, misses, newest, previous)
+    return now._replace(
+        last=last, start=torch.where(missed, found, behind), place=place, misses=misses,
+        end=_end(now, last, newest, log_prob, eot), gap=(last - reached).clamp_(min=0),
+        accepted=torch.addcmul(now.accepted, kept, now.intact), intact=now.intact.masked_fill(missed, 0),
+    )  # fmt: skip
 
 
-def _found(drafts: Tensor, drafted: Tensor, place: Tensor, misses: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
+def _note_silence(texts: Texts, rows: Tensor, now: Numbers, probability: Tensor) -> None:
+    """Keep the probability of no speech of texts that begin: as it is after start of transcript, before any rule."""
+    begins = now.gap == now.last
+    texts.no_speech.index_copy_(0, rows, torch.where(begins, probability, texts.no_speech.index_select(0, rows)))
+
+
+def _end(now: Numbers, last: Tensor, newest: Tensor, log_prob: Tensor, eot: int) -> Tensor:
+    """Where the text ends: here, after an end of text or what is no number (`Row.take`)."""
+    return torch.where((newest != eot) & (log_prob > -math.inf), now.end, last)
+
+
+def _found(
+    texts: Texts, rows: Tensor, past: Tensor, place: Tensor, misses: Tensor, newest: Tensor, previous: Tensor
+) -> Tensor:
     """Where in its draft each text comes back: `Draft._find`."""
-    index = torch.arange(drafts.shape[1], device=drafts.device)
-    within = (index >= place[:, None]) & (index < (place + misses + REACH).minimum(drafted)[:, None])
-    matches = within & (drafts == _last(tokens, length)[:, None])
-    pairs = matches & (index > 0) & (drafts.roll(1, 1) == _last(tokens, length - 1)[:, None])
-    none = drafts.shape[1]
-    single, paired = (torch.where(which, index, none).amin(1) for which in (matches, pairs))
-    lost = torch.where(misses == 1, place + 1, drafted)
-    return torch.where(paired < none, paired + 1, torch.where(single < none, single + 1, lost))
-
-
-def _last(tokens: Tensor, length: Tensor) -> Tensor:
-    return tokens.gather(1, (length - 1).clamp(min=0)[:, None])[:, 0]
+    ahead = texts.lines[rows[:, None], place[:, None] + texts.around]
+    matches = (ahead[:, 1:] == newest[:, None]) & (texts.near < misses[:, None])
+    paired = ahead[:, :-1] == previous[:, None]
+    lost = torch.where(misses == 1, texts.one, past - place)
+    # The least number is that of the first pair, else of the first match, else of none.
+    ranked = torch.where(matches, torch.where(paired, texts.after_pair, texts.after_match), lost[:, None])
+    return place + ranked.amin(1).bitwise_and_(_RANK - 1)
 
 
 # --- a cheaper model's proposals, on the device ----------------------------------------------------------------------
 
 
-def follow(ours: Texts, theirs: Texts, rows: Tensor, count: int) -> None:
-    """Let rows of the cheaper model, `ours`, continue those of `theirs` by `count` tokens where a draft is wanted."""
+def follow(ours: Texts, theirs: Texts, rows: Tensor, count: int, width: int) -> None:
+    """Let rows of the cheaper model, `ours`, continue those of `theirs` by `count` tokens where a draft is wanted.
+
+    A row of which the cheaper model lacks more tokens than its next check takes, `width`, only catches up.
+    """
     now, said = (Numbers(*texts.numbers.index_select(0, rows).unbind(1)) for texts in (ours, theirs))
-    own, tokens = ours.tokens.index_select(0, rows), theirs.tokens.index_select(0, rows)
-    index = torch.arange(own.shape[1], device=rows.device)
-    same = ((own == tokens) & (index < now.cached.minimum(said.length - 1)[:, None])).long().cumprod(1).sum(1)
-    wanting = _wanting(said)
-    nothing = torch.zeros_like(same)
+    own, tokens = (texts.lines[:, : texts.length].index_select(0, rows) for texts in (ours, theirs))
+    columns = ours.columns[: ours.length]
+    known = columns < (now.last - now.gap).minimum(said.last)[:, None]
+    same = torch.where((own == tokens) & known, ours.columns[ours.length], columns).amin(1)
+    gap = said.last - same
+    nothing, none = (ours.columns[value].expand_as(same) for value in (ours.no_draft, 0))
     numbers = said._replace(
-        cached=same, limit=(said.length + count).minimum(said.limit), done=1 - wanting.long(),
-        drafted=nothing, place=nothing, start=nothing, misses=nothing,
+        start=nothing, place=nothing, past=nothing, misses=none, gap=gap,
+        end=torch.where(said.wanting & (gap < width), (said.last + count).minimum(said.end), said.last),
     )  # fmt: skip
-    ours.tokens.index_copy_(0, rows, tokens)
+    ours.lines[:, : ours.length].index_copy_(0, rows, tokens)
     ours.numbers.index_copy_(0, rows, torch.stack(numbers, 1))
 
 
 def hand_over(ours: Texts, theirs: Texts, rows: Tensor, eot: int) -> None:
     """Give what the cheaper model said as drafts to the rows that want one."""
     now, said = (Numbers(*texts.numbers.index_select(0, rows).unbind(1)) for texts in (ours, theirs))
-    tokens, drafts = ours.tokens.index_select(0, rows), theirs.drafts.index_select(0, rows)
-    wanting = _wanting(said)
-    index = torch.arange(tokens.shape[1], device=rows.device)
-    moved = tokens.gather(1, (index + said.length[:, None]).clamp(max=tokens.shape[1] - 1))
+    columns, wanting = ours.columns[: ours.length], said.wanting
     # An end of text is the last thing said, and is no part of a draft.
-    count = now.length - said.length - (_last(tokens, now.length) == eot).long()
-    nothing = torch.zeros_like(count)
+    ended = ours.lines[rows, now.last] == eot
+    count = (now.last - said.last - ended.long()).clamp_(min=0)
+    places = (said.last[:, None] + 1 + columns).clamp_(max=ours.length - 1)
+    moved = ours.lines[rows[:, None], places].masked_fill_(columns >= count[:, None], NOTHING)
+    drafts = theirs.lines[:, theirs.drafts : theirs.no_draft]
+    drafts.index_copy_(0, rows, torch.where(wanting[:, None], moved, drafts.index_select(0, rows)))
     numbers = said._replace(
-        drafted=torch.where(wanting, count.clamp(min=0), said.drafted),
-        place=torch.where(wanting, nothing, said.place),
-        start=torch.where(wanting, nothing, said.start),
-        misses=torch.where(wanting, nothing, said.misses),
-        intact=torch.where(wanting, nothing, said.intact),  # what is accepted is of the first draft
+        start=said.start.masked_fill(wanting, theirs.drafts),
+        place=said.place.masked_fill(wanting, theirs.drafts),
+        past=torch.where(wanting, count + theirs.drafts, said.past),
+        misses=said.misses.masked_fill(wanting, 0),
+        intact=said.intact.masked_fill(wanting, 0),  # what is accepted is of the first draft
     )
-    theirs.drafts.index_copy_(0, rows, torch.where(wanting[:, None], moved, drafts))
     theirs.numbers.index_copy_(0, rows, torch.stack(numbers, 1))
-
-
-def _wanting(said: Numbers) -> Tensor:
-    return (said.done == 0) & ((said.drafted - said.start).minimum(said.limit - said.length) <= 0)

@@ -22,6 +22,8 @@ from streaming.whisper.hearing import (
     count_detections,
     languages_of,
     one_encoder,
+    pinned_attention,
+    prepare_for,
     proposes,
     rows_of,
 )
@@ -35,16 +37,19 @@ class EagerRunner:
 
     def __init__(self, student: LoadedModel, teacher: LoadedModel | None) -> None:
         self._student, self._teacher = student, teacher
+        self._device = student.decoder.embed_tokens.weight.device
         self._states: Tensor | None = None
         self._together: tuple[Vocabulary, ...] = ()
 
     def prepare(self) -> Captured:
+        prepare_for(self._device, (self._student, self._teacher))
         return Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:
-        self._states = self._student.listen(jobs, self._student.context(jobs[0]))
-        numbers, self._together = numbered(jobs)
-        return self._hear(self._student, jobs, self._states, [job.draft for job in jobs], numbers, None)
+        with pinned_attention(self._device):
+            self._states = self._student.listen(jobs, self._student.context(jobs[0]))
+            numbers, self._together = numbered(jobs)
+            return self._hear(self._student, jobs, self._states, [job.draft for job in jobs], numbers, None)
 
     def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
         teacher, student = self._teacher, self._student
@@ -52,12 +57,15 @@ class EagerRunner:
         assert self._states is not None, "the student listens first"
         asked = [jobs[index] for index in indices]
         shared = one_encoder(student, teacher)
-        states = self._states[list(indices)] if shared else teacher.listen(asked, teacher.context(asked[0]))
-        drafts = [heard.rows[index].text for index in indices]
-        proposer = None
-        if proposes(student, teacher):
-            proposer = DraftModel(student.decoder, heard.memory(indices), self._rules(student), LOOKAHEAD)
-        return self._hear(teacher, asked, states, drafts, [heard.rows[index].vocabulary for index in indices], proposer)
+        with pinned_attention(self._device):
+            states = self._states[list(indices)] if shared else teacher.listen(asked, teacher.context(asked[0]))
+            drafts = [heard.rows[index].text for index in indices]
+            proposer = None
+            if proposes(student, teacher):
+                proposer = DraftModel(student.decoder, heard.memory(indices), self._rules(student), LOOKAHEAD)
+            return self._hear(
+                teacher, asked, states, drafts, [heard.rows[index].vocabulary for index in indices], proposer
+            )
 
     def _rules(self, model: LoadedModel) -> LogitRules:
         """A model's rules with the vocabularies of the batch."""

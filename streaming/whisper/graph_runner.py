@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -21,9 +21,9 @@ from streaming.job import Captured, Job
 from streaming.whisper.biasing import Tables
 from streaming.whisper.cache_slots import OVERHANG, SelectedSlots, Slots
 from streaming.whisper.checkpoint import POSITIONS_PER_SECOND
-from streaming.whisper.decode import Window, unruled, verify
+from streaming.whisper.decode import first_token, unruled, verify
 from streaming.whisper.device_rows import Count, Texts, follow, hand_over, sent, step
-from streaming.whisper.graphs import Buckets, Function, Recorder, Shape, shapes, up_to
+from streaming.whisper.graphs import Buckets, Function, Recorder, Shape, ends_of, shapes, up_to
 from streaming.whisper.hearing import (
     LOOKAHEAD,
     Hearing,
@@ -31,9 +31,12 @@ from streaming.whisper.hearing import (
     count_detections,
     languages_of,
     one_encoder,
+    pinned_attention,
+    prepare_for,
     proposes,
     rows_of,
 )
+from streaming.whisper.model import join
 from streaming.whisper.rows import Row
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,18 @@ class Ahead(NamedTuple):
 
     steps: int
     checks: int = 0
+
+
+class Kind(NamedTuple):
+    """What the rows of a batch need besides the rules that all have.
+
+    Attributes:
+        stamped: whether any has timestamps.
+        biased: whether any has a vocabulary.
+    """
+
+    stamped: bool
+    biased: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +112,27 @@ class GraphDecoder:
         self._ahead = ahead
         self._batch_slots = self.rows[:0]  # the slots of the batch at hand
         self._cleared = 0
+        self._selected: list[int] = []
+        vocabulary = model.decoder.output_weight.shape[0]
+        held = partial(_logits, vocabulary)
         self.check = Function(
-            f"{model.role}: check", self._check, shapes(buckets.batches, self.heard, buckets.widths, buckets.reaches)
+            f"{model.role}: check",
+            self._check,
+            shapes(buckets.batches, self.heard, buckets.widths, buckets.reaches),
+            held,
+        )
+        # Rarer, so in fewer shapes: one that looks at all of the text serves every reach.
+        self.check_biased = Function(
+            f"{model.role}: check with a vocabulary",
+            lambda shape: self.step(shape, biased=True),
+            shapes(buckets.batches, self.heard, buckets.widths, buckets.reaches[-1:]),
+            held,
+        )
+        self.check_stamped = Function(
+            f"{model.role}: check with timestamps",
+            lambda shape: self.step(shape, stamped=True, biased=True),
+            shapes(buckets.batches, self.heard, ends_of(buckets.widths), buckets.reaches[-1:]),
+            held,
         )
         self.language = Function(
             f"{model.role}: language",
@@ -106,13 +140,20 @@ class GraphDecoder:
             shapes(buckets.batches, self.heard, (1,), buckets.reaches[:1]) if model.rules.grammar.languages else (),
         )
 
+    @property
+    def functions(self) -> list[Function]:
+        """All that may be captured."""
+        return [self.check, self.check_biased, self.check_stamped, self.language]
+
     def selected(self, shape: Shape) -> SelectedSlots:
         return SelectedSlots(self.slots, self.rows[: shape.batch], shape.heard, shape.reach)
 
     def select(self, slots: Sequence[int], batch: int) -> None:
         """Let the next passes be about these slots; the padding slot fills the batch."""
         filled = [*slots, *[self.slots.padding_slot] * (batch - len(slots))]
-        self.rows[:batch].copy_(sent(filled, self.device))
+        if filled != self._selected[:batch]:
+            self.rows[:batch].copy_(sent(filled, self.device))
+            self._selected[:batch] = filled
 
     def _take(self, slots: Sequence[int]) -> None:
         """A batch begins, in these slots."""
@@ -127,16 +168,17 @@ class GraphDecoder:
     # --- functions: only what is on the device already, in shapes that are told ---------------------------------------
 
     def _check(self, shape: Shape) -> None:
-        self.step(shape, stamped=False)
+        self.step(shape)
 
-    def step(self, shape: Shape, *, stamped: bool) -> None:
-        step(self.model.decoder, self.rules, self.texts, self.selected(shape), shape.width, stamped=stamped)
+    def step(self, shape: Shape, *, stamped: bool = False, biased: bool = False, silence: bool = True) -> None:
+        step(
+            self.model.decoder, self.rules, self.texts, self.selected(shape), shape.width,
+            stamped=stamped, biased=biased, silence=silence,
+        )  # fmt: skip
 
     def _language(self, shape: Shape) -> None:
         """How likely each language is for every row, by the tokens after start of transcript."""
-        ones = torch.ones(shape.batch, dtype=torch.long, device=self.device)
-        tokens = torch.full((shape.batch, 1), self.model.rules.grammar.sot, device=self.device)
-        window = Window(tokens, ones - 1, ones, ones, ones, 1)
+        window = first_token(self.model.rules, shape.batch, self.device)
         verdict = verify(self.model.decoder, self.selected(shape), unruled, window)
         found = verdict.logits[:, 0].index_select(-1, self.model.rules.languages)
         self._language_logits.index_copy_(0, self.rows[: shape.batch], found)
@@ -164,18 +206,21 @@ class GraphDecoder:
         """
         self._take(slots)
         counts = dict(zip(slots, self.texts.open(self._batch_slots, rows), strict=True))
-        stamped = any(row.timestamps for row in rows)
+        by_slot = dict(zip(slots, rows, strict=True))
+        kind = Kind(any(row.timestamps for row in rows), any(row.vocabulary for row in rows))
         posted: deque[tuple[list[int], PendingCounts]] = deque()
         waiting, first = list(slots), True
         while waiting or posted:
             if waiting:
-                checked = self._pass(waiting, counts, heard, len(posted), stamped, None if first else draft_model)
+                checked = self._pass(waiting, counts, heard, len(posted), kind, None if first else draft_model)
                 posted.append((waiting, self._post(len(waiting))))
                 first = False
             ahead = (self._ahead.checks if checked or draft_model else self._ahead.steps) if waiting else 0
             while len(posted) > ahead:
                 asked, verdict_copy = posted.popleft()
-                counts.update(zip(asked, verdict_copy.read(), strict=True))
+                for slot, count in zip(asked, verdict_copy.read(), strict=True):
+                    by_slot[slot].passes += not counts[slot].done
+                    counts[slot] = count
             waiting = [slot for slot in slots if not counts[slot].done]
         self.texts.close(self._batch_slots, rows)
 
@@ -185,7 +230,7 @@ class GraphDecoder:
         counts: dict[int, Count],
         heard: int,
         unread: int,
-        stamped: bool,
+        kind: Kind,
         draft_model: GraphDraft | None,
     ) -> bool:
         """Ask for a pass over the rows that were not done when they were last read; whether it checks drafts.
@@ -195,18 +240,18 @@ class GraphDecoder:
         known = [counts[slot] for slot in waiting]
         wanting = [count.offered == 0 for count in known]
         longest = max(count.longest(unread) for count in known)
-        width = max(count.length + count.offered - count.cached for count in known)
+        width = max(count.gap + 1 + count.offered for count in known)
+        if any(count.silent for count in known):
+            width = max(width, 2)  # a step of one token does without what belongs to a text's beginning
         if draft_model is not None and any(wanting):
-            longest = max(longest, max(min(count.limit, count.length + unread + draft_model.count) for count in known))
-            draft_model.propose(waiting, longest, stamped=stamped)
+            longest = max(longest, max(min(count.end, count.last + unread + draft_model.count) + 1 for count in known))
+            draft_model.propose(waiting, longest, kind)
             width = max(width, draft_model.count + 1)
-        shape, graph = self.check.graph(self.buckets.fit(len(waiting), heard, width, longest))
+        function = self.check_stamped if kind.stamped else self.check_biased if kind.biased else self.check
+        shape, graph = function.graph(self.buckets.fit(len(waiting), heard, width, longest))
         self.select(waiting, shape.batch)
         self.make_room(shape.reach)
-        if stamped:  # too rare for graphs of its own
-            self.step(shape, stamped=True)
-        else:
-            graph.replay()
+        graph.replay()
         return width > 1
 
     def _post(self, count: int) -> PendingCounts:
@@ -222,50 +267,63 @@ class GraphDecoder:
         return PendingCounts(pinned, arrived)
 
 
+def _logits(vocabulary: int, shape: Shape) -> int:
+    """How many logits a pass has: the largest thing that it makes."""
+    return shape.batch * shape.width * vocabulary
+
+
 class GraphDraft:
     """A cheaper model that writes the next tokens for rows of another that have no draft left."""
 
     def __init__(self, own: GraphDecoder, other: GraphDecoder, count: int) -> None:
         self.count = count
         self._own, self._other = own, other
-        self._first = True
+        self._followed = 0
         self._heard = own.heard[0]
         widths = sorted({min(width, own.buckets.widths[-1]) for width in (2, CATCH_UP)})
         fixed = own.buckets.widths if len(own.buckets.widths) == 1 else tuple(widths)
         self._widths = fixed
-        self.draft = Function(
-            "student: draft", self._draft, shapes(own.buckets.batches, own.heard, fixed, own.buckets.reaches)
+        batches, reaches = own.buckets.batches, own.buckets.reaches
+        self.draft = Function("student: draft", self._draft, shapes(batches, own.heard, fixed, reaches))
+        self.draft_biased = Function(
+            "student: draft with a vocabulary",
+            lambda shape: self._draft(shape, Kind(False, True)),
+            shapes(batches, own.heard, fixed, reaches[-1:]),
         )
 
     def begin(self, heard: int) -> None:
         """Begin a new batch, whose audio takes `heard` positions of the cheaper model's memory."""
-        self._first, self._heard = True, heard
+        self._followed, self._heard = 0, heard
 
-    def propose(self, slots: Sequence[int], longest: int, *, stamped: bool) -> None:
+    def propose(self, slots: Sequence[int], longest: int, kind: Kind) -> None:
         own = self._own
-        width = self._widths[-1] if self._first else self._widths[0]
-        self._first = False
+        width = self._widths[0]
+        if self._followed < longest:  # at worst it knows none of the text yet
+            width = self._widths[-1]
+            self._followed += width
         batch = own.buckets.fit(len(slots), self._heard, 1, 1).batch
         reach = own.buckets.fit(1, self._heard, 1, longest).reach
-        shape, graph = self.draft.graph(Shape(batch, self._heard, width, reach))
+        wanted = Shape(batch, self._heard, width, reach)
+        shape, graph = (self.draft_biased if kind.biased else self.draft).graph(wanted)
         own.select(slots, shape.batch)
         own.make_room(shape.reach)
-        if stamped:
-            self._draft(shape, stamped=True)
+        if kind.stamped:  # too rare for graphs of its own
+            self._draft(shape, kind)
         else:
             graph.replay()
 
-    def _draft(self, shape: Shape, *, stamped: bool = False) -> None:
+    def _draft(self, shape: Shape, kind: Kind = Kind(False, False)) -> None:  # noqa: B008 - it has no state
         """Follow, say `count` tokens, hand over.
 
         The first step takes up what the other said meanwhile. Of a draft that was right to its end that is the last
         token and the one behind it, so it is at least two tokens wide.
         """
         own, rows = self._own, self._own.rows[: shape.batch]
-        follow(own.texts, self._other.texts, rows, self.count)
+        follow(own.texts, self._other.texts, rows, self.count, shape.width)
         step_width = own.buckets.widths[0]
         for number in range(self.count):
-            own.step(shape if number == 0 else shape._replace(width=step_width), stamped=stamped)
+            each = shape if number == 0 else shape._replace(width=step_width)
+            own.step(each, stamped=kind.stamped, biased=kind.biased, silence=False)
         hand_over(own.texts, self._other.texts, rows, own.model.rules.grammar.eot)
 
 
@@ -279,7 +337,12 @@ class GraphEncoder:
         self._states = weight.new_zeros(decoder.slots.count + 1, decoder.heard[-1], sizes.d_model)
         most = decoder.slots.count * sizes.mels * 2 * decoder.heard[-1]
         self._features = torch.zeros(most, dtype=model.encoder.conv1.weight.dtype, device=decoder.device)
-        self.listen = Function(f"{model.role}: listen", self._listen, shapes(decoder.buckets.batches, decoder.heard))
+        self.listen = Function(
+            f"{model.role}: listen",
+            self._listen,
+            shapes(decoder.buckets.batches, decoder.heard),
+            lambda shape: shape.batch * shape.heard * sizes.encoder_ffn,
+        )
 
     def hear(self, slots: Sequence[int], jobs: Sequence[Job], seconds: float) -> int:
         """Put into each job's slot what its decoder has to know of its audio.
@@ -347,6 +410,10 @@ class GraphRunner:
         self.largest = largest
         ahead = ahead or Ahead(1 if device.type == "cuda" else 0)
         self._phrases = student.vocabularies.fixed()
+        for model in (student, teacher):
+            if model is not None:
+                join(model.encoder)
+                join(model.decoder)
         self._student = self._decoder(student, ahead)
         self._encoder = GraphEncoder(self._student)
         self._teacher: GraphDecoder | None = None
@@ -365,7 +432,9 @@ class GraphRunner:
             buckets = Buckets((self.largest,), (LOOKAHEAD + 1,), (capacity,))
         else:
             buckets = Buckets(up_to(self.largest), WIDTHS, (*(each for each in REACHES if each < capacity), capacity))
-        return GraphDecoder(model, buckets, model.checkpoint.contexts, self._device, ahead, self._phrases.tables)
+        made = GraphDecoder(model, buckets, model.checkpoint.contexts, self._device, ahead, self._phrases.tables)
+        made.slots.splits = 1 if self._deterministic else None
+        return made
 
     @cached_property
     def _recall(self) -> Function | None:
@@ -384,26 +453,36 @@ class GraphRunner:
     @property
     def functions(self) -> list[Function]:
         """All that may be captured."""
-        found = [function for decoder in self.decoders.values() for function in (decoder.check, decoder.language)]
+        found = [function for decoder in self.decoders.values() for function in decoder.functions]
         found += [encoder.listen for encoder in (self._encoder, self._own_encoder) if encoder is not None]
         if self._helper is not None:
-            found.append(self._helper.draft)
+            found += [self._helper.draft, self._helper.draft_biased]
         return found if self._recall is None else [*found, self._recall]
 
     @torch.inference_mode()
     def prepare(self) -> Captured:
+        prepare_for(self._device, (decoder.model for decoder in self.decoders.values()))
         for decoder in self.decoders.values() if self._device.type == "cuda" else ():
             how = "in place" if decoder.slots.look_in_pages() else "from a copy, layer by layer"
             log.info("the %s's slots are read %s", decoder.model.role, how)
-        return Recorder(self._device).capture(self.functions) if self._capture else Captured()
+        with pinned_attention(self._device):
+            return Recorder(self._device).capture(self.functions) if self._capture else Captured()
 
     def student(self, jobs: Sequence[Job]) -> Hearing:
+        with pinned_attention(self._device):
+            return self._student_hears(jobs)
+
+    def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
+        with pinned_attention(self._device):
+            return self._teacher_hears(heard, jobs, indices)
+
+    def _student_hears(self, jobs: Sequence[Job]) -> Hearing:
         slots = list(range(len(jobs)))
         heard = self._encoder.hear(slots, jobs, self._student.model.context(jobs[0]))
         drafts, vocabularies = [job.draft for job in jobs], self._phrases.load(jobs)
         return self._hear(self._student, jobs, slots, heard, drafts, vocabularies, None)
 
-    def teacher(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
+    def _teacher_hears(self, heard: Hearing, jobs: Sequence[Job], indices: Sequence[int]) -> Hearing:
         assert self._teacher is not None, "there is none"
         asked = [jobs[index] for index in indices]
         if self._own_encoder is not None:

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -84,6 +85,11 @@ def up_to(most: int) -> tuple[int, ...]:
     return (*(1 << n for n in range(most.bit_length()) if 1 << n < most), most)
 
 
+def ends_of(values: Sequence[int]) -> tuple[int, ...]:
+    """Return the least and the largest of some ascending values."""
+    return tuple(sorted({values[0], values[-1]}))
+
+
 def _up(values: Sequence[int], wanted: int) -> int:
     place = bisect_left(values, wanted)
     if place == len(values):
@@ -93,11 +99,20 @@ def _up(values: Sequence[int], wanted: int) -> int:
 
 @dataclass(slots=True)
 class Function:
-    """One of the functions, by its name, and the graphs of its shapes."""
+    """One of the functions, by its name, and the graphs of its shapes.
+
+    Attributes:
+        name: for logs.
+        call: does the work.
+        shapes: those that are captured.
+        activations: about how many numbers the work makes for itself in a shape.
+        captured: the graphs.
+    """
 
     name: str
     call: Callable[[Shape], None]
     shapes: tuple[Shape, ...]
+    activations: Callable[[Shape], int] = attrgetter("size")
     captured: dict[Shape, Graph] = field(default_factory=dict)
 
     def graph(self, wanted: Shape) -> tuple[Shape, Graph]:
@@ -112,7 +127,7 @@ class Function:
 
 
 class Recorder:
-    """Captures functions of one device into one pool, the largest first."""
+    """Captures functions of one device into one pool, those with the largest activations first."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -124,10 +139,10 @@ class Recorder:
         graphs = missing = 0
         began, free = time.perf_counter(), self._free()
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
-        gc.collect()
-        torch.cuda.empty_cache()
+        self._free_unused()
         todo = [(shape, function) for function in functions for shape in function.shapes]
-        for shape, function in sorted(todo, key=lambda each: -each[0].size):
+        # What the first leaves in the pool is room enough for all that come later.
+        for shape, function in sorted(todo, key=lambda each: -each[1].activations(each[0])):
             try:
                 function.captured[shape] = self._captured(function, shape, pool, stream)
                 graphs += 1
@@ -137,6 +152,7 @@ class Recorder:
                 log.warning("no graph of %s for %s: %s", function.name, shape, str(error).partition("\n")[0])
                 missing += 1
         torch.cuda.synchronize(self._device)
+        self._free_unused()  # what the calls before the captures left
         return Captured(graphs, missing, time.perf_counter() - began, max(0, free - self._free()))
 
     @staticmethod
@@ -156,6 +172,11 @@ class Recorder:
             graph.capture_end()
         torch.cuda.current_stream(stream.device).wait_stream(stream)
         return graph
+
+    @staticmethod
+    def _free_unused() -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _free(self) -> int:
         return int(torch.cuda.mem_get_info(self._device)[0])

@@ -14,7 +14,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from streaming.whisper.model import Attention, Decoder
+from streaming.whisper.model import Attention, Decoder, joined_weights
 
 _MANY_STATES = ("encoder_attn.k_proj", "encoder_attn.v_proj")
 """They see the whole window once a job. With so many states a product waits for arithmetic, not for memory."""
@@ -56,9 +56,7 @@ def is_halved(decoder: Decoder) -> bool:
 
 def _join(attention: Attention) -> None:
     """Make one product of three: a call for a single state costs more than its arithmetic."""
-    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    weight = torch.cat([part.weight for part in parts])
-    bias = torch.cat([part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts])
+    weight, bias = joined_weights([attention.q_proj, attention.k_proj, attention.v_proj])
     with contextlib.suppress(ValueError):
         attention.together = HalfLinear(weight, bias)
         del attention.q_proj, attention.k_proj, attention.v_proj

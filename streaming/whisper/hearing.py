@@ -6,20 +6,27 @@ who decides, of confidence or of results.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from streaming.job import SAMPLE_RATE, Captured, Job
 from streaming.whisper.biasing import Vocabularies
 from streaming.whisper.checkpoint import Checkpoint
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, Memory
+from streaming.whisper.precision import widen_logits
 from streaming.whisper.rows import Draft, Row
 from streaming.whisper.rules import LogitRules
+
+log = logging.getLogger(__name__)
 
 LARGEST_BATCH = 32
 """Jobs in one pass; more are taken in turns, so that memory stays bounded."""
@@ -111,6 +118,26 @@ class Runner(Protocol):
             Rows in the order of `indices`.
         """
         ...
+
+
+_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Of attention, the first that can is taken: the first without a mask, the second with one."""
+
+
+def prepare_for(device: torch.device, models: Iterable[LoadedModel | None]) -> None:
+    """Do what is to be done to models once, on a GPU, and tell with which numbers and kernels they compute."""
+    if device.type != "cuda":
+        return
+    for model in models:
+        if model is not None:
+            logits = "in float32" if widen_logits(model.decoder) else "as the weights are"
+            log.info("the %s's logits are %s", model.role, logits)
+    log.info("attention by the first that can of %s", ", ".join(backend.name.lower() for backend in _BACKENDS))
+
+
+def pinned_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Let only some kernels of attention be taken on a GPU: another one, by shape or version, rounds otherwise."""
+    return sdpa_kernel(_BACKENDS, set_priority=True) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def proposes(student: LoadedModel, teacher: LoadedModel) -> bool:

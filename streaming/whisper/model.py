@@ -9,7 +9,7 @@ the device or depends on the values in a tensor: only (rows, width, capacity) fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -37,7 +37,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
         self.together: nn.Module | None = None
-        """Queries, keys and values of the same states as one product (`half_precision.py`)."""
+        """Queries, keys and values of the same states as one product (`join`, `half_precision.py`)."""
+        self.pair: nn.Module | None = None
+        """Keys and values as one product (`join`)."""
 
     def split(self, states: Tensor) -> Tensor:
         """Reshape `[rows, length, width]` to `[rows, heads, length, head_dim]`."""
@@ -51,11 +53,34 @@ class Attention(nn.Module):
         queries, keys, values = self.together(states).chunk(3, -1)
         return self.split(queries), self.split(keys), self.split(values)
 
+    def project_pair(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the queries, and the keys and values together, as a cache takes them.
+
+        The queries are `[rows, heads, length, head_dim]`, the others `[rows, length, 2, heads, head_dim]`.
+        """
+        if self.together is None:
+            return self.queries(states), self.keys_values_pair(states)
+        found = self.together(states).unflatten(-1, (3, self.heads, -1))
+        return found[:, :, 0].transpose(1, 2), found[:, :, 1:]
+
     def queries(self, states: Tensor) -> Tensor:
         return self.split(self.q_proj(states))
 
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.k_proj(states)), self.split(self.v_proj(states))
+        """Return keys and values, `[rows, heads, length, head_dim]` each."""
+        if self.pair is None:
+            return self.split(self.k_proj(states)), self.split(self.v_proj(states))
+        keys, values = self.keys_values_pair(states).transpose(1, 3).unbind(2)
+        return keys, values
+
+    def keys_values_pair(self, states: Tensor) -> Tensor:
+        """Return keys and values together, `[rows, length, 2, heads, head_dim]`."""
+        if self.pair is None:
+            pair = torch.stack([self.k_proj(states), self.v_proj(states)], 2)
+        else:
+            pair = self.pair(states).unflatten(-1, (2, -1))
+        rows, length, _, width = pair.shape
+        return pair.view(rows, length, 2, self.heads, width // self.heads)
 
     def merge(self, attended: Tensor) -> Tensor:
         """Project `[rows, heads, length, head_dim]` to `[rows, length, width]`."""
@@ -146,8 +171,11 @@ class AttentionView(Protocol):
     Both methods return what was attended to, in the queries' shape.
     """
 
-    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keep the window's own keys and values, then attend to all of the row's text up to each position."""
+    def text(self, layer: int, queries: Tensor, pair: Tensor) -> Tensor:
+        """Keep the window's own keys and values, then attend to all of the row's text up to each position.
+
+        They come as `Attention.project_pair` returns them.
+        """
         ...
 
     def audio(self, layer: int, queries: Tensor) -> Tensor: ...
@@ -170,28 +198,25 @@ class KVCache:
 
     Attributes:
         memory: of the rows' audio.
-        keys: `[layers, rows, heads, capacity, head_dim]`.
-        values: likewise.
+        text: keys and values, `[layers, 2, rows, heads, capacity, head_dim]`.
     """
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         rows, heads, _, head_dim = memory.keys[0].shape
         # Zeros, not uninitialised memory: a masked position still meets its value, and 0 * NaN is NaN.
-        self.keys = memory.keys[0].new_zeros(len(memory.keys), rows, heads, 0, head_dim)
-        self.values = self.keys
+        self.text = memory.keys[0].new_zeros(len(memory.keys), 2, rows, heads, 0, head_dim)
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[3]
+        return self.text.shape[4]
 
     def reserve(self, length: int) -> None:
         """Make room for `length` true positions in every row."""
         missing = length + 1 - self.capacity
         if missing > 0:
             grown = -(-missing // CAPACITY_STEP) * CAPACITY_STEP
-            self.keys = F.pad(self.keys, (0, 0, 0, grown))
-            self.values = F.pad(self.values, (0, 0, 0, grown))
+            self.text = F.pad(self.text, (0, 0, 0, grown))
 
     def at(self, positions: Tensor) -> AttentionView:
         return _CacheView(self, positions)
@@ -199,7 +224,7 @@ class KVCache:
     def select(self, rows: Tensor) -> KVCache:
         """Return a copy of some rows, whose indices are `[count]`."""
         chosen = KVCache(self.memory.select(rows))
-        chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
+        chosen.text = self.text[:, :, rows]
         return chosen
 
 
@@ -208,13 +233,14 @@ class _CacheView:
         self._cache = cache
         self._rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
         self._places = positions.clamp(max=cache.capacity - 1)
-        self._mask = seen(positions, cache.capacity)
+        # Once for all layers: of a mask of flags every layer would make such numbers anew.
+        unseen = unseen_by(positions, cache.capacity)
+        self._mask = torch.zeros_like(unseen, dtype=cache.text.dtype).masked_fill_(unseen, -torch.inf)
 
-    def text(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        own_keys, own_values = self._cache.keys[layer], self._cache.values[layer]
-        own_keys[self._rows, :, self._places] = keys.transpose(1, 2)
-        own_values[self._rows, :, self._places] = values.transpose(1, 2)
-        return F.scaled_dot_product_attention(queries, own_keys, own_values, attn_mask=self._mask)
+    def text(self, layer: int, queries: Tensor, pair: Tensor) -> Tensor:
+        own = self._cache.text[layer]
+        own[:, self._rows, :, self._places] = pair
+        return F.scaled_dot_product_attention(queries, own[0], own[1], attn_mask=self._mask)
 
     def audio(self, layer: int, queries: Tensor) -> Tensor:
         # Every position of the context may be seen, padding included, as in training: no mask, the fast kernel.
@@ -222,8 +248,8 @@ class _CacheView:
         return F.scaled_dot_product_attention(queries, memory.keys[layer], memory.values[layer])
 
 
-def seen(positions: Tensor, length: int) -> Tensor:
-    """Return which of `length` positions each of `positions` may look at.
+def unseen_by(positions: Tensor, length: int) -> Tensor:
+    """Return which of `length` positions each of `positions` may not look at.
 
     Args:
         positions: `[rows, width]`.
@@ -232,7 +258,7 @@ def seen(positions: Tensor, length: int) -> Tensor:
     Returns:
         bool, `[rows, 1, width, length]`.
     """
-    return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
+    return (torch.arange(length, device=positions.device) > positions[..., None])[:, None]
 
 
 class DecoderLayer(nn.Module):
@@ -248,7 +274,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, states: Tensor, view: AttentionView, layer: int, watch: Watch | None) -> Tensor:
         normed = self.self_attn_layer_norm(states)
-        attended = view.text(layer, *self.self_attn.project(normed))
+        attended = view.text(layer, *self.self_attn.project_pair(normed))
         states = states + self.self_attn.merge(attended)
         queries = self.encoder_attn.queries(self.encoder_attn_layer_norm(states))
         if watch is not None:
@@ -295,8 +321,10 @@ class Decoder(nn.Module):
         Returns:
             Logits, `[rows, width, vocabulary]`.
         """
-        places = self.embed_positions(positions.clamp(max=self.positions - 1))
-        states = self.embed_tokens(tokens) * self.scale + places
+        # A single position is a true one; behind a window's true ones there may be padding, beyond the last position.
+        places = positions if positions.shape[1] == 1 else positions.clamp(max=self.positions - 1)
+        states = self.embed_tokens(tokens)
+        states = (states if self.scale == 1.0 else states * self.scale) + self.embed_positions(places)
         view = store.at(positions)
         for number, layer in enumerate(self.layers):
             states = layer(states, view, number, watch)
@@ -314,6 +342,41 @@ def _embedding(count: int, width: int) -> nn.Embedding:
     """Without first values: where there is no memory for any, PyTorch takes seconds to learn how to draw them."""
     places: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(count, width))
     return places
+
+
+# --- products of the same states -------------------------------------------------------------------------------------
+
+
+def join(part: Encoder | Decoder) -> None:
+    """Make one product of those that see the same states, where they are still apart: fewer calls, the same sums."""
+    for layer in part.layers:
+        own: Attention = layer.self_attn  # type: ignore[assignment]  # ModuleList forgets its element type
+        if own.together is None and isinstance(own.q_proj, nn.Linear):
+            own.together = _joined([own.q_proj, own.k_proj, own.v_proj])
+            del own.q_proj, own.k_proj, own.v_proj
+        if isinstance(layer, DecoderLayer) and layer.encoder_attn.pair is None:
+            cross = layer.encoder_attn
+            cross.pair = _joined([cross.k_proj, cross.v_proj])
+            del cross.k_proj, cross.v_proj
+
+
+def joined_weights(parts: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Return the weight and the bias of some products as one's; a bias that is missing is zeros."""
+    weight = torch.cat([part.weight for part in parts])
+    return weight, torch.cat(
+        [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
+    )
+
+
+def _joined(parts: Sequence[nn.Linear]) -> nn.Linear:
+    weight, bias = joined_weights(parts)
+    outputs, inputs = weight.shape
+    joined = nn.Linear(inputs, outputs, device="meta")
+    joined.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+    return joined.requires_grad_(False)
+
+
+# --- from weights ----------------------------------------------------------------------------------------------------
 
 
 Part = TypeVar("Part", Encoder, Decoder)

@@ -3,7 +3,8 @@
 Owns the probes. Some processors multiply bfloat16 twice as fast as float32, others emulate it and are slower, and
 neither name nor flag tells which. The encoder is most of the work of a short command and runs once for a job, so a
 draft changes nothing in it. The decoder, which must say the same with any draft, sums in float32; its weights may have
-half precision (`half_precision.py`). Knows nothing of jobs.
+half precision (`half_precision.py`). On a GPU the decoder too is in half precision, but its logits need not be: those
+of bfloat16 are an eighth apart where the largest are. Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
-from torch import Tensor
+from torch import Tensor, nn
 
 from streaming.whisper.half_precision import HalfLinear
-from streaming.whisper.model import Encoder
+from streaming.whisper.model import Decoder, Encoder
 
 LEAST_GAIN = 1.15
 """Narrow numbers must be so many times as fast: below, it is noise."""
+
+_NEAR = 0.02
+"""How far logits in float32 may be from those that are rounded, relative to the largest, to be believed."""
 
 _POSITIONS = 250  # five seconds
 _STATES = (1, 16)
@@ -78,3 +82,44 @@ def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+class WideLogits(nn.Module):
+    """States to logits in float32 by weights in half precision: `[rows, width, d_model]` to `[..., vocabulary]`.
+
+    Products are summed in float32 anyway; here the sums are not rounded.
+
+    Args:
+        weight: `[vocabulary, d_model]`.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self._weight = weight.t()
+
+    def forward(self, states: Tensor) -> Tensor:
+        rows, width, _ = states.shape
+        found: Tensor = torch.mm(states.flatten(0, 1), self._weight, out_dtype=torch.float32)
+        return found.view(rows, width, -1)
+
+
+@torch.inference_mode()
+def widen_logits(decoder: Decoder) -> bool:
+    """Let a decoder in half precision give its logits in float32, where PyTorch has the product for this device.
+
+    Returns:
+        Whether it does.
+    """
+    weight = decoder.output_weight
+    if weight.dtype == torch.float32 or decoder.vocabulary is not None:
+        return isinstance(decoder.vocabulary, WideLogits)
+    wide = WideLogits(weight)
+    states = torch.randn(1, 2, weight.shape[1], device=weight.device).to(weight.dtype)
+    try:
+        found, expected = wide(states), F.linear(states, weight).float()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return False  # a processor, or an older PyTorch
+    if not float((found - expected).abs().max()) <= _NEAR * float(expected.abs().max()):
+        return False
+    decoder.vocabulary = wide
+    return True

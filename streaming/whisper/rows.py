@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 REACH = 8
 """How far ahead in the draft a correction is looked for: about a phrase; farther, common tokens match by chance."""
 
+FARTHEST = 32
+"""How far after many corrections in a row, each of which may have been one token more."""
+
 
 class Draft:
     """Tokens that were guessed for a text, offered to the model from the place that the text has reached.
@@ -41,7 +44,8 @@ class Draft:
         self._start = self._find(text)
 
     def _find(self, text: Sequence[int]) -> int:
-        reach = range(self._place, min(self._place + self._misses + REACH, len(self._tokens)))
+        ahead = min(self._misses + REACH, FARTHEST)
+        reach = range(self._place, min(self._place + ahead, len(self._tokens)))
         matches = [index for index in reach if self._tokens[index] == text[-1]]
         for index in matches:
             if index > 0 and len(text) > 1 and self._tokens[index - 1] == text[-2]:

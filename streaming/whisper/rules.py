@@ -10,12 +10,31 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from streaming.whisper.biasing import Tables, add_bonuses
 from streaming.whisper.checkpoint import Grammar
+
+
+class Context(NamedTuple):
+    """What rules need of rows that have timestamps or a vocabulary.
+
+    Attributes:
+        tokens: every row's tokens from position 0 on, the window included, `[rows, length]`.
+        places: the window's positions, `[rows, width]`.
+        begins: the lengths of the prompts, `[rows]`.
+        stamped: which rows have timestamps, `[rows]`; None for no row.
+        vocabularies: the number of each row's vocabulary (`with_phrases`), 0 for none, `[rows]`; None for no row.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    begins: Tensor
+    stamped: Tensor | None
+    vocabularies: Tensor | None
 
 
 class LogitRules:
@@ -29,8 +48,9 @@ class LogitRules:
     def __init__(self, grammar: Grammar, vocabulary: int, device: torch.device) -> None:
         self.grammar = grammar
         self._ids = torch.arange(vocabulary, device=device)
-        # Numbers of tokens: flags of all tokens would be read in every step, which takes many times as long.
-        self._never, self._never_first = self._known(grammar.suppress), self._known(grammar.begin_suppress)
+        # To be added: one operation, whatever is forbidden.
+        self._never = self._forbidding(grammar.suppress)
+        self._never_first = self._forbidding(grammar.suppress + grammar.begin_suppress)
         self.languages = torch.tensor(list(grammar.languages.values()), dtype=torch.long, device=device)
         # A vocabulary without timestamps has them, so to speak, behind its end.
         self._first_timestamp = vocabulary if grammar.no_timestamps is None else grammar.no_timestamps + 1
@@ -79,35 +99,25 @@ class LogitRules:
         most = min(self.grammar.max_length, positions - len(prompt))
         return most if wanted is None else min(wanted, most)
 
-    def text(
-        self,
-        logits: Tensor,
-        tokens: Tensor,
-        places: Tensor,
-        begins: Tensor,
-        stamped: Tensor | None,
-        vocabularies: Tensor | None = None,
-    ) -> Tensor:
+    def text(self, logits: Tensor, opens: Tensor | None, context: Context | None = None) -> Tensor:
         """Return the scores of what may follow each position of a window, with forbidden tokens at -inf.
 
         Args:
             logits: float32, `[rows, width, vocabulary]`.
-            tokens: every row's tokens from position 0 on, the window included, `[rows, length]`.
-            places: the window's positions, `[rows, width]`.
-            begins: the lengths of the prompts, `[rows]`.
-            stamped: which rows have timestamps, `[rows]`; None for no row.
-            vocabularies: the number of each row's vocabulary (`with_phrases`), 0 for none, `[rows]`; None for no row.
+            opens: whether the text begins behind a position, `[rows, width]`; None where it begins behind none.
+            context: of the rows; None where none has timestamps or a vocabulary.
         """
-        before = begins[:, None] - 1
-        opens = places == before
-        scores = logits.clone().index_fill_(2, self._never, -math.inf)
-        opening = scores.index_select(2, self._never_first).masked_fill_(opens[..., None], -math.inf)
-        scores.index_copy_(2, self._never_first, opening)
-        if vocabularies is not None and self._phrases is not None:
-            add_bonuses(scores, tokens, places, before, opens, vocabularies, self._phrases)
-        if stamped is None:
+        forbidding = self._never if opens is None else torch.where(opens[..., None], self._never_first, self._never)
+        scores = logits + forbidding
+        if context is None:
             return scores
-        return torch.where(stamped[:, None, None], self._timestamps(scores, tokens, places, begins), scores)
+        if context.vocabularies is not None and self._phrases is not None:
+            add_bonuses(scores, context.tokens, context.places, context.begins, opens, context.vocabularies,
+                        self._phrases)  # fmt: skip
+        if context.stamped is None:
+            return scores
+        ruled = self._timestamps(scores, context.tokens, context.places, context.begins)
+        return torch.where(context.stamped[:, None, None], ruled, scores)
 
     def _timestamps(self, scores: Tensor, tokens: Tensor, places: Tensor, begins: Tensor) -> Tensor:
         """Timestamps come in pairs, never fall, start the text, and win when together likelier than any word."""
@@ -143,10 +153,14 @@ class LogitRules:
         where = torch.where(stamps, index, -1).cummax(1).values
         return torch.where(where < 0, -1, tokens.gather(1, where.clamp(min=0)))
 
-    def _known(self, tokens: tuple[int, ...]) -> Tensor:
-        """Those of the tokens that the vocabulary has, each once."""
-        known = {token for token in tokens if 0 <= token < len(self._ids)}
-        return torch.tensor(sorted(known), dtype=torch.long, device=self._ids.device)
+    def _forbidding(self, tokens: tuple[int, ...]) -> Tensor:
+        """-inf for those of the tokens that the vocabulary has, 0 for all others: `[vocabulary]`."""
+        known = sorted({token for token in tokens if 0 <= token < len(self._ids)})
+        return (
+            torch.zeros(len(self._ids))
+            .index_fill_(0, torch.tensor(known, dtype=torch.long), -math.inf)
+            .to(self._ids.device)
+        )
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:

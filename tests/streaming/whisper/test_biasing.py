@@ -69,9 +69,12 @@ def found(prompt: Sequence[int], text: Sequence[int], which: Sequence[int], tabl
     """The bonuses behind a prompt and each token of a text, with several vocabularies."""
     row = torch.tensor([[*prompt, *text]]).expand(len(which), -1)
     places = torch.arange(len(prompt) - 1, row.shape[1]).expand(len(which), -1)
-    before = torch.full((len(which), 1), len(prompt) - 1)
+    begins = torch.full((len(which),), len(prompt))
     scores = torch.zeros(len(which), places.shape[1], SIZE)
-    add_bonuses(scores, row, places, before, places == before, torch.tensor(which), tables)
+    add_bonuses(scores, row, places, begins, places == len(prompt) - 1, torch.tensor(which), tables)
+    behind = torch.zeros_like(scores[:, 1:])  # where the text has begun, nobody needs to tell that it begins nowhere
+    add_bonuses(behind, row, places[:, 1:], begins, None, torch.tensor(which), tables)
+    assert torch.equal(behind, scores[:, 1:])
     return scores
 
 

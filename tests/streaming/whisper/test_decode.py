@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from checkpoints import Pair
 from hypothesis import given, settings
 from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix, speaker
 
-from streaming.whisper.decode import DraftModel, Window, decode, language_logits, verify
+from streaming.whisper.decode import NOTHING, DraftModel, Window, decode, language_logits, verify
 from streaming.whisper.half_precision import halve
 from streaming.whisper.model import KVCache
 
@@ -148,16 +146,17 @@ def test_verify_by_hand(teacher: Speaker) -> None:
     cache.reserve(len(truth.tokens))
 
     def look(tokens: list[int], start: int) -> tuple[int, list[int], list[float]]:
+        places = torch.arange(start, len(tokens))[None]
         window = Window(
-            torch.tensor([tokens]),
-            torch.tensor([start]),
-            torch.tensor([len(tokens)]),
-            torch.tensor([begin]),
-            torch.tensor([max(begin, start + 1)]),
-            len(tokens) - start,
+            torch.tensor([tokens[start:]]),
+            places,
+            torch.tensor([[*tokens[start + 1 :], NOTHING]]),
+            places + 1 < max(begin, start + 1),
         )
-        verdict = verify(teacher.decoder, cache, partial(teacher.rules.text, stamped=None), window)
-        return int(verdict.agreed), verdict.chosen[0].tolist(), verdict.log_probs[0].tolist()
+        opens = places == begin - 1
+        verdict = verify(teacher.decoder, cache, lambda logits: teacher.rules.text(logits, opens), window)
+        agreed = (*verdict.agrees[0].tolist(), False).index(False)
+        return agreed, verdict.chosen[0].tolist(), verdict.log_probs[0].tolist()
 
     agreed, chosen, log_probs = look([*truth.prompt, *truth.tokens[begin : begin + 2], wrong, 5, 6], 0)
     assert agreed == begin - 1 + 2  # the prompt's tokens are given; then two of the draft are right

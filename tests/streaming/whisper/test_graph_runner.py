@@ -309,9 +309,9 @@ def test_no_function_waits_for_the_device(teacher: Speaker, student: Speaker, li
     helper = GraphDraft(helps.voice, helped.voice, 3)
     shape = FAST.fit(2, HEARD, 5, 60)
     with NothingWaits():
-        helped.voice.check.call(shape)
-        helped.voice.step(shape, stamped=True)
-        helper.draft.call(shape)
+        for function in (*helped.voice.functions[:3], helper.draft, helper.draft_biased):
+            for width in (1, 5):
+                function.call(shape._replace(width=width))
         stage(linguist, FAST, Ahead(1)).voice.language.call(shape)
 
 

@@ -139,3 +139,16 @@ def test_what_cannot_be_captured_is_called(
     calls.clear()
     graph.replay()
     assert calls == [shape] == [large]
+
+
+def test_what_takes_most_memory_is_captured_first(cuda: torch.device) -> None:
+    """Whatever function it is of: the others find room in what it left."""
+    calls: list[tuple[str, Shape]] = []
+    small, large = shapes((1, 8), (100,))
+    functions = [
+        Function(name, lambda shape, name=name: calls.append((name, shape)), (small, large), activations)  # type: ignore[misc]  # mypy cannot type a default in a lambda
+        for name, activations in (("check", lambda shape: shape.batch), ("listen", lambda shape: 5 * shape.batch))
+    ]
+    assert Recorder(cuda).capture(functions).graphs == 4
+    ordered = list(dict.fromkeys(calls))
+    assert ordered == [("listen", large), ("check", large), ("listen", small), ("check", small)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import WhisperFeatureExtractor
 from waveforms import murmur
 
@@ -41,3 +44,23 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     mel = LogMel(80, CPU)
     quiet, loud = murmur(1, 0) * np.float32(1e-3), murmur(2, 1)
     assert torch.equal(mel([quiet], 2)[0], mel([loud, quiet], 2)[1])
+
+
+class Copies(TorchDispatchMode):
+    """How many numbers are copied from tensor to tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch does not say
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__ == "copy_":
+            self.count += args[1].numel()
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_true_samples_travel() -> None:
+    waves = [murmur(1, 0), murmur(0.2, 1)]
+    with Copies() as copies:
+        LogMel(80, CPU)(waves, 30)
+    assert copies.count == sum(map(len, waves))

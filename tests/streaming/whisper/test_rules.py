@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from streaming.whisper.checkpoint import Grammar
-from streaming.whisper.rules import LogitRules
+from streaming.whisper.rules import Context, LogitRules
 
 # A vocabulary in miniature: 8 words, end and start, two languages, two tasks, no timestamps, then 12 timestamps.
 WORDS, EOT, SOT, NO_TIMESTAMPS, SIZE = 8, 8, 9, 14, 27
@@ -49,6 +49,13 @@ def reference(scores: torch.Tensor, prefix: list[int], begin: int, timestamps: b
     return scores[0]
 
 
+def ruled(
+    logits: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor, begins: torch.Tensor, stamped: torch.Tensor
+) -> torch.Tensor:
+    opens = places == begins[:, None] - 1
+    return RULES.text(logits, opens, Context(tokens, places, begins, stamped, None))
+
+
 texts = st.lists(
     st.one_of(st.integers(0, WORDS - 1), st.integers(NO_TIMESTAMPS + 1, SIZE - 1), st.integers(0, SIZE - 1)),
     max_size=8,
@@ -69,7 +76,7 @@ def test_every_position_of_a_window_is_ruled_as_transformers_rules_it(
     logits = torch.randn(len(batch), longest, SIZE, generator=torch.Generator().manual_seed(seed)) * spread
     places = torch.arange(longest).expand(len(batch), -1)
     stamped = torch.tensor([timestamps for _, timestamps in batch])
-    scores = RULES.text(logits, tokens, places, begins, stamped)
+    scores = ruled(logits, tokens, places, begins, stamped)
     for row, (sequence, (_, timestamps)) in enumerate(zip(sequences, batch, strict=True)):
         begin = len(PROMPTS[timestamps])
         for place in range(begin - 1, len(sequence)):
@@ -82,8 +89,8 @@ def test_a_window_needs_only_the_tokens_before_it() -> None:
     tokens = torch.tensor([[*PROMPTS[True], 15, 1, 2, 17, 17, 3, 1, 19]])
     begins, stamped = torch.tensor([3]), torch.tensor([True])
     logits = torch.randn(1, tokens.shape[1], SIZE)
-    whole = RULES.text(logits, tokens, torch.arange(tokens.shape[1])[None], begins, stamped)
-    part = RULES.text(logits[:, 5:8], tokens, torch.arange(5, 8)[None], begins, stamped)
+    whole = ruled(logits, tokens, torch.arange(tokens.shape[1])[None], begins, stamped)
+    part = ruled(logits[:, 5:8], tokens, torch.arange(5, 8)[None], begins, stamped)
     assert torch.equal(part, whole[:, 5:8])
 
 
