@@ -81,13 +81,14 @@ def _settle(device: str) -> None:
 def probe(device: str, dtypes: set[torch.dtype]) -> Device:
     """Measure a device as it is now, with whatever else runs on it."""
     kind = torch.device(device).type
-    source = torch.ones(_COPIED_BYTES // 4, device=device)
+    source = torch.rand(_COPIED_BYTES // 4, device=device)
     target = torch.empty_like(source)
     copying = min(timed(lambda: target.copy_(source), device))
     size = _PRODUCT[kind]
 
     def arithmetic(dtype: torch.dtype) -> float:
-        left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+        # Of chance: a processor may take less power, and so run faster, with equal numbers.
+        left, right = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
         return float(2 * size**3 / statistics.median(timed(lambda: left @ right, device)))
 
     name = torch.cuda.get_device_name(device) if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"

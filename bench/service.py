@@ -1,10 +1,11 @@
 """What the service itself carries: N streams into a whole daemon whose engine keeps a stated pace.
 
 On a GPU the model is not the limit, the service is. Here it is all real (sockets, voice detection, sessions, scheduler)
-but the engine, which waits for so many milliseconds a batch. The streams come from processes of their own
-(`bench/harness/crowd.py`), in frames of 20 ms at the pace of speech, each from another place of a recording. Prints a
-row for each N: partial lag and final latency by the clock of whoever sent the audio, how late the daemon's loop was,
-the processor time of the daemon and of the crowd, what was left out and what failed. `--picture` draws the lags.
+but the engine, which waits for so many milliseconds a batch; with `--student` it is real too. The streams come from
+processes of their own (`bench/harness/crowd.py`), in frames of 20 ms at the pace of speech, each from another place of
+a recording and in a loudness of its own, so that no two say the same. Prints a row for each N: partial lag and final
+latency by the clock of whoever sent the audio, how late the daemon's loop was, the processor time of the daemon, of its
+engine's process and of the crowd, what was left out and what failed. `--picture` draws the lags.
 
 The latency is from the end of speech, so it has in it the silence that closes an utterance (`segment.hangover`).
 """
@@ -27,7 +28,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.crowd import Crowd
-from bench.harness.daemon import Daemon
+from bench.harness.daemon import WHISPERD, Daemon
 from bench.player import SENTENCES
 from bench.table import circumstances, percentiles, table
 from distillation.arguments import count
@@ -43,7 +44,8 @@ class Load:
         streams: how many.
         crowd: what they saw.
         late: the 95th percentile of the loop's lateness, in milliseconds, as a bound.
-        daemon: cores that the daemon used.
+        daemon: cores that the daemon used, with an engine that is a thread of it.
+        engine: cores that the engine's process used, where it has one.
         clients: cores that the crowd used.
     """
 
@@ -51,19 +53,21 @@ class Load:
     crowd: Crowd
     late: float
     daemon: float
+    engine: float
     clients: float
 
     def row(self) -> list[object]:
         crowd = self.crowd
         return [self.streams, percentiles(crowd.lags), percentiles(crowd.latencies), f"{self.late:g}", crowd.thinned,
-                crowd.errors + self.streams - crowd.stopped, f"{self.daemon:.2f}", f"{self.clients:.2f}",
+                crowd.errors + self.streams - crowd.stopped, f"{self.daemon:.2f}", f"{self.engine:.2f}",
+                f"{self.clients:.2f}",
                 percentiles(crowd.late)]  # fmt: skip
 
 
 async def load(service: Daemon, streams: int, crowds: int, seconds: float, recording: Path) -> Load:
     """Play N streams into a daemon, from some processes, and return what came of it."""
     before, began = await _lateness(service), time.monotonic()
-    own = _cpu_seconds(service.pid)
+    own, engine = _cpu_seconds(service.pid)
     shares = [range(streams)[at::crowds] for at in range(crowds)]
     firsts = np.cumsum([0, *map(len, shares)])
     told = await asyncio.gather(
@@ -74,10 +78,11 @@ async def load(service: Daemon, streams: int, crowds: int, seconds: float, recor
         )
     )
     elapsed = time.monotonic() - began
-    used = (_cpu_seconds(service.pid) - own) / elapsed
+    own_after, engine_after = _cpu_seconds(service.pid)
     after = await _lateness(service)
     clients = sum(cpu for _, cpu in told) / elapsed
-    return Load(streams, _together([crowd for crowd, _ in told]), _late(before, after), used, clients)
+    return Load(streams, _together([crowd for crowd, _ in told]), _late(before, after),
+                (own_after - own) / elapsed, (engine_after - engine) / elapsed, clients)  # fmt: skip
 
 
 async def _crowd(url: str, first: int, count: int, of: int, seconds: float, recording: Path) -> tuple[Crowd, float]:
@@ -133,9 +138,11 @@ def _late(before: Mapping[float, float], after: Mapping[float, float]) -> float:
     return next((1000 * bound for bound, below in sorted(counts.items()) if below >= 0.95 * whole), math.nan)
 
 
-def _cpu_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """Return the processor time of a process so far, and that of its children."""
+    process = psutil.Process(pid)
+    own, *children = (each.cpu_times() for each in (process, *process.children(recursive=True)))
+    return float(own.user + own.system), float(sum(times.user + times.system for times in children))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,6 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--crowds", type=count, default=1, help="processes of clients (1)")
     parser.add_argument("--batch-ms", type=float, default=8.0, help="of the engine for each batch (8)")
     parser.add_argument("--row-ms", type=float, default=0.1, help="and for each row in it (0.1)")
+    parser.add_argument(
+        "--backend", choices=("auto", "process", "thread"), default="auto", help="engine.backend (auto)"
+    )
+    parser.add_argument("--student", help="a real engine in place of one of a stated pace: its model")
+    parser.add_argument("--teacher", help="and its teacher")
+    parser.add_argument("--device", default="auto", help="and where it runs (auto)")
     parser.add_argument("--recording", type=Path, default=SENTENCES, help="16 kHz")
     parser.add_argument("--picture", type=Path, metavar="PNG")
     options = parser.parse_args(arguments)
@@ -152,17 +165,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {
         "server": {"max_streams": most, "max_per_address": most + 8, "max_handshakes": most + 8},
         "log": {"level": "warning"},
+        "engine": {"backend": options.backend},
     }
-    pace = [str(options.batch_ms), str(options.row_ms)]
+    program: tuple[str, ...] = ("bench.harness.paced", str(options.batch_ms), str(options.row_ms))
+    engine = f"The engine takes {options.batch_ms:g} ms a batch and {options.row_ms:g} ms a row. "
+    if options.student:
+        settings["models"] = {"student": options.student, "teacher": options.teacher, "device": options.device}
+        program, engine = WHISPERD, f"The engine: {options.student}, teacher {options.teacher or 'none'}. "
     print(
-        f"{circumstances()}\n\nThe engine takes {options.batch_ms:g} ms a batch and {options.row_ms:g} ms a row. "
+        f"{circumstances()}\n\n{engine}"
         f"Each number of streams: {options.seconds:g} s of {options.recording.name}. "
         "Milliseconds p50 / p95 / p99; loop late: 95 of 100 readings are below it.\n"
     )
     loads = []
     for streams in options.streams:
         with TemporaryDirectory() as folder:
-            service = Daemon(Path(folder), settings, program=("bench.harness.paced", *pace))
+            service = Daemon(Path(folder), settings, program=program)
             try:
                 service.start()
                 loads.append(asyncio.run(load(service, streams, options.crowds, options.seconds, options.recording)))
@@ -170,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             finally:
                 service.end()
     header = ["streams", "partial lag ms", "final latency ms", "loop late ms", "thinned", "failed",
-              "cores: daemon", "cores: clients", "sent late ms"]  # fmt: skip
+              "cores: daemon", "engine", "clients", "sent late ms"]  # fmt: skip
     print(table(header, [each.row() for each in loads]))
     if options.picture:
         _draw(options.picture, loads)

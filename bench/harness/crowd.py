@@ -1,8 +1,8 @@
 """Many clients in one process, each at the pace of speech: what they cost is mostly the kernel's work.
 
 Owns the pace of all of them, and what came back: how late partials and finals were, by the clock of whoever sent the
-audio. Frames of audio are made once and sent by all clients, and the library reads what comes; a client that encoded
-each frame for itself would take the processor that the service is measured on. Prints its figures as JSON, for
+audio. Frames of audio are made before they are sent, and the library reads what comes; a client that encoded each frame
+when it is due would take the processor that the service is measured on. Prints its figures as JSON, for
 `bench/service.py`. Knows nothing of the service but its protocol.
 """
 
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
@@ -120,36 +121,46 @@ class Client(asyncio.Protocol):
             self._seq = event["seq"]
 
 
-def frames_of(recording: str) -> list[bytes]:
-    """Return a recording of 16 kHz as websocket frames of 20 ms, masked as a client must."""
+def pieces_of(recording: str) -> list[bytes]:
+    """Return a recording of 16 kHz in pieces of 20 ms."""
     pcm, rate = read_pcm(recording)
     if rate != 16000:
         raise ValueError(f"{recording} has {rate} Hz: give one of 16000")
     size = round(FRAME_SECONDS * rate) * 2
-    parts = [pcm[at : at + size] for at in range(0, len(pcm) - size + 1, size)]
-    return [Frame(Opcode.BINARY, part).serialize(mask=True) for part in parts]
+    return [pcm[at : at + size] for at in range(0, len(pcm) - size + 1, size)]
 
 
-async def play(url: str, first: int, count: int, of: int, seconds: float, frames: Sequence[bytes]) -> Crowd:
-    """Let clients `first` to `first + count` of `of` speak at once, each from another place of the recording."""
+def frames_of(pieces: Sequence[bytes], number: int, of: int, count: int) -> list[bytes]:
+    """Return what one client says, as websocket frames, masked as a client must: as many as are asked for.
+
+    It begins at another place than the others, and is louder or softer by a hair, so that no two say the same.
+    """
+    first, gain = len(pieces) * number // of, 1 - 0.2 * number / of
+    said = (np.frombuffer(pieces[(first + at) % len(pieces)], "<i2") for at in range(count))
+    return [Frame(Opcode.BINARY, (part * gain).astype("<i2").tobytes()).serialize(mask=True) for part in said]
+
+
+async def play(url: str, first: int, count: int, of: int, seconds: float, pieces: Sequence[bytes]) -> Crowd:
+    """Let clients `first` to `first + count` of `of` speak at once."""
     crowd = Crowd()
     host, port = url.removeprefix("ws://").split(":")
     clients = []
+    ticks = round(seconds / FRAME_SECONDS)
     run = secrets.token_hex(4)
     for number in range(first, first + count):
         make = partial(Client, f"{url}/v1/stream?source=crowd-{run}-{number}", crowd)
         _, client = await asyncio.get_running_loop().create_connection(make, host, int(port))
         await client.ready
-        clients.append((client, len(frames) * number // of))
+        clients.append((client, frames_of(pieces, number, of, ticks)))
     began = time.monotonic()
     for number, (client, _) in enumerate(clients):
         client.began = began + FRAME_SECONDS * number / count
-    for tick in range(round(seconds / FRAME_SECONDS)):
-        for number, (client, offset) in enumerate(clients):
+    for tick in range(ticks):
+        for number, (client, frames) in enumerate(clients):
             due = client.began + (tick + 1) * FRAME_SECONDS
             if (wait := due - time.monotonic()) > 0.001:
                 await asyncio.sleep(wait)
-            client.send(frames[(offset + tick) % len(frames)])
+            client.send(frames[tick])
             if number % 100 == 0:
                 crowd.late.append(max(0.0, time.monotonic() - due) * 1000)
         await asyncio.sleep(0)
@@ -161,8 +172,7 @@ async def play(url: str, first: int, count: int, of: int, seconds: float, frames
 
 def main(arguments: Sequence[str]) -> None:
     url, first, count, of, seconds, recording = arguments
-    frames = frames_of(recording)
-    crowd = asyncio.run(play(url, int(first), int(count), int(of), float(seconds), frames))
+    crowd = asyncio.run(play(url, int(first), int(count), int(of), float(seconds), pieces_of(recording)))
     json.dump(asdict(crowd), sys.stdout)
 
 

@@ -16,11 +16,13 @@ import pytest
 import soundfile
 import soxr
 import torch
+import torch.nn.functional as functional
 
 from bench.cli import BENCHMARKS
 from bench.compare import WINDOW, System, compare, window_of, window_of_many
 from bench.demo import verdict
 from bench.harness.daemon import ServiceError
+from bench.kernels import counted
 from bench.make_recordings import transcripts, with_pauses, write
 from bench.player import DEMO, SENTENCES, TALK, RecordingError, said_in
 from bench.random_models import SHAPES, dimensions
@@ -97,14 +99,14 @@ def test_drafts_save_passes() -> None:
     assert int(finals[1]) == 3
 
 
-@pytest.mark.timeout(600)  # three benchmarks, one after the other: a minute on a free machine
+@pytest.mark.timeout(600)  # four benchmarks, one after the other: a minute on a free machine
 def test_the_script_for_a_gpu_runs_anywhere() -> None:
     done = subprocess.run(
         ["bench/gpu.sh", "--small"], cwd=ROOT, capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHON": sys.executable},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    targets, exactness, streams = done.stdout.split("\n## ")[1:]
+    targets, exactness, streams, service = done.stdout.split("\n## ")[1:]
     rows = {row[0]: row for row in cells(targets)}
     assert len(rows) == 17
     assert rows["graphs captured after ready"][1] == "0"
@@ -113,8 +115,9 @@ def test_the_script_for_a_gpu_runs_anywhere() -> None:
     assert len(right) == 4
     assert all("100% of the student's right" in row[0] and "not all identical" not in row[0] for row in right)
     assert [row[4] for row in cells(exactness) if row[0] == "deterministic"] == ["100.0%"] * 4
-    ((count, *_),) = cells(streams)
-    assert count == "2"
+    for each in (streams, service):
+        ((count, *_),) = cells(each)
+        assert count == "2"
 
 
 def test_percentiles_and_tables() -> None:
@@ -140,6 +143,26 @@ def test_the_engines_parts_beside_the_roofline(english: Pair) -> None:
     assert alone[5] == ""
     assert right[3:5] == ["100%", "1.0"]  # all of a right draft is kept, in one pass
     assert float(spoilt[4]) > 1
+
+
+def test_operations_are_counted_and_not_too_many() -> None:
+    rows = {row[0]: row[1:] for row in cells(run("kernels"))}
+    aimed = {name: int(row[-1].removeprefix("<= ")) for name, row in rows.items() if row[-1]}
+    assert len(aimed) == 3
+    for name, most in aimed.items():
+        assert 0 < int(rows[name][2]) < int(rows[name][0]) <= most
+    student, teacher = (rows[f"{name}: a step"] for name in ("student of 2 layers", "teacher of 32 layers"))
+    layer, rest = divmod(int(teacher[0]) - int(student[0]), 30)
+    assert (rest, int(rows["bookkeeping of a step, at any depth"][0])) == (0, int(student[0]) - 2 * layer)
+
+
+def test_what_launches_nothing_is_not_counted() -> None:
+    values, bias = torch.ones(4, 6), torch.ones(4)
+    found = counted(lambda: torch.empty(3).copy_(values.view(2, 12).t()[:3, 0]))
+    assert dict(found.names) == {"copy_": 1}
+    found = counted(lambda: functional.linear(values[None], values, bias).softmax(-1))
+    assert dict(found.names) == {"addmm": 1, "_softmax": 1}
+    assert found.products == 1
 
 
 def test_random_weights_of_a_published_size() -> None:
@@ -331,7 +354,7 @@ def test_words_are_compared_however_they_are_written() -> None:
 def test_what_the_service_carries_beside_an_engine_of_a_stated_pace(tmp_path: Path) -> None:
     picture = tmp_path / "lags.png"
     printed = run("service", "--streams", "3", "--crowds", "2", "--seconds", "8", "--picture", str(picture))
-    ((streams, lags, latencies, late, thinned, failed, daemon, clients, _),) = cells(printed)
+    ((streams, lags, latencies, late, thinned, failed, daemon, _, clients, _),) = cells(printed)
     assert (streams, thinned, failed) == ("3", "0", "0")
     for figures in (lags, latencies):
         assert all(float(each) > 0 for each in figures.split(" / "))
