@@ -29,6 +29,7 @@ A_LITTLE = {
     "no descriptors left": 1,
     "the clock jumps": 1,
     "the broker freezes": 1,
+    "the engine's process is killed": 2,
     "a full disk": 1,
     "SIGTERM": 2,
     "SIGKILL": 3,
