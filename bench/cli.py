@@ -18,6 +18,7 @@ BENCHMARKS = {
     "service": "the service with an engine of a stated pace: how many streams it carries itself",
     "live": "what a reader has before them while people speak: word errors, and how they fall with the delay",
     "offline": "what drafting from the last partial saves, and the real-time factor",
+    "long_form": "long files, cut where nobody speaks or by the timestamps of their text: word errors, and the work",
     "day": "a day at home: people speak, broker, microphone and service fail, and what became of each final",
     "waking": "the first final after the models were put away, beside one of models that are awake",
     "vocabulary": "names that a model does not know: how many are heard with a vocabulary, and what it costs",

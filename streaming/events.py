@@ -30,6 +30,10 @@ Packed = Literal["opus"]
 """Of packets in a container, which says itself what rate and channels they have."""
 
 
+LongForm = Literal["vad", "timestamps"]
+"""How a recording is cut that no model hears at once: where nobody speaks, or by the timestamps of its text."""
+
+
 # --- what comes in ---------------------------------------------------------------------------------------------------
 
 
@@ -69,6 +73,7 @@ class Start:
         languages: the codes among which a language is detected that is not given; empty for those that the service's
             settings name.
         separate: whether each channel is a source of its own, in place of all mixed into one.
+        long_form: how it is cut. A live stream is cut where nobody speaks.
     """
 
     source: str | None = None
@@ -83,6 +88,7 @@ class Start:
     vocabulary: Vocabulary = NO_VOCABULARY
     languages: tuple[str, ...] = ()
     separate: bool = False
+    long_form: LongForm = "vad"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ always give the same results: what it "hears" depends only on the length of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,7 +22,8 @@ class ScriptedEngine:
     """An engine that says the words of a script.
 
     Args:
-        tokenizer_file: of any byte-level checkpoint, so that texts can be written and read.
+        tokenizer_file: of any byte-level checkpoint, so that texts can be written and read. Timestamps need its token
+            of 0 s.
         eot: the end-of-text token of that checkpoint.
         script: the words that are said over and over.
         pace: seconds of audio for each word.
@@ -51,6 +52,7 @@ class ScriptedEngine:
         self._pace = pace
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._words = [tuple(tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in script.split()]
+        self._first_timestamp: int | None = tokenizer.token_to_id("<|0.00|>")
 
     def warm(self) -> Captured:
         """Do nothing: nothing is cold."""
@@ -62,10 +64,20 @@ class ScriptedEngine:
             self._before(jobs)
         return [self._result(job) for job in jobs]
 
+    def _stamped(self, words: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+        """Yield the words, each time that the script is said between two timestamps, and these in steps of 20 ms."""
+        assert self._first_timestamp is not None, "the tokenizer has timestamps"
+        for first in range(0, len(words), len(self._words)):
+            said = words[first : first + len(self._words)]
+            yield (self._first_timestamp + round(50 * self._pace * first),)
+            yield from said
+            yield (self._first_timestamp + round(50 * self._pace * (first + len(said))),)
+
     def _result(self, job: Job) -> Result:
         seconds = len(job.audio) / SAMPLE_RATE
         spoken = max(1, int(seconds / self._pace))
-        tokens = tuple(token for number in range(spoken) for token in self._words[number % len(self._words)])
+        words = [self._words[number % len(self._words)] for number in range(spoken)]
+        tokens = tuple(token for word in (self._stamped(words) if job.timestamps else words) for token in word)
         teacher = job.ask_teacher_below > 0.95
         step = seconds / len(tokens)
         return Result(

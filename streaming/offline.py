@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from streaming.audio import FRAME
 from streaming.events import Event
 from streaming.job import SAMPLE_RATE, Job, Result, Waveform
+from streaming.long_form import LongForm
 from streaming.segment import Closed, Segmenter, SegmentSettings
 from streaming.session import Session
 from streaming.vad import Detector
@@ -22,7 +23,7 @@ STEP = SAMPLE_RATE // 2
 """Samples that arrive at a time: half a second, the pace of partials."""
 
 
-def listen(session: Session, run: Run, audio: Waveform) -> Iterator[Event]:
+def listen(session: Session | LongForm, run: Run, audio: Waveform) -> Iterator[Event]:
     """Feed audio to a session, which stays open.
 
     Args:
@@ -38,7 +39,7 @@ def listen(session: Session, run: Run, audio: Waveform) -> Iterator[Event]:
         yield from _answer(session, run)
 
 
-def stop(session: Session, run: Run) -> Iterator[Event]:
+def stop(session: Session | LongForm, run: Run) -> Iterator[Event]:
     """Stop a session.
 
     Args:
@@ -72,6 +73,6 @@ def utterances(audio: Waveform, settings: SegmentSettings | None = None) -> Iter
         yield audio[boundary.segment.audio_start : boundary.segment.audio_end]
 
 
-def _answer(session: Session, run: Run) -> Iterator[Event]:
+def _answer(session: Session | LongForm, run: Run) -> Iterator[Event]:
     while job := session.next_job():
         yield from session.receive_result(run(job), 0.0)

@@ -446,22 +446,12 @@ class Session:
             model=result.model,
             language=language,
             latency_ms=0,  # known when it goes out
-            words=self._spoken_words(closed, result, language) if self._words else None,
+            words=spoken_words(self._text, result, _seconds(closed.segment.audio_start), language)
+            if self._words
+            else None,
             tokens=result.tokens,
             log_prob=sum(result.log_probs) / len(result.log_probs) if result.log_probs else None,
             no_speech=result.no_speech or None,  # 0 where the checkpoint cannot tell
-        )
-
-    def _spoken_words(self, closed: _Closed, result: Result, language: str | None) -> tuple[Word, ...]:
-        origin = _seconds(closed.segment.audio_start)
-        return tuple(
-            Word(
-                text=word.text,
-                start=round(origin + result.times[word.first][0], 3),
-                end=round(origin + result.times[word.last - 1][1], 3),
-                confidence=round(word_confidence(result.log_probs[word.first : word.last]), 4),
-            )
-            for word in self._text.words(result.tokens, language)
         )
 
     def _failure(self, closed: _Closed, error: str) -> Error:
@@ -486,6 +476,26 @@ class Session:
                 events.append(item)
             self._outbox.popleft()
         return events
+
+
+def spoken_words(text: Text, result: Result, origin: float, language: str | None) -> tuple[Word, ...]:
+    """Return the words of a result that has times.
+
+    Args:
+        text: the checkpoint's.
+        result: what was heard.
+        origin: when its audio begins, in seconds.
+        language: a code.
+    """
+    return tuple(
+        Word(
+            text=word.text,
+            start=round(origin + result.times[word.first][0], 3),
+            end=round(origin + result.times[word.last - 1][1], 3),
+            confidence=round(word_confidence(result.log_probs[word.first : word.last]), 4),
+        )
+        for word in text.words(result.tokens, language)
+    )
 
 
 def _seconds(samples: int) -> float:

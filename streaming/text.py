@@ -39,6 +39,10 @@ class Text:
 
     Raises:
         ValueError: the file is no tokenizer, or its tokens are not byte-level BPE.
+
+    Attributes:
+        eot: as above.
+        first_timestamp: the token of 0 s, behind which those of later times follow; None where there are none.
     """
 
     def __init__(self, tokenizer_file: Path, eot: int) -> None:
@@ -48,6 +52,7 @@ class Text:
             raise ValueError(f"{tokenizer_file} is not a tokenizer: {error}") from error
         alphabet = _byte_of_letter()
         self.eot = eot
+        self.first_timestamp = _first_timestamp(tokenizer)
         self._bytes: list[bytes] = []
         for token in range(eot):
             letters = tokenizer.id_to_token(token) or ""
@@ -120,6 +125,13 @@ class Text:
 
     def _bytes_of(self, tokens: Sequence[int]) -> Iterator[bytes]:
         return (self._bytes[token] for token in tokens if token < self.eot)
+
+
+def _first_timestamp(tokenizer: Tokenizer) -> int | None:
+    """Return the token of 0 s. Tokenizers may leave the timestamps out, which follow upon the last of its tokens."""
+    none: int | None = tokenizer.token_to_id("<|notimestamps|>")
+    zero: int | None = tokenizer.token_to_id("<|0.00|>")
+    return zero if none is None else none + 1
 
 
 def _decode(data: bytes) -> str:

@@ -44,10 +44,26 @@ ROOMS = {
     "home_assistant": {"common", "settings"},
     "endpoints": {"common", "settings", "dialects", "core"},
     "service": {
-        "common", "settings", "dialects", "engines", "core", "mqtt", "microphone", "home_assistant", "endpoints"
+        "common",
+        "settings",
+        "dialects",
+        "engines",
+        "core",
+        "mqtt",
+        "microphone",
+        "home_assistant",
+        "endpoints",
     },
     "commands": {
-        "common", "settings", "engines", "core", "mqtt", "microphone", "home_assistant", "endpoints", "service"
+        "common",
+        "settings",
+        "engines",
+        "core",
+        "mqtt",
+        "microphone",
+        "home_assistant",
+        "endpoints",
+        "service",
     },
 }
 """The rooms of `daemon`, and whom each may know beside itself."""

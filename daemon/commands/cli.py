@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return distill(arguments[1:])
     if arguments[:1] == ["bench"]:
         return bench(arguments[1:])
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "transcribe" and options.partials and options.long_form == "timestamps":
+        parser.error("--partials are of utterances, which --long-form timestamps has not: leave one of them out")
     with standard_output():
         return _exit_code(partial(_obey, options))
 
@@ -110,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=_vocabulary,
         help="phrases that are to be heard, one per line, beside those of the settings",
+    )
+    files.add_argument(
+        "--long-form",
+        choices=("vad", "timestamps"),
+        help="how files are cut: where nobody speaks, or in the models' longest windows by the timestamps of their "
+        "text (default: files.long_form of the settings; vad with --partials)",
     )
     files.add_argument("--realtime", action="store_true", help="feed the audio at the pace of a microphone")
 
@@ -304,7 +313,9 @@ async def _transcribe_file(
     from daemon.commands.terminal import show_all
 
     start = file.start(partials=options.partials, words=options.words)
-    stream = pipeline.open_stream(replace(start, vocabulary=options.vocabulary) if options.vocabulary else start)
+    long_form = options.long_form or ("vad" if options.partials else pipeline.settings.files.long_form)
+    start = replace(start, vocabulary=options.vocabulary or start.vocabulary, long_form=long_form)
+    stream = pipeline.open_stream(start)
     printer = asyncio.create_task(show_all(stream.outbox, lines.show))
     began, heard = time.monotonic(), 0.0
     try:

@@ -206,9 +206,7 @@ class Metrics:
         self.engine_busy_seconds = reading(
             "engine_busy_seconds", "Total time that the engines have worked, including batches in progress"
         )
-        self.engine_restarts = reading(
-            "engine_restarts", "Engines whose process ended by itself and was started again"
-        )
+        self.engine_restarts = reading("engine_restarts", "Engines whose process ended by itself and was started again")
         self.loop_late = histogram(
             "event_loop_late_seconds", "How late the event loop is, measured ten times a second", _LATE
         )

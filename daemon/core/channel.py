@@ -12,6 +12,8 @@ import contextvars
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +24,7 @@ from daemon.core.scheduler import Kind
 from streaming.audio import FRAME
 from streaming.events import Error, Event, Flushed, Start, Stopped
 from streaming.job import SAMPLE_RATE, Job, Result, Vocabulary, Waveform
+from streaming.long_form import LongForm
 from streaming.session import Session, SessionSettings
 from streaming.vad import Detector
 
@@ -75,17 +78,7 @@ class Channel:
         self.detector = Detector(shared.vad)
         self._frames: deque[Waveform] = deque()  # not looked at yet
         self._context = contextvars.copy_context()
-        self.session = Session(
-            source,
-            settings,
-            self.detector,
-            shared.model.text,
-            language=languages[0],
-            languages=languages[1],
-            partials=start.partials,
-            words=start.words,
-            vocabulary=self._vocabulary,
-        )
+        self.session = self._session(settings, *languages)
         self._speaking = False
         self._ended = False
         shared.scheduler.add(self)
@@ -136,6 +129,24 @@ class Channel:
         self._shared.scheduler.remove(self)
         self._set_speaking(False)
         self._shared.sources.closed(self.source, self._mute)
+
+    def _session(
+        self, settings: SessionSettings, language: str | None, languages: tuple[str, ...]
+    ) -> Session | LongForm:
+        start, model = self._start, self._shared.model
+        make: Callable[..., Session | LongForm] = partial(Session, partials=start.partials)
+        if start.long_form == "timestamps" and model.text.first_timestamp is not None:
+            make = partial(LongForm, longest=model.longest)
+        return make(
+            self.source,
+            settings,
+            self.detector,
+            model.text,
+            language=language,
+            languages=languages,
+            words=start.words,
+            vocabulary=self._vocabulary,
+        )
 
     def _vocabulary(self) -> Vocabulary:
         """Return the phrases of the moment: the stream's own, and those of its source and of the channel's."""

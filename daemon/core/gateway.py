@@ -17,7 +17,7 @@ from daemon.core.hub import Outbox
 from daemon.core.neighbours import ModelInfo
 from daemon.core.pipeline import Pipeline
 from daemon.core.stream import Stream
-from streaming.events import Start
+from streaming.events import LongForm, Start
 
 
 class Gateway:
@@ -32,6 +32,11 @@ class Gateway:
         await self._pipeline.wait_model()
         self._admit()
         return self._pipeline.open_stream(start)
+
+    @property
+    def long_form(self) -> LongForm:
+        """How files are cut."""
+        return self._pipeline.settings.files.long_form
 
     def _admit(self) -> None:
         """Refuse a new client while the others wait too long for their finals.

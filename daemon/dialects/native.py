@@ -183,8 +183,8 @@ def _checked(message: type[_Message], body: dict[str, Any]) -> dict[str, Any]:
 
     The numbers of a format and the encoding are left to the stream that decodes the audio.
     """
-    # What it is made of are fields of their own, and were taken out.
-    known = [field.name for field in fields(message) if field.name not in ("endpointing", "separate")]
+    # What endpointing and channels are made of are fields of their own, and were taken out; the last is for files.
+    known = [field.name for field in fields(message) if field.name not in ("endpointing", "separate", "long_form")]
     known += _ENDPOINTING if message is Start else ()
     hints = get_type_hints(message)
     kind = message.__name__.lower()

@@ -61,7 +61,7 @@ from daemon.endpoints.auth import handshake_of, is_preflight
 from daemon.endpoints.incoming import incoming_of, limited_of
 from daemon.endpoints.limits import TURN, Readers
 from daemon.endpoints.websocket import Server
-from streaming.events import Error, Final, Notice, Start
+from streaming.events import Endpointing, Error, Final, Notice, Start
 from streaming.vocabulary import MOST_PHRASES
 
 _log = logging.getLogger(__name__)
@@ -245,6 +245,7 @@ class Uploads:
                     language=asked.language,
                     languages=asked.languages,
                     vocabulary=asked.vocabulary,
+                    long_form=self._gateway.long_form,
                 )
                 heard = _Heard(await self._gateway.open_stream(start), file)
                 async with heard.hearing(self._server.readers) as finals:
@@ -313,6 +314,8 @@ class Uploads:
                     endpointing=asked.start.endpointing,
                     vocabulary=asked.start.vocabulary,
                     separate=asked.start.separate and file.channels > 1,
+                    # Who says how long a pause ends an utterance wants utterances.
+                    long_form=self._gateway.long_form if asked.start.endpointing == Endpointing() else "vad",
                 )
                 with self._places(start, rights):
                     stream = await self._gateway.open_stream(start)

@@ -17,7 +17,7 @@ from daemon.settings.schema import Section, Settings
 _SOMETIMES = frozenset({"escalate.when", "server.certificate", "server.key"})
 """Depending on what it is and what it shall be: see `_may_change`."""
 
-_SECTIONS = frozenset({"vocabulary", "sources", "vad", "segment", "confidence", "partials", "log", "shutdown"})
+_SECTIONS = frozenset({"vocabulary", "sources", "vad", "segment", "confidence", "partials", "files", "log", "shutdown"})
 _KEYS = frozenset(
     {
         "server.tokens",

@@ -33,6 +33,7 @@ from daemon.common.errors import Fault
 from daemon.common.permissions import EVERYTHING
 from daemon.common.sources import check_name, check_pattern
 from streaming.confidence import ConfidenceSettings
+from streaming.events import LongForm
 from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
 from streaming.session import SessionSettings
@@ -259,6 +260,10 @@ class EscalationSettings(Section):
 class PartialSettings(Section):
     interval: float = Field(default=SessionSettings().partial_interval, gt=0)
     first: float = Field(default=SessionSettings().first_partial, gt=0)
+
+
+class FileSettings(Section):
+    long_form: LongForm = "vad"
 
 
 class SchedulerSettings(Section):
@@ -498,6 +503,7 @@ class Settings(Section):
     segment: SegmentSection = SegmentSection()
     confidence: ConfidenceSection = ConfidenceSection()
     partials: PartialSettings = PartialSettings()
+    files: FileSettings = FileSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     subscribers: SubscriberSettings = SubscriberSettings()
     mqtt: MqttSettings = MqttSettings()

@@ -91,6 +91,26 @@ def test_live_streams(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_the_service_carries_beside_an_engine_in_a_process_of_its_own() -> None:
+    printed = run("service", "--streams", "2", "--seconds", "8", "--backend", "process")
+    ((streams, lags, _, _, thinned, failed, *_),) = cells(printed)
+    assert (streams, thinned, failed) == ("2", "0", "0")
+    assert all(float(each) > 0 for each in lags.split(" / "))
+
+
+def test_long_files_are_heard_either_way() -> None:
+    printed = run("long_form", "--recording", str(DEMO), str(SENTENCES), "--who", "pair")
+    rows = cells(printed)
+    assert [row[:2] for row in rows] == [["pair", "vad"], ["pair", "timestamps"]]
+    for _, _, wrong, errors, _, finals, jobs, asked, *_ in rows:
+        assert float(wrong.rstrip("%")) < 25
+        assert len(errors.split(", ")) == 3
+        assert int(finals) > 0
+        assert int(jobs) >= int(asked)
+    cut, stamped = rows
+    assert int(stamped[6]) < int(cut[6])  # a window holds many utterances
+
+
 def test_drafts_save_passes() -> None:
     printed = run("offline", "--rounds", "1", "--recording", str(DEMO))
     drafted, stiff, alone, finals = cells(printed)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import soundfile
 from harness import ROOT, SAID, TEACHER, broker, client, listener, plain, process, sentence
 
 from bench.player import DEMO, said_in
@@ -39,9 +41,10 @@ async def test_a_sentence_on_every_edge(tmp_path: Path) -> None:
     assert "Traceback" not in daemon.log
 
 
-def test_files_through_the_same_path() -> None:
+def transcribed(*arguments: str) -> str:
+    """What the command prints of files, where the teacher decides."""
     done = subprocess.run(
-        [sys.executable, "-m", "daemon.commands.cli", "transcribe", str(DEMO)],
+        [sys.executable, "-m", "daemon.commands.cli", "transcribe", *arguments],
         cwd=ROOT,
         env={**os.environ, "WHISPERD_ESCALATE__WHEN": "always"},
         capture_output=True,
@@ -49,4 +52,25 @@ def test_files_through_the_same_path() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert [plain(line) for line in done.stdout.splitlines()] == [plain(text) for text in said_in(DEMO)]
+    return done.stdout
+
+
+def test_files_by_their_timestamps(tmp_path: Path) -> None:
+    """Four recordings of a demonstration in a row are more than a window, and each is heard once."""
+    samples, rate = soundfile.read(DEMO, dtype="float32")
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.concatenate([samples] * 4), rate)
+    found = [json.loads(line) for line in transcribed("--json", "--words", "--long-form", "timestamps", str(path))
+             .splitlines()]  # fmt: skip
+    once = plain(" ".join(said_in(DEMO)))
+    assert plain(" ".join(final["text"] for final in found)) == " ".join([once] * 4)
+    seconds = len(samples) * 4 / rate
+    times = [time for final in found for time in (final["start"], final["end"])]
+    assert times == sorted(times)
+    assert seconds - 3 < times[-1] <= seconds
+    assert [word["text"] for final in found for word in final["words"]] == " ".join(f["text"] for f in found).split()
+
+
+def test_files_through_the_same_path() -> None:
+    printed = transcribed(str(DEMO))
+    assert [plain(line) for line in printed.splitlines()] == [plain(text) for text in said_in(DEMO)]

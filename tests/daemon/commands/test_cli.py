@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -38,7 +39,8 @@ def whisperd(
     tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Whisperd:
     """The command line in this process, with a scripted engine: (exit code, standard output, standard error)."""
-    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
+    defaults = pipeline.Pipeline.__init__.__defaults__ or ()
+    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file), *defaults[1:]))
     config = tmp_path / "whisperd.yaml"
     config.write_text("")
 
@@ -88,6 +90,31 @@ def test_all_events_and_words(whisperd: Whisperd) -> None:
     # At the pace of speech: each partial covers what was new.
     ends = [event["end"] for event in found if event["type"] == "partial"]
     assert ends == sorted(set(ends))
+
+
+def test_a_file_by_its_timestamps(whisperd: Whisperd, tmp_path: Path) -> None:
+    """One window has both sentences, which the other way are two segments."""
+    two = str(DATA / "two_sentences.flac")
+    code, out, err = whisperd("transcribe", "--json", "--words", "--long-form", "timestamps", two)
+    assert (code, err) == (0, "")
+    found = lines(out)
+    assert {event["type"] for event in found} == {"final"}
+    assert [event["text"] for event in found[:-1]] == ["turn on the kitchen light"] * (len(found) - 1)
+    for first, second in itertools.pairwise(found):
+        assert second["start"] == pytest.approx(first["end"])  # one span ends where the next begins
+    assert [word["text"] for word in found[0]["words"]] == found[0]["text"].split()
+    (tmp_path / "whisperd.yaml").write_text("files: {long_form: timestamps}")
+    assert lines(whisperd("transcribe", "--json", two)[1])[0]["text"] == "turn on the kitchen light"
+    cut = ["turn on the kitchen", "turn on the"]
+    assert whisperd("transcribe", "--long-form", "vad", two)[1].splitlines() == cut
+    assert whisperd("transcribe", "--partials", two)[1].splitlines()[-1] == cut[-1]  # partials need utterances
+
+
+def test_partials_are_not_of_windows(whisperd: Whisperd, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        whisperd("transcribe", "--partials", "--long-form", "timestamps", KITCHEN)
+    assert left.value.code == 2
+    assert "leave one of them out" in capsys.readouterr().err
 
 
 def test_partials_as_text(whisperd: Whisperd) -> None:
@@ -234,6 +261,7 @@ from pathlib import Path
 import harness
 from daemon.commands import cli
 from daemon.core import pipeline
+from daemon.engines.thread import ThreadHost
 from daemon.microphone import capture as sound
 
 tokenizer_file, busy, *arguments = sys.argv[1:]
@@ -247,7 +275,7 @@ def work(*_):
         ones @ ones
 
 load = harness.scripted(Path(tokenizer_file), before=work if busy == "decoding" else None)
-pipeline.Pipeline.__init__.__defaults__ = (work if busy == "loading" else load,)
+pipeline.Pipeline.__init__.__defaults__ = (work if busy == "loading" else load, ThreadHost)
 sound.find_device = lambda device: "there is one"
 sys.exit(cli.main([arguments[0], "-c", os.devnull, *arguments[1:]]))
 """

@@ -126,6 +126,29 @@ async def test_every_format(tokenizer_file: Path) -> None:
         assert [each.token for each in unsure.logprobs] == plain.text.split()
 
 
+async def test_segments_by_timestamps(tokenizer_file: Path) -> None:
+    """A file of more than a window: every format has the spans of its texts."""
+    sections = {"files": {"long_form": "timestamps"}}
+    recording = ("ten.wav", file_of(20))
+    async with service(scripted(tokenizer_file, script=" ".join(map(str, range(400)))), sections) as daemon:
+        url = daemon.server.url
+        verbose = await transcribe(
+            url, file=recording, response_format="verbose_json", timestamp_granularities=["word", "segment"]
+        )
+        srt = await transcribe(url, file=recording, response_format="srt")
+        streamed = await post(url, [("file", recording), ("stream", "true")])
+    assert verbose.duration > 30
+    assert len(verbose.segments) > 1
+    times = [time for segment in verbose.segments for time in (segment.start, segment.end)]
+    assert times == sorted(times)
+    assert times[-1] <= verbose.duration
+    assert [word.word for word in verbose.words] == verbose.text.split()
+    starts = [word.start for word in verbose.words]
+    assert starts == sorted(starts)
+    assert srt.count(" --> ") == len(verbose.segments)
+    assert streamed.text.count("transcript.text.delta") == len(verbose.segments)
+
+
 async def test_a_stream_of_events(tokenizer_file: Path) -> None:
     async with service(scripted(tokenizer_file)) as daemon, stock(daemon.server.url) as made:
         events: list[Any] = [

@@ -24,6 +24,7 @@ from daemon.commands.output import OutputError
 from daemon.commands.terminal import Live
 from daemon.common.metrics import Metrics
 from daemon.core import pipeline
+from daemon.engines.thread import ThreadHost
 from daemon.microphone import capture, source
 from daemon.microphone.capture import MicrophoneError
 from daemon.microphone.source import Microphone
@@ -145,7 +146,7 @@ async def test_listening_in_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
+    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file), ThreadHost))
     task = asyncio.create_task(cli._listen(pipeline.Pipeline(Settings()), argparse.Namespace(device="pulse")))
     told = ""
 
@@ -183,7 +184,7 @@ async def test_listening_to_a_device_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file),))
+    monkeypatch.setattr(pipeline.Pipeline.__init__, "__defaults__", (scripted(tokenizer_file), ThreadHost))
     assert await cli._listen(pipeline.Pipeline(Settings()), argparse.Namespace(device="nowhere")) == 1
     assert "No input device matching 'nowhere': see `whisperd devices`" in capsys.readouterr().err
 
