@@ -10,7 +10,7 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -100,7 +100,7 @@ def _add_label(command: argparse.ArgumentParser) -> None:
     _normaliser_argument(command, "how to normalise transcripts")
     _device_argument(command)
     _filter_arguments(command)
-    command.set_defaults(run=_alone(_label))
+    command.set_defaults(run=_label)
 
 
 def _add_init(command: argparse.ArgumentParser) -> None:
@@ -160,7 +160,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         help="seed of the training order and of everything random (default: %(default)s)",
     )  # fmt: skip
     _device_argument(command)
-    command.set_defaults(run=_alone(_train))
+    command.set_defaults(run=_train)
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
@@ -310,26 +310,22 @@ def _corpus(options: argparse.Namespace) -> None:
     gather(options.out)
 
 
-def _alone(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-    """Return the command `run`, which then no other program runs with the same `--out` meanwhile."""
-
-    def alone(options: argparse.Namespace) -> None:
-        with only_writer(options.out):
-            run(options)
-
-    return alone
-
-
 def _label(options: argparse.Namespace) -> None:
-    from distillation.hearing import Transcriber
-    from distillation.label import Choice, Manner, account, digest, label, normaliser, picture
     from distillation.model import layout_of
-    from streaming.whisper.engine import WhisperEngine
 
     teacher = _checkpoint(options.teacher, "teacher")
     if options.language:
         layout_of(teacher, options.language)  # says that the teacher does not know it before hours of work do
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(options.out):
+        _write_labels(options, teacher)
+
+
+def _write_labels(options: argparse.Namespace, teacher: Checkpoint) -> None:
+    from distillation.hearing import Transcriber
+    from distillation.label import Choice, Manner, account, digest, label, normaliser, picture
+    from streaming.whisper.engine import WhisperEngine
+
     for number, source in enumerate(options.recordings):
         record(options.corpus, source, "train", number)
     for number, source in enumerate(options.dev):
@@ -431,7 +427,9 @@ def _train(options: argparse.Namespace) -> None:
     schedule = Schedule.of(options.steps, options.rate, 100, usual, options.cooldown, options.save_every, options.seed)
     comparable = normaliser(options.normaliser, teacher.directory / "normalizer.json")
     validate = validator(student, corpus, layout, comparable)
-    fit(objective, batches, schedule, options.out, validate, options.device, settings)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(options.out):
+        fit(objective, batches, schedule, options.out, validate, options.device, settings)
 
 
 def _export(options: argparse.Namespace) -> None:

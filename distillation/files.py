@@ -30,7 +30,6 @@ def only_writer(path: Path) -> Iterator[None]:
     Raises:
         InUseError: another one is writing it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

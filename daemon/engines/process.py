@@ -213,6 +213,7 @@ class ProcessHost:
         self._load = load
         self._audio = SharedAudio(settings.scheduler.batch)
         self._process: EngineProcess | None = None
+        self._processes: list[EngineProcess] = []  # of all lives whose end nobody has seen yet
         self._lives: set[asyncio.Task[None]] = set()
         self._slept = Sleep()  # in earlier lives
         self._up = asyncio.Event()  # it is loaded and warm, and can be given batches
@@ -249,14 +250,14 @@ class ProcessHost:
 
     def close(self) -> None:
         self._closed = True
-        if self._process is not None:
-            self._process.close()
+        for process in self._processes:
+            process.close()
 
     def ended(self, seconds: float) -> bool:
-        if self._process is not None and not self._process.ended(seconds):
-            self._process.kill()  # it hangs, and holds nothing that is not ours
-            return self._process.ended(seconds)
-        return True
+        for process in self._processes:
+            if not process.ended(seconds):
+                process.kill()  # it hangs, and holds nothing that is not ours
+        return all(process.ended(seconds) for process in self._processes)
 
     def gpu_memory(self) -> Mapping[str, GpuMemory]:
         return self._process.memory if self._process is not None else {}
@@ -264,6 +265,7 @@ class ProcessHost:
     async def _started(self) -> EngineProcess:
         """Start the process, and see to it that it is started again when it ends."""
         self._process = process = await EngineProcess.start(self._settings, self._audio, self._told)
+        self._processes.append(process)
         self._slept = self.sleep
         life = asyncio.create_task(self._live(process), name="engine's process")
         self._lives.add(life)
@@ -275,6 +277,7 @@ class ProcessHost:
         was_up = self._up.is_set()
         self._up.clear()  # before anybody whose batch was with it asks again
         how = await process.ending()
+        self._processes.remove(process)
         if self._closed or not was_up:  # whoever is starting it sees that it failed
             return
         _log.error("the engine's process ended (%s): it is started again, and what it was at runs again", how)

@@ -20,6 +20,7 @@ from small_school import made
 from distillation.cli import main
 from distillation.corpus import Clip, Corpus, evenly
 from distillation.distributions import Distributions
+from distillation.files import only_writer
 from distillation.hearing import Transcriber, with_margins
 from distillation.label import (
     Choice,
@@ -332,6 +333,16 @@ def test_a_language_that_the_teacher_does_not_know_is_refused_before_any_work(
     assert main(["label", *work, *recordings, "--language", "xx"]) == 1
     assert "cannot transcribe the language 'xx'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_another_program_writes_are_left_alone(
+    teacher: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.jsonl"
+    with only_writer(labels):
+        work = ["--teacher", str(teacher.directory), "--corpus", str(tmp_path / "corpus"), "--out", str(labels)]
+        assert main(["label", *work]) == 1
+    assert "is being written by another program" in capsys.readouterr().err
 
 
 def test_recordings_to_measure_on_may_come_later(teacher: Checkpoint, tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ async def test_a_client_is_told_each_final_once_although_the_engine_is_killed(
         assert len({final["id"] for final in finals}) == 3
         assert not mine.of("error")
         assert "whisperd_engine_restarts_total 3.0" in daemon.pipeline.metrics.text().decode()
+    assert await asyncio.to_thread(daemon.pipeline.ended)
 
 
 def test_where_an_engine_lives(load: LoadEngine, tokenizer_file: Path) -> None:
