@@ -18,8 +18,7 @@ from bench.table import circumstances, table
 from bench.word_errors import comparable, words
 from distillation.recordings import read_mono
 from distillation.scores import repeats
-from streaming.events import Final
-from streaming.events import LongForm as Way
+from streaming.events import Final, LongFormMethod
 from streaming.job import NEVER, SAMPLE_RATE, Job, Result, Waveform
 from streaming.long_form import LongForm
 from streaming.offline import listen, stop
@@ -67,7 +66,7 @@ class Work:
     seconds: float = 0.0
 
 
-def hear(engine: WhisperEngine, settings: SessionSettings, way: Way, audio: Waveform) -> Work:
+def hear(engine: WhisperEngine, settings: SessionSettings, way: LongFormMethod, audio: Waveform) -> Work:
     """Hear a recording.
 
     Args:
@@ -100,7 +99,7 @@ def hear(engine: WhisperEngine, settings: SessionSettings, way: Way, audio: Wave
     return work
 
 
-def row(who: str, way: Way, recordings: Sequence[Recording], works: Sequence[Work]) -> list[object]:
+def row(who: str, way: LongFormMethod, recordings: Sequence[Recording], works: Sequence[Work]) -> list[object]:
     """Return what is said of all recordings, heard in one way."""
     score = words([each.said for each in recordings], [work.text for work in works])
     again = sum(repeats(work.text, each.said, comparable()) for each, work in zip(recordings, works, strict=True))
@@ -125,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", default="tiny-en")
     parser.add_argument("--teacher", default="tiny-en")
     parser.add_argument("--recording", type=Path, nargs="+", default=[TALK, SENTENCES])
-    parser.add_argument("--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)))
+    parser.add_argument("--ways", nargs="+", choices=get_args(LongFormMethod), default=list(get_args(LongFormMethod)))
     parser.add_argument("--who", nargs="+", choices=("student", "teacher", "pair"), default=["student", "pair"])
     options = parser.parse_args(arguments)
     recordings = [Recording(" ".join(said_in(each)), read_mono(each)) for each in options.recording]

@@ -30,7 +30,7 @@ Packed = Literal["opus"]
 """Of packets in a container, which says itself what rate and channels they have."""
 
 
-LongForm = Literal["vad", "timestamps"]
+LongFormMethod = Literal["vad", "timestamps"]
 """How a recording is cut that no model hears at once: where nobody speaks, or by the timestamps of its text."""
 
 
@@ -88,7 +88,7 @@ class Start:
     vocabulary: Vocabulary = NO_VOCABULARY
     languages: tuple[str, ...] = ()
     separate: bool = False
-    long_form: LongForm = "vad"
+    long_form: LongFormMethod = "vad"
 
 
 @dataclass(frozen=True, slots=True)

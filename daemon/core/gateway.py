@@ -17,7 +17,7 @@ from daemon.core.hub import Outbox
 from daemon.core.neighbours import ModelInfo
 from daemon.core.pipeline import Pipeline
 from daemon.core.stream import Stream
-from streaming.events import LongForm, Start
+from streaming.events import LongFormMethod, Start
 
 
 class Gateway:
@@ -34,7 +34,7 @@ class Gateway:
         return self._pipeline.open_stream(start)
 
     @property
-    def long_form(self) -> LongForm:
+    def long_form(self) -> LongFormMethod:
         """How files are cut."""
         return self._pipeline.settings.files.long_form
 

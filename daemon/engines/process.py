@@ -254,10 +254,11 @@ class ProcessHost:
             process.close()
 
     def ended(self, seconds: float) -> bool:
-        for process in self._processes:
+        here = list(self._processes)  # the loop may go on, and see one end meanwhile
+        for process in here:
             if not process.ended(seconds):
                 process.kill()  # it hangs, and holds nothing that is not ours
-        return all(process.ended(seconds) for process in self._processes)
+        return all(process.ended(seconds) for process in here)
 
     def gpu_memory(self) -> Mapping[str, GpuMemory]:
         return self._process.memory if self._process is not None else {}

@@ -33,7 +33,7 @@ from daemon.common.errors import Fault
 from daemon.common.permissions import EVERYTHING
 from daemon.common.sources import check_name, check_pattern
 from streaming.confidence import ConfidenceSettings
-from streaming.events import LongForm
+from streaming.events import LongFormMethod
 from streaming.job import ALWAYS, NEVER
 from streaming.segment import SegmentSettings
 from streaming.session import SessionSettings
@@ -263,7 +263,7 @@ class PartialSettings(Section):
 
 
 class FileSettings(Section):
-    long_form: LongForm = "vad"
+    long_form: LongFormMethod = "vad"
 
 
 class SchedulerSettings(Section):
