@@ -32,6 +32,9 @@ _MOST_KEPT = 1024
 """Events that were sent and that a client may have missed all the same: more than a network holds."""
 
 
+_BEGIN = 'begin a new one with {"type":"start"}, and send again what has no final yet'
+
+
 class ResumableStream:
     """One stream, and what its client was sent of it.
 
@@ -40,6 +43,7 @@ class ResumableStream:
     Args:
         stream: the stream.
         seconds: how long it waits for its client; 0 for not at all.
+        token: the secret under which it is found again.
         leave: called once, when it is over.
 
     Attributes:
@@ -48,10 +52,10 @@ class ResumableStream:
         over: whether it can no longer be resumed.
     """
 
-    def __init__(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> None:
+    def __init__(self, stream: Stream, seconds: float, token: str, leave: Callable[[], None]) -> None:
         self.stream = stream
         self.seconds = seconds
-        self.token = secrets.token_urlsafe(32)
+        self.token = token
         self.code: int | None = None
         self.left = False
         self.over = False
@@ -143,16 +147,21 @@ class ResumableStream:
 
 
 class ResumableStreams:
-    """All streams that have a client, and those that wait for one."""
+    """All streams that have a client, and those that wait for one.
+
+    Each token begins with what all tokens of this run of the daemon begin with, and no others do: a client that a
+    balancer led to another daemon is told so.
+    """
 
     def __init__(self, readers: Readers, metrics: Metrics) -> None:
         self._readers = readers
         self._metrics = metrics
+        self._ours = f"{secrets.token_urlsafe(6)}."
         self._streams: dict[ResumableStream, bytes] = {}
 
     def begin(self, stream: Stream, seconds: float, leave: Callable[[], None]) -> ResumableStream:
         """Return a new stream as one that can be resumed. See the class `ResumableStream` for the arguments."""
-        resumable = ResumableStream(stream, seconds, leave)
+        resumable = ResumableStream(stream, seconds, self._ours + secrets.token_urlsafe(32), leave)
         self._streams[resumable] = _digest(resumable.token)
         resumable.greet()
         return resumable
@@ -163,6 +172,8 @@ class ResumableStreams:
         Raises:
             Fault: `cannot_resume`.
         """
+        if not token.startswith(self._ours):
+            raise _elsewhere()
         shown = _digest(token)
         # All are compared, each for the same time: how long this takes tells nothing about any of them.
         found = [
@@ -263,8 +274,15 @@ def _digest(token: str) -> bytes:
 def _gone() -> Fault:
     return Fault(
         "cannot_resume",
-        "no stream waits under this token: it is unknown, its time is up, or its stream has ended; begin "
-        'a new one with {"type":"start"}',
+        f"no stream waits under this token: it is unknown, its time is up, or its stream has ended; {_BEGIN}",
+        fatal=True,
+    )
+
+
+def _elsewhere() -> Fault:
+    return Fault(
+        "cannot_resume",
+        f"this token is from another daemon, or from before a restart of this one; {_BEGIN}",
         fatal=True,
     )
 

@@ -29,6 +29,7 @@ and for the goodbye. `shutdown.drain` must have room for both."""
 
 # Reason codes of MQTT 5. A 3.1.1 broker's few are translated into them by the library.
 _UNSUPPORTED_VERSION, _BAD_CLIENT_ID, _BAD_PASSWORD, _NOT_AUTHORISED, _BANNED, _BAD_TOPIC = 132, 133, 134, 135, 138, 144
+_TAKEN_OVER = 142
 _TOO_BIG, _QUOTA, _BAD_PAYLOAD, _NO_RETAIN, _NO_QOS = 149, 151, 153, 154, 155
 _UNSPECIFIED, _MALFORMED, _PROTOCOL_ERROR, _IMPLEMENTATION = 128, 129, 130, 131
 
@@ -330,6 +331,16 @@ def sentence(error: Exception) -> str:
             "mqtt.certificate?"
         )
     return str(error) or type(error).__name__
+
+
+def how_it_ended(reason: ReasonCode) -> str:
+    """Return why a broker ended a connection, and what to do where that is known."""
+    if reason.value in (_TAKEN_OVER, _UNSPECIFIED):  # mosquitto 2.0 says neither
+        why = "another client came with the same id"
+        if reason.value == _UNSPECIFIED:
+            why = "the broker gave no reason; if this comes again, another client may have the same id"
+        return f"the connection ended ({why}: give each daemon its own mqtt.topic or mqtt.client_id)"
+    return f"the connection ended ({str(reason).lower()})"
 
 
 def may_be_its_fault(reason: ReasonCode | None) -> bool:

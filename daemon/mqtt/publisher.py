@@ -43,6 +43,7 @@ from daemon.mqtt.client import (
     RefusedError,
     TooBigError,
     Version,
+    how_it_ended,
     is_too_big,
     make_client,
     may_be_its_fault,
@@ -251,7 +252,7 @@ class Mqtt:
             self._tls,
             self._version,
             # The same at each connection: the broker then ends an old one, and its will, before it lets us in.
-            identifier=settings.client_id or f"whisperd-{socket.gethostname()}",
+            identifier=settings.client_id or _client_id(settings.topic),
             will=aiomqtt.Will(self._topic("status"), "offline", qos=1, retain=True),
             max_queued_incoming_messages=_MOST_COMMANDS,
             logger=_library,
@@ -531,7 +532,7 @@ class Mqtt:
         return True
 
     def _lost(self, error: Exception, client: MqttClient) -> None:
-        said = sentence(error) if client.hung_up is None else f"the connection ended ({str(client.hung_up).lower()})"
+        said = sentence(error) if client.hung_up is None else how_it_ended(client.hung_up)
         new = True
         if client.flooded is not None:
             self._metrics.mqtt_bad_commands.inc()
@@ -597,6 +598,12 @@ def _entry(final: Final) -> Entry:
     assert final.id is not None, "the hub names every final"
     assert final.at is not None, "and says when it was"
     return Entry(final.id, final.source, final.at, to_json(final), final.text)
+
+
+def _client_id(topic: str) -> str:
+    """Return an id that differs between hosts, and between daemons of one host, which have different topics."""
+    usual = topic == MqttSettings.model_fields["topic"].default
+    return f"whisperd-{socket.gethostname()}" if usual else f"whisperd-{socket.gethostname()}-{topic.replace('/', '-')}"
 
 
 def _host() -> str:

@@ -222,15 +222,20 @@ class Process:
         return self.popen.wait(PATIENCE)
 
 
+WHISPERD = ("-m", "daemon.commands.cli")
+
+
 @contextmanager
-def process(tmp_path: Path, sections: dict[str, Any], **environment: str) -> Iterator[Process]:
-    """Once it is ready. Killed at the end, if the test has not ended it."""
+def process(
+    tmp_path: Path, sections: dict[str, Any], program: Sequence[str] = WHISPERD, **environment: str
+) -> Iterator[Process]:
+    """Once it is ready. Killed at the end, if the test has not ended it. program: what Python runs as `whisperd`."""
     log_file = tmp_path / "log"
     config = tmp_path / "whisperd.yaml"
     config.write_text(json.dumps({**sections, "server": {"port": 0, **sections.get("server", {})}}))  # JSON is YAML
     with open(log_file, "w") as log:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "daemon.commands.cli", "run", "-c", str(config)],
+            [sys.executable, *program, "run", "-c", str(config)],
             stderr=log,
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "STATE_DIRECTORY": str(tmp_path / "state"), **environment},
