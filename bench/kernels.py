@@ -2,7 +2,8 @@
 
 Prints a table: of each pass at fixed addresses the operations, how many of them are products, and the target. Nothing
 is timed, and no GPU is needed: what a GPU captures as graphs runs here on a processor, with random weights of a tiny
-width. A count depends on neither. The numbers are bfloat16, as on a GPU.
+width. A count depends on neither. The numbers are bfloat16; in float16 an encoder has one operation more for each
+layer, and a decoder as many.
 
 An operation is what PyTorch dispatches to a device; composite functions count as what they are made of. Left out is
 what launches nothing there: views, and memory that is only allocated. What a processor lacks, attention in pages, is

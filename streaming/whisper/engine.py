@@ -43,10 +43,10 @@ from streaming.whisper.half_precision import HalfLinear, halve, is_halved
 from streaming.whisper.hearing import LARGEST_BATCH, Hearing, LoadedModel, Runner, one_encoder
 from streaming.whisper.mel import LogMel
 from streaming.whisper.model import Decoder, Encoder, build_decoder, build_encoder, encoder_weights
-from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, half_gain
+from streaming.whisper.precision import LEAST_GAIN, bfloat16_gain, half_gain, usual_numbers
 from streaming.whisper.rows import Row
 from streaming.whisper.rules import LogitRules
-from streaming.whisper.weights import read_weights
+from streaming.whisper.weights import read_weights, stored_numbers
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +137,10 @@ class WhisperEngine:
             student: a shipped name, a directory, or a hub name.
             teacher: likewise; None for a student alone.
             device: "auto", "cpu", "cuda", "cuda:1"...
-            dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto": bfloat16
-                on a GPU; on a CPU mixed where that is measured to be faster, else float32, with a decoder's weights in
-                half precision where that is faster (`half_precision.py`).
+            dtype: "float32", "bfloat16", "float16", "mixed" (float32 with an encoder in bfloat16) or "auto": on a GPU
+                float16 or bfloat16, as the weights are (`usual_numbers`); on a CPU mixed where that is measured to be
+                faster, else float32, with a decoder's weights in half precision where that is faster
+                (`half_precision.py`).
             threads: how many the CPU may use; None for PyTorch's choice. Or a function that is asked before each batch,
                 given PyTorch's choice.
             graphs: whether batches are heard at fixed addresses, as CUDA graphs on a GPU; "auto" for only there, as a
@@ -155,10 +156,11 @@ class WhisperEngine:
         take_threads = partial(_take_threads, threads)
         take_threads()
         place = _device(device)
-        kind = _dtype(dtype, place)
+        _check_dtype(dtype)
         mixed = dtype == "mixed"
         first = open_checkpoint(student, "student")
         second = None if teacher is None else open_checkpoint(teacher, "teacher")
+        kind = _dtype(dtype, place, [first] if second is None else [first, second])
         if second is not None:
             require_same_vocabulary(first, second)
         hears = _load(first, "student", place, kind, None)
@@ -474,9 +476,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in _DTYPES:
+def _check_dtype(name: str) -> None:
+    if name != "auto" and name not in _DTYPES:
         raise ValueError(f"dtype must be auto, {', '.join(_DTYPES)}, got {name!r}")
-    return _DTYPES[name]
+
+
+def _dtype(name: str, device: torch.device, checkpoints: Iterable[Checkpoint]) -> torch.dtype:
+    if name != "auto":
+        return _DTYPES[name]
+    return usual_numbers(device.type, set[str]().union(*map(stored_numbers, checkpoints)))

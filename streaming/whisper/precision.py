@@ -3,15 +3,16 @@
 Owns the probes. Some processors multiply bfloat16 twice as fast as float32, others emulate it and are slower, and
 neither name nor flag tells which. The encoder is most of the work of a short command and runs once for a job, so a
 draft changes nothing in it. The decoder, which must say the same with any draft, sums in float32; its weights may have
-half precision (`half_precision.py`). On a GPU the decoder too is in half precision, but its logits need not be: those
-of bfloat16 are an eighth apart where the largest are. Knows nothing of jobs.
+half precision (`half_precision.py`). On a GPU the decoder too is in half precision, which of the two follows from the
+weights (`usual_numbers`). Its logits need not be: those of bfloat16 are an eighth apart where the largest are. Knows
+nothing of jobs.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 
 import torch
@@ -31,6 +32,26 @@ _POSITIONS = 250  # five seconds
 _STATES = (1, 16)
 _ROUNDS = 4
 _HOPELESS = 0.4
+
+
+_HALF = frozenset({"F16", "I8"})
+"""What float16 holds as it is: weights in 8 bits are rounded from it."""
+
+
+def usual_numbers(device: str, stored: Set[str]) -> torch.dtype:
+    """Return in which numbers models compute on a kind of device, where nobody chose.
+
+    A processor sums in float32. A GPU takes float16 where all weights are stored in it, or in 8 bits beside it: it has
+    three more bits for each weight than bfloat16, and the weights were in its range when they were stored. Else it
+    takes bfloat16, which has the range of float32.
+
+    Args:
+        device: "cpu", "cuda".
+        stored: what `stored_numbers` returns, of all models of an engine: they share what is the same.
+    """
+    if device == "cpu":
+        return torch.float32
+    return torch.float16 if "F16" in stored and stored <= _HALF else torch.bfloat16
 
 
 @torch.inference_mode()

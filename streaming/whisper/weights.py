@@ -89,6 +89,20 @@ def own_names(directory: Path) -> set[str]:
     return set(_shapes(directory))
 
 
+def stored_numbers(checkpoint: Checkpoint) -> set[str]:
+    """Return in which numbers a model's weights lie in their files, shared ones too, by safetensors' names (F16, I8).
+
+    The scales of weights in 8 bits are left out.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    numbers = _numbers(checkpoint.directory)
+    if checkpoint.lender is not None:
+        numbers |= {name: kind for name, kind in _numbers(checkpoint.lender).items() if _lent(name, numbers)}
+    return set(numbers.values())
+
+
 def same_encoder(ours: Checkpoint, theirs: Checkpoint) -> bool:
     """Return whether two encoders' weights are the same, to the last bit of the coarser of the two.
 
@@ -158,14 +172,21 @@ def _expanded(weight: Tensor, scale: Tensor | None, name: str, file: Path) -> Te
 
 
 def _shapes(directory: Path) -> dict[str, list[int]]:
-    shapes: dict[str, list[int]] = {}
+    return {name: header.get_shape() for name, header in _headers(directory)}
+
+
+def _numbers(directory: Path) -> dict[str, str]:
+    return {name: header.get_dtype() for name, header in _headers(directory)}
+
+
+def _headers(directory: Path) -> Iterator[tuple[str, Any]]:
+    """What the files tell of each tensor but the scales, without reading it."""
     for file in weight_files(directory):
         with _opened(file) as weights:
             names = set(weights.keys())
             for name in names:
                 if not (name.endswith(SCALE) and name.removesuffix(SCALE) in names):
-                    shapes[name.removeprefix("model.")] = weights.get_slice(name).get_shape()
-    return shapes
+                    yield name.removeprefix("model."), weights.get_slice(name)
 
 
 def _encoder_places(checkpoint: Checkpoint) -> dict[str, Path]:

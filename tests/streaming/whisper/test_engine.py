@@ -305,8 +305,10 @@ def test_how_many_threads_there_may_be_is_asked_before_each_batch(english: Pair)
     assert len(set(asked)) == 1
 
 
-def test_lower_precision_runs(english: Pair) -> None:
-    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu", dtype="bfloat16")
+@pytest.mark.parametrize("graphs", ["off", "on"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_runs(english: Pair, dtype: str, graphs: Literal["off", "on"]) -> None:
+    engine = WhisperEngine.load(str(english.student), str(english.teacher), "cpu", dtype=dtype, graphs=graphs, batch=2)
     (result,) = engine.run([Job(murmur(1, 3), ask_teacher_below=ALWAYS, times=True, max_tokens=8)])
     assert result.error is None
     assert result.tokens
