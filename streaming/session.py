@@ -131,6 +131,7 @@ class Session:
         partials: whether partials are wanted.
         words: whether the words of finals are wanted.
         vocabulary: asked for each job, returns the phrases that are to be heard.
+        spacing: returns how many times their interval partials are apart at the moment.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Session:
         partials: bool = True,
         words: bool = False,
         vocabulary: Callable[[], Vocabulary] = lambda: NO_VOCABULARY,
+        spacing: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.source = source
         self.settings = settings
@@ -155,6 +157,7 @@ class Session:
         self._partials = partials
         self._words = words
         self._vocabulary = vocabulary
+        self._spacing = spacing
         self._recent = RecentAudio()
         self._segmenter = Segmenter(settings.segment)
         self._utterance: _Utterance | None = None
@@ -345,7 +348,8 @@ class Session:
             return False
         if utterance.partial_end is None:
             return segment.audio_end - segment.start >= self.settings.first_partial * SAMPLE_RATE
-        return segment.audio_end - utterance.partial_end >= self.settings.partial_interval * SAMPLE_RATE
+        interval = self.settings.partial_interval * self._spacing()
+        return segment.audio_end - utterance.partial_end >= interval * SAMPLE_RATE
 
     def _partial_job(self) -> Job:
         utterance, segment = self._utterance, self._segmenter.open

@@ -373,6 +373,26 @@ def test_the_first_partial_is_due_soon_and_the_next_each_interval(text: Text, en
     assert len(ends) >= 5
 
 
+def test_the_next_partial_is_due_later_while_they_are_further_apart_and_the_first_is_not(
+    text: Text, encode: Callable[[str], Tokens]
+) -> None:
+    spacing = 4.0
+    stream = Stream(text, script((0, 1), (0.9, 9)), options={"spacing": lambda: spacing})
+    ends = []
+    for _ in range(220):
+        stream.hear(0.032, sizes=(512,))
+        if stream.session.pending() == "partial":
+            stream.answer(encode("turn on"))
+            ends.append(stream.of(Partial)[-1].end)
+            if len(ends) == 3:
+                spacing = 1.0
+    assert ends[0] - 1 == pytest.approx(0.3, abs=0.07)
+    gaps = [later - earlier for earlier, later in pairwise(ends)]
+    assert gaps[:2] == pytest.approx([2.0, 2.0], abs=0.04)
+    assert len(gaps) > 2
+    assert gaps[2:] == pytest.approx([0.5] * (len(gaps) - 2), abs=0.04)
+
+
 def test_a_partial_covers_the_newest_audio_and_drafts_from_the_last(
     text: Text, encode: Callable[[str], Tokens]
 ) -> None:
