@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 # Pinned, pip takes a CPU build of torch; see constraints.txt.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # What the tests' real parts need: a broker, PortAudio with a sound server that needs no hardware, systemd's own checker,
-# a browser, and what tells the recipe's voices how English is said.
+# a browser, a balancer, and what tells the recipe's voices how English is said.
 TEST_PACKAGES := mosquitto mosquitto-clients curl libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins systemd openssl \
-	chromium espeak-ng
+	chromium espeak-ng haproxy
 
-.PHONY: help demo run test check fuzz audit docs format clean
+.PHONY: help demo run cluster test check fuzz audit docs format clean
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
@@ -18,6 +18,11 @@ demo: $(VENV)/.run ## a recording becomes live text through the real daemon
 
 run: $(VENV)/.run ## the service, with config/whisperd.yaml
 	$(BIN)/whisperd run -c config/whisperd.yaml
+
+cluster: $(VENV)/.run ## a Ray cluster on this machine, with the engines of config/serve.yaml (docs/scale.md)
+	$(PIP) -e '.[ray]'
+	$(BIN)/ray status >/dev/null 2>&1 || $(BIN)/ray start --head --disable-usage-stats
+	$(BIN)/serve deploy config/serve.yaml
 
 # Two tests at a time have a core each: with more threads, those of one would spin while the other's have the cores.
 test: system-packages $(VENV)/.test ## ruff, mypy, and every test
@@ -54,7 +59,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 # Some stock clients ask for other versions than the service runs with: they get a folder of their own.
 CLIENTS := tests/daemon/dialects/clients.txt
 $(VENV)/.test: $(VENV)/.run $(CLIENTS)
-	$(PIP) -e '.[mic,zeroconf,distill,voices,test]'
+	$(PIP) -e '.[mic,zeroconf,ray,distill,voices,test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/clients -r $(CLIENTS)
 	touch $@
 

@@ -28,17 +28,30 @@ from typing import Any
 import aiomqtt
 from websockets.exceptions import WebSocketException
 
+from daemon.common.errors import ServiceError
 from daemon.common.permissions import exposed, is_local, wyoming_remark
 from daemon.endpoints import zeroconf
+from daemon.engines.cluster.host import look_at_cluster
+from daemon.engines.persistence import LostBatchError
 from daemon.home_assistant.source import NamesError, ask_names, reason
 from daemon.mqtt.client import RefusedError, Version, make_client, older_version_wanted, sentence, tls_context
-from daemon.settings.schema import HomeAssistantSettings, ModelSettings, MqttSettings, ServerSettings, WyomingSettings
+from daemon.settings.schema import (
+    HomeAssistantSettings,
+    ModelSettings,
+    MqttSettings,
+    ServerSettings,
+    Settings,
+    WyomingSettings,
+)
 from daemon.settings.secrets import secret_trouble
 
 _GUESSABLE = 16
 
 _PATIENCE = 10.0
 """Seconds that something on the network may take."""
+
+_CLUSTER_PATIENCE = 60.0
+"""Seconds that a cluster may take to answer: its library waits long for one that is not there."""
 
 
 class ProbeError(Exception):
@@ -315,6 +328,27 @@ def _device(wanted: str, threads: int | None) -> str:
     idle = Path("/dev/nvidiactl").exists() and wanted == "auto"
     remark = "; a GPU is here, but this torch cannot use it: install its CUDA build" if idle else ""
     return f"cpu, {threads or torch.get_num_threads()} threads ({known}){remark}"
+
+
+def cluster(settings: Settings) -> str:
+    """Check that the cluster's application answers, with as many replicas as are expected. It loads Ray.
+
+    Raises:
+        ProbeError: it does not.
+    """
+    engine = settings.engine
+    place = f"{engine.application} at {engine.address}"
+    try:
+        joined = _within(_CLUSTER_PATIENCE, lambda: asyncio.run(look_at_cluster(settings)))
+    except (ServiceError, LostBatchError, OSError, TimeoutError) as error:
+        raise ProbeError(f"{error}; the service starts without it, is not ready, and keeps trying") from None
+    said = f"{place}: {joined.replicas.running} replicas run ({joined.description.models})"
+    if joined.replicas.running < engine.replicas:
+        raise ProbeError(
+            f"{said}, and engine.replicas expects {engine.replicas}: see `serve status`, and in `ray status` whether "
+            "machines are missing"
+        )
+    return said
 
 
 def house(settings: HomeAssistantSettings, token: str) -> str:

@@ -423,11 +423,14 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
             checks.Probe(" ".join(dict.fromkeys(("microphone", each.source))), partial(find_device, each.device))
             for each in settings.all_microphones
         ),
-        checks.Probe("device", lambda: checks.devices(settings.models)),
-        checks.Probe("models", lambda: describe_models(settings)),
     ]
     if not settings.all_microphones:
-        probes.insert(-2, checks.Probe("microphone", partial(checks.no_microphone, input_devices)))
+        probes.append(checks.Probe("microphone", partial(checks.no_microphone, input_devices)))
+    if settings.engine.backend == "ray":  # devices and models are its machines'
+        probes.append(checks.Probe("cluster", lambda: checks.cluster(settings)))
+    else:
+        probes.append(checks.Probe("device", lambda: checks.devices(settings.models)))
+        probes.append(checks.Probe("models", lambda: describe_models(settings)))
     answers = []
     for answer in checks.ask(probes):
         answers.append(answer)

@@ -113,6 +113,67 @@ class _Gpus(Collector):
         yield family
 
 
+class ReplicaUse(NamedTuple):
+    """What a replica of a cluster has done for this daemon.
+
+    Attributes:
+        jobs: it brought results for.
+        batches: they were in.
+        seconds: that its engine took.
+        wire: seconds that batches were on their way there and back, or waited for it.
+    """
+
+    jobs: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    wire: float = 0.0
+
+
+class ClusterUse(NamedTuple):
+    """What came of the batches that went to a cluster.
+
+    Attributes:
+        running: replicas that take batches.
+        lost: batches that nothing came of, and that ran again.
+        replicas: what each did, by its name.
+    """
+
+    running: int
+    lost: int
+    replicas: Mapping[str, ReplicaUse]
+
+
+class _Cluster(Collector):
+    """The replicas of a cluster. Where engines are on this machine there is no series."""
+
+    declared = (
+        Declared("whisperd_cluster_replicas", "gauge", (), "Replicas of the cluster that take batches"),
+        Declared("whisperd_cluster_lost_batches_total", "counter", (),
+                 "Batches that were lost with a replica or the link, and ran again"),
+        Declared("whisperd_cluster_jobs_total", "counter", ("replica",), "Jobs that a replica brought results for"),
+        Declared("whisperd_cluster_batches_total", "counter", ("replica",), "Batches that a replica ran"),
+        Declared("whisperd_cluster_engine_seconds_total", "counter", ("replica",), "Seconds that its engine ran"),
+        Declared("whisperd_cluster_wire_seconds_total", "counter", ("replica",),
+                 "Seconds that batches were on their way to a replica and back, or waited for it"),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.read: Callable[[], ClusterUse | None] = lambda: None
+
+    def collect(self) -> Iterable[Metric]:
+        use = self.read()
+        if use is None:
+            return
+        running, lost, *by_replica = self.declared
+        yield GaugeMetricFamily(running.name, running.help, use.running)
+        yield CounterMetricFamily(lost.name, lost.help, use.lost)
+        for place, declared in enumerate(by_replica):
+            family = CounterMetricFamily(declared.name, declared.help, labels=declared.labels)
+            for name, each in use.replicas.items():
+                family.add_metric((name,), each[place])
+            yield family
+
+
 class Metrics:
     """All metrics, in a registry of their own, so that several services can live in one process.
 
@@ -124,7 +185,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
-        declared = self.declared = [_Drops.declared, _Gpus.declared]
+        declared = self.declared = [_Drops.declared, _Gpus.declared, *_Cluster.declared]
 
         def counter(name: str, help: str, *labels: str) -> Counter:
             declared.append(Declared(f"whisperd_{name}_total", "counter", labels, help))
@@ -147,6 +208,8 @@ class Metrics:
         ProcessCollector(registry=registry)  # memory, descriptors, CPU time
         self.gpus = _Gpus()
         registry.register(self.gpus)
+        self.cluster = _Cluster()
+        registry.register(self.cluster)
 
         self.ready = gauge("ready", "1 while /readyz reports ready")
         self.asleep = gauge("models_asleep", "1 while the models are put away (models.unload_after)")
@@ -202,7 +265,7 @@ class Metrics:
         )
         self.batch_size = histogram("batch_size", "Jobs in a batch", _BATCHES)
         self.batch_seconds = histogram("batch_seconds", "Time that the engine took for a batch", _SECONDS)
-        self.engines = gauge("engines", "Engines, one per device")
+        self.engines = gauge("engines", "Engines that take batches: one per device, or per replica of a cluster")
         self.engine_busy_seconds = reading(
             "engine_busy_seconds", "Total time that the engines have worked, including batches in progress"
         )
@@ -226,6 +289,12 @@ class Metrics:
         self.partial_lag = histogram(
             "partial_lag_seconds", "Time from the newest sample in a partial to its publication", _SECONDS
         )
+        self.partial_spacing = gauge(
+            "partial_spacing",
+            "How many times partials.interval the partials of a stream are apart: more than 1 where models that hear "
+            "their whole window each time cannot keep up",
+        )
+        self.partial_spacing.set(1)
         self.finals = counter("finals", "Finals published", "model")
         self.final_latency = histogram(
             "final_latency_seconds", "Time from the end of speech to the publication of the final", _SECONDS

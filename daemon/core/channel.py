@@ -134,7 +134,7 @@ class Channel:
         self, settings: SessionSettings, language: str | None, languages: tuple[str, ...]
     ) -> Session | LongForm:
         start, model = self._start, self._shared.model
-        make: Callable[..., Session | LongForm] = partial(Session, partials=start.partials)
+        make: Callable[..., Session | LongForm] = partial(Session, partials=start.partials, spacing=self._spacing)
         if start.long_form == "timestamps" and model.text.first_timestamp is not None:
             make = partial(LongForm, longest=model.longest)
         return make(
@@ -147,6 +147,9 @@ class Channel:
             words=start.words,
             vocabulary=self._vocabulary,
         )
+
+    def _spacing(self) -> float:
+        return 1.0 if self._shared.spacing is None else self._shared.spacing.factor
 
     def _vocabulary(self) -> Vocabulary:
         """Return the phrases of the moment: the stream's own, and those of its source and of the channel's."""

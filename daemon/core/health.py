@@ -31,6 +31,7 @@ class Health:
         stall: seconds that a batch may take.
         metrics: count the canaries that failed.
         resting: returns whether the models were put away, or are being loaded again: nothing is decoded then.
+        away: returns why there is no engine to decode anything, or None if there is one.
 
     Attributes:
         warm: whether the service has started; the service sets it.
@@ -46,6 +47,7 @@ class Health:
         stall: float,
         metrics: Metrics,
         resting: Callable[[], bool] = lambda: False,
+        away: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.warm = False
         self.first = asyncio.Event()
@@ -55,7 +57,8 @@ class Health:
         self._interval = interval
         self._stall = stall
         self._metrics = metrics
-        self._resting = resting
+        self._asleep = resting
+        self._away = away
         self._rested = 0.0  # when it was last seen to rest (`time.monotonic`)
         self._due = False
         self._since = time.monotonic()
@@ -67,6 +70,8 @@ class Health:
         """Return why no stream should be sent here, or None when ready."""
         if self.stopping:
             return "shutting down"
+        if (trouble := self._away()) is not None:
+            return trouble
         if not self.warm:
             return "warming up"
         if not self.getting_on:
@@ -83,6 +88,10 @@ class Health:
         # A batch that loaded the models first has only worked since then.
         hangs = since is not None and time.monotonic() - max(since, self._rested) > self._stall
         return not hangs and self._silence() <= self._interval + self._stall
+
+    def _resting(self) -> bool:
+        """Return whether there is nothing that could decode."""
+        return self._asleep() or self._away() is not None
 
     async def run(self) -> None:
         """Decode the canary at once, and then whenever nothing was decoded for the interval; until cancelled."""

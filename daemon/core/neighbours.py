@@ -12,6 +12,7 @@ from daemon.common.sources import Sources
 from daemon.core.detection import SpeechDetection
 from daemon.core.hub import Hub
 from daemon.core.scheduler import Scheduler
+from daemon.core.spacing import Spacing
 from daemon.core.vocabularies import SourceVocabularies
 from streaming.session import SessionSettings
 from streaming.text import Text
@@ -44,6 +45,7 @@ class Neighbours:
     Attributes:
         backlog: seconds of audio that may wait for finals before reading pauses.
         detection: looks at the frames of all streams together; None where each looks at its own at once.
+        spacing: how far apart partials are; None where they keep their interval.
     """
 
     model: ModelInfo
@@ -56,3 +58,4 @@ class Neighbours:
     vocabularies: SourceVocabularies
     metrics: Metrics
     detection: SpeechDetection | None = None
+    spacing: Spacing | None = None

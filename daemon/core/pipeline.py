@@ -20,10 +20,11 @@ from daemon.core.detection import SpeechDetection
 from daemon.core.hub import Hub
 from daemon.core.neighbours import ModelInfo, Neighbours
 from daemon.core.scheduler import Scheduler
+from daemon.core.spacing import Spacing
 from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
 from daemon.engines.host import MakeHost
-from daemon.engines.life import LoadEngine
+from daemon.engines.life import Loaded, LoadEngine
 from daemon.engines.load import load_engine
 from daemon.engines.thread import ThreadHost
 from daemon.settings.schema import Settings
@@ -51,12 +52,21 @@ class Pipeline:
         self._configure_vocabularies()
         self.hub = Hub(settings.subscribers.queue, settings.subscribers.replay, self.metrics)
         self._hosts = [make_host(each, load) for each in settings.for_each_device()]
-        self.scheduler = Scheduler([host.worker for host in self._hosts], settings.scheduler.batch, self.metrics)
+        self._spacing = Spacing(settings.partials.interval)
+        self.scheduler = Scheduler(
+            [worker for host in self._hosts for worker in host.workers],
+            settings.scheduler.batch,
+            self.metrics,
+            self._spacing,
+        )
+        for host in self._hosts:
+            host.watch(self._engines_changed)
         self.detection = SpeechDetection()
         self.metrics.asleep.set_function(lambda: self.asleep)
         self.metrics.wakes.set_function(lambda: sum(host.sleep.times for host in self._hosts))
         self.metrics.waking_seconds.set_function(lambda: sum(host.sleep.seconds for host in self._hosts))
         self.metrics.engine_restarts.set_function(lambda: sum(host.restarts for host in self._hosts))
+        self.metrics.cluster.read = lambda: self._hosts[0].cluster()
         self._longest: float | None = None  # seconds that the models hear
         self._shared: Neighbours | None = None
         self._warm = asyncio.Event()
@@ -78,17 +88,10 @@ class Pipeline:
         self._count(await asyncio.gather(*(host.warm() for host in self._hosts)))
         # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
         Detector(self.settings.vad_settings())
-        devices = ", ".join(each.device for each in engines)
-        model = ModelInfo(
-            engine.student,
-            engine.teacher,
-            devices,
-            engine.languages,
-            Text(engine.tokenizer_file, engine.eot),
-            engine.contexts[-1],
-            tuple(self.settings.models.languages),
-        )
-        self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
+        model = self._model_info(engines, Text(engine.tokenizer_file, engine.eot))
+        widens = len(engine.contexts) == 1  # with shorter windows what is short takes little
+        if widens:
+            self.metrics.partial_spacing.set_function(lambda: self._spacing.factor)
         self._shared = Neighbours(
             model=model,
             session=self.settings.session_settings(),
@@ -100,9 +103,34 @@ class Pipeline:
             vocabularies=self.vocabularies,
             metrics=self.metrics,
             detection=self.detection,
+            spacing=self._spacing if widens else None,
         )
         self._warm.set()
         return model
+
+    def _model_info(self, engines: Sequence[Loaded], text: Text) -> ModelInfo:
+        engine = engines[0]
+        devices = ", ".join(each.device for each in engines)
+        model = ModelInfo(
+            engine.student,
+            engine.teacher,
+            devices,
+            engine.languages,
+            text,
+            engine.contexts[-1],
+            tuple(self.settings.models.languages),
+        )
+        self.metrics.build.clear()
+        self.metrics.build.labels(our_version() or "", model.student, model.teacher or "", model.device).set(1)
+        return model
+
+    def _engines_changed(self) -> None:
+        """An engine takes batches that did not, or there are other models of the same vocabulary: say so, and go on."""
+        self.scheduler.look_again()
+        loaded = [host.loaded for host in self._hosts]
+        if self._shared is not None and all(loaded):
+            model = self._model_info([each for each in loaded if each], self._shared.model.text)
+            self._shared = replace(self._shared, model=model)
 
     def _count(self, captured: Sequence[Captured]) -> None:
         self.metrics.graphs.set(sum(each.graphs for each in captured))
@@ -122,6 +150,7 @@ class Pipeline:
         Detector(settings.vad_settings())  # as at the start
         self.settings = settings
         self._configure_vocabularies()
+        self._spacing.interval = settings.partials.interval
         self._shared = replace(
             self._shared,
             session=settings.session_settings(),
@@ -171,6 +200,17 @@ class Pipeline:
     def waking(self) -> bool:
         """Whether models that were put away are being loaded again."""
         return any(host.sleep.waking for host in self._hosts)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no engine can run anything now; None if one can."""
+        troubles = [host.trouble for host in self._hosts]
+        return "; ".join(each for each in troubles if each) if all(troubles) else None
+
+    @property
+    def remark(self) -> str | None:
+        """What is not as it should be with the engines, though they run; None if all is well."""
+        return "; ".join(each for host in self._hosts if (each := host.remark)) or None
 
     async def unload(self) -> None:
         """Put the models away until the next job."""

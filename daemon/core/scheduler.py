@@ -22,9 +22,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from daemon.common.metrics import Metrics
+from daemon.core.spacing import Spacing
 from daemon.engines.batch import Failure, RaisedThereError, Ran
 from daemon.engines.worker import Worker
 from streaming.job import ALWAYS, NEVER, Job, Result
@@ -88,6 +89,18 @@ _IN_FLIGHT = 2
 _Decided = tuple[SchedulerClient, Job, Result]
 
 
+class _Batch(NamedTuple):
+    """Jobs of one kind that an engine is to run together.
+
+    Attributes:
+        jobs: with whose they are.
+        due: since when (`time.monotonic`) the oldest of them waits, if they are partials.
+    """
+
+    jobs: Sequence[tuple[SchedulerClient, Job]]
+    due: float | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Turn:
     """What an engine does between two looks at who waits.
@@ -97,12 +110,14 @@ class _Turn:
         jobs: what it runs; none where all is known already.
         decide: returns what of their results is for their streams.
         of_teacher: whether it is the teacher's.
+        due: see `_Batch`.
     """
 
     clients: set[SchedulerClient]
     jobs: list[Job]
     decide: Callable[[list[Result]], list[_Decided]]
     of_teacher: bool = False
+    due: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,18 +140,20 @@ class Scheduler:
         workers: the engines.
         batch: the most jobs at once.
         metrics: count jobs, batches and tokens.
+        spacing: is told how long partials take; None if nobody wants to know.
 
     Attributes:
         decoded_at: when a batch last succeeded (`time.monotonic`); None before the first.
         used_at: when a job of a stream was last taken (`time.monotonic`); None before the first.
     """
 
-    def __init__(self, workers: Sequence[Worker], batch: int, metrics: Metrics) -> None:
+    def __init__(self, workers: Sequence[Worker], batch: int, metrics: Metrics, spacing: Spacing | None = None) -> None:
         self.decoded_at: float | None = None
         self.used_at: float | None = None
         self._workers = workers
         self._batch = batch
         self._metrics = metrics
+        self._spacing = spacing
         self._busy: dict[Worker, float] = {}  # since when (`time.monotonic`)
         self._in_flight: Counter[Worker] = Counter()  # batches
         # Those in a batch that runs, in one whose results are not delivered, or unsure; and the engine that has them.
@@ -151,7 +168,7 @@ class Scheduler:
         self._too_many: float = math.inf  # jobs at once that were seen not to fit into memory, the fewest
         self._worked = 0.0  # seconds, of batches that are over
         self._told = 0.0  # seconds that were told, with those of batches that ran
-        metrics.engines.set(len(workers))
+        metrics.engines.set_function(lambda: sum(worker.open for worker in workers))
         metrics.engine_busy_seconds.set_function(lambda: self.busy_seconds)
         for kind in _KINDS:
             metrics.jobs_waiting.labels(kind).set_function(partial(len, self._waiting[kind]))
@@ -221,6 +238,10 @@ class Scheduler:
         for kind in _KINDS:
             self._waiting[kind].pop(client, None)
 
+    def look_again(self) -> None:
+        """Look at who waits: an engine may be open that was not."""
+        self._work.set()
+
     # --- the loop --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -246,6 +267,8 @@ class Scheduler:
             if running and await self._over(worker, running):
                 first = running.popleft()
                 brought = first.turn.decide(await self._finish(first.ran) if first.ran is not None else [])
+                if self._spacing is not None and first.turn.due is not None:
+                    self._spacing.took(time.monotonic() - first.turn.due)
 
     async def _over(self, worker: Worker, running: Sequence[_Running]) -> bool:
         """Wait until the first turn that runs is over, or another may be begun, and return whether it is over."""
@@ -267,13 +290,14 @@ class Scheduler:
         While it runs something, that is a full batch or nothing: whoever comes meanwhile would rather be in a batch
         that is begun when this one is over than behind another.
         """
-        if running and not (worker.ahead and len(running) < _IN_FLIGHT):
+        if not worker.open or (running and not (worker.ahead and len(running) < _IN_FLIGHT)):
             return None
-        batch = self._take(worker, ahead=bool(running)) if asked or not self._unsure else []
-        if batch:
+        batch = self._take(worker, ahead=bool(running)) if asked or not self._unsure else None
+        if batch is not None:
             apart = worker.teacher_apart()
-            jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch]
-            return _Turn({client for client, _ in batch}, jobs, partial(self._heard, batch, apart))
+            jobs = [replace(job, ask_teacher_below=NEVER) if apart else job for _, job in batch.jobs]
+            clients = {client for client, _ in batch.jobs}
+            return _Turn(clients, jobs, partial(self._heard, batch.jobs, apart), due=batch.due)
         if not self._unsure or running:
             return None
         unsure = self._unsure.popleft()
@@ -317,7 +341,7 @@ class Scheduler:
                 self._away.pop(client, None)
         self._work.set()  # what these wait for may be taken now
 
-    def _take(self, worker: Worker, *, ahead: bool) -> list[tuple[SchedulerClient, Job]]:
+    def _take(self, worker: Worker, *, ahead: bool) -> _Batch | None:
         """Return the next batch, all of one kind, so that no final waits for a partial's decoding.
 
         Args:
@@ -328,22 +352,25 @@ class Scheduler:
             if ahead:
                 free = sum(1 for client in self._waiting[kind] if client not in self._away)
                 if 0 < free < self._batch:
-                    return []
+                    return None
             batch: list[tuple[SchedulerClient, Job]] = []
+            due: float | None = None
             while (client := self._next(kind, worker, ahead)) is not None and len(batch) < self._batch:
-                del self._waiting[kind][client]
+                since = self._waiting[kind].pop(client)
                 job = self._guarded(client, client.next_job)
                 if job is None:
                     continue
                 batch.append((client, job))
+                if kind == "partial" and due is None:  # whoever waits longest is first
+                    due = since
                 if client not in self._background:
                     self.used_at = time.monotonic()
                 self._metrics.jobs.labels(kind).inc()
                 self.schedule(client)  # behind the others, if it has more
             if batch:
                 self._away.update((client, worker) for client, _ in batch)
-                return batch
-        return []
+                return _Batch(batch, due)
+        return None
 
     def _next(self, kind: Kind, worker: Worker, ahead: bool) -> SchedulerClient | None:
         """Return the client that waits longest and may be with this engine next.

@@ -89,7 +89,8 @@ class Pages:
 
     Args:
         unready: returns why the service is not ready, or None.
-        asleep: returns whether the models were put away, and are loaded again when somebody speaks.
+        remark: returns what is to be said of a service that is ready ("asleep": the models are loaded again when
+            somebody speaks), or None.
         metrics: returns the exposition of the metrics.
         metrics_type: the content type of the exposition.
         sources: returns the sources that one may read, as JSON.
@@ -100,7 +101,7 @@ class Pages:
     def __init__(
         self,
         unready: Callable[[], str | None],
-        asleep: Callable[[], bool],
+        remark: Callable[[], str | None],
         metrics: Callable[[], bytes],
         metrics_type: str,
         sources: Callable[[MayRead], bytes],
@@ -108,7 +109,7 @@ class Pages:
         model: Callable[[str], tuple[int, bytes]] | None = None,
     ) -> None:
         self._unready = unready
-        self._asleep = asleep
+        self._remark = remark
         self._metrics = metrics
         self._metrics_type = metrics_type
         self._sources = sources
@@ -138,9 +139,10 @@ class Pages:
                 return Page(HTTPStatus.OK, b"alive\n")
             case "/readyz":
                 reason = self._unready()
-                if reason is None:
-                    return Page(HTTPStatus.OK, b"ready, asleep\n" if self._asleep() else b"ready\n")
-                return Page(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
+                if reason is not None:
+                    return Page(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
+                remark = self._remark()
+                return Page(HTTPStatus.OK, f"ready, {remark}\n".encode() if remark else b"ready\n")
             case "/metrics":
                 return Page(HTTPStatus.OK, self._metrics(), self._metrics_type)
             case "/v1/stream" | "/v1/events":

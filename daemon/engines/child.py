@@ -2,9 +2,9 @@
 
 Owns that program. It ends when whoever started it is gone, at once, whatever the engine does. Knows nothing of streams.
 
-    python -m daemon.engines.child SOCKET AUDIO BATCH LEVEL FORMAT
+    python -m daemon.engines.child SOCKET AUDIO BATCH PLACES LEVEL FORMAT
         SOCKET, AUDIO: descriptors, of the socket and of the memory that is shared
-        BATCH: the most jobs in a batch; LEVEL, FORMAT: of the log
+        BATCH, PLACES: the most jobs in a batch, and batches in that memory; LEVEL, FORMAT: of the log
 """
 
 from __future__ import annotations
@@ -79,13 +79,29 @@ class Child:
         self._connection.sendall(framed(message))
 
 
-def main(arguments: Sequence[str]) -> None:
-    descriptor, audio, batch, level, form = arguments
-    # Whoever stops the service sends these to all of its processes; but this one ends after its service has.
+def begin(arguments: Sequence[str]) -> tuple[socket.socket, SharedAudio]:
+    """Begin the life of such a process: its log, and what it leaves to its service.
+
+    Args:
+        arguments: as above.
+
+    Returns:
+        The socket, and the memory that is shared.
+    """
+    descriptor, audio, batch, places, level, form = arguments
+    outlive_signals()
+    to_stderr(level, service_environment().journal, cast(Format, form))
+    return socket.socket(fileno=int(descriptor)), SharedAudio(int(batch), int(places), int(audio))
+
+
+def outlive_signals() -> None:
+    """Ignore what whoever stops the service sends to all of its processes: this one ends after its service has."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    to_stderr(level, service_environment().journal, cast(Format, form))
-    child = Child(socket.socket(fileno=int(descriptor)), SharedAudio(int(batch), int(audio)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    child = Child(*begin(arguments))
     try:
         child.run()
     except ConnectionError:

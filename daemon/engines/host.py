@@ -1,4 +1,4 @@
-"""Where an engine lives: in a thread of this process, or in a process of its own.
+"""Where an engine lives: in a thread of this process, in a process of its own, or on a cluster.
 
 Owns the choice, and what both have in common. Knows nothing of jobs, or of who waits for them.
 """
@@ -6,10 +6,10 @@ Owns the choice, and what both have in common. Knows nothing of jobs, or of who 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from daemon.common.metrics import GpuMemory
+from daemon.common.metrics import ClusterUse, GpuMemory
 from daemon.engines.life import Loaded, LoadEngine, Sleep
 from daemon.engines.thread import ThreadHost
 from daemon.engines.worker import Worker
@@ -21,8 +21,26 @@ class EngineHost(Protocol):
     """An engine, wherever it lives."""
 
     @property
-    def worker(self) -> Worker:
+    def workers(self) -> Sequence[Worker]:
         """What runs its batches."""
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """What it has loaded; None before that. On a cluster, others may be loaded while it runs."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it can run nothing now; None if it can."""
+
+    @property
+    def remark(self) -> str | None:
+        """What is not as it should be, though it runs; None if all is well."""
+
+    def cluster(self) -> ClusterUse | None:
+        """Return what came of the batches so far, by replica; None where engines are on this machine."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called when a worker opens, or something else is loaded."""
 
     @property
     def sleep(self) -> Sleep: ...
@@ -60,9 +78,13 @@ def as_set(settings: Settings, load: LoadEngine) -> EngineHost:
 
     On two cores it was no dearer than a thread, its texts came sooner, and it frees the service of torch.
     """
-    from daemon.engines.process import ProcessHost  # here, for whoever needs no second process
+    # Here, for whoever needs no second process.
+    from daemon.engines.cluster.host import ClusterHost
+    from daemon.engines.process_host import ProcessHost
 
     backend = settings.engine.backend
+    if backend == "ray":
+        return ClusterHost(settings)
     if backend == "process" or (backend == "auto" and _can_travel(load)):
         return ProcessHost(settings, load)
     return ThreadHost(settings, load)

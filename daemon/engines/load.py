@@ -6,6 +6,8 @@ does not wait seconds for it.
 
 from __future__ import annotations
 
+import hashlib
+
 from daemon.common.errors import ServiceError
 from daemon.engines.free_cores import FreeCores
 from daemon.engines.life import Engine
@@ -28,6 +30,27 @@ def describe_models(settings: Settings) -> str:
     except CheckpointError as error:
         raise ServiceError(str(error)) from None
     return f"student {student.name}, teacher {teacher.name if teacher else 'none'}, up to {student.contexts[-1]:g} s"
+
+
+def models_digest(settings: Settings) -> str:
+    """Return the SHA-256 of all weights that the settings ask for: which texts they give depends on it.
+
+    Raises:
+        ServiceError: one of the models is not there.
+    """
+    from streaming.whisper.checkpoint import CheckpointError, open_checkpoint
+    from streaming.whisper.weights import weights_digest
+
+    digest = hashlib.sha256()
+    try:
+        checkpoints = [open_checkpoint(settings.models.student, "student")]
+        if settings.teacher:
+            checkpoints.append(open_checkpoint(settings.teacher, "teacher"))
+        for checkpoint in checkpoints:
+            digest.update(f"{weights_digest(checkpoint.directory)} {checkpoint.lender_digest}\n".encode())
+    except CheckpointError as error:
+        raise ServiceError(str(error)) from None
+    return digest.hexdigest()
 
 
 def load_engine(settings: Settings) -> Engine:

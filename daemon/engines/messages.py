@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from daemon.common.metrics import GpuMemory
-from daemon.engines.life import LoadEngine, Sleep
+from daemon.engines.life import LoadEngine
 from daemon.settings.schema import Settings
 from streaming.job import SAMPLE_RATE, Job, Waveform
 
@@ -32,7 +32,7 @@ LONGEST = 30.0
 """Seconds that any Whisper hears."""
 
 IN_FLIGHT = 2
-"""Batches that have a place for their audio: one that runs, and one that waits."""
+"""Batches of one engine: one that runs, and one that waits."""
 
 _LENGTH = struct.Struct("!Q")
 _NOTHING = np.zeros(0, np.float32)
@@ -73,9 +73,6 @@ class Run:
     places: Sequence[tuple[int, int] | None]
 
 
-Order = Load | Warm | PutAway | Run
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """An order, pickled: one that cannot be read there is answered like any that fails."""
@@ -84,12 +81,11 @@ class Request:
     order: bytes
 
     @classmethod
-    def of(cls, number: int, order: Order) -> Request:
+    def of(cls, number: int, order: object) -> Request:
         return cls(number, pickle.dumps(order, protocol=pickle.HIGHEST_PROTOCOL))
 
-    def read(self) -> Order:
-        order: Order = pickle.loads(self.order)
-        return order
+    def read(self) -> Any:
+        return pickle.loads(self.order)
 
 
 # --- from the engine -------------------------------------------------------------------------------------------------
@@ -115,7 +111,7 @@ class Answer:
 # --- on a socket -----------------------------------------------------------------------------------------------------
 
 
-def framed(message: Request | Answer | Sleep) -> bytes:
+def framed(message: object) -> bytes:
     """Return a message as it goes over the socket."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
@@ -156,15 +152,17 @@ class SharedAudio:
 
     Args:
         batch: the most jobs in a batch.
+        places: for so many batches.
         descriptor: of the memory that the other process made; None to make it.
     """
 
-    def __init__(self, batch: int, descriptor: int | None = None) -> None:
+    def __init__(self, batch: int, places: int = IN_FLIGHT, descriptor: int | None = None) -> None:
+        self.batch, self.places = batch, places
         self.samples = batch * round(LONGEST * SAMPLE_RATE)
-        size = IN_FLIGHT * self.samples * _BYTES
+        size = places * self.samples * _BYTES
         self.descriptor = _memory(size) if descriptor is None else descriptor
         self._memory = np.frombuffer(mmap.mmap(self.descriptor, size), np.float32)
-        self._free = list(range(IN_FLIGHT))
+        self._free = list(range(places))
 
     def put(self, jobs: Sequence[Job]) -> tuple[Run, int | None]:
         """Write the audio of a batch down.

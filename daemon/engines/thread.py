@@ -97,6 +97,10 @@ class ThreadWorker:
     teacher_apart: Callable[[], bool] = lambda: False
 
     @property
+    def open(self) -> bool:
+        return True
+
+    @property
     def ahead(self) -> bool:
         """Whether a batch is taken while another runs: the thread finds the next as soon as the loop has a moment."""
         return False
@@ -108,19 +112,32 @@ class ThreadWorker:
 class ThreadHost:
     """An engine that lives in a thread."""
 
+    trouble: str | None = None
+    remark: str | None = None
+
     def __init__(self, settings: Settings, load: LoadEngine) -> None:
         self.thread = EngineThread()
         self._life = EngineLife(settings, load)
         self._loaded: Loaded | None = None
-        self.worker = ThreadWorker(self.thread, self._life.run, self._teacher_apart)
+        self.workers = [ThreadWorker(self.thread, self._life.run, self._teacher_apart)]
 
     @property
     def sleep(self) -> Sleep:
         return self._life.sleep
 
     @property
+    def loaded(self) -> Loaded | None:
+        return self._loaded
+
+    @property
     def restarts(self) -> int:
         return 0
+
+    def cluster(self) -> None:
+        """It is on this machine."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """It takes batches from the beginning on."""
 
     def gpu_memory(self) -> Mapping[str, GpuMemory]:
         return gpu_memory.memory()

@@ -17,6 +17,10 @@ class Worker(Protocol):
     """Runs batches, in the order in which they were submitted."""
 
     @property
+    def open(self) -> bool:
+        """Whether it takes batches now. What it has it finishes."""
+
+    @property
     def ahead(self) -> bool:
         """Whether a full batch may wait at the engine while another runs."""
 

@@ -73,6 +73,7 @@ class Service:
         self.health = Health(
             self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics,
             lambda: self.pipeline.asleep or self.pipeline.waking,
+            lambda: self.pipeline.trouble,
         )  # fmt: skip
         metrics.ready.set_function(lambda: self.health.unready() is None)
         gateway = Gateway(self.pipeline)
@@ -163,13 +164,15 @@ class Service:
             ServiceError: nothing came of it, and nothing would come of a client's audio either.
         """
         stall = self.settings.health.stall
-        try:
-            async with asyncio.timeout(stall):
-                await self.health.first.wait()
-        except TimeoutError:
-            raise ServiceError(
-                f"the first decode takes longer than {stall:g} s (health.stall): the engine hangs"
-            ) from None
+        while not self.health.first.is_set():
+            try:
+                async with asyncio.timeout(stall):
+                    await self.health.first.wait()
+            except TimeoutError:
+                if self.pipeline.trouble is None:  # else there is no engine, but there may be one later
+                    raise ServiceError(
+                        f"the first decode takes longer than {stall:g} s (health.stall): the engine hangs"
+                    ) from None
         if self.health.trouble is not None:
             raise ServiceError(f"the first decode failed: {self.health.trouble}")
 
@@ -239,7 +242,7 @@ class Service:
         names, created = [settings.models.student], int(time.time())
         return Pages(
             self.health.unready,
-            lambda: self.pipeline.asleep,
+            lambda: "asleep" if self.pipeline.asleep else self.pipeline.remark,
             metrics.text,
             metrics.content_type,
             gateway.sources,

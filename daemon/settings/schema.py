@@ -243,7 +243,12 @@ class ModelSettings(Section):
 
 
 class EngineSettings(Section):
-    backend: Literal["auto", "process", "thread"] = "auto"
+    backend: Literal["auto", "process", "thread", "ray"] = "auto"
+    address: str = Field(default="auto", min_length=1, max_length=200)
+    application: str = Field(default="whisperd", min_length=1, max_length=100)
+    replicas: int = Field(default=1, ge=1, le=1000)
+    at_most: int = Field(default=8, ge=1, le=256)
+    timeout: float = Field(default=60.0, gt=0)
 
 
 class EscalationSettings(Section):
@@ -523,6 +528,14 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_cluster_does_not_sleep(self) -> Settings:
+        if self.engine.backend == "ray" and self.models.unload_after is not None:
+            raise ValueError(
+                "models.unload_after is for models on this machine: with engine.backend ray, set it to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sources_can_be_cut(self) -> Settings:
         for name, source in self.sources.items():
             try:
@@ -549,7 +562,9 @@ class Settings(Section):
         return self.models.teacher or None if self.escalate.when != "never" else None
 
     def for_each_device(self) -> list[Settings]:
-        """Return a copy of these settings for the engine of each device."""
+        """Return a copy of these settings for the engine of each device; a cluster's devices are its own matter."""
+        if self.engine.backend == "ray":
+            return [self]
         return [
             self.model_copy(update={"models": self.models.model_copy(update={"device": device})})
             for device in self.models.devices

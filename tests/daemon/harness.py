@@ -227,9 +227,16 @@ WHISPERD = ("-m", "daemon.commands.cli")
 
 @contextmanager
 def process(
-    tmp_path: Path, sections: dict[str, Any], program: Sequence[str] = WHISPERD, **environment: str
+    tmp_path: Path,
+    sections: dict[str, Any],
+    program: Sequence[str] = WHISPERD,
+    *,
+    ready: bool = True,
+    **environment: str,
 ) -> Iterator[Process]:
-    """Once it is ready. Killed at the end, if the test has not ended it. program: what Python runs as `whisperd`."""
+    """Once it is ready, or listens. Killed at the end, if the test has not ended it.
+
+    program: what Python runs as `whisperd`."""
     log_file = tmp_path / "log"
     config = tmp_path / "whisperd.yaml"
     config.write_text(json.dumps({**sections, "server": {"port": 0, **sections.get("server", {})}}))  # JSON is YAML
@@ -243,7 +250,8 @@ def process(
         )
     try:
         address = _wait_for_line(popen, log_file, "listening on ")
-        _wait_for_line(popen, log_file, "ready: ")
+        if ready:
+            _wait_for_line(popen, log_file, "ready: ")
         yield Process(popen, address, log_file)
     finally:
         popen.kill()

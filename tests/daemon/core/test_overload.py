@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import mean
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -21,6 +26,7 @@ from daemon.common.sources import Sources
 from daemon.core.hub import Hub
 from daemon.core.neighbours import ModelInfo, Neighbours
 from daemon.core.scheduler import Scheduler
+from daemon.core.spacing import Spacing
 from daemon.core.stream import Stream
 from daemon.core.vocabularies import SourceVocabularies
 from daemon.engines.thread import ThreadWorker
@@ -80,13 +86,19 @@ PERIOD, SPOKEN = 4.0, 3.0
 class House:
     """So many streams on one engine of fixed cost. Nothing waits for real time."""
 
-    def __init__(self, tokenizer_file: Path) -> None:
+    def __init__(
+        self,
+        tokenizer_file: Path,
+        thread: Turnstile | None = None,
+        batch: int = 1,
+        spacing: Spacing | None = None,
+    ) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
         eot = Tokenizer.from_file(str(tokenizer_file)).get_vocab()["<|endoftext|>"]
         engine = ScriptedEngine(tokenizer_file, eot)
-        self.thread = Turnstile()
-        self.scheduler = Scheduler([ThreadWorker(self.thread, engine.run)], 1, self.metrics)
+        self.thread = Turnstile() if thread is None else thread
+        self.scheduler = Scheduler([ThreadWorker(self.thread, engine.run)], batch, self.metrics, spacing)
         self.shared = Neighbours(
             model=ModelInfo("scripted", None, "cpu", ("en",), Text(tokenizer_file, eot)),
             session=SessionSettings(),
@@ -97,9 +109,11 @@ class House:
             sources=Sources(),
             vocabularies=SourceVocabularies(),
             metrics=self.metrics,
+            spacing=spacing,
         )
         self.streams: list[tuple[Stream, list[Event]]] = []
         self.tasks: list[asyncio.Task[None]] = []
+        self.changes: list[list[float]] = []  # when each begins to speak, or ends, in turns
 
     def join(self) -> None:
         events: list[Event] = []
@@ -107,14 +121,17 @@ class House:
         self.streams.append((stream, events))
         self.tasks.append(asyncio.create_task(read(stream.outbox, events)))
 
+    def speaks(self, number: int) -> bool:
+        """Whether somebody who speaks does so at the moment: in turns."""
+        return (self.clock.now + number * PERIOD / len(self.streams)) % PERIOD < SPOKEN
+
     async def live(self, seconds: float, speakers: int) -> list[Event]:
         """Everybody sends in real time, the first `speakers` speak; what came of it."""
         before = [len(events) for _, events in self.streams]
         for _ in range(round(seconds / COST)):
             self.clock.now += COST
             for number, (stream, _) in enumerate(self.streams):
-                at = (self.clock.now + number * PERIOD / len(self.streams)) % PERIOD
-                loud = number < speakers and at < SPOKEN
+                loud = number < speakers and self.speaks(number)
                 await stream.receive(Audio(np.full(round(COST * 16000), 16000 if loud else 0, "<i2").tobytes()))
             self.thread.permits.release()
             for _ in range(8):
@@ -122,24 +139,29 @@ class House:
         return [event for (_, events), start in zip(self.streams, before, strict=True) for event in events[start:]]
 
 
+@contextmanager
+def simulated(house: House) -> Iterator[None]:
+    """Its time is that of all parts."""
+    with mock.patch.object(daemon.core.channel, "Detector", Ear), ExitStack() as stack:
+        for module in (daemon.core.stream, daemon.core.channel, daemon.core.scheduler):
+            stack.enter_context(mock.patch.object(module, "time", house.clock))
+        yield
+
+
+def finals(events: list[Event]) -> list[Final]:
+    return [event for event in events if isinstance(event, Final)]
+
+
+def partials(events: list[Event]) -> int:
+    return sum(isinstance(event, Partial) for event in events)
+
+
 async def test_under_twice_the_load_partials_thin_finals_stay_in_time_and_all_recovers(tokenizer_file: Path) -> None:
-    with (
-        mock.patch.object(daemon.core.channel, "Detector", Ear),
-        mock.patch.object(daemon.core.stream, "time", clock := Clock()),
-        mock.patch.object(daemon.core.channel, "time", clock),
-        mock.patch.object(daemon.core.scheduler, "time", clock),
-    ):
-        house = House(tokenizer_file)
-        house.clock = clock
+    house = House(tokenizer_file)
+    with simulated(house):
         running = asyncio.create_task(house.scheduler.run())
         for _ in range(16):
             house.join()
-
-        def finals(events: list[Event]) -> list[Final]:
-            return [event for event in events if isinstance(event, Final)]
-
-        def partials(events: list[Event]) -> int:
-            return sum(isinstance(event, Partial) for event in events)
 
         calm = await house.live(16.0, speakers=4)
         asked = partials(calm) / 4  # of each speaker, when there is time for all
@@ -174,3 +196,69 @@ async def test_under_twice_the_load_partials_thin_finals_stay_in_time_and_all_re
             assert told == list(range(1, len(told) + 1))  # of each stream all, in order
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+# --- models that hear their whole window each time -------------------------------------------------------------------
+
+
+class Talkers(House):
+    """Nobody heeds the others: each speaks for 1.5 to 5 s, pauses for 1 to 4 s, and begins anew."""
+
+    def join(self) -> None:
+        super().join()
+        draw = random.Random(len(self.streams))
+        self.changes.append([self.clock.now])
+        while self.changes[-1][-1] < self.clock.now + 100.0:
+            self.changes[-1].append(self.changes[-1][-1] + draw.uniform(1.0, 4.0))
+            self.changes[-1].append(self.changes[-1][-1] + draw.uniform(1.5, 5.0))
+
+    def speaks(self, number: int) -> bool:
+        return bisect(self.changes[number], self.clock.now) % 2 == 0
+
+
+class Slow(Turnstile):
+    """An engine that takes so many times `COST` for each job of a batch. While it is idle it saves nothing up."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self.turns = turns
+
+    async def _when_let(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.permits = asyncio.Semaphore(0)
+        for _ in range(self.turns * len(arguments[-1])):
+            await self.permits.acquire()
+        return function(*arguments)
+
+
+async def crowded(tokenizer_file: Path, spacing: Spacing | None) -> tuple[float, int, int]:
+    """Seven speak where there is no time for all their partials; then two do.
+
+    Returns:
+        How long finals took meanwhile, in milliseconds, on average; the partials meanwhile; and those of the two.
+    """
+    house = Talkers(tokenizer_file, Slow(2), 8, spacing)
+    with simulated(house):
+        running = asyncio.create_task(house.scheduler.run())
+        for _ in range(7):
+            house.join()
+        await house.live(8.0, speakers=7)
+        busy = await house.live(32.0, speakers=7)
+        await house.live(8.0, speakers=2)
+        calm = await house.live(16.0, speakers=2)
+        assert spacing is None or spacing.factor == 1.0
+        for stream, _ in house.streams:
+            stream.close()
+        await asyncio.gather(*house.tasks)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return mean(final.latency_ms for final in finals(busy)), partials(busy), partials(calm)
+
+
+async def test_partials_further_apart_let_finals_come_sooner_and_are_as_before_once_there_is_time(
+    tokenizer_file: Path,
+) -> None:
+    close, many, before = await crowded(tokenizer_file, None)
+    spaced, others, after = await crowded(tokenizer_file, Spacing(SessionSettings().partial_interval))
+    assert spaced < 0.9 * close
+    assert others > 0.9 * many  # those that nobody asks for in vain are the ones that are missing
+    assert after == before

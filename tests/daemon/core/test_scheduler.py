@@ -447,6 +447,7 @@ class Ahead:
     """A worker like that of a GPU's engine: batches are over when the test says so, in their order."""
 
     ahead = True
+    open = True
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

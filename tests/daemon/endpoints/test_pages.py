@@ -66,7 +66,7 @@ async def test_a_file_that_did_not_change_is_not_sent_again(tokenizer_file: Path
     ["/index.html", "/page/page.js", "//page.js", "/../page.js", "/%2e%2e/web.py", "/web.py", "/page.js/../web.py"],
 )
 def test_nothing_that_is_asked_for_is_a_path(path: str) -> None:
-    assert Pages(lambda: None, lambda: False, lambda: b"", "text/plain", lambda _: b"").get(path).status == 404
+    assert Pages(lambda: None, lambda: None, lambda: b"", "text/plain", lambda _: b"").get(path).status == 404
 
 
 async def test_the_list_of_sources(tokenizer_file: Path) -> None:

@@ -22,7 +22,7 @@ from daemon.engines.batch import Ran
 from daemon.engines.host import as_set
 from daemon.engines.life import LoadEngine
 from daemon.engines.messages import IN_FLIGHT, SharedAudio
-from daemon.engines.process import ProcessHost
+from daemon.engines.process_host import ProcessHost
 from daemon.settings.schema import Settings
 from streaming.fake import ScriptedEngine
 from streaming.job import Job, Phrase, Result, Vocabulary
@@ -87,8 +87,8 @@ def job(value: float, revision: int, samples: int = 1000) -> Job:
 
 
 def pid(host: ProcessHost) -> int:
-    assert host._process is not None
-    return host._process.pid
+    assert host._lives.process is not None
+    return host._lives.process.pid
 
 
 async def ran(host: ProcessHost, *jobs: Job) -> Ran:
@@ -119,7 +119,7 @@ def test_audio_of_two_batches_lies_apart() -> None:
     second, other = audio.put([job(3, 2)])
     third, none = audio.put([job(4, 3)])
     assert none is None
-    again = SharedAudio(2, audio.descriptor)
+    again = SharedAudio(2, descriptor=audio.descriptor)
     sums = [[float(each.audio.sum()) for each in again.jobs(run)] for run in (first, second, third)]
     assert sums == [[1000, 2000], [3000], [4000]]
     audio.free(place)
@@ -157,7 +157,7 @@ async def test_a_job_that_ends_the_process_fails_alone(load: LoadEngine) -> None
         batches = [host.submit([job(1, 1), job(DEADLY, 2), job(2, 3)]), host.submit([job(3, 4)])]
         first, second = await asyncio.wait_for(asyncio.gather(*batches), PATIENCE)
     assert [bool(result.error) for result in first.results] == [False, True, False]
-    assert first.results[1].error == "the engine's process ended 2 times during this job"
+    assert first.results[1].error == "the engine's process ended (2 times during this job)"
     assert [result.revision for result in first.results] == [1, 2, 3]
     assert [failure.jobs for failure in first.failures] == [1]
     assert second.results[0].error is None
@@ -189,7 +189,7 @@ async def test_it_is_tried_until_it_can_be_started_again(
     async with hosting(load) as host:
         (tmp_path / file).touch()
         os.kill(pid(host), signal.SIGKILL)
-        await wait_until(lambda: "cannot be started again" in caplog.text)
+        await wait_until(lambda: "cannot be started" in caplog.text)
         waiting = host.submit([job(1, 7)])
         (tmp_path / file).unlink()
         assert (await asyncio.wait_for(waiting, PATIENCE)).results[0].revision == 7
