@@ -202,6 +202,11 @@ class Pipeline:
         return any(host.sleep.waking for host in self._hosts)
 
     @property
+    def student(self) -> str:
+        """The student's name: what is loaded, or what is to be."""
+        return self._shared.model.student if self._shared is not None else self.settings.models.student
+
+    @property
     def trouble(self) -> str | None:
         """Why no engine can run anything now; None if one can."""
         troubles = [host.trouble for host in self._hosts]

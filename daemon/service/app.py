@@ -15,7 +15,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from daemon.common.errors import ServiceError
@@ -238,16 +237,16 @@ class Service:
         return sorted(task.get_name() for task in done)
 
     def _make_pages(self, gateway: Gateway) -> Pages:
-        settings, metrics = self.settings, self.pipeline.metrics
-        names, created = [settings.models.student], int(time.time())
+        settings, pipeline, created = self.settings, self.pipeline, int(time.time())
+        metrics = pipeline.metrics
         return Pages(
             self.health.unready,
-            lambda: "asleep" if self.pipeline.asleep else self.pipeline.remark,
+            lambda: "asleep" if pipeline.asleep else pipeline.remark,
             metrics.text,
             metrics.content_type,
             gateway.sources,
-            partial(openai_files.models, names, created) if settings.dialects.openai else None,
-            partial(openai_files.model, names=names, created=created) if settings.dialects.openai else None,
+            (lambda: openai_files.models([pipeline.student], created)) if settings.dialects.openai else None,
+            (lambda name: openai_files.model(name, [pipeline.student], created)) if settings.dialects.openai else None,
         )
 
     def _make_mqtt(self) -> Mqtt | None:

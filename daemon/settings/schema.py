@@ -248,7 +248,7 @@ class EngineSettings(Section):
     application: str = Field(default="whisperd", min_length=1, max_length=100)
     replicas: int = Field(default=1, ge=1, le=1000)
     at_most: int = Field(default=8, ge=1, le=256)
-    timeout: float = Field(default=60.0, gt=0)
+    timeout: float = Field(default=20.0, gt=0)
 
 
 class EscalationSettings(Section):
@@ -532,6 +532,15 @@ class Settings(Section):
         if self.engine.backend == "ray" and self.models.unload_after is not None:
             raise ValueError(
                 "models.unload_after is for models on this machine: with engine.backend ray, set it to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_lost_batch_is_no_stall(self) -> Settings:
+        if self.engine.backend == "ray" and 2 * self.engine.timeout > self.health.stall:
+            raise ValueError(
+                f"engine.timeout is {self.engine.timeout:g} s: make it at most half of health.stall "
+                f"({self.health.stall:g} s), so that a batch can run again before the service is taken for hanging"
             )
         return self
 

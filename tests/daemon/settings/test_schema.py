@@ -234,6 +234,14 @@ def test_the_stream_half_gets_what_is_written(tmp_path: Path) -> None:
     assert Settings().vad_settings() == VadSettings()
 
 
+def test_what_a_cluster_cannot_do_and_what_a_stall_must_leave_room_for(tmp_path: Path) -> None:
+    sleeping = complaint("engine: {backend: ray}\nmodels: {unload_after: 15m}", tmp_path)
+    assert "models.unload_after is for models on this machine" in sleeping
+    slow = complaint("engine: {backend: ray, timeout: 45}", tmp_path)
+    assert "engine.timeout is 45 s: make it at most half of health.stall (60 s)" in slow
+    assert Settings.model_validate({"engine": {"backend": "ray"}}).for_each_device()[0].engine.backend == "ray"
+
+
 @pytest.mark.parametrize(
     ("escalate", "teacher", "loaded", "below"),
     [
