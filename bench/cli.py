@@ -23,6 +23,7 @@ BENCHMARKS = {
     "waking": "the first final after the models were put away, beside one of models that are awake",
     "vocabulary": "names that a model does not know: how many are heard with a vocabulary, and what it costs",
     "faults": "what clients, attackers and machines do to a service, and that nothing of what was said is lost",
+    "cluster": "engines on a Ray cluster: what is lost when a part dies, what the way costs, what more replicas carry",
     "soak": "hours of mixed streams, come and go: memory, descriptors, waiting, and every final counted at every edge",
     "peers": "beside WhisperLive, WhisperLiveKit, wyoming-faster-whisper and a plain loop, live, with the same tiny.en",
     "compare": "the same audio and weights through transformers and faster-whisper",
