@@ -262,7 +262,7 @@ def _replicas(join: Join) -> Replicas:
     application = serve.status().applications.get(join.application)
     deployment = application.deployments.get(DEPLOYMENT) if application is not None else None
     states = deployment.replica_states if deployment is not None else {}
-    running = sum(count for state, count in states.items() if state.value == "RUNNING")
+    running = sum(count for state, count in states.items() if state == "RUNNING")
     return Replicas(running, sum(states.values()) - running)
 
 
