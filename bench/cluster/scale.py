@@ -247,7 +247,9 @@ def measure(options: argparse.Namespace) -> int:
         rows = asyncio.run(_scale(machines, engines, options))
         _deploy(machines, engines, _COMPARED)
         until(lambda: machines.running() == _COMPARED)
-        compared = asyncio.run(_batching(machines, _serves_own(engines), options))
+        handle = _serves_own(engines)
+        compared = asyncio.run(_batching(machines, handle, options))
+        handle.shutdown()  # what is on its way would have Ray begin again when it has ended
     print(
         f"{circumstances()}\n\n{engines.words} Jobs of {options.seconds_of_audio:g} s, {BATCH} in a full batch; "
         f"{_CLIENTS} clients for each replica, {options.seconds:g} s each.\n"
