@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bench.cluster.engines import Engines, at_pace
 from bench.cluster.hosts import BATCH, bridges, cpu_seconds, job, loaded, settings
@@ -51,7 +52,7 @@ _TURNS = 3
 _COMPARED = 2
 """Replicas with which both ways are compared."""
 
-SCALE = ["replicas", "jobs/s", "ideal", "of it", "p95 ms", "cores: daemon", "bridge", "replicas'",
+SCALE = ["replicas", "jobs/s", "ideal", "of it", "p95 ms", "cores: daemon", "bridge", "replicas'", "idle",
          "a core carries, jobs/s: daemon", "bridge"]  # fmt: skip
 BATCHING = ["batches are made by", "jobs/s", "p50 ms", "p95 ms", "cores: this side"]
 
@@ -107,11 +108,13 @@ class _Load:
         done: what was done in it.
         seconds: how long it was.
         cores: that each group of processes used.
+        idle: cores of the machine that nobody used.
     """
 
     done: _Done
     seconds: float
     cores: tuple[float, ...]
+    idle: float
 
     @property
     def rate(self) -> float:
@@ -122,12 +125,12 @@ async def _loaded(done: _Done, seconds: float, *groups: list[int]) -> _Load:
     """Count what is done in so many seconds, while whoever does it runs, and the cores of groups of processes."""
     await asyncio.sleep(_SETTLE)
     done.seconds.clear()
-    before, began = [cpu_seconds(group) for group in groups], time.monotonic()
+    before, began, unused = [cpu_seconds(group) for group in groups], time.monotonic(), psutil.cpu_times().idle
     await asyncio.sleep(seconds)
-    elapsed = time.monotonic() - began
+    elapsed, unused = time.monotonic() - began, psutil.cpu_times().idle - unused
     after = [cpu_seconds(group) for group in groups]
     cores = tuple((late - early) / elapsed for early, late in zip(before, after, strict=True))
-    return _Load(_Done(list(done.seconds)), elapsed, cores)
+    return _Load(_Done(list(done.seconds)), elapsed, cores, unused / elapsed)
 
 
 @asynccontextmanager
@@ -160,7 +163,7 @@ async def _scale(machines: LocalCluster, engines: Engines, options: argparse.Nam
             own, bridge, theirs = load.cores
             rows.append([replicas, f"{load.rate:.0f}", f"{replicas * ideal:.0f}",
                          f"{load.rate / (replicas * ideal):.0%}", load.done.percentile(95),
-                         f"{own:.2f}", f"{bridge:.2f}", f"{theirs:.2f}",
+                         f"{own:.2f}", f"{bridge:.2f}", f"{theirs:.2f}", f"{load.idle:.2f}",
                          f"{load.rate / own:.0f}", f"{load.rate / bridge:.0f}"])  # fmt: skip
     return rows
 
