@@ -1,4 +1,4 @@
-"""Two ways to cut a long file: where nobody speaks, and by the timestamps of its text, in words wrong and in work.
+"""Ways to cut a long file: where nobody speaks, and by the timestamps of its text, in words wrong and in work.
 
 Each recording is heard by the student alone, by the teacher alone, and by the pair as the service has it. Work is in
 seconds of the processor for a second of audio, which other programs on the machine do not change much.
@@ -90,7 +90,9 @@ def hear(engine: WhisperEngine, settings: SessionSettings, way: LongFormMethod, 
     session = (
         Session("bench", settings, Detector(), text, partials=False)
         if way == "vad"
-        else LongForm("bench", settings, Detector(), text, longest=engine.contexts[-1])
+        else LongForm(
+            "bench", settings, Detector(), text, longest=engine.contexts[-1], conditioned=way == "conditioned"
+        )
     )
     began = time.process_time()
     finals = [event for event in (*listen(session, run, audio), *stop(session, run)) if isinstance(event, Final)]

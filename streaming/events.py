@@ -30,8 +30,9 @@ Packed = Literal["opus"]
 """Of packets in a container, which says itself what rate and channels they have."""
 
 
-LongFormMethod = Literal["vad", "timestamps"]
-"""How a recording is cut that no model hears at once: where nobody speaks, or by the timestamps of its text."""
+LongFormMethod = Literal["vad", "timestamps", "conditioned"]
+"""How a recording is cut that no model hears at once: where nobody speaks, or by the timestamps of its text, where
+"conditioned" also tells each window the text before it."""
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ class Job:
         revision: comes back in the result, so that its owner can recognise one that is stale.
         languages: the codes among which a language is detected that is not given; empty for all that the checkpoint
             knows.
+        previous: tokens of the text before this one, timestamps too, which the model is told but does not say; of many
+            the last.
     """
 
     audio: Waveform
@@ -91,6 +93,7 @@ class Job:
     vocabulary: Vocabulary = NO_VOCABULARY
     revision: int = 0
     languages: tuple[str, ...] = ()
+    previous: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

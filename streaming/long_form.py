@@ -9,10 +9,11 @@ a `Session`, for audio that nobody waits for: there are no partials. Nothing her
     receive_result      finals, one for each span between two timestamps
 
 A window may be heard more than once, and each time differently: heard in the same way, it would have the same text. A
-text that turns in a loop is given to the teacher, then its audio is heard again shorter, cut at a pause, and only what
-loops even so loses its copies. A text that ends early is no failure: the next window begins where it ended, as long as
-there is speech. Where it ended is its last timestamp, or the place of its last word in time if that has none. So the
-number of jobs is bounded by the length of the audio: `MOST_HEARINGS` for each `LEAST_ADVANCE`.
+text that turns in a loop is heard without the text before it (if it was told that), then given to the teacher, then its
+audio is heard again shorter, cut at a pause, and only what loops even so loses its copies. A text that ends early is no
+failure: the next window begins where it ended, as long as there is speech. Where it ended is its last timestamp, or the
+place of its last word in time if that has none. So the number of jobs is bounded by the length of the audio:
+`MOST_HEARINGS` for each `LEAST_ADVANCE`.
 """
 
 from __future__ import annotations
@@ -60,8 +61,12 @@ first, and would be heard twice."""
 SHORTEST = 4.0
 """Seconds of about the shortest window: half of one that is less than twice as long is not heard."""
 
-MOST_HEARINGS = 5
-"""Of one window: by the student, by the teacher, and three times shorter, from 30 s to about `SHORTEST`."""
+MOST_HEARINGS = 6
+"""Of one window: by the student, without the text before it, by the teacher, and three times shorter, from 30 s down to
+about `SHORTEST`."""
+
+MOST_TOLD = 223
+"""Tokens of the text before a window: no Whisper takes more (whisper/decoding.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class LongForm:
         language: a code, or None for the checkpoint to detect it.
         languages: the codes among which it does; empty for all that it knows.
         words: whether the words of finals are wanted.
+        conditioned: whether each window is told the text before it, as far as the checkpoint can be told.
         vocabulary: asked for each job, returns the phrases that are to be heard.
 
     Raises:
@@ -127,6 +133,7 @@ class LongForm:
         language: str | None = None,
         languages: tuple[str, ...] = (),
         words: bool = False,
+        conditioned: bool = False,
         vocabulary: Callable[[], Vocabulary] = lambda: NO_VOCABULARY,
     ) -> None:
         if text.first_timestamp is None:
@@ -139,6 +146,8 @@ class LongForm:
         self._languages = languages
         self._language = StreamLanguage(language)
         self._words = words
+        self._conditioned = conditioned and text.previous is not None
+        self._previous: tuple[int, ...] = ()
         self._vocabulary = vocabulary
         self._longest = round(longest * SAMPLE_RATE)
         self._search = min(round(settings.segment.cut_window * SAMPLE_RATE), self._longest // 2)
@@ -203,6 +212,7 @@ class LongForm:
         longest = round(self.settings.segment.longest * SAMPLE_RATE)
         parts = [part for span in taken.spans for part in parts_of(span, result, self._text, longest)]
         events = [event for span in parts for event in self._final(window, span, result, now)]
+        self._tell(taken, result)
         self._advance(taken.upto)
         return events + self._drain()
 
@@ -234,6 +244,7 @@ class LongForm:
             ask_teacher_below=ALWAYS if window.by_teacher else below,
             vocabulary=self._vocabulary(),
             revision=self._revision,
+            previous=self._previous,
         )
 
     @property
@@ -344,6 +355,9 @@ class LongForm:
 
     def _again(self, window: _Window, result: Result) -> _Window | None:
         """Return how a window is heard again whose text loops; None where nothing helped."""
+        if self._previous:
+            self._previous = ()  # what a text goes on with may be what it turns round
+            return window
         if result.model == "student" and self._has_teacher and not window.by_teacher:
             return replace(window, by_teacher=True, draft=result.tokens)
         return self._shorter(window)
@@ -384,6 +398,14 @@ class LongForm:
     def _reach(self, result: Result, span: Span, length: int) -> int:
         """Return where a span ends that has no timestamp there, by the place of its last token in time."""
         return min(length, round(result.times[span.last - 1][1] * SAMPLE_RATE)) if result.times else length
+
+    def _tell(self, taken: _Taken, result: Result) -> None:
+        """Keep what is taken of a text for the next window, times too, as OpenAI's `transcribe` does."""
+        if not self._conditioned or not taken.spans:
+            return
+        first, last = taken.spans[0].first, taken.spans[-1].last
+        closing = result.tokens[last : last + 1]  # a timestamp, or nothing
+        self._previous = (*self._previous, *result.tokens[max(0, first - 1) : last], *closing)[-MOST_TOLD:]
 
     def _spans(self, window: _Window, result: Result) -> list[Span]:
         return within(spans_of(result.tokens, self._first_timestamp), window.end - window.start)

@@ -43,6 +43,7 @@ class Text:
     Attributes:
         eot: as above.
         first_timestamp: the token of 0 s, behind which those of later times follow; None where there are none.
+        previous: the token in front of a text that was before; None where there is none.
     """
 
     def __init__(self, tokenizer_file: Path, eot: int) -> None:
@@ -53,6 +54,7 @@ class Text:
         alphabet = _byte_of_letter()
         self.eot = eot
         self.first_timestamp = _first_timestamp(tokenizer)
+        self.previous: int | None = tokenizer.token_to_id("<|startofprev|>")
         self._bytes: list[bytes] = []
         for token in range(eot):
             letters = tokenizer.id_to_token(token) or ""

@@ -49,7 +49,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator([" " + sentence for sentence in SENTENCES], trainer)
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|startoftranscript|>", "<|0.00|>"])
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|startoftranscript|>", "<|startofprev|>", "<|0.00|>"])
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path

@@ -25,6 +25,8 @@ from streaming.whisper.weights import read_weights
 
 RECORDINGS = 6
 LONGEST = 40
+BEFORE = ((), (7, 8, 9), tuple(range(20, 120)))
+"""Texts before a recording's own: none, one that is shorter than any window, and one that is longer."""
 
 
 @dataclass
@@ -34,22 +36,23 @@ class Speaker:
     decoder: Decoder
     memory: Memory
     rules: LogitRules
-    said: dict[tuple[int, bool, int], Row] = field(default_factory=dict)
+    said: dict[tuple[int, bool, int, int], Row] = field(default_factory=dict)
 
-    def row(self, draft: list[int], limit: int, timestamps: bool, vocabulary: int = 0) -> Row:
+    def row(self, draft: list[int], limit: int, timestamps: bool, vocabulary: int = 0, before: int = 0) -> Row:
         grammar = self.rules.grammar
         language = next(iter(grammar.languages), None)
         text = draft[: draft.index(grammar.eot)] if grammar.eot in draft else draft
-        prompt = self.rules.prompt(language, "transcribe", timestamps)
-        return Row(prompt, limit, Draft(text), timestamps, grammar.eot, vocabulary)
+        prompt = self.rules.prompt(language, "transcribe", timestamps, BEFORE[before])
+        return Row(prompt, limit, Draft(text), timestamps, grammar.eot, vocabulary, prompt.index(grammar.sot))
 
-    def alone(self, recording: int, timestamps: bool, vocabulary: int = 0) -> Row:
+    def alone(self, recording: int, timestamps: bool, vocabulary: int = 0, before: int = 0) -> Row:
         """What it says of a recording with no draft and nobody beside it."""
-        if (recording, timestamps, vocabulary) not in self.said:
-            row = self.row([], LONGEST, timestamps, vocabulary)
+        asked = recording, timestamps, vocabulary, before
+        if asked not in self.said:
+            row = self.row([], LONGEST, timestamps, vocabulary, before)
             decode(self.decoder, self.memory.select(torch.tensor([recording])), self.rules, [row])
-            self.said[recording, timestamps, vocabulary] = row
-        return self.said[recording, timestamps, vocabulary]
+            self.said[asked] = row
+        return self.said[asked]
 
 
 @cache
@@ -77,7 +80,7 @@ def speaker(directory: Path) -> Speaker:
 
 @dataclass(frozen=True)
 class Plan:
-    """One row of a batch. edits: where and how its draft departs from what the model will say."""
+    """One row of a batch. edits: where and how its draft departs from what the model will say. before: see `BEFORE`."""
 
     recording: int
     timestamps: bool
@@ -85,10 +88,20 @@ class Plan:
     start: str
     edits: tuple[tuple[int, str, int], ...]
     vocabulary: int = 0
+    before: int = 0
+
+    def said(self, speaker: Speaker, recording: int | None = None) -> Row:
+        """What the model says of this recording, or of another, with no draft and nobody beside it."""
+        about = self.recording if recording is None else recording
+        return speaker.alone(about, self.timestamps, self.vocabulary, self.before)
+
+    def row(self, speaker: Speaker) -> Row:
+        """As it is before its first pass."""
+        return speaker.row(self.draft(speaker), self.limit, self.timestamps, self.vocabulary, self.before)
 
     def draft(self, speaker: Speaker) -> list[int]:
-        truth = speaker.alone(self.recording, self.timestamps, self.vocabulary).text
-        other = speaker.alone((self.recording + 1) % RECORDINGS, self.timestamps, self.vocabulary).text
+        truth = self.said(speaker, self.recording).text
+        other = self.said(speaker, (self.recording + 1) % RECORDINGS).text
         draft = {"truth": truth, "other": other, "nothing": []}[self.start].copy()
         for place, kind, token in self.edits:
             place = min(place, len(draft))
@@ -110,6 +123,7 @@ plans = st.builds(
         max_size=4,
     ).map(tuple),
     vocabulary=st.integers(0, 2),
+    before=st.integers(0, len(BEFORE) - 1),
 )
 batches = st.lists(plans, min_size=1, max_size=5)
 

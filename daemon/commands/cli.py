@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.command == "transcribe" and options.partials and options.long_form == "timestamps":
-        parser.error("--partials are of utterances, which --long-form timestamps has not: leave one of them out")
+    if options.command == "transcribe" and options.partials and options.long_form in ("timestamps", "conditioned"):
+        parser.error(
+            f"--partials are of utterances, which --long-form {options.long_form} has not: leave one of them out"
+        )
     with standard_output():
         return _exit_code(partial(_obey, options))
 
@@ -116,9 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     files.add_argument(
         "--long-form",
-        choices=("vad", "timestamps"),
+        choices=("vad", "timestamps", "conditioned"),
         help="how files are cut: where nobody speaks, or in the models' longest windows by the timestamps of their "
-        "text (default: files.long_form of the settings; vad with --partials)",
+        "text, and conditioned on the text before (default: files.long_form of the settings; vad with --partials)",
     )
     files.add_argument("--realtime", action="store_true", help="feed the audio at the pace of a microphone")
 

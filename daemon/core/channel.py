@@ -135,8 +135,8 @@ class Channel:
     ) -> Session | LongForm:
         start, model = self._start, self._shared.model
         make: Callable[..., Session | LongForm] = partial(Session, partials=start.partials, spacing=self._spacing)
-        if start.long_form == "timestamps" and model.text.first_timestamp is not None:
-            make = partial(LongForm, longest=model.longest)
+        if start.long_form != "vad" and model.text.first_timestamp is not None:
+            make = partial(LongForm, longest=model.longest, conditioned=start.long_form == "conditioned")
         return make(
             self.source,
             settings,

@@ -70,7 +70,7 @@ def attention(decoder: Decoder, memory: Memory, sequences: Sequence[Sequence[int
 
     cache = KVCache(memory)
     cache.reserve(longest)
-    decoder(tokens, places, cache, watch)
+    decoder.states(tokens, places, cache, watch)
     return torch.cat([seen[layer] for layer in sorted(seen)], dim=1)
 
 

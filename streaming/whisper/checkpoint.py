@@ -79,6 +79,7 @@ class Grammar:
         begin_suppress: tokens that are never the first of a text.
         max_initial_timestamp: how many steps of 20 ms the first timestamp may be late; None for any.
         max_length: as `transformers.generate` counts it: the prompt comes on top, within the decoder's positions.
+        previous: the token in front of the text before; None where there is none.
     """
 
     sot: int
@@ -91,6 +92,7 @@ class Grammar:
     begin_suppress: tuple[int, ...]
     max_initial_timestamp: int | None
     max_length: int
+    previous: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,7 @@ def _grammar(
         begin_suppress=tuple(int(each) for each in generation.get("begin_suppress_tokens") or ()),
         max_initial_timestamp=None if latest is None else int(latest),
         max_length=int(generation.get("max_length") or positions),
+        previous=token("prev_sot_token_id", "<|startofprev|>"),
     )
     _check_tokens(grammar, int(config["vocab_size"]), directory)
     return grammar
@@ -289,7 +292,8 @@ def _grammar(
 def _check_tokens(grammar: Grammar, vocabulary: int, directory: Path) -> None:
     """Those that are given to the decoder or looked for in its logits must be there."""
     named = [grammar.sot, grammar.eot, *grammar.languages.values(), *grammar.tasks.values()]
-    named += [token for token in (grammar.no_timestamps, grammar.no_speech) if token is not None]
+    optional = grammar.no_timestamps, grammar.no_speech, grammar.previous
+    named += [token for token in optional if token is not None]
     for token in named:
         if not 0 <= token < vocabulary:
             raise CheckpointError(f"{directory} names a token {shown(token)}, but its vocabulary has {vocabulary}")

@@ -140,6 +140,7 @@ def decode(
         proposer: a cheaper model that writes drafts where a row has none left.
     """
     cache = KVCache(memory)
+    _tell(decoder, cache, rows)
     verdict = advance(decoder, cache, rules, rows)
     if rules.grammar.no_speech is not None:  # as it is after start of transcript, before any rule
         silence = verdict.logits[:, 0].softmax(-1)[:, rules.grammar.no_speech]
@@ -153,6 +154,22 @@ def decode(
         if proposer is not None:
             proposer.propose(rows)
         advance(decoder, cache, rules, [rows[index] for index in batch])
+
+
+def _tell(decoder: Decoder, cache: KVCache, rows: Sequence[Row]) -> None:
+    """Let the cache hold the text before each row's own, if there is any: nothing is asked of it."""
+    width = max(row.told for row in rows)
+    if not width:
+        return
+    device = cache.text.device
+    # A row with less before it has padding behind, which its own text takes the place of.
+    told = [[*row.prompt[: row.told], *[0] * (width - row.told)] for row in rows]
+    cache.reserve(width)
+    decoder.states(
+        torch.tensor(told, device=device), torch.arange(width, device=device).expand(len(rows), width), cache
+    )
+    for row in rows:
+        row.cached = row.told
 
 
 class DraftModel:

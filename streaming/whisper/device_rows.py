@@ -43,6 +43,7 @@ class Numbers(NamedTuple):
         begin: tokens of the prompt.
         stamped: 0 or 1, whether the row has timestamps.
         vocabulary: the number of the row's vocabulary in the batch; 0 for none.
+        told: see `Row`.
     """
 
     last: Tensor
@@ -57,6 +58,7 @@ class Numbers(NamedTuple):
     begin: Tensor
     stamped: Tensor
     vocabulary: Tensor
+    told: Tensor
 
     @property
     def wanting(self) -> Tensor:
@@ -83,6 +85,7 @@ class Count(NamedTuple):
     begin: int
     stamped: int
     vocabulary: int
+    told: int
 
     @property
     def done(self) -> bool:
@@ -156,7 +159,7 @@ class Texts:
                 last=len(row.prompt) - 1, start=self.drafts, place=self.drafts, misses=0,
                 end=len(row.prompt) + row.limit - 1, gap=len(row.prompt) - 1, accepted=0, intact=1,
                 past=self.drafts + len(draft), begin=len(row.prompt),
-                stamped=int(row.timestamps), vocabulary=row.vocabulary,
+                stamped=int(row.timestamps), vocabulary=row.vocabulary, told=row.told,
             )
             for row, draft in zip(rows, drafts, strict=True)
         ]  # fmt: skip
@@ -240,7 +243,7 @@ def step(
     else:
         then = _after(texts, rows, now, window, verdict, nexts, rules.grammar.eot)
         if silence and rules.grammar.no_speech is not None:
-            _note_silence(texts, rows, now, verdict.logits[:, 0].softmax(-1)[:, rules.grammar.no_speech])
+            _note_silence(texts, rows, now, verdict.logits, rules.grammar.no_speech)
     changed = _OFTEN if single else _CHECKS
     texts.numbers[:, :changed].index_copy_(0, rows, torch.stack(then[:changed], 1))
 
@@ -308,9 +311,12 @@ def _after(
     )  # fmt: skip
 
 
-def _note_silence(texts: Texts, rows: Tensor, now: Numbers, probability: Tensor) -> None:
-    """Keep the probability of no speech of texts that begin: as it is after start of transcript, before any rule."""
-    begins = now.gap == now.last
+def _note_silence(texts: Texts, rows: Tensor, now: Numbers, logits: Tensor, token: int) -> None:
+    """Keep the probability of no speech: as it is after start of transcript, before any rule, if that is checked."""
+    behind = now.told - now.last + now.gap
+    column = behind.clamp(0, logits.shape[1] - 1)
+    begins = behind == column
+    probability = logits[texts.columns[: len(column)], column].softmax(-1)[:, token]
     texts.no_speech.index_copy_(0, rows, torch.where(begins, probability, texts.no_speech.index_select(0, rows)))
 
 

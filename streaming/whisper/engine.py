@@ -274,7 +274,7 @@ class WhisperEngine:
         try:
             # Any language will do where it is to be detected: the prompt's other parts are checked all the same.
             language = job.language or next(iter(self._student.rules.grammar.languages), None)
-            self._student.rules.prompt(language, job.task, job.timestamps)
+            self._student.rules.prompt(language, job.task, job.timestamps, job.previous)
             if job.languages and not set(job.languages) & set(self.languages):
                 return f"none of the languages {', '.join(job.languages)} is one of {', '.join(self.languages)}"
             if job.vocabulary.phrases:

@@ -190,14 +190,17 @@ def rows_of(
         vocabularies: the numbers of the jobs' vocabularies in the batch; None for no job.
     """
     rules, eot = model.rules, model.rules.grammar.eot
+    # As much of the text before as OpenAI's decoder takes (whisper/decoding.py): half of the positions are for text.
+    most = max(1, model.decoder.positions // 2 - 1)
     rows = []
     numbers = [0] * len(jobs) if vocabularies is None else vocabularies
     for job, language, draft, vocabulary in zip(jobs, languages, drafts, numbers, strict=True):
-        prompt = rules.prompt(language, job.task, job.timestamps)
+        prompt = rules.prompt(language, job.task, job.timestamps, job.previous[-most:])
         limit = rules.limit(prompt, model.decoder.positions, job.max_tokens)
         # What a draft says behind an end of text is no part of the text.
         text = draft[: draft.index(eot)] if eot in draft else draft
-        rows.append(Row(prompt, limit, Draft(text), job.timestamps, eot, vocabulary))
+        told = prompt.index(rules.grammar.sot)
+        rows.append(Row(prompt, limit, Draft(text), job.timestamps, eot, vocabulary, told))
     return rows
 
 

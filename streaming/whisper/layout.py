@@ -137,6 +137,8 @@ def _generation(contents: Contents) -> dict[str, Any]:
         values["task_to_id"] = dict(grammar.tasks)
     if grammar.no_timestamps is not None:
         values["no_timestamps_token_id"] = grammar.no_timestamps
+    if grammar.previous is not None:
+        values["prev_sot_token_id"] = grammar.previous
     if grammar.max_initial_timestamp is not None:
         values["max_initial_timestamp_index"] = grammar.max_initial_timestamp
     if contents.alignment_heads is not None:

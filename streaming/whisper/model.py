@@ -321,6 +321,15 @@ class Decoder(nn.Module):
         Returns:
             Logits, `[rows, width, vocabulary]`.
         """
+        states = self.states(tokens, positions, store, watch)
+        logits: Tensor = F.linear(states, self.output_weight) if self.vocabulary is None else self.vocabulary(states)
+        return logits
+
+    def states(self, tokens: Tensor, positions: Tensor, store: KVStore, watch: Watch | None = None) -> Tensor:
+        """Do a pass of which no logits are wanted, and return what they are made of, `[rows, width, d_model]`.
+
+        The vocabulary is most of the work of a small decoder.
+        """
         # A single position is a true one; behind a window's true ones there may be padding, beyond the last position.
         places = positions if positions.shape[1] == 1 else positions.clamp(max=self.positions - 1)
         states = self.embed_tokens(tokens)
@@ -328,9 +337,8 @@ class Decoder(nn.Module):
         view = store.at(positions)
         for number, layer in enumerate(self.layers):
             states = layer(states, view, number, watch)
-        states = self.layer_norm(states)
-        logits: Tensor = F.linear(states, self.output_weight) if self.vocabulary is None else self.vocabulary(states)
-        return logits
+        normed: Tensor = self.layer_norm(states)
+        return normed
 
     @property
     def output_weight(self) -> Tensor:

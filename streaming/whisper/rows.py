@@ -67,6 +67,7 @@ class Row:
         timestamps: whether the text has some.
         eot: the end-of-text token.
         vocabulary: the number of its vocabulary in the batch; 0 for none.
+        told: tokens of the prompt in front of start of transcript: the text before.
         tokens: the prompt and the text so far.
         log_probs: of the text's tokens.
         cached: leading tokens whose keys and values are in the cache.
@@ -82,6 +83,7 @@ class Row:
     timestamps: bool = False
     eot: int = -1
     vocabulary: int = 0
+    told: int = 0
     tokens: list[int] = field(init=False)  # the prompt and the text so far
     log_probs: list[float] = field(default_factory=list)
     cached: int = 0  # leading tokens whose keys and values are in the cache

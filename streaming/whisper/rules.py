@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,14 +63,22 @@ class LogitRules:
         rules._phrases = phrases
         return rules
 
-    def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
+    def prompt(
+        self, language: str | None, task: str, timestamps: bool, previous: Sequence[int] = ()
+    ) -> tuple[int, ...]:
         """Return the tokens that a text starts with; English-only checkpoints have neither language nor task.
+
+        Args:
+            language: a code.
+            task: what is done.
+            timestamps: whether the text has some.
+            previous: tokens of the text before, which stand in front of it.
 
         Raises:
             ValueError: the checkpoint cannot do what is asked.
         """
         grammar = self.grammar
-        prompt = [grammar.sot]
+        prompt = [*self._told(previous), grammar.sot]
         if grammar.languages:
             if language is None or language not in grammar.languages:
                 raise ValueError(f"the language {language!r} is not one of {', '.join(grammar.languages)}")
@@ -85,6 +94,20 @@ class LogitRules:
         elif not timestamps:
             prompt.append(grammar.no_timestamps)
         return tuple(prompt)
+
+    def _told(self, previous: Sequence[int]) -> list[int]:
+        """What stands before the start of transcript."""
+        if not previous:
+            return []
+        start = self.grammar.previous
+        if start is None:
+            raise ValueError("this checkpoint cannot be told the text before")
+        if not all(isinstance(token, int) and self._is_said(token) for token in previous):
+            raise ValueError("the text before has tokens that are neither text nor timestamps")
+        return [start, *previous]
+
+    def _is_said(self, token: int) -> bool:
+        return 0 <= token < self.grammar.eot or self._first_timestamp <= token < len(self._ids)
 
     def limit(self, prompt: tuple[int, ...], positions: int, wanted: int | None) -> int:
         """Return how many tokens may be decoded, the end of text included.

@@ -24,7 +24,7 @@ from streaming.audio import FRAME
 from streaming.events import Error, Event, Final, Flushed, SpeechStarted, SpeechStopped, Stopped
 from streaming.fake import ScriptedEngine
 from streaming.job import ALWAYS, NEVER, SAMPLE_RATE, Job, Result, Waveform
-from streaming.long_form import LEAST_ADVANCE, MOST_HEARINGS, SHORTEST, UNHEARD, LongForm
+from streaming.long_form import LEAST_ADVANCE, MOST_HEARINGS, MOST_TOLD, SHORTEST, UNHEARD, LongForm
 from streaming.offline import listen, stop
 from streaming.session import SessionSettings
 from streaming.text import Text
@@ -282,6 +282,49 @@ def test_without_a_teacher_the_second_hearing_is_shorter(recorded: Callable[...,
     assert 2 / 5 * LONGEST - 3 < place(second)[1] < 3 / 5 * LONGEST
     assert made.finals == [(0.0, 9.0, "what time is it")]
     assert place(made.job())[0] == 9.0
+
+
+# --- the text before -------------------------------------------------------------------------------------------------
+
+
+def test_a_window_is_told_the_text_before_it(recorded: Callable[..., Recording]) -> None:
+    made = recorded(options={"conditioned": True})
+    made.hear(120)
+    said = 0.0, "stop the music", 9.0, 10.0, "what time is it", 20.0
+    first = made.answer(*said, 21.0, "turn on the")
+    second = made.answer(0.0, "turn on the light", 26.0)
+    assert first.previous == ()
+    assert second.previous == made.tokens(*said)  # what is heard whole in the next window is not told
+    assert made.job().previous == made.tokens(*said, 0.0, "turn on the light", 26.0)
+
+
+def test_only_as_much_is_told_as_a_model_can_be(recorded: Callable[..., Recording]) -> None:
+    made = recorded(options={"conditioned": True})
+    made.hear(300)
+    words = " ".join(f"number {count}" for count in range(60))
+    for _ in range(4):
+        made.answer(0.0, words, 26.0)
+    told = made.job().previous
+    assert len(told) == MOST_TOLD
+    assert told == (made.tokens(0.0, words, 26.0) * 4)[-MOST_TOLD:]
+
+
+def test_a_loop_is_heard_without_the_text_before_and_forgets_it(recorded: Callable[..., Recording]) -> None:
+    made = recorded(settings=TEACHER, options={"conditioned": True})
+    made.hear(120)
+    made.answer(0.0, "what time is it", 26.0)
+    third = [made.answer(*looped()), made.answer(*looped()), made.answer(0.0, "stop", 26.0, model="teacher")][-1]
+    assert [bool(job.previous) for job in made.jobs] == [False, True, False, False]
+    assert {place(job) for job in made.jobs[1:]} == {place(third)}
+    assert third.ask_teacher_below == ALWAYS
+    assert made.job().previous == made.tokens(0.0, "stop", 26.0)
+
+
+def test_nothing_is_told_unless_it_is_asked_for(recorded: Callable[..., Recording]) -> None:
+    made = recorded()
+    made.hear(120)
+    made.answer(0.0, "what time is it", 26.0)
+    assert made.job().previous == ()
 
 
 def test_a_text_that_says_no_place_is_heard_shorter_and_then_taken_whole(recorded: Callable[..., Recording]) -> None:

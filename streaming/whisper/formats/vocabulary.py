@@ -196,6 +196,7 @@ def grammar(tokenizer: Tokenizer, sizes: Dimensions, config: Mapping[str, Any], 
         begin_suppress=(*blank[:1], eot) if first is None else first,
         max_initial_timestamp=50,
         max_length=sizes.target_positions,
+        previous=tokens.get("<|startofprev|>"),
     )
 
 

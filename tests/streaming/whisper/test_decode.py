@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import Pair
 from hypothesis import given, settings
-from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix, speaker
+from speakers import BEFORE, LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix, speaker
 
 from streaming.whisper.decode import NOTHING, DraftModel, Window, decode, language_logits, verify
 from streaming.whisper.half_precision import halve
@@ -15,14 +15,14 @@ from streaming.whisper.model import KVCache
 
 @torch.inference_mode()
 def assert_unchanged(speaker: Speaker, batch: list[Plan], proposer: Speaker | None = None) -> None:
-    rows = [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps, plan.vocabulary) for plan in batch]
+    rows = [plan.row(speaker) for plan in batch]
     recordings = torch.tensor([plan.recording for plan in batch])
     helper = None
     if proposer is not None:
         helper = DraftModel(proposer.decoder, proposer.memory.select(recordings), proposer.rules, 3)
     decode(speaker.decoder, speaker.memory.select(recordings), speaker.rules, rows, helper)
     for plan, row in zip(batch, rows, strict=True):
-        alone = speaker.alone(plan.recording, plan.timestamps, plan.vocabulary)
+        alone = plan.said(speaker)
         count = min(plan.limit, len(alone.log_probs))
         assert row.tokens == alone.tokens[: len(row.prompt) + count]
         assert row.log_probs == pytest.approx(alone.log_probs[:count], abs=1e-3)
@@ -49,6 +49,20 @@ def test_any_proposer_gives_what_the_model_alone_gives(teacher: Speaker, student
     assert_unchanged(teacher, batch, student)
 
 
+@pytest.mark.parametrize("before", range(len(BEFORE)))
+@torch.inference_mode()
+def test_no_speech_is_read_behind_start_of_transcript(teacher: Speaker, before: int) -> None:
+    """Wherever that stands: `alone` lets the cache hold what is in front of it, this reads all at once."""
+    alone = teacher.alone(2, False, before=before)
+    prompt = torch.tensor([alone.prompt])
+    cache = KVCache(teacher.memory.select(torch.tensor([2])))
+    cache.reserve(prompt.shape[1])
+    logits = teacher.decoder(prompt, torch.arange(prompt.shape[1])[None], cache)
+    found = logits[0, alone.told].softmax(-1)[teacher.rules.grammar.no_speech]
+    assert alone.no_speech == pytest.approx(float(found), rel=1e-4)
+    assert before == 0 or alone.no_speech != pytest.approx(teacher.alone(2, False).no_speech, rel=1e-2)
+
+
 @pytest.fixture(scope="module")
 def halved(english: Pair) -> Speaker:
     """The teacher, with its weights in half precision."""
@@ -70,7 +84,7 @@ def test_weights_in_half_precision_say_what_float32_says(halved: Speaker, teache
         assert one.tokens == other.tokens
         # Random weights make steep logits, in which what is rounded off shows more than in a trained model's.
         assert one.log_probs == pytest.approx(other.log_probs, abs=0.1)
-    assert any(one.log_probs != teacher.alone(number, False).log_probs for (number, _, _), one in halved.said.items())
+    assert any(one.log_probs != teacher.alone(*asked).log_probs for asked, one in halved.said.items())
 
 
 def test_the_recordings_are_worth_the_test(teacher: Speaker, student: Speaker) -> None:

@@ -400,6 +400,7 @@ def test_jobs_and_results_travel(english: Pair) -> None:
         (Job(murmur(1), max_tokens=0), "max_tokens must be at least 1"),
         (Job(murmur(1), language="de"), "English-only"),
         (Job(murmur(1), task="translate"), "English-only"),
+        (Job(murmur(1), previous=(EOT,)), "the text before has tokens that are neither text nor timestamps"),
     ],
 )
 def test_a_bad_job_fails_alone(english: Pair, caplog: pytest.LogCaptureFixture, job: Job, error: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from checkpoints import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speakers import LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix
+from speakers import BEFORE, LONGEST, RECORDINGS, Plan, Speaker, batches, common_prefix
 from test_engine import decided
 from torch.utils._python_dispatch import TorchDispatchMode
 from waveforms import murmur
@@ -88,7 +88,7 @@ def dynamic(speaker: Speaker, batch: list[Plan], proposer: Speaker | None = None
 
 
 def rows_of(speaker: Speaker, batch: list[Plan]) -> list[Row]:
-    return [speaker.row(plan.draft(speaker), plan.limit, plan.timestamps, plan.vocabulary) for plan in batch]
+    return [plan.row(speaker) for plan in batch]
 
 
 @torch.inference_mode()
@@ -99,7 +99,7 @@ def static(on: Stage, batch: list[Plan], slots: list[int], helps: Speaker | None
     if on.helper is not None and helps is not None:
         own = on.helper._own
         Stage(helps, own).place(recordings, slots)
-        own.say(slots, [helps.row([], LONGEST, plan.timestamps, plan.vocabulary) for plan in batch], HEARD)
+        own.say(slots, [replace(plan, start="nothing", edits=(), limit=LONGEST).row(helps) for plan in batch], HEARD)
         on.helper.begin(HEARD)
     on.voice.say(slots, rows, HEARD, on.helper)
     return rows
@@ -117,7 +117,7 @@ def test_any_draft_in_any_slots_gives_what_no_draft_gives(
     speaker = alone.speaker
     rows = static(alone, batch, slots[: len(batch)])
     for plan, row in zip(batch, rows, strict=True):
-        expected = speaker.alone(plan.recording, plan.timestamps, plan.vocabulary)
+        expected = plan.said(speaker)
         count = min(plan.limit, len(expected.log_probs))
         assert row.tokens == expected.tokens[: len(row.prompt) + count]
         assert row.log_probs == pytest.approx(expected.log_probs[:count], abs=1e-3)
@@ -133,7 +133,7 @@ def test_so_it_is_with_a_helper(
 ) -> None:
     _, helped = stages
     for plan, row in zip(batch, static(helped, batch, slots[: len(batch)], student), strict=True):
-        expected = helped.speaker.alone(plan.recording, plan.timestamps, plan.vocabulary)
+        expected = plan.said(helped.speaker)
         count = min(plan.limit, len(expected.log_probs))
         assert row.tokens == expected.tokens[: len(row.prompt) + count]
         assert row.done
@@ -144,6 +144,7 @@ def test_so_it_is_with_a_helper(
 def test_passes_are_those_of_the_plain_way(teacher: Speaker, batch: list[Plan]) -> None:
     """The rows on the device do as `Row` and `Draft` do, where the windows are as wide as the drafts."""
     wide = stage(teacher, Buckets((8,), (64,), (448 + OVERHANG,)), Ahead(0))
+    batch = [replace(plan, before=0) for plan in batch]  # a longer prompt takes passes of this width
     assert [row.passes for row in static(wide, batch, list(range(len(batch))))] == [
         row.passes for row in dynamic(teacher, batch)
     ]
@@ -201,11 +202,11 @@ def pair(request: pytest.FixtureRequest, english: Pair, multilingual: Pair) -> P
 
 
 def wishes() -> list[Job]:
-    """More than a batch holds, of several contexts, with and without drafts, timestamps, times, teacher."""
+    """More than a batch holds, of several contexts, with and without drafts, timestamps, times, teacher, past text."""
     return [
         Job(
             murmur(0.4 + 0.35 * number, number), (5, 6, 7) if number % 3 == 0 else (), None, "transcribe",
-            number % 4 == 3, number % 2 == 0, ALWAYS if number % 3 else NEVER, 14,
+            number % 4 == 3, number % 2 == 0, ALWAYS if number % 3 else NEVER, 14, previous=BEFORE[number % 4 % 3],
         )
         for number in range(9)
     ]  # fmt: skip
@@ -220,6 +221,7 @@ def test_an_engine_at_fixed_addresses_hears_the_same(pair: Pair, mode: Literal["
             assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-3)
             assert np.ravel(ours.times) == pytest.approx(np.ravel(theirs.times), abs=0.021)
             assert (ours.accepted, ours.teacher_accepted) == (theirs.accepted, theirs.teacher_accepted)
+            assert ours.no_speech == pytest.approx(theirs.no_speech, rel=1e-3)
 
 
 @cache

@@ -88,6 +88,22 @@ def test_small_multilingual(folder: Path) -> None:
     assert_same(directory, *multilingual_cases(60, "de"))
 
 
+@pytest.mark.parametrize(("shape", "language"), [(checkpoints.SMALL, None), (checkpoints.SMALL_MULTILINGUAL, "de")])
+def test_what_it_is_told_of_the_text_before(folder: Path, shape: checkpoints.Shape, language: str | None) -> None:
+    """A little, much, and more than there is room for."""
+    directory = checkpoints.build_checkpoint(folder / f"told in {language}", shape, seed=6)
+    before = checkpoints.special_tokens(shape)["<|startofprev|>"]
+    spoken = {} if language is None else {"language": language, "task": "transcribe"}
+    jobs, options = [], []
+    for count in (3, 100, 400):
+        previous = tuple(range(20, 20 + count))
+        given = {"prompt_ids": torch.tensor([before, *previous[-223:]]), "max_new_tokens": 40, **spoken}
+        for stamped in (False, True):
+            jobs.append(Job(murmur(1.5), language=language, timestamps=stamped, max_tokens=40, previous=previous))
+            options.append({**given, "return_timestamps": stamped})
+    assert_same(directory, jobs, options)
+
+
 def test_tiny_en(folder: Path) -> None:
     directory = checkpoints.build_checkpoint(folder / "tiny.en", checkpoints.TINY_EN)
     assert_same(directory, *english_cases(12, 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -31,6 +33,7 @@ GRAMMAR = Grammar(
     max_length=448,
 )
 RULES = LogitRules(GRAMMAR, SIZE, torch.device("cpu"))
+PREVIOUS = 13  # the grammar has no such token of its own: there is no room for it
 PROMPTS = {True: (SOT, 10, 12), False: (SOT, 10, 12, NO_TIMESTAMPS)}
 
 
@@ -120,6 +123,17 @@ def test_what_a_checkpoint_cannot_do_is_refused() -> None:
     assert bare.prompt(None, "transcribe", timestamps=False) == (SOT,)
     with pytest.raises(ValueError, match="no timestamps"):
         bare.prompt(None, "transcribe", timestamps=True)
+
+
+def test_the_text_before_stands_in_front() -> None:
+    told = LogitRules(replace(RULES.grammar, previous=PREVIOUS), SIZE, torch.device("cpu"))
+    assert told.prompt("de", "transcribe", False, (1, 2)) == (PREVIOUS, 1, 2, *told.prompt("de", "transcribe", False))
+    assert told.prompt("de", "transcribe", True, (NO_TIMESTAMPS + 1,))[:2] == (PREVIOUS, NO_TIMESTAMPS + 1)
+    for token in (EOT, SOT, NO_TIMESTAMPS, SIZE, -1):
+        with pytest.raises(ValueError, match="neither text nor timestamps"):
+            told.prompt("de", "transcribe", False, (1, token))
+    with pytest.raises(ValueError, match="cannot be told the text before"):
+        RULES.prompt("de", "transcribe", False, (1, 2))
 
 
 def test_the_limit_is_the_smallest_of_three() -> None:
