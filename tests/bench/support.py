@@ -1,6 +1,6 @@
 """What the tests of the benchmarks share: a benchmark in a process of its own, and what the harness' classes are.
 
-Owns how a benchmark is run. Knows nothing of what it prints.
+Owns how a benchmark is run, and how the table that it prints is read. Knows nothing of what is in it.
 """
 
 from __future__ import annotations
@@ -37,3 +37,16 @@ def every_promise_held(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().splitlines()[-1].startswith("**Every promise held: ")
     return done.stdout
+
+
+def run(name: str, *arguments: str) -> str:
+    """Run a benchmark that ends well, and return what it printed."""
+    done = benchmark(name, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def cells(output: str) -> list[list[str]]:
+    """Return the rows of the printed table, without its header."""
+    lines = [line for line in output.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]

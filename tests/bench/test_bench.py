@@ -17,6 +17,7 @@ import soundfile
 import soxr
 import torch
 import torch.nn.functional as functional
+from support import cells, run
 
 from bench.cli import BENCHMARKS
 from bench.compare import WINDOW, System, compare, window_of, window_of_many
@@ -38,19 +39,6 @@ if TYPE_CHECKING:
     from checkpoints import Pair
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def run(module: str, *arguments: str) -> str:
-    command = [sys.executable, "-m", f"bench.{module}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def cells(output: str) -> list[list[str]]:
-    """The rows of the printed table, without its header."""
-    lines = [line for line in output.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def test_the_demo_says_how_many_words_were_right() -> None:
@@ -382,35 +370,3 @@ def test_what_the_service_carries_beside_an_engine_of_a_stated_pace(tmp_path: Pa
     assert float(daemon) > 0
     assert float(clients) > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-# --- a cluster -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.timeout(600)  # raylets, replicas, a daemon, and two of them again
-def test_nothing_is_lost_when_parts_of_a_cluster_are_killed() -> None:
-    names = ["a replica frozen, and killed", "the daemon's bridge killed"]
-    rows = cells(run("cluster", "faults", "--streams", "3", "--calm", "0", "--only", *names))
-    assert [row[0] for row in rows] == names
-    for _, said, finals, lost, doubled, failed, disordered, *_ in rows:
-        assert int(said) == int(finals) > 0
-        assert (lost, doubled, failed, disordered) == ("0", "0", "0", "0")
-
-
-@pytest.mark.timeout(300)
-def test_the_way_to_a_cluster_costs_time() -> None:
-    rows = cells(run("cluster", "hop", "--rounds", "3", "--seconds", "0.5", "2"))
-    assert [row[:2] for row in rows] == [["1", "0.5"], ["1", "2"], ["8", "0.5"], ["8", "2"]]
-    for _, _, process, replicas, *_ in rows:
-        for overhead in (process, replicas):
-            assert re.fullmatch(r"\d+\.\d / \d+\.\d", overhead)
-
-
-@pytest.mark.timeout(300)
-def test_replicas_carry_jobs_whoever_makes_the_batches() -> None:
-    printed = run("cluster", "scale", "--replicas", "1", "2", "--seconds", "1")
-    lines = cells(printed)
-    assert [row[0] for row in lines[:2]] == ["1", "2"]
-    assert [row[2] for row in lines[:2]] == ["1000", "2000"]
-    assert [row[0] for row in lines[-2:]] == ["the daemon", "Ray Serve"]
-    assert all(int(row[1]) > 0 for row in (*lines[:2], *lines[-2:]))
