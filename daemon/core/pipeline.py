@@ -8,6 +8,7 @@ audio opens a stream here.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
@@ -32,6 +33,8 @@ from streaming.events import Endpointing, Start
 from streaming.job import Captured
 from streaming.text import Text
 from streaming.vad import Detector
+
+_log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -89,6 +92,7 @@ class Pipeline:
         # Its weights are read now: at the first stream there may be no file descriptor left to read them with.
         Detector(self.settings.vad_settings())
         model = self._model_info(engines, Text(engine.tokenizer_file, engine.eot))
+        _tell_long_form(self.settings, model)
         widens = len(engine.contexts) == 1  # with shorter windows what is short takes little
         if widens:
             self.metrics.partial_spacing.set_function(lambda: self._spacing.factor)
@@ -148,6 +152,7 @@ class Pipeline:
         assert self._longest is not None, "warm up first"
         _check_longest(settings, self._longest)
         Detector(settings.vad_settings())  # as at the start
+        _tell_long_form(settings, self._shared.model)
         self.settings = settings
         self._configure_vocabularies()
         self._spacing.interval = settings.partials.interval
@@ -234,6 +239,15 @@ class Pipeline:
 
     def _gpu_memory(self) -> dict[str, GpuMemory]:
         return {device: memory for host in self._hosts for device, memory in host.gpu_memory().items()}
+
+
+def _tell_long_form(settings: Settings, model: ModelInfo) -> None:
+    """Warn of a way to cut files that these models do not know."""
+    way, text = settings.files.long_form, model.text
+    if way != "vad" and text.first_timestamp is None:
+        _log.warning("files.long_form is %s, but %s has no timestamps: files are cut by vad", way, model.student)
+    elif way == "conditioned" and text.previous is None:
+        _log.warning("files.long_form is conditioned, but %s cannot be told the text before", model.student)
 
 
 def _check_longest(settings: Settings, longest: float) -> None:
