@@ -24,10 +24,11 @@ cluster: $(VENV)/.run ## a Ray cluster on this machine, with the engines of conf
 	$(BIN)/ray status >/dev/null 2>&1 || $(BIN)/ray start --head --disable-usage-stats
 	$(BIN)/serve deploy config/serve.yaml
 
-# Two tests at a time have a core each: with more threads, those of one would spin while the other's have the cores.
+# Three tests at a time keep two cores busy, for many of them wait. One thread each: more would spin while others have the
+# cores.
 test: system-packages $(VENV)/.test ## ruff, mypy, and every test
 	$(MAKE) check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 
 check: $(VENV)/.test ## ruff, mypy --strict, the layering rule
 	$(BIN)/ruff check .
