@@ -21,7 +21,7 @@ run: $(VENV)/.run ## the service, with config/whisperd.yaml
 
 cluster: $(VENV)/.run ## a Ray cluster on this machine, with the engines of config/serve.yaml (docs/scale.md)
 	$(PIP) -e '.[ray]'
-	$(BIN)/ray status >/dev/null 2>&1 || $(BIN)/ray start --head --disable-usage-stats
+	$(BIN)/ray status >/dev/null 2>&1 || RAY_worker_niceness=0 $(BIN)/ray start --head --disable-usage-stats
 	$(BIN)/serve deploy config/serve.yaml
 
 # Three tests at a time keep two cores busy, for many of them wait. One thread each: more would spin while others have the

@@ -243,10 +243,15 @@ def _handle(join: Join) -> Any:
             ray.init(join.address, namespace="whisperd", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise ServiceError(f"{_nowhere(join)}: {_line(error)}; {_START}") from None
-    if join.application not in serve.status().applications:
+    application = serve.status().applications.get(join.application)
+    if application is None:
         raise ServiceError(
             f"the cluster has no application {join.application!r} (engine.application): deploy it with "
             "`serve deploy config/serve.yaml`"
+        )
+    if DEPLOYMENT not in application.deployments:  # it is built first, which loads all that it imports
+        raise ServiceError(
+            f"the application {join.application} has no engines yet: see what `serve status` says on the cluster"
         )
     return serve.get_deployment_handle(DEPLOYMENT, join.application)
 

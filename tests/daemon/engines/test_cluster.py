@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -196,11 +196,26 @@ async def test_batches_go_to_several_replicas_and_come_back(rack: Rack) -> None:
         assert (host.trouble, host.remark) == (None, None)
 
 
+@contextmanager
+def another_application(name: str) -> Iterator[None]:
+    """One of somebody else, as ours is while it is deployed: without our deployment."""
+    from ray import serve
+
+    other = serve.deployment(lambda: None, name="theirs").bind()
+    serve.run_many([serve.RunTarget(target=other, name=name, route_prefix=None)], wait_for_applications_running=False)
+    try:
+        yield
+    finally:
+        serve.delete(name)
+
+
 async def test_it_says_what_the_replicas_have_loaded(rack: Rack) -> None:
     joined = await look_at_cluster(settings(rack))
     assert joined.replicas.running == 2
     assert joined.description.models.student == "one"
     with pytest.raises(ServiceError, match="no application 'other'"):
+        await look_at_cluster(settings(rack, application="other"))
+    with another_application("other"), pytest.raises(ServiceError, match="other has no engines yet"):
         await look_at_cluster(settings(rack, application="other"))
     async with hosting(rack, replicas=3) as host:
         assert host.loaded is not None
