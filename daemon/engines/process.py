@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from daemon.engines.messages import Answer, Request, SharedAudio, framed, read
 from daemon.engines.persistence import LostBatchError
 from daemon.settings.schema import Settings
 from streaming.job import Job
+
+_log = logging.getLogger(__name__)
 
 _FAREWELL = 5.0
 """Seconds in which a process ends that has closed its socket."""
@@ -95,9 +98,12 @@ class EngineProcess:
             while True:
                 self._take(await read(self._reader))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._gone = True
-            self._forsake(at_work=True)
-            self._writer.transport.abort()
+            pass
+        except Exception:
+            _log.exception("what a process said cannot be read: it is given up")
+        self._gone = True
+        self._forsake(at_work=True)
+        self._writer.transport.abort()
 
     async def ending(self) -> str:
         """Return how it ended. One that says nothing any more, and does not end, is killed."""

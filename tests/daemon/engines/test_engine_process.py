@@ -31,6 +31,19 @@ DEADLY = 13.0
 """The first sample of a job that ends its process."""
 
 
+GARBLED = 14.0
+"""That of one whose result cannot be read."""
+
+
+class Unreadable(str):
+    """What can be sent, and not be received."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
 class Echo(ScriptedEngine):
     """An engine whose results tell what audio came; it does what files in a folder say."""
 
@@ -49,6 +62,8 @@ class Echo(ScriptedEngine):
             os._exit(3)
         if job.audio.size and job.audio[0] == -DEADLY:
             raise ValueError("not this one")
+        if job.audio.size and job.audio[0] == GARBLED:
+            return Result(job.revision, language=Unreadable())
         phrases = len(job.vocabulary.phrases)
         return Result(job.revision, (len(job.audio), int(job.audio.sum())), language=str(phrases))
 
@@ -161,6 +176,16 @@ async def test_a_job_that_ends_the_process_fails_alone(load: LoadEngine) -> None
     assert [result.revision for result in first.results] == [1, 2, 3]
     assert [failure.jobs for failure in first.failures] == [1]
     assert second.results[0].error is None
+
+
+async def test_a_result_that_cannot_be_read_costs_the_process(
+    load: LoadEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hosting(load) as host:
+        done = await ran(host, job(1, 1), job(GARBLED, 2))
+        assert host.restarts > 0
+    assert [bool(result.error) for result in done.results] == [False, True]
+    assert "what a process said cannot be read" in caplog.text
 
 
 async def test_a_job_that_raises_fails_alone(load: LoadEngine) -> None:
