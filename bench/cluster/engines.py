@@ -51,8 +51,8 @@ def at_pace(batch_ms: float, row_ms: float, student: str = "scripted") -> Engine
 def real(student: str, teacher: str | None) -> Engines:
     """Return engines that are the shipped kind, on a CPU."""
     models = {"student": student, "teacher": teacher, "device": "cpu"}
-    words = f"The engine: {student}, teacher {teacher or 'none'}, on a CPU."
-    return Engines(load_engine, models_digest, {"models": models}, student, words)
+    named = f"{student}, teacher {teacher or 'none'}"
+    return Engines(load_engine, models_digest, {"models": models}, named, f"The engine: {named}, on a CPU.")
 
 
 def _named(student: str, batch_ms: float, row_ms: float, settings: Settings) -> ScriptedEngine:

@@ -355,7 +355,8 @@ def measure(options: argparse.Namespace) -> int:
     """
     engines, other = (at_pace(options.batch_ms, options.row_ms, name) for name in ("scripted", "another"))
     if options.student:
-        engines = other = real(options.student, options.teacher)
+        engines = real(options.student, options.teacher)
+        other = real(options.student, None if options.teacher else options.student)  # the other weights to roll out
     rows, well = [], True
     with cluster(2, _CPUS) as machines, tempfile.TemporaryDirectory() as folder:
         machines.deploy(engines.load, engines.digest, 2, engines.sections, version=engines.version)

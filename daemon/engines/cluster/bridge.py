@@ -294,6 +294,13 @@ def _line(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
+def _silence_ray() -> None:
+    """Keep what Ray says of its own out of our log: pages of a raylet's state, in a form of its own."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # read when Serve is imported
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives; our log is not written there
+
+
 async def _serve(connection: socket.socket, audio: SharedAudio) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=connection)
     try:
@@ -304,7 +311,7 @@ async def _serve(connection: socket.socket, audio: SharedAudio) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     connection, audio = begin(arguments)
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    _silence_ray()
     asyncio.run(_serve(connection, audio))
 
 
