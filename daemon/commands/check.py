@@ -50,7 +50,7 @@ _GUESSABLE = 16
 _PATIENCE = 10.0
 """Seconds that something on the network may take."""
 
-_CLUSTER_PATIENCE = 60.0
+_CLUSTER_PATIENCE = 90.0
 """Seconds that a cluster may take to answer: its library waits long for one that is not there."""
 
 

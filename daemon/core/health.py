@@ -32,6 +32,8 @@ class Health:
         metrics: count the canaries that failed.
         resting: returns whether the models were put away, or are being loaded again: nothing is decoded then.
         away: returns why there is no engine to decode anything, or None if there is one.
+        elsewhere: whether other processes run batches, who watch for one that hangs: then it is the engine that hangs
+            only if nothing else is decoded meanwhile.
 
     Attributes:
         warm: whether the service has started; the service sets it.
@@ -48,6 +50,7 @@ class Health:
         metrics: Metrics,
         resting: Callable[[], bool] = lambda: False,
         away: Callable[[], str | None] = lambda: None,
+        elsewhere: bool = False,
     ) -> None:
         self.warm = False
         self.first = asyncio.Event()
@@ -59,6 +62,7 @@ class Health:
         self._metrics = metrics
         self._asleep = resting
         self._away = away
+        self._elsewhere = elsewhere
         self._rested = 0.0  # when it was last seen to rest (`time.monotonic`)
         self._due = False
         self._since = time.monotonic()
@@ -87,6 +91,8 @@ class Health:
         since = self._scheduler.busy_since
         # A batch that loaded the models first has only worked since then.
         hangs = since is not None and time.monotonic() - max(since, self._rested) > self._stall
+        if self._elsewhere and self._silence() <= self._stall:
+            return True
         return not hangs and self._silence() <= self._interval + self._stall
 
     def _resting(self) -> bool:
@@ -102,7 +108,7 @@ class Health:
             await asyncio.sleep(max(self._interval - self._silence(), self._interval / 10))
             if self._resting():
                 self._rested = time.monotonic()
-            elif self._silence() >= self._interval and self._scheduler.busy_since is None:
+            elif self._silence() >= self._interval and (self._elsewhere or self._scheduler.busy_since is None):
                 self._sing()
 
     def _sing(self) -> None:

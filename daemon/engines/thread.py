@@ -55,6 +55,8 @@ class EngineThread:
                 outcome.set_result(value)  # type: ignore[arg-type] # _T may itself be None
 
         def work() -> None:
+            if outcome.cancelled():  # nobody waits for it any more, and others wait for their turn
+                return
             value, error = None, None
             try:
                 value = function(*arguments)

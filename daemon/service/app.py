@@ -73,6 +73,7 @@ class Service:
             self.pipeline.scheduler, settings.health.canary, settings.health.stall, metrics,
             lambda: self.pipeline.asleep or self.pipeline.waking,
             lambda: self.pipeline.trouble,
+            elsewhere=settings.engine.backend == "ray",
         )  # fmt: skip
         metrics.ready.set_function(lambda: self.health.unready() is None)
         gateway = Gateway(self.pipeline)

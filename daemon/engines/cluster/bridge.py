@@ -60,6 +60,8 @@ _START = (
 _JOINING = 20.0
 """Seconds that the first replica may take to answer."""
 
+_NO_CONTROLLER = "Serve's controller does not answer"
+
 _KNOWN = 8
 """Digests of weights that are remembered: a roll-out has two."""
 
@@ -73,10 +75,12 @@ class Bridge:
         self._join: Join | None = None
         self._handle: Any = None
         self._known: list[str] = []
-        self._vocabulary = ""
+        self._models: Models | None = None  # as they were when it joined
         self._met: Models | None = None  # with other weights, last
         self._replicas = Replicas(0)
         self._seen = time.monotonic()  # when the cluster last told of its replicas
+        self._number = 0  # of batches that were sent
+        self._latest = 0  # the greatest number of one that came back
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -98,9 +102,17 @@ class Bridge:
         except (ServiceError, LostBatchError) as error:
             answer = Answer(request.number, error=error)
         except Exception as error:
-            _log.exception("the bridge failed")
-            answer = Answer(request.number, error=LostBatchError(f"{type(error).__name__}: {error}", blamed=True))
-        self._say(answer)
+            answer = await self._failed(request, error)
+        try:
+            self._say(answer)
+        except Exception as error:  # it cannot be sent
+            self._say(await self._failed(request, error))
+
+    async def _failed(self, request: Request, error: Exception) -> Answer:
+        """Return the answer to what failed here: somebody waits for one."""
+        _log.error("the bridge failed", exc_info=error)
+        await asyncio.sleep(_PAUSE)
+        return Answer(request.number, error=LostBatchError(f"{type(error).__name__}: {_line(error)}", blamed=True))
 
     async def _done(self, order: Any) -> Any:
         if isinstance(order, Run):
@@ -129,14 +141,22 @@ class Bridge:
         description = await self._described(join)
         models = description.models
         if join.vocabulary not in ("", models.vocabulary):
-            self._say(Changed(models, usable=False))
-            raise ServiceError(f"the replicas have models with another vocabulary now ({models})")
-        self._vocabulary = models.vocabulary
+            raise ServiceError(f"replicas have models with another vocabulary now ({models}): restart this daemon")
+        self._models = models
         self._known = [models.digest]
-        self._replicas = await asyncio.to_thread(_replicas, join)
+        self._replicas = await self._counted(join)
         self._seen = time.monotonic()
         self._begin(self._watch(join))
         return Joined(description, self._replicas)
+
+    async def _counted(self, join: Join) -> Replicas:
+        try:
+            async with asyncio.timeout(_JOINING):
+                return await asyncio.to_thread(_replicas, join)
+        except TimeoutError:
+            raise ServiceError(f"{_NO_CONTROLLER} within {_JOINING:g} s") from None
+        except _of_ray() as error:
+            raise ServiceError(f"{_NO_CONTROLLER}: {_line(error)}") from None
 
     async def _described(self, join: Join) -> Description:
         try:
@@ -187,19 +207,37 @@ class Bridge:
 
     async def _sent(self, jobs: Sequence[Job]) -> Reply | Refusal:
         assert self._join is not None, "joined"
-        response = self._handle.run.remote(Batch(jobs, tuple(self._known), self._join.timeout))
-        answer = asyncio.ensure_future(_awaited(response))
+        self._number += 1
+        number = self._number
         try:
-            while not (await asyncio.wait({answer}, timeout=self._join.timeout))[0]:
-                if self._replicas.running:  # else it waits for one, which is nobody's fault
-                    response.cancel()
-                    raise LostBatchError(f"a replica took longer than {self._join.timeout:g} s", blamed=True)
-            return cast("Reply | Refusal", answer.result())
+            response = self._handle.run.remote(Batch(jobs, tuple(self._known), self._join.timeout))
+            reply = await self._answered(response, number, self._join.timeout)
         except _of_ray() as error:
             blamed = _died_at_it(error)
             if not blamed:
                 await asyncio.sleep(_PAUSE)
             raise LostBatchError(f"a replica was lost: {_line(error)}", blamed=blamed) from None
+        self._latest = max(self._latest, number)
+        return reply
+
+    async def _answered(self, response: Any, number: int, seconds: float) -> Reply | Refusal:
+        """Return what a replica answers to the batch of this number.
+
+        Raises:
+            LostBatchError: it took too long. It may hang if batches that were sent later have come back; else all wait
+                as long, for there is more to do than replicas can.
+        """
+        answer = asyncio.ensure_future(_awaited(response))
+        try:
+            while not (await asyncio.wait({answer}, timeout=seconds))[0]:
+                if self._replicas.running:  # else it waits for one, which is nobody's fault
+                    response.cancel()
+                    blamed = self._latest > number
+                    raise LostBatchError(f"a replica took longer than {seconds:g} s", blamed=blamed)
+            if answer.cancelled():  # by Ray
+                await asyncio.sleep(_PAUSE)
+                raise LostBatchError("a replica gave a batch up", blamed=False)
+            return cast("Reply | Refusal", answer.result())
         finally:
             answer.cancel()
 
@@ -209,13 +247,14 @@ class Bridge:
         Raises:
             LostBatchError: their tokens mean something else.
         """
-        usable = models.vocabulary == self._vocabulary
+        assert self._models is not None, "joined"
+        usable = models.stand_in_for(self._models)
         if models.digest not in self._known and models != self._met:
             self._say(Changed(models, usable))
         self._met = models
         if not usable:
             await asyncio.sleep(_LOOK)
-            raise LostBatchError(f"a replica has models with another vocabulary ({models})", blamed=False)
+            raise LostBatchError(f"a replica has models that cannot be used ({models})", blamed=False)
         if models.digest not in self._known:
             self._known = [*self._known, models.digest][-_KNOWN:]
 
@@ -243,7 +282,10 @@ def _handle(join: Join) -> Any:
             ray.init(join.address, namespace="whisperd", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise ServiceError(f"{_nowhere(join)}: {_line(error)}; {_START}") from None
-    application = serve.status().applications.get(join.application)
+    try:
+        application = serve.status().applications.get(join.application)
+    except _of_ray() as error:
+        raise ServiceError(f"{_NO_CONTROLLER}: {_line(error)}") from None
     if application is None:
         raise ServiceError(
             f"the cluster has no application {join.application!r} (engine.application): deploy it with "

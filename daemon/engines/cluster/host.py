@@ -115,6 +115,7 @@ class ClusterHost:
         self._loaded: Loaded | None = None
         self._models: Models | None = None
         self._foreign: str | None = None  # models that replicas have now and that cannot be used
+        self._answered = True  # by a replica with others, since then
         self._tokenizer = tempfile.TemporaryDirectory(prefix="whisperd-")
         self._changed: Callable[[], None] = lambda: None
         self._use: OrderedDict[str, ReplicaUse] = OrderedDict()
@@ -163,7 +164,7 @@ class ClusterHost:
     @property
     def trouble(self) -> str | None:
         """Why no replica takes batches; None if one does."""
-        if self.replicas:
+        if self.replicas and (self._foreign is None or self._answered):
             return None
         if not self._lives.up.is_set():
             return self._lives.trouble or "the cluster is being looked for"
@@ -195,13 +196,15 @@ class ClusterHost:
     def _told(self, message: object) -> None:
         match message:
             case Replicas(running=running):
-                self._say_how_many(running)
+                if running != self._running:
+                    self._say_how_many(running)
                 self._running = running
             case Changed(models=models, usable=True):
                 _log.warning("replicas have other models now: %s", models)
                 self._adopt(models)
             case Changed(models=models):
-                self._foreign = f"replicas have models with another vocabulary now ({models}): restart this daemon"
+                self._foreign = f"replicas have models now that this daemon cannot use ({models}): restart this daemon"
+                self._answered = False
                 _log.error("%s", self._foreign)
         self._notice()
 
@@ -242,6 +245,7 @@ class ClusterHost:
         except LostBatchError:
             self._lost += 1
             raise
+        self._answered = True
         self._note(brought, len(jobs))
         return brought.reply.ran
 

@@ -31,6 +31,14 @@ class Models:
     digest: str
     vocabulary: str
 
+    def stand_in_for(self, others: Models) -> bool:
+        """Return whether who knows the others may use these: they have the same tokens, and hear as much."""
+        return (
+            self.vocabulary == others.vocabulary
+            and self.contexts[-1] >= others.contexts[-1]
+            and set(self.languages) >= set(others.languages)
+        )
+
     def __str__(self) -> str:
         return f"student {self.student}, teacher {self.teacher or 'none'}, weights {self.digest[:12]}"
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from bench.cluster.local import LocalCluster, kill, until
 from daemon.common.errors import ServiceError
 from daemon.engines.batch import Ran
 from daemon.engines.cluster.application import DEPLOYMENT, build
-from daemon.engines.cluster.host import ClusterHost, look_at_cluster
+from daemon.engines.cluster.host import _LOSSES, ClusterHost, look_at_cluster
+from daemon.engines.cluster.wire import Models
 from daemon.engines.persistence import LostBatchError, run_to_the_end
 from daemon.settings.schema import Settings
 from streaming.fake import ScriptedEngine
@@ -260,6 +261,23 @@ async def test_a_batch_that_hangs_is_given_up_and_runs_again(held: Rack) -> None
         await wait_until(lambda: host.cluster().lost == 1)
         held.let_go()
         assert brought(await running) == expected(job(1, 5))
+
+
+async def test_batches_that_all_wait_too_long_are_nobodys_fault(held: Rack) -> None:
+    """There are too few replicas: finals come late, and none fails."""
+    async with hosting(held, timeout=0.5) as host:
+        running = asyncio.create_task(ran(host, job(1, 5)))
+        await wait_until(lambda: host.cluster().lost > 2 * _LOSSES)
+        held.let_go()
+        assert brought(await running) == expected(job(1, 5))
+
+
+def test_models_that_may_stand_in_for_others() -> None:
+    models = Models("one", None, "cpu", 7, (5.0, 30.0), ("en", "de"), "1f", "2e")
+    assert replace(models, student="two", digest="3d").stand_in_for(models)
+    assert replace(models, contexts=(30.0,), languages=("de", "en", "fr")).stand_in_for(models)
+    for worse in ({"vocabulary": "4c"}, {"contexts": (5.0, 20.0)}, {"languages": ("en",)}):
+        assert not replace(models, **worse).stand_in_for(models)
 
 
 async def test_without_the_controller_batches_go_on(rack: Rack) -> None:
