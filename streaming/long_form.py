@@ -404,7 +404,8 @@ class LongForm:
         if not self._conditioned or not taken.spans:
             return
         first, last = taken.spans[0].first, taken.spans[-1].last
-        closing = result.tokens[last : last + 1]  # a timestamp, or nothing
+        # Behind a loop that was cut short there is no timestamp, but the next copy.
+        closing = [token for token in result.tokens[last : last + 1] if token >= self._first_timestamp]
         self._previous = (*self._previous, *result.tokens[max(0, first - 1) : last], *closing)[-MOST_TOLD:]
 
     def _spans(self, window: _Window, result: Result) -> list[Span]:

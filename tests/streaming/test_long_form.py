@@ -320,6 +320,14 @@ def test_a_loop_is_heard_without_the_text_before_and_forgets_it(recorded: Callab
     assert made.job().previous == made.tokens(0.0, "stop", 26.0)
 
 
+def test_of_a_loop_that_stays_only_what_is_kept_is_told(recorded: Callable[..., Recording]) -> None:
+    made = recorded(options={"conditioned": True})
+    made.hear(120)
+    while not made.finals:
+        made.answer(0.0, *LOOP)
+    assert made.job().previous == made.tokens(0.0, "stop the music")
+
+
 def test_nothing_is_told_unless_it_is_asked_for(recorded: Callable[..., Recording]) -> None:
     made = recorded()
     made.hear(120)
