@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.command == "transcribe" and options.partials and options.long_form in ("timestamps", "conditioned"):
+    if options.command == "transcribe" and options.partials and options.long_form not in (None, "vad"):
         parser.error(
             f"--partials are of utterances, which --long-form {options.long_form} has not: leave one of them out"
         )

@@ -89,11 +89,11 @@ class Health:
             self._rested = time.monotonic()
             return True
         since = self._scheduler.busy_since
+        silence = self._silence()
         # A batch that loaded the models first has only worked since then.
-        hangs = since is not None and time.monotonic() - max(since, self._rested) > self._stall
-        if self._elsewhere and self._silence() <= self._stall:
-            return True
-        return not hangs and self._silence() <= self._interval + self._stall
+        overdue = since is not None and time.monotonic() - max(since, self._rested) > self._stall
+        hangs = overdue and not (self._elsewhere and silence <= self._stall)
+        return not hangs and silence <= self._interval + self._stall
 
     def _resting(self) -> bool:
         """Return whether there is nothing that could decode."""

@@ -16,9 +16,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from daemon.common.errors import ServiceError
 from daemon.engines.child import begin, outlive_signals
@@ -39,6 +39,7 @@ from daemon.engines.messages import Answer, Request, Run, SharedAudio, framed, r
 from daemon.engines.persistence import LostBatchError
 from streaming.job import Job
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _LOOK = 1.0
@@ -58,7 +59,7 @@ _START = (
 )
 
 _JOINING = 20.0
-"""Seconds that the first replica may take to answer."""
+"""Seconds that the first replica, and Serve's controller, may take to answer."""
 
 _NO_CONTROLLER = "Serve's controller does not answer"
 
@@ -138,36 +139,18 @@ class Bridge:
         except TimeoutError:
             raise ServiceError(f"{_nowhere(join)}: no answer within {_CONNECTING:g} s; {_START}") from None
         outlive_signals()  # Ray has its own mind about them
-        description = await self._described(join)
+        description: Description = await _told(
+            _awaited(self._handle.describe.remote()), f"no replica of {join.application} answers"
+        )
         models = description.models
         if join.vocabulary not in ("", models.vocabulary):
             raise ServiceError(f"replicas have models with another vocabulary now ({models}): restart this daemon")
         self._models = models
         self._known = [models.digest]
-        self._replicas = await self._counted(join)
+        self._replicas = await _told(asyncio.to_thread(_replicas, join), _NO_CONTROLLER)
         self._seen = time.monotonic()
         self._begin(self._watch(join))
         return Joined(description, self._replicas)
-
-    async def _counted(self, join: Join) -> Replicas:
-        try:
-            async with asyncio.timeout(_JOINING):
-                return await asyncio.to_thread(_replicas, join)
-        except TimeoutError:
-            raise ServiceError(f"{_NO_CONTROLLER} within {_JOINING:g} s") from None
-        except _of_ray() as error:
-            raise ServiceError(f"{_NO_CONTROLLER}: {_line(error)}") from None
-
-    async def _described(self, join: Join) -> Description:
-        try:
-            async with asyncio.timeout(_JOINING):
-                return cast(Description, await self._handle.describe.remote())
-        except TimeoutError:
-            raise ServiceError(
-                f"no replica of {join.application} answers: see what `serve status` says on the cluster"
-            ) from None
-        except _of_ray() as error:
-            raise ServiceError(f"no replica of {join.application} answers: {_line(error)}") from None
 
     async def _watch(self, join: Join) -> None:
         """Tell of the replicas, and end the process when the cluster does not tell any more."""
@@ -261,6 +244,21 @@ class Bridge:
 
 async def _awaited(response: Any) -> Any:
     return await response
+
+
+async def _told(answer: Awaitable[_T], nobody: str) -> _T:
+    """Return the answer of somebody in the cluster.
+
+    Raises:
+        ServiceError: `nobody` answers.
+    """
+    try:
+        async with asyncio.timeout(_JOINING):
+            return await answer
+    except TimeoutError:
+        raise ServiceError(f"{nobody}: see what `serve status` says on the cluster") from None
+    except _of_ray() as error:
+        raise ServiceError(f"{nobody}: {_line(error)}") from None
 
 
 # --- Ray -------------------------------------------------------------------------------------------------------------
