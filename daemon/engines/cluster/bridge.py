@@ -275,6 +275,7 @@ def _handle(join: Join) -> Any:
         from ray import serve
     except ImportError as error:
         raise ServiceError(f"engine.backend is ray, but {error}: pip install 'whisperd[ray]'") from None
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it chose a level of its own when it was imported
     if not ray.is_initialized():
         try:
             ray.init(join.address, namespace="whisperd", log_to_driver=False, logging_level=logging.ERROR)
@@ -337,7 +338,6 @@ def _line(error: BaseException) -> str:
 def _silence_ray() -> None:
     """Keep what Ray says of its own out of our log: pages of a raylet's state, in a form of its own."""
     logging.getLogger("ray").setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # read when Serve is imported
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives; our log is not written there
 
 
